@@ -1,0 +1,149 @@
+"""What a method saved, against which baseline, at what quality: one type for every method.
+
+FLOPs planned or counted, of the blocks or of everything, time, steps, annotated examples: each is a
+row of its own, so that no convention hides behind another.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One quantity that was spent: by the method, and by its baseline.
+
+    Args:
+        quantity: What is counted, e.g. "counted FLOPs, blocks".
+        unit: Its unit, e.g. "FLOPs", "s", "steps", "turns".
+        spent: The method's figure, at least 0 and finite (ValueError otherwise).
+        baseline: The baseline's figure, above 0 and finite; None when nobody measured it.
+    """
+
+    quantity: str
+    unit: str
+    spent: float
+    baseline: float | None
+
+    def __post_init__(self) -> None:
+        baseline = 1 if self.baseline is None else self.baseline
+        if not (0 <= self.spent < math.inf and 0 < baseline < math.inf):
+            raise ValueError(
+                f"{self.quantity}: spent={self.spent} must be finite and at least 0, baseline="
+                f"{self.baseline} finite and above 0, or None where it was not measured"
+            )
+
+    @property
+    def saved(self) -> float | None:
+        """Share of the baseline that was not spent: 0.25 is a quarter, below 0 cost more."""
+        return None if self.baseline is None else 1 - self.spent / self.baseline
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One metric, as the method and its baseline reached it; `better` is "lower" or "higher"."""
+
+    metric: str
+    value: float
+    baseline: float | None = None
+    better: str = "lower"
+
+    def __post_init__(self) -> None:
+        if self.better not in ("lower", "higher"):
+            raise ValueError(f"{self.metric}: better={self.better!r} must be 'lower' or 'higher'")
+
+    @property
+    def gain(self) -> float | None:
+        """Lead over the baseline in the metric's own unit; below 0 the baseline leads."""
+        sign = 1 if self.better == "higher" else -1
+        return None if self.baseline is None else sign * (self.value - self.baseline)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Everything `method` saved against `baseline`; `notes` are sentences shown under the table."""
+
+    method: str
+    baseline: str
+    savings: tuple[Saving, ...] = ()
+    quality: tuple[Quality, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [_slug(s.quantity) for s in self.savings] + [_slug(q.metric) for q in self.quality]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{self.method}: two rows share a name: {', '.join(sorted(names))}")
+
+    def realised(self, time_quantity: str, flops_quantity: str) -> float | None:
+        """Return time saved over FLOPs saved: 1 when every FLOP saved is paid out in time.
+
+        The arguments name two rows of one region. None: not measured, or no FLOPs were saved.
+        """
+        saved = {row.quantity: row.saved for row in self.savings}
+        time, flops = saved[time_quantity], saved[flops_quantity]
+        return None if time is None or flops is None or flops <= 0 else time / flops
+
+    def table(self) -> Table:
+        """Return the rows as a table for the terminal."""
+        title = Text(f"{self.method} against {self.baseline}")
+        table = Table(title=title, caption=Text("\n".join(self.notes)), caption_justify="left")
+        table.add_column()
+        for heading in (self.method, "baseline", "saved"):
+            table.add_column(Text(heading), justify="right")
+        for row in self.savings:
+            figures = (_amount(row.spent, row.unit), _amount(row.baseline, row.unit))
+            table.add_row(Text(row.quantity), *figures, _verdict(row.saved, percent=True))
+        table.add_section()
+        for line in self.quality:
+            figures = (_amount(line.value), _amount(line.baseline))
+            table.add_row(Text(line.metric), *figures, _verdict(line.gain))
+        return table
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Return a logger's flat metrics: `est/counted_flops_blocks_saved` for prefix "est"."""
+        flat: dict[str, float | None] = {}
+        for row in self.savings:
+            figures = {"spent": row.spent, "baseline": row.baseline, "saved": row.saved}
+            flat |= {f"{_slug(row.quantity)}_{name}": value for name, value in figures.items()}
+        for line in self.quality:
+            figures = {"value": line.value, "baseline": line.baseline, "gain": line.gain}
+            flat |= {f"{_slug(line.metric)}_{name}": value for name, value in figures.items()}
+        return {f"{prefix}/{key}": value for key, value in flat.items() if value is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, equal to what comes back from JSON."""
+        return {k: v if isinstance(v, str) else list(v) for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild the ledger that `to_dict` took apart."""
+        savings = tuple(Saving(**row) for row in content["savings"])
+        quality = tuple(Quality(**row) for row in content["quality"])
+        rows = {"savings": savings, "quality": quality, "notes": tuple(content["notes"])}
+        return cls(**{**content, **rows})
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _amount(value: float | None, unit: str = "") -> str:
+    """Write a figure: four digits or whole thousands, from a million on an SI prefix."""
+    if value is None:
+        return "not measured"
+    power = int(math.log10(value) // 3) if 1e6 <= value < 1e24 else 0
+    digits = f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value / 1000**power:.4g}"
+    return f"{digits} {['', 'k', *'MGTPEZ'][power]}{unit}"
+
+
+def _verdict(lead: float | None, percent: bool = False) -> Text:
+    """Write a lead over the baseline: green where there is one, red where it is lost."""
+    if lead is None:
+        return Text("not measured")
+    word, style = ("worse", "red") if lead < 0 else ("better", "green")
+    return Text(f"{100 * lead:.1f} %" if percent else f"{abs(lead):.4g} {word}", style)

@@ -1,0 +1,1 @@
+"""Mirrors the tree: the tests of `room/file.py` stand in `tests/room/test_file.py`."""
