@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 requirements: ## Print the dependencies of pyproject.toml, dev extra included, one a line
 	@$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")'
 
-run: setup ## Train a small GPT-2 with EST on real English: about 3 minutes on 2 cores
+run: setup ## Train a small GPT-2 with EST on real English: minutes on 2 cores
 	$(PY) run.py experiment=est_gpt2 $(ARGS)
 
 test: setup ## The fast tests

@@ -21,7 +21,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = sorted(init.parent.name for init in ROOT.glob("*/__init__.py"))
 # `make` targets: "name: prerequisites ## help", not "name := value" and not a rule for a file.
 TARGETS = dict(
-    re.findall(r"^([a-z-]+):(?!=)[^#\n]*(?:## (.+))?$", (ROOT / "Makefile").read_text(), re.M)
+    re.findall(r"^([a-z-]+):(?!=)[^#\n]*(?:## (.+)|.*)$", (ROOT / "Makefile").read_text(), re.M)
 )
 
 
