@@ -1,0 +1,1 @@
+"""LightningModules: one thin adapter a file."""

@@ -1,0 +1,256 @@
+"""Language modelling: any Hugging Face causal language model, from scratch or pretrained."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+Batch = Mapping[str, Tensor]
+
+
+def model_config(
+    architecture: Mapping[str, Any] | None, pretrained: str | None
+) -> PretrainedConfig:
+    """The Hugging Face config of a model to be built or loaded.
+
+    Args:
+        architecture: `model_type` and the arguments of its config class, to train from scratch.
+        pretrained: A folder or a hub id, to go on from.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: Both or neither are given, or Hugging Face does not accept a value.
+    """
+    if (architecture is None) == (pretrained is None):
+        raise ValueError(
+            "module: give either architecture (train from scratch) or pretrained (a folder or hub "
+            "id), and set the other one to null"
+        )
+    if pretrained is not None:
+        try:
+            return AutoConfig.from_pretrained(pretrained)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"module.pretrained={pretrained}: {error}") from error
+    arguments = dict(cast(Mapping[str, Any], architecture))
+    try:
+        return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"module.architecture: {error}") from error
+
+
+def learning_rate_factor(
+    step: int, max_steps: int, warmup: float, final: float, decay: str
+) -> float:
+    """Factor on the learning rate: linear warm-up, then decay by step to the last step.
+
+    Args:
+        step: Optimizer steps already taken.
+        max_steps: Steps of the whole training.
+        warmup: Steps of linear warm-up, or a fraction of `max_steps` if below 1.
+        final: Factor at the last step.
+        decay: `cosine`, `linear` or `constant`.
+
+    Returns:
+        The factor, in (0, 1].
+    """
+    warmup_steps = round(warmup * max_steps) if warmup < 1 else int(warmup)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if decay == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    shape = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress
+    return final + (1 - final) * shape
+
+
+class CausalLM(pl.LightningModule):
+    """Next-token prediction with AdamW, warm-up and decay by step.
+
+    A batch holds `input_ids` of shape (batch, context) and optionally `labels` and
+    `attention_mask`; without labels every token is predicted from those before it. The model is
+    built in `configure_model`, so that construction is instant at any size.
+
+    Args:
+        architecture: `model_type` and the arguments of its Hugging Face config.
+        pretrained: A folder or hub id to load instead.
+        optimizer: `lr`, `betas`, `eps` and `weight_decay` of AdamW; decay applies to matrices and
+            embeddings, not to biases and norms.
+        schedule: `warmup` (steps, or a fraction of all steps below 1), `final` (share of the peak
+            learning rate at the end) and `decay` (`cosine`, `linear` or `constant`).
+        attn_implementation: An attention function of Hugging Face: `sdpa`, `eager`, ...
+        compile: Compile each transformer block.
+        gradient_checkpointing: Recompute each block's activations in the backward pass.
+
+    Raises:
+        ValueError: A value is not allowed; the message names its key.
+    """
+
+    def __init__(
+        self,
+        architecture: dict[str, Any] | None = None,
+        pretrained: str | None = None,
+        optimizer: dict[str, Any] | None = None,
+        schedule: dict[str, Any] | None = None,
+        attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.hf_config = model_config(architecture, pretrained)
+        self.pretrained = pretrained
+        self.attn_implementation = attn_implementation
+        self.compile_blocks = compile
+        self.gradient_checkpointing = gradient_checkpointing
+        self.optimizer_settings = {
+            "lr": 6e-4,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            **(optimizer or {}),
+        }
+        self.schedule_settings = {"warmup": 0.02, "final": 0.1, "decay": "cosine"}
+        self.schedule_settings.update(schedule or {})
+        _check(self.optimizer_settings, self.schedule_settings)
+        self.model: PreTrainedModel | None = None
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+
+    def configure_model(self) -> None:
+        """Build or load the model, once, in training mode."""
+        if self.model is not None:
+            return
+        if self.pretrained is not None:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.pretrained, attn_implementation=self.attn_implementation, dtype=torch.float32
+            )
+        else:
+            model = AutoModelForCausalLM.from_config(
+                self.hf_config, attn_implementation=self.attn_implementation
+            )
+        # `from_pretrained` returns a model in eval mode, and Lightning would keep it so.
+        self.model = model.train()
+        if self.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        if self.compile_blocks:
+            names = set(model._no_split_modules or ())
+            for block in model.modules():
+                if type(block).__name__ in names:
+                    block.compile()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch in nats per predicted token."""
+        assert self.model is not None, "configure_model builds the model"
+        return self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch.get("attention_mask"),
+            labels=batch.get("labels", batch["input_ids"]),
+            use_cache=False,
+        ).loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch."""
+        loss = self(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation loss."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test loss."""
+        self._evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log validation perplexity."""
+        self._log_perplexity("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test perplexity."""
+        self._log_perplexity("test")
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        labels = batch.get("labels", batch["input_ids"])
+        predicted = (labels[:, 1:] != -100).sum()
+        metric = self.losses[split]
+        metric.update(self(batch), predicted)
+        self.log(f"{split}/loss", metric, on_epoch=True, prog_bar=True)
+
+    def _log_perplexity(self, split: str) -> None:
+        self.log(f"{split}/perplexity", cast(MeanMetric, self.losses[split]).compute().exp())
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with decay groups, and the learning rate by step."""
+        settings = dict(self.optimizer_settings)
+        decay = settings.pop("weight_decay")
+        settings["betas"] = tuple(settings["betas"])
+        optimizer = AdamW(
+            [
+                {"params": self._parameters_where(lambda p: p.ndim >= 2), "weight_decay": decay},
+                {"params": self._parameters_where(lambda p: p.ndim < 2), "weight_decay": 0.0},
+            ],
+            fused=True,
+            **settings,
+        )
+        max_steps = int(self.trainer.estimated_stepping_batches)
+        s = self.schedule_settings
+        scheduler = LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(
+                step, max_steps, s["warmup"], s["final"], s["decay"]
+            ),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
+        }
+
+    def _parameters_where(self, condition: Callable[[Tensor], bool]) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad and condition(p)]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the model before its weights are loaded outside of a trainer."""
+        self.configure_model()
+
+    def export(self, folder: str | Path, files: Iterable[Any] = ()) -> None:
+        """Write the model, and a tokenizer if given, so that `from_pretrained` loads them.
+
+        Args:
+            folder: Where to write.
+            files: Objects with `save_pretrained`, such as the tokenizer.
+        """
+        assert self.model is not None, "configure_model builds the model"
+        for each in (self.model, *files):
+            each.save_pretrained(folder)
+
+
+def _check(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
+    allowed = {
+        "module.optimizer": (optimizer, {"lr", "betas", "eps", "weight_decay"}),
+        "module.schedule": (schedule, {"warmup", "final", "decay"}),
+    }
+    for key, (settings, names) in allowed.items():
+        for name in settings:
+            if name not in names:
+                raise ValueError(f"{key}.{name}: unknown; allowed: {', '.join(sorted(names))}")
+    if not optimizer["lr"] > 0:
+        raise ValueError(f"module.optimizer.lr={optimizer['lr']}: must be above 0")
+    if schedule["decay"] not in ("cosine", "linear", "constant"):
+        raise ValueError(
+            f"module.schedule.decay={schedule['decay']!r}: must be cosine, linear or constant"
+        )
+    if not 0 <= schedule["final"] <= 1 or schedule["warmup"] < 0:
+        raise ValueError(
+            f"module.schedule: final={schedule['final']} must be in [0, 1] and "
+            f"warmup={schedule['warmup']} at least 0"
+        )

@@ -1,0 +1,190 @@
+"""How the share of active units changes over a training: stages as data, checked without PyTorch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+GroupedQueries = Literal["groups", "within_groups"]
+LayerRescale = Literal["none", "inverse"]
+KINDS = ("layers", "heads", "neurons")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Share of the units of each kind that is active, each in (0, 1]."""
+
+    layers: float = 1.0
+    heads: float = 1.0
+    neurons: float = 1.0
+
+
+def active_count(rate: float, total: int) -> int:
+    """Units that a rate keeps: rounded to the nearest, at least one."""
+    return max(1, round(rate * total))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A share of the training over which the rates move linearly from `start` to `end`.
+
+    Args:
+        until: End of the stage as a fraction of all steps, in (0, 1].
+        start: Rates at the stage's first step.
+        end: Rates at its last step; equal to `start` for a constant stage.
+    """
+
+    until: float
+    start: Rates
+    end: Rates
+
+
+class Schedule:
+    """Stages that follow each other and together span the training.
+
+    Args:
+        stages: One mapping a stage: `until` (fraction of all steps, increasing, the last one 1);
+            `sample` (the kinds among `layers`, `heads`, `neurons` that are drawn at their rate in
+            `rates`); and, for a kind with a rate of its own in this stage, that rate in (0, 1] or
+            a pair `[first, last]` between which it moves linearly.
+        rates: The rate of each kind that stages refer to, in (0, 1].
+
+    Raises:
+        ValueError: A key is unknown, a rate is outside (0, 1], the ends do not increase to 1.
+    """
+
+    def __init__(
+        self, stages: Sequence[Mapping[str, Any]], rates: Mapping[str, float] | None = None
+    ) -> None:
+        if not stages:
+            raise ValueError("stages: at least one stage is needed")
+        rates = rates or {}
+        for kind, rate in rates.items():
+            if kind not in KINDS:
+                raise ValueError(f"rates.{kind}: unknown kind; allowed: {', '.join(KINDS)}")
+            check_rate(f"rates.{kind}", rate)
+        self.stages = tuple(_stage(f"stages[{i}]", s, rates) for i, s in enumerate(stages))
+        ends = [stage.until for stage in self.stages]
+        if any(a >= b for a, b in zip([0.0, *ends], ends, strict=False)) or ends[-1] != 1.0:
+            raise ValueError(
+                f"stages: the values of until must increase from above 0 to exactly 1, got {ends}"
+            )
+
+    def stage_at(self, step: int, max_steps: int) -> int:
+        """Index of the stage that a step belongs to."""
+        for index, end in enumerate(self.ends(max_steps)):
+            if step < end:
+                return index
+        return len(self.stages) - 1
+
+    def ends(self, max_steps: int) -> tuple[int, ...]:
+        """First step after each stage."""
+        return tuple(round(stage.until * max_steps) for stage in self.stages)
+
+    def rates_at(self, step: int, max_steps: int) -> Rates:
+        """Rates of a step."""
+        index = self.stage_at(step, max_steps)
+        stage = self.stages[index]
+        if stage.start == stage.end:
+            return stage.start
+        ends = (0, *self.ends(max_steps))
+        length = ends[index + 1] - ends[index]
+        share = min(1.0, (step - ends[index]) / max(1, length - 1))
+        return Rates(
+            **{
+                kind: (1 - share) * getattr(stage.start, kind) + share * getattr(stage.end, kind)
+                for kind in KINDS
+            }
+        )
+
+
+def _stage(key: str, stage: Mapping[str, Any], rates: Mapping[str, float]) -> Stage:
+    unknown = set(stage) - {"until", "sample", *KINDS}
+    if unknown:
+        raise ValueError(
+            f"{key}: unknown key {sorted(unknown)[0]!r}; allowed: until, sample, {', '.join(KINDS)}"
+        )
+    sample = stage.get("sample") or ()
+    for kind in sample:
+        if kind not in rates:
+            raise ValueError(
+                f"{key}.sample={list(sample)}: {kind!r} has no rate in rates; allowed: "
+                f"{', '.join(rates) or 'none'}"
+            )
+    until = stage.get("until")
+    if not isinstance(until, int | float) or not 0 < until <= 1:
+        raise ValueError(f"{key}.until={until!r}: must be a fraction of all steps in (0, 1]")
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for kind in KINDS:
+        value = stage.get(kind, rates[kind] if kind in sample else 1.0)
+        pair = [value, value] if isinstance(value, int | float) else value
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"{key}.{kind}={value!r}: must be a rate or a pair [first, last]")
+        for rate in pair:
+            check_rate(f"{key}.{kind}", rate)
+        first[kind], last[kind] = pair
+    return Stage(float(until), Rates(**first), Rates(**last))
+
+
+def check_rate(key: str, rate: Any) -> None:
+    """Refuse a rate outside (0, 1]."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+        raise ValueError(f"{key}={rate!r}: a rate is a number in (0, 1]; 1 leaves all units active")
+
+
+def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> None:
+    """Refuse settings of Evolving Subnetwork Training that cannot run, before anything is built.
+
+    Args:
+        settings: The callback's arguments as plain containers.
+        dimensions: `n_layers`, `n_heads`, `n_kv_heads`, `intermediate_size` of the model, or
+            `None` while they are not known.
+
+    Raises:
+        ValueError: It names the setting, what is allowed and how to mend it.
+    """
+    schedule = Schedule(settings.get("stages") or (), settings.get("rates"))
+    for key, allowed in (
+        ("grouped_queries", get_args(GroupedQueries)),
+        ("layer_rescale", get_args(LayerRescale)),
+    ):
+        if settings.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"{key}={settings[key]!r}: must be one of {', '.join(allowed)}")
+    if dimensions is None:
+        return
+
+    layers, heads = dimensions["n_layers"], dimensions["n_heads"]
+    groups = dimensions["n_kv_heads"]
+    if settings.get("grouped_queries", "groups") == "groups":
+        units, name = groups, "key/value groups" if groups < heads else "heads"
+    else:
+        units, name = heads // groups, "query heads of a group"
+    exempt = settings.get("exempt_layers") or ()
+    for layer in exempt:
+        if not -layers <= layer < layers:
+            raise ValueError(f"exempt_layers={list(exempt)}: layer {layer} of {layers} is unknown")
+    n_exempt = len({layer % layers for layer in exempt})
+    for index, stage in enumerate(schedule.stages):
+        for rates in (stage.start, stage.end):
+            for kind, rate, total, what in (
+                ("heads", rates.heads, units, name),
+                ("neurons", rates.neurons, dimensions["intermediate_size"], "neurons"),
+                ("layers", rates.layers, layers, "layers"),
+            ):
+                if rate * total < 1:
+                    raise ValueError(
+                        f"stages[{index}].{kind}={rate}: keeps {rate * total:.2g} of {total} "
+                        f"{what}, below one; the rate must be at least {_ceil(1 / total)}"
+                    )
+            if active_count(rates.layers, layers) < n_exempt:
+                raise ValueError(
+                    f"stages[{index}].layers={rates.layers}: keeps "
+                    f"{active_count(rates.layers, layers)} of {layers} layers, fewer than the "
+                    f"{n_exempt} of exempt_layers; raise the rate or exempt fewer"
+                )
+
+
+def _ceil(rate: float) -> float:
+    """Round a rate up to four digits, so that the advice itself is allowed."""
+    return math.ceil(rate * 1e4) / 1e4

@@ -1,0 +1,272 @@
+"""Which layers, heads and neurons are active, and how they are drawn."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from subnetworks.schedule import GroupedQueries, LayerRescale, Rates, active_count
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """How many units of each kind a model has (heads and neurons: in each layer)."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    intermediate_size: int
+
+    @property
+    def queries_per_group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What is active in one layer; `None` stands for all units of the kind.
+
+    Args:
+        heads: Ascending indices of query heads; under grouped queries as many in every kept group.
+        kv_heads: Ascending indices of key/value heads.
+        neurons: Ascending indices of intermediate neurons.
+        attention_scale: Factor on what the heads contribute, before the output bias.
+        mlp_scale: Factor on what the neurons contribute, before the output bias.
+        residual_scale: Factor on both branches of the layer, biases included.
+    """
+
+    heads: tuple[int, ...] | None = None
+    kv_heads: tuple[int, ...] | None = None
+    neurons: tuple[int, ...] | None = None
+    attention_scale: float = 1.0
+    mlp_scale: float = 1.0
+    residual_scale: float = 1.0
+
+    def units(self, kind: str) -> tuple[int, ...] | None:
+        """Active units of a kind: `heads`, `kv_heads` or `neurons`."""
+        return getattr(self, kind)
+
+    def scale(self, branch: str) -> float:
+        """Factor on what a branch's units contribute: `attention` or `mlp`."""
+        return self.residual_scale * (
+            self.attention_scale if branch == "attention" else self.mlp_scale
+        )
+
+
+FULL_LAYER = LayerChoice()
+
+
+@dataclass(frozen=True)
+class SubnetworkSpec:
+    """One sub-network of a model: a choice for every layer, `None` for a layer that is skipped.
+
+    It prints as its counts, hashes, compares, and rebuilds from `to_dict`.
+
+    Raises:
+        ValueError: A choice does not fit the dimensions, or no layer is active.
+    """
+
+    dimensions: Dimensions
+    layers: tuple[LayerChoice | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != self.dimensions.n_layers:
+            raise ValueError(
+                f"{len(self.layers)} layer choices for {self.dimensions.n_layers} layers"
+            )
+        if not self.active_layers:
+            raise ValueError("a sub-network needs at least one active layer")
+        for index in self.active_layers:
+            _check_choice(index, self.choice(index), self.dimensions)
+
+    @classmethod
+    def full(cls, dimensions: Dimensions) -> "SubnetworkSpec":
+        """The whole model."""
+        return cls(dimensions, (FULL_LAYER,) * dimensions.n_layers)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is left out and nothing is scaled."""
+        return all(choice == FULL_LAYER for choice in self.layers)
+
+    @property
+    def active_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that are executed."""
+        return tuple(i for i, choice in enumerate(self.layers) if choice is not None)
+
+    def choice(self, layer: int) -> LayerChoice:
+        """The choice of an active layer."""
+        choice = self.layers[layer]
+        assert choice is not None, f"layer {layer} is skipped"
+        return choice
+
+    def count(self, kind: str) -> int:
+        """Active units of a kind over all layers: `layers`, `heads`, `kv_heads` or `neurons`."""
+        if kind == "layers":
+            return len(self.active_layers)
+        every = {
+            "heads": self.dimensions.n_heads,
+            "kv_heads": self.dimensions.n_kv_heads,
+            "neurons": self.dimensions.intermediate_size,
+        }[kind]
+        chosen = (self.choice(i).units(kind) for i in self.active_layers)
+        return sum(every if units is None else len(units) for units in chosen)
+
+    @property
+    def signature(self) -> str:
+        """What sets the cost: how many active layers have how many heads, groups and neurons."""
+        kinds = ("heads", "kv_heads", "neurons")
+        sizes = (
+            "/".join("all" if (u := self.choice(i).units(k)) is None else str(len(u)) for k in kinds)
+            for i in self.active_layers
+        )
+        return " + ".join(f"{n} x {size}" for size, n in sorted(Counter(sizes).items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers from which `from_dict` rebuilds the sub-network."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "SubnetworkSpec":
+        """Rebuild a sub-network, also from a JSON round trip."""
+        return cls(
+            Dimensions(**state["dimensions"]),
+            tuple(
+                None
+                if choice is None
+                else LayerChoice(
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in choice.items()}
+                )
+                for choice in state["layers"]
+            ),
+        )
+
+    def __str__(self) -> str:
+        d = self.dimensions
+        return (
+            f"{self.count('layers')}/{d.n_layers} layers, "
+            f"{self.count('heads')}/{d.n_layers * d.n_heads} heads, "
+            f"{self.count('neurons')}/{d.n_layers * d.intermediate_size} neurons"
+        )
+
+
+def _check_choice(layer: int, choice: LayerChoice, dimensions: Dimensions) -> None:
+    totals = {
+        "heads": dimensions.n_heads,
+        "kv_heads": dimensions.n_kv_heads,
+        "neurons": dimensions.intermediate_size,
+    }
+    for kind, total in totals.items():
+        units = choice.units(kind)
+        if units is None:
+            continue
+        ascending = all(a < b for a, b in zip(units, units[1:], strict=False))
+        if not units or not ascending or units[0] < 0 or units[-1] >= total:
+            raise ValueError(
+                f"layer {layer}: {kind} must be ascending, distinct and within 0..{total - 1}"
+            )
+    heads = choice.heads or range(dimensions.n_heads)
+    kept = choice.kv_heads or range(dimensions.n_kv_heads)
+    per_group = Counter(head // dimensions.queries_per_group for head in heads)
+    if set(per_group) != set(kept) or len(set(per_group.values())) != 1:
+        raise ValueError(
+            f"layer {layer}: every kept key/value head needs the same number of query heads"
+        )
+
+
+def sample_subnetwork(
+    dimensions: Dimensions,
+    rates: Rates,
+    generator: torch.Generator,
+    *,
+    grouped_queries: GroupedQueries = "groups",
+    shared_indices: bool = False,
+    rescale_units: bool = True,
+    layer_rescale: LayerRescale = "none",
+    exempt_layers: Sequence[int] = (),
+) -> SubnetworkSpec:
+    """Draw a sub-network uniformly, with exact counts (EST, arXiv 2406.06962).
+
+    Args:
+        dimensions: The model's units.
+        rates: Share of layers, of heads and of neurons that is active.
+        generator: Source of the draw, on the CPU.
+        grouped_queries: With grouped-query attention, `groups` draws whole key/value groups with
+            their query heads; `within_groups` keeps all keys and values and draws as many query
+            heads in every group. With one query head a group both draw heads.
+        shared_indices: One index set for all layers instead of one a layer.
+        rescale_units: Multiply a branch by total / active units, so that its expectation is the
+            full model's.
+        layer_rescale: `inverse` multiplies the branches of a drawn layer by the inverse of its
+            probability of being drawn.
+        exempt_layers: Layers that are always active; negative indices count from the end.
+
+    Returns:
+        The sub-network.
+
+    Raises:
+        ValueError: The rates leave fewer layers than are exempt.
+    """
+    d = dimensions
+
+    def draw(count: int, total: int) -> tuple[int, ...] | None:
+        if count == total:
+            return None
+        return tuple(torch.randperm(total, generator=generator)[:count].sort().values.tolist())
+
+    per_group = d.queries_per_group
+    if grouped_queries == "groups" or per_group == 1:
+        n_groups, n_queries = active_count(rates.heads, d.n_kv_heads), per_group
+    else:
+        n_groups, n_queries = d.n_kv_heads, active_count(rates.heads, per_group)
+    n_neurons = active_count(rates.neurons, d.intermediate_size)
+
+    def draw_layer(residual_scale: float) -> LayerChoice:
+        groups = draw(n_groups, d.n_kv_heads)
+        heads: tuple[int, ...] | None = None
+        if n_queries < per_group:
+            heads = tuple(
+                group * per_group + query
+                for group in range(d.n_kv_heads)
+                for query in draw(n_queries, per_group) or ()
+            )
+        elif groups is not None:
+            heads = tuple(g * per_group + query for g in groups for query in range(per_group))
+        return LayerChoice(
+            heads=heads,
+            kv_heads=groups,
+            neurons=draw(n_neurons, d.intermediate_size),
+            attention_scale=d.n_heads / (n_groups * n_queries) if rescale_units else 1.0,
+            mlp_scale=d.intermediate_size / n_neurons if rescale_units else 1.0,
+            residual_scale=residual_scale,
+        )
+
+    exempt = {layer % d.n_layers for layer in exempt_layers}
+    open_layers = [layer for layer in range(d.n_layers) if layer not in exempt]
+    n_open = active_count(rates.layers, d.n_layers) - len(exempt)
+    if rates.layers == 1.0:
+        n_open = len(open_layers)
+    if n_open < 0 or (n_open == 0 and not exempt):
+        raise ValueError(
+            f"rates.layers={rates.layers} keeps {n_open + len(exempt)} of {d.n_layers} layers, "
+            f"fewer than the {len(exempt)} exempt ones; raise the rate or exempt fewer layers"
+        )
+    drawn = draw(n_open, len(open_layers))
+    kept = set(open_layers) if drawn is None else {open_layers[i] for i in drawn}
+    inverse = len(open_layers) / n_open if layer_rescale == "inverse" and n_open else 1.0
+
+    common = draw_layer(1.0) if shared_indices else None
+    layers: list[LayerChoice | None] = []
+    for layer in range(d.n_layers):
+        if layer not in kept | exempt:
+            layers.append(None)
+            continue
+        residual_scale = inverse if layer in kept else 1.0
+        if common is None:
+            layers.append(draw_layer(residual_scale))
+        else:
+            layers.append(LayerChoice(**{**asdict(common), "residual_scale": residual_scale}))
+    return SubnetworkSpec(d, tuple(layers))

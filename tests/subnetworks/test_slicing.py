@@ -1,0 +1,269 @@
+"""The sub-network that runs is the small model with the sliced weights: outputs, gradients, cost."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from subnetworks.flops import _CPU_ATTENTION, counted_flops, planned_flops
+from subnetworks.anatomy import Anatomy, architecture_of, dimensions_of
+from subnetworks.schedule import Rates
+from subnetworks.slicing import FreezeUnsampled, SlicedModel, activate
+from subnetworks.spec import LayerChoice, SubnetworkSpec, sample_subnetwork
+from tests.subnetworks.models import CONFIGS, VOCAB, SmallModel, batch, build
+
+ARCHITECTURES = sorted(CONFIGS)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all three": {"rates": Rates(layers=0.5, heads=0.5, neurons=0.5)},
+    "heads and neurons": {"rates": Rates(heads=0.5, neurons=0.3)},
+    "within groups": {"rates": Rates(heads=0.5), "grouped_queries": "within_groups"},
+    "neurons": {"rates": Rates(neurons=0.25), "rescale_units": False},
+    "layers": {"rates": Rates(layers=0.5), "layer_rescale": "inverse", "exempt_layers": (0,)},
+    "shared": {"rates": Rates(0.75, 0.25, 0.5), "shared_indices": True, "layer_rescale": "inverse"},
+}
+
+
+def draw(name: str, variant: str, seed: int = 3) -> SubnetworkSpec:
+    generator = torch.Generator().manual_seed(seed)
+    return sample_subnetwork(dimensions_of(CONFIGS[name]), generator=generator, **VARIANTS[variant])
+
+
+def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
+
+
+def assert_same_gradients(model: torch.nn.Module, expected: dict[str, Tensor | None]) -> None:
+    for name, parameter in model.named_parameters():
+        if expected[name] is None:
+            assert parameter.grad is None, name
+        else:
+            torch.testing.assert_close(
+                parameter.grad, expected[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m
+            )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equals_the_small_model_built_alone(name: str, variant: str) -> None:
+    model, ids, spec = build(name), batch(), draw(name, variant)
+    small = SmallModel(model, spec)
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as expected_flops:
+        expected = small(ids)
+        cross_entropy(expected, ids).backward()
+
+    with activate(model, spec), counted_flops(model.config) as count:
+        output = model(input_ids=ids, labels=ids, use_cache=False)
+        output.loss.backward()
+
+    torch.testing.assert_close(output.logits, expected, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(model, small.gradients(model))
+    assert count.flops.total == expected_flops.get_total_flops()
+    assert planned_flops(model.config, spec, *ids.shape) == count.flops
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_equals_a_masked_full_model(name: str) -> None:
+    model, ids, spec = build(name), batch(), draw(name, "all three")
+    masked = copy.deepcopy(model)
+    anatomy = Anatomy(masked)
+    width = SmallModel(model, SubnetworkSpec.full(spec.dimensions)).head_dim
+
+    def mask(units: tuple[int, ...], total: int, size: int, scale: float) -> Any:
+        keep = torch.zeros(total, size)
+        keep[list(units)] = scale
+        return lambda module, args: (args[0] * keep.flatten(),)
+
+    for index, choice in enumerate(spec.layers):
+        if choice is None:
+            anatomy.layers[index].register_forward_hook(lambda module, args, output: args[0])
+            continue
+        d = spec.dimensions
+        for cut, projection in anatomy.cuts(index):
+            if cut.side == "out":
+                continue
+            heads = cut.branch == "attention"
+            projection.register_forward_pre_hook(
+                mask(
+                    choice.units(cut.unit),
+                    d.n_heads if heads else d.intermediate_size,
+                    width if heads else 1,
+                    choice.scale(cut.branch),
+                )
+            )
+    expected = masked(input_ids=ids, labels=ids, use_cache=False)
+    expected.loss.backward()
+    with activate(model, spec):
+        output = model(input_ids=ids, labels=ids, use_cache=False)
+        output.loss.backward()
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    reference = dict(masked.named_parameters())
+    skipped = [i for i, choice in enumerate(spec.layers) if choice is None]
+    for parameter_name, parameter in model.named_parameters():
+        if any(f".{i}." in parameter_name for i in skipped):
+            assert parameter.grad is None
+        else:
+            torch.testing.assert_close(
+                parameter.grad, reference[parameter_name].grad, atol=1e-5, rtol=1e-5
+            )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_full_subnetwork_is_bit_equal_to_the_plain_model(name: str) -> None:
+    model, ids = build(name), batch()
+    plain = copy.deepcopy(model)
+    expected = plain(input_ids=ids, labels=ids, use_cache=False)
+    expected.loss.backward()
+    with activate(model, SubnetworkSpec.full(dimensions_of(model.config))):
+        output = model(input_ids=ids, labels=ids, use_cache=False)
+        output.loss.backward()
+    assert torch.equal(output.logits, expected.logits)
+    for left, right in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(left.grad, right.grad)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_model_is_itself_again_after_an_error(name: str) -> None:
+    model, ids, spec = build(name), batch(), draw(name, "all three")
+    identities = [id(p) for p in model.parameters()]
+    before = model(input_ids=ids).logits
+    layer_types = getattr(model.config, "layer_types", None)
+    with pytest.raises(RuntimeError, match="the user's"), activate(model, spec):
+        raise RuntimeError("the user's")
+    assert [id(p) for p in model.parameters()] == identities
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert all(p.grad is None for p in model.parameters())
+    assert getattr(model.config, "layer_types", None) == layer_types
+
+
+def test_micro_batches_accumulate_like_one_batch() -> None:
+    model, ids, spec = build("llama"), batch(4), draw("llama", "all three")
+    accumulated = copy.deepcopy(model)
+    with activate(model, spec):
+        model(input_ids=ids, labels=ids).loss.backward()
+    sliced = SlicedModel(accumulated)
+    sliced.gather(spec)
+    for part in ids.chunk(2):
+        sliced.attach()
+        (accumulated(input_ids=part, labels=part).loss / 2).backward()
+        sliced.detach()
+    sliced.write_gradients()
+    assert_same_gradients(accumulated, {n: p.grad for n, p in model.named_parameters()})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_gradient_checkpointing_recomputes_the_same_subnetwork(name: str) -> None:
+    model, ids, spec = build(name), batch(), draw(name, "all three")
+    checkpointed = copy.deepcopy(model)
+    checkpointed.activation_checkpointing_enable()
+    for each in (model, checkpointed):
+        with activate(each, spec):
+            each(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert_same_gradients(checkpointed, {n: p.grad for n, p in model.named_parameters()})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_bf16_autocast_equals_the_small_model_under_autocast(name: str) -> None:
+    model, ids, spec = build(name), batch(), draw(name, "heads and neurons")
+    small = SmallModel(model, spec)
+    with torch.autocast("cpu", torch.bfloat16):
+        cross_entropy(small(ids).float(), ids).backward()
+        with activate(model, spec):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    for parameter_name, expected in small.gradients(model).items():
+        actual = model.get_parameter(parameter_name).grad
+        # bf16 keeps 8 bits, and the two programs round in different places.
+        assert (actual - expected).norm() < 0.05 * expected.norm(), parameter_name
+
+
+def test_existing_gradients_are_added_to() -> None:
+    model, ids, spec = build("gpt2"), batch(), draw("gpt2", "all three")
+    with activate(model, spec):
+        model(input_ids=ids, labels=ids).loss.backward()
+    once = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    with activate(model, spec):
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert_same_gradients(model, {n: None if g is None else 2 * g for n, g in once.items()})
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_inactive_rows_under_adamw(freeze: bool) -> None:
+    """By default decay and momentum move inactive rows of active layers; frozen, nothing does."""
+    model, ids = build("llama"), batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = copy.deepcopy(dict(model.named_parameters()))
+    moments = {n: optimizer.state[p]["exp_avg"].clone() for n, p in model.named_parameters()}
+    spec = draw("llama", "all three")
+    sliced = SlicedModel(model)
+    frozen = FreezeUnsampled(sliced)
+    if freeze:
+        frozen.register(optimizer)
+    sliced.gather(spec)
+    sliced.attach()
+    model(input_ids=ids, labels=ids).loss.backward()
+    sliced.detach()
+    frozen.remember()
+    sliced.write_gradients()
+    optimizer.step()
+
+    active, skipped = spec.active_layers[0], next(i for i in range(4) if spec.layers[i] is None)
+    rows = list(spec.choice(active).neurons)
+    others = [i for i in range(spec.dimensions.intermediate_size) if i not in rows]
+    name = f"model.layers.{active}.mlp.gate_proj.weight"
+    after = dict(model.named_parameters())
+    assert not torch.equal(after[name][rows], before[name][rows])
+    assert torch.equal(after[name][others], before[name][others]) == freeze
+    moment = optimizer.state[after[name]]["exp_avg"]
+    assert torch.equal(moment[others], moments[name][others]) == freeze
+    untouched = f"model.layers.{skipped}.mlp.gate_proj.weight"
+    assert torch.equal(after[untouched], before[untouched])
+    assert torch.equal(optimizer.state[after[untouched]]["exp_avg"], moments[untouched])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo's own look
+def test_compiled_blocks_run_the_subnetwork_without_recompiling_for_a_new_draw() -> None:
+    torch._dynamo.reset()
+    model, ids = build("llama"), batch()
+    compiled = copy.deepcopy(model)
+    for layer in Anatomy(compiled).layers:
+        layer.compile(backend="aot_eager")
+    for step, seed in enumerate((3, 4, 5)):
+        spec = draw("llama", "all three", seed)
+        for each in (model, compiled):
+            each.zero_grad()
+            with activate(each, spec):
+                each(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        assert_same_gradients(compiled, {n: p.grad for n, p in model.named_parameters()})
+        if step == 0:
+            compiles = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiles > 0
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
+    config = copy.deepcopy(CONFIGS["gpt2"])
+    config.model_type = "mamba"
+    with pytest.raises(ValueError, match="mamba.*gpt2, llama, mistral, qwen3"):
+        architecture_of(config)
+
+
+def test_a_spec_of_another_model_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="the model has"),
+        activate(build("gpt2"), SubnetworkSpec.full(dimensions_of(CONFIGS["llama"]))),
+    ):
+        pass
+
+
+def test_a_choice_that_splits_groups_unevenly_is_refused() -> None:
+    dimensions = dimensions_of(CONFIGS["llama"])
+    with pytest.raises(ValueError, match="same number of query heads"):
+        SubnetworkSpec(
+            dimensions,
+            (LayerChoice(heads=(0, 1, 2), kv_heads=(0, 1)),) * dimensions.n_layers,
+        )
