@@ -1,0 +1,1 @@
+"""Lightning callbacks, one file each: they decide when, and leave the what to pure functions."""

@@ -1,0 +1,181 @@
+"""When checkpoints are written, which are kept, and how a file is written so that it is whole."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then renames it: a name always holds a whole file.
+
+    Lightning's own way builds the file in memory and moves it over from the system's temporary
+    folder, which is a copy, and not atomic, where that folder is on another disk.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save to `path`; after a crash at any moment the old file or the new one is there.
+
+        Args:
+            checkpoint: What to save.
+            path: Where to.
+            storage_options: Not supported; None.
+
+        Raises:
+            ValueError: Storage options were given.
+        """
+        if storage_options is not None:
+            raise ValueError("checkpoints are written to local disks only: no storage_options")
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_name(f"{place.name}.tmp")
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, place)
+
+
+class Checkpointing(Checkpoint):
+    """Saves the run every few optimizer steps, keeps the newest, and the best by a metric.
+
+    A step's checkpoint is written when its last micro-batch ends, before a validation that is due
+    at the same step: a run that is resumed from it goes on with the next step and does not repeat
+    that validation. `best.ckpt` is written when a validation ends.
+
+    Args:
+        folder: Where to; made when the first checkpoint is written.
+        every_n_steps: Optimizer steps between two checkpoints, at least 1. The last step is saved
+            in any case.
+        keep_last: How many of the newest to keep, at least 2: if the newest is damaged, there is
+            one to fall back on.
+        monitor: The logged metric that decides which is the best; None: no `best.ckpt`.
+        mode: "min" if lower is better, "max" if higher is.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every_n_steps: int = 100,
+        keep_last: int = 2,
+        monitor: str | None = "val/loss",
+        mode: str = "min",
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
+        if keep_last < 2:
+            raise ValueError(f"keep_last={keep_last} must be at least 2: one is the spare")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode!r} must be 'min' or 'max'")
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
+        self.monitor = monitor
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.best_value = math.inf
+        self.validated_step = -1
+        self._seen_step = -1
+        self._saved_step = -1
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint of this run, None before the first."""
+        steps = sorted(self.folder.glob("step-*.ckpt"))
+        return steps[-1] if steps else None
+
+    @property
+    def best(self) -> Path | None:
+        """The best checkpoint, None before the first validation."""
+        return path if (path := self.folder / "best.ckpt").exists() else None
+
+    def save(self, trainer: pl.Trainer) -> Path:
+        """Save the run as it is at this step, unless that is done, and drop the oldest files.
+
+        Args:
+            trainer: The trainer of the run; every process must call this.
+        """
+        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        if self._saved_step != trainer.global_step:
+            trainer.save_checkpoint(path)
+            self._saved_step = trainer.global_step
+            for logger in trainer.loggers:
+                logger.save()
+            if trainer.is_global_zero:
+                for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep_last]:
+                    old.unlink()
+        return path
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Agree on one folder: only the first process knows the name of the run."""
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the step that was resumed from, which is saved already."""
+        self._seen_step = self._saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save if this micro-batch completed an optimizer step at which a checkpoint is due."""
+        step = trainer.global_step
+        if step != self._seen_step and (
+            step % self.every_n_steps == 0 or step == trainer.max_steps
+        ):
+            self.save(trainer)
+        self._seen_step = step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the best checkpoint if the model has just become better."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.validated_step = trainer.global_step
+        if self.monitor is None:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ValueError(
+                f"callbacks.checkpoint.monitor={self.monitor}: no such metric was logged. "
+                f"Name one of these, or null for no best.ckpt: {known}"
+            )
+        value = self.sign * float(trainer.callback_metrics[self.monitor])
+        # The processes need not agree to the last bit, and all of them must save or none.
+        if not trainer.strategy.broadcast(value < self.best_value):
+            return
+        self.best_value = value
+        path = self.folder / "best.ckpt"
+        if self._saved_step != trainer.global_step:
+            trainer.save_checkpoint(path)
+        elif trainer.is_global_zero:
+            beside = path.with_name("best.ckpt.tmp")
+            beside.unlink(missing_ok=True)
+            os.link(self.folder / f"step-{trainer.global_step:08d}.ckpt", beside)
+            os.replace(beside, path)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end of a run that ended otherwise than by reaching max_steps."""
+        self.save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far."""
+        return {"best_value": self.best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best value back."""
+        self.best_value = state_dict["best_value"]

@@ -1,0 +1,123 @@
+"""SIGTERM and Ctrl-C: finish the step, save, stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+
+from callbacks.checkpoint import Checkpointing
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(SystemExit):
+    """The run was stopped by a signal; leaving it uncaught exits with 128 + the signal's number.
+
+    Args:
+        signum: The signal.
+        words: What was going on, for the record.
+    """
+
+    def __init__(self, signum: int, words: str) -> None:
+        super().__init__(128 + signum)
+        self.words = f"{signal.Signals(signum).name} {words}"
+
+
+class Interruption(pl.Callback):
+    """Stops training at the next optimizer step after a signal, with a checkpoint of that step.
+
+    Outside of training a signal stops at once, and so does a second Ctrl-C. All processes of a
+    distributed run agree on the step; only the first process decides.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._deferring = False
+        self._seen_step = -1
+        self._trainer: pl.Trainer | None = None
+
+    @contextmanager
+    def listen(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Answer SIGTERM and SIGINT from here until the block ends; main thread only.
+
+        Args:
+            trainer: The trainer of the run.
+        """
+        self._trainer = trainer
+        before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the signals back from Lightning, whose own SIGTERM handler saves nothing."""
+        self._trainer = trainer
+        for signum in SIGNALS:
+            signal.signal(signum, self._receive)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a signal waits for the end of a step."""
+        self._seen_step = trainer.global_step
+        self._deferring = True
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save and stop if a signal came and this micro-batch completed an optimizer step."""
+        if trainer.global_step == self._seen_step:
+            return
+        self._seen_step = trainer.global_step
+        # In a single process this is the flag itself: no synchronisation with the device.
+        stop = self.signum is not None
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if not stop or trainer.global_step == trainer.max_steps:
+            return
+        words = f"after step {trainer.global_step} of {trainer.max_steps}"
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpointing):
+                words += f", saved as {callback.save(trainer).name}"
+        raise Interrupted(self.signum or signal.SIGTERM, words)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training is over: stop at once if a signal came in its last step, or comes now."""
+        self._deferring = False
+        if self.signum is not None and trainer.is_global_zero:
+            raise Interrupted(self.signum, "after the last step")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Training is over."""
+        self._deferring = False
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        again, self.signum = self.signum is not None, signum
+        launcher = None if self._trainer is None else self._trainer.strategy.launcher
+        if isinstance(launcher, _MultiProcessingLauncher) and launcher.procs:
+            launcher.kill(signal.SIGTERM)  # the processes it spawned train, this one waits for them
+            return
+        if self._trainer is not None and not self._trainer.is_global_zero:
+            return  # the first process decides; the others learn it at the step's end
+        if self._deferring and not (again and signum == signal.SIGINT):
+            name = signal.Signals(signum).name
+            print(f"{name}: stopping after this step; Ctrl-C stops at once.", flush=True)
+            return
+        self._deferring = False
+        raise Interrupted(signum, "outside of training" if not again else "twice: not saved")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_trainer": None}

@@ -1,0 +1,19 @@
+"""The entry point: python run.py experiment=est_gpt2 (all there is to set: conf/)."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+import runner
+from runner.validate import guard
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Run what the command line composed."""
+    runner.run(cfg)
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

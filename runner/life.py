@@ -1,0 +1,403 @@
+"""The life of one run, from a checked config to its record. Importing this imports Lightning."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing
+from callbacks.interruption import Interrupted, Interruption
+from ledger import Ledger
+from runner import report, resume
+from runner.record import Identity, MetricsFile, Record, now
+from runner.validate import RUNNER_KEYS, ConfigError
+
+
+@runtime_checkable
+class HasLedger(Protocol):
+    """A callback or module that can say what it saved."""
+
+    def ledger(self) -> Ledger | None:
+        """Return what was saved, None if nothing was measured."""
+
+
+@runtime_checkable
+class HasPlan(Protocol):
+    """A callback or module that can say before a run what it will cost."""
+
+    def plan(self, module: pl.LightningModule, tokens_per_step: int, max_steps: int) -> Table:
+        """Return the cost by stage."""
+
+
+@runtime_checkable
+class HasCurves(Protocol):
+    """A callback or module whose logged metrics are worth a plot."""
+
+    def curves(self) -> tuple[str, ...]:
+        """Return the metrics' names."""
+
+
+def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, float]:
+    """Do what a checked config asks for.
+
+    Args:
+        settings: The resolved config; plain, as everything built from it will see it.
+        start: Where the run lies and what it goes on from; None if it leaves no folder.
+
+    Returns:
+        The run's last metrics.
+
+    Raises:
+        ConfigError: Something cannot be built as it was asked for.
+        Interrupted: A signal stopped the run.
+    """
+    _quiet()
+    if settings["dry_run"]:
+        return _dry_run(settings)
+    if settings["task"] == "export":
+        return _export(settings)
+    assert start is not None
+    return _Run(settings, start).live()
+
+
+def build(key: str, node: Any) -> Any:
+    """Build what a node's `_target_` names, inner nodes first: the one place where it happens.
+
+    Args:
+        key: The node's config key, for errors.
+        node: Plain containers, checked by runner.validate.
+
+    Raises:
+        ConfigError: The target refuses its arguments.
+    """
+    if isinstance(node, list):
+        return [build(f"{key}[{position}]", item) for position, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {name: build(f"{key}.{name}", value) for name, value in node.items()}
+    if "_target_" not in arguments:
+        return arguments
+    module, _, name = arguments.pop("_target_").rpartition(".")
+    target = getattr(importlib.import_module(module), name)
+    for extra in RUNNER_KEYS.get(key, ()):
+        arguments.pop(extra, None)
+    try:
+        return target(**arguments)
+    except (ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+class _Run:
+    """A run that leaves a folder: train, validate or test.
+
+    Args:
+        settings: The resolved config, with RUN_DIR for the run folder.
+        start: Where the run lies and what it goes on from.
+    """
+
+    def __init__(self, settings: dict[str, Any], start: resume.Start) -> None:
+        self.digest = resume.config_hash(settings)
+        self.settings = resume.with_run_dir(settings, start.folder)
+        self.start = start
+        self.task: str = settings["task"]
+        self.first = pl.utilities.rank_zero_only.rank == 0
+        self.console = Console(quiet=not self.first)
+        pl.seed_everything(settings["seed"], workers=True, verbose=False)
+        self.datamodule = build("datamodule", self.settings["datamodule"])
+        self.module = build("module", self.settings["module"])
+        identity = {"id": start.run_id, "experiment": settings["name"]}
+        self.callbacks = [
+            build(f"callbacks.{name}", node)
+            for name, node in (self.settings["callbacks"] or {}).items()
+            if node is not None
+        ]
+        self.callbacks.append(Identity(start.folder, identity))
+        self.loggers = self._loggers()
+        self.trainer = self._trainer()
+
+    def live(self) -> dict[str, float]:
+        """Run the task between the run folder's first and last record."""
+        listening = [cb for cb in self.callbacks if isinstance(cb, Interruption)]
+        interruption = listening[0] if listening else Interruption()
+        self.record = Record(self.start, self.settings, self.digest) if self.first else None
+        self.console.print(f"[bold]{self.start.folder}[/bold] ({self.task})", highlight=False)
+        for line in self.start.words:
+            self.console.print(line, highlight=False, markup=False)
+        code = 1
+        began = time.perf_counter()
+        try:
+            with interruption.listen(self.trainer), _told_to_children(self.start):
+                metrics = self._train() if self.task == "train" else self._evaluate()
+            self._note("finished", None, seconds=time.perf_counter() - began)
+            code = 0
+        except Interrupted as stop:
+            code = int(stop.code or 1)
+            self._note("interrupted", stop.words)
+            self.console.print(f"Interrupted: {stop.words}.", highlight=False)
+            if not self.first:  # a non-zero exit makes Lightning kill the process that is finishing
+                raise SystemExit(0) from stop
+            raise
+        except BaseException as error:
+            self._note("failed", f"{type(error).__name__}: {error}")
+            if self.record is not None:
+                (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
+            raise
+        finally:
+            _finish_wandb(code)
+            if self.record is not None:
+                self.record.close()
+        return metrics
+
+    def _train(self) -> dict[str, float]:
+        checkpoint = self.start.checkpoint
+        if checkpoint is not None:
+            step = torch.load(checkpoint, mmap=True, weights_only=True)["global_step"]
+            if self.first:
+                resume.retire_newer(self.start.folder, checkpoint)
+            for logger in self.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.keep_before(step)
+        began = time.perf_counter()
+        self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
+        seconds = time.perf_counter() - began
+        metrics = _numbers(self.trainer.callback_metrics)
+        saving = [cb for cb in self.callbacks if isinstance(cb, Checkpointing)]
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            self._fetch_states(saving)
+        validated = any(cb.validated_step == self.trainer.global_step > 0 for cb in saving)
+        if self.trainer.enable_validation and not validated:
+            self.trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
+            metrics |= _numbers(self.trainer.callback_metrics)
+        metrics["seconds"] = seconds
+        if self.first:
+            self._report(metrics, saving)
+        return metrics
+
+    def _evaluate(self) -> dict[str, float]:
+        checkpoint = checkpoint_of(Path(self.settings["ckpt_path"]))
+        self.console.print(f"checkpoint: {checkpoint}", highlight=False)
+        do = self.trainer.validate if self.task == "validate" else self.trainer.test
+        do(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+        metrics = _numbers(self.trainer.callback_metrics)
+        if self.record is not None:
+            self.record.update(metrics=metrics, checkpoint=str(checkpoint))
+            places = {"run folder": self.start.folder}
+            report.show(self.console, self._title(), metrics, (), places)
+        return metrics
+
+    def _fetch_states(self, saving: list[Checkpointing]) -> None:
+        """Take over what the spawned processes' callbacks know: it stays in their last checkpoint."""
+        for path in [cb.last for cb in saving if cb.last is not None]:
+            states = torch.load(path, weights_only=True)["callbacks"]
+            for callback in self.callbacks:
+                if callback.state_key in states:
+                    callback.load_state_dict(states[callback.state_key])
+
+    def _report(self, metrics: dict[str, float], saving: list[Checkpointing]) -> None:
+        assert self.record is not None
+        ledgers: dict[str, Ledger] = {}
+        curves: list[str] = []
+        named = {k: v for k, v in (self.settings["callbacks"] or {}).items() if v is not None}
+        sources = dict(zip(named, self.callbacks, strict=False)) | {"module": self.module}
+        for name, source in sources.items():
+            if isinstance(source, HasLedger) and (ledger := source.ledger()) is not None:
+                ledgers[name] = ledger
+            if isinstance(source, HasCurves):
+                curves += source.curves()
+        flat = {
+            key: v for name, ledger in ledgers.items() for key, v in ledger.metrics(name).items()
+        }
+        for logger in self.loggers if flat else ():
+            logger.log_metrics(flat, step=self.trainer.global_step)
+            logger.save()
+        folder = self.start.folder
+        png = report.plot(report.read_rows(folder), curves, folder / "plots" / "curves.png")
+        last, best = (next((getattr(cb, w) for cb in saving), None) for w in ("last", "best"))
+        self.record.update(
+            metrics=metrics,
+            ledgers={name: ledger.to_dict() for name, ledger in ledgers.items()},
+            checkpoint=None if last is None else str(last.relative_to(folder)),
+            best_checkpoint=None if best is None else str(best.relative_to(folder)),
+        )
+        places = {"run folder": folder, "checkpoint": last, "best checkpoint": best, "plots": png}
+        report.show(self.console, self._title(), metrics, ledgers.values(), places)
+
+    def _note(self, status: str, reason: str | None, **fields: Any) -> None:
+        if self.record is not None:
+            self.record.update(status=status, reason=reason, ended=now(), **fields)
+
+    def _title(self) -> str:
+        return f"{self.settings['name']} {self.start.run_id}, {self.task}"
+
+    def _loggers(self) -> list[Any]:
+        found = []
+        for name, node in (self.settings["logger"] or {}).items():
+            if node is None:
+                continue
+            if name == "wandb":
+                node = self._wandb(node)
+            found.append(build(f"logger.{name}", node))
+        return found
+
+    def _wandb(self, node: dict[str, Any]) -> dict[str, Any]:
+        if node.get("mode") != "online":
+            # What W&B prints about an offline run says nothing that the run's own table does not.
+            os.environ.setdefault("WANDB_SILENT", "true")
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        return {
+            **node,
+            "id": self.start.run_id,
+            "name": node.get("name") or self.start.folder.name,
+            "group": self.settings["name"],
+            "job_type": self.task,
+            "config": self.settings,
+        }
+
+    def _trainer(self) -> pl.Trainer:
+        node = {**self.settings["trainer"]}
+        if node.get("precision") == "auto":
+            node["precision"] = _best_precision(str(node.get("accelerator", "auto")))
+        node["plugins"] = [AtomicCheckpointIO()]
+        node["callbacks"] = self.callbacks
+        node["logger"] = self.loggers or False
+        has = [isinstance(cb, pl.callbacks.Checkpoint) for cb in self.callbacks]
+        bars = [isinstance(cb, pl.callbacks.ProgressBar) for cb in self.callbacks]
+        node |= {"enable_checkpointing": any(has), "enable_progress_bar": any(bars)}
+        node |= {"enable_model_summary": False, "default_root_dir": str(self.start.folder)}
+        trainer = build("trainer", node)
+        assert isinstance(trainer, pl.Trainer)
+        return trainer
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Return the checkpoint that a path means: itself, or a run folder's newest whole one.
+
+    Raises:
+        ConfigError: There is none, or it is damaged.
+    """
+    if path.is_dir():
+        found, words = resume.newest_whole(path)
+        print(*words, sep="\n", end="\n" if words else "")
+        if found is None:
+            raise ConfigError(f"ckpt_path={path}: no whole checkpoint in {path}/checkpoints")
+        return found
+    if not resume.is_whole(path):
+        raise ConfigError(f"ckpt_path={path}: the file is damaged")
+    return path
+
+
+def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
+    """Build the module without data, print what it is and what it will cost."""
+    console = Console()
+    build("datamodule", settings["datamodule"])
+    module = build("module", settings["module"])
+    # Without weights, at once and at any size; a pretrained model can only be loaded.
+    pretrained = (settings["module"] or {}).get("pretrained")
+    with torch.device("cpu" if pretrained else "meta"):
+        module.configure_model()
+    parameters = sum(p.numel() for p in module.parameters())
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    trainer, data = settings["trainer"], settings["datamodule"]
+    tokens = data.get("batch_size", 1) * data.get("context_length", 1)
+    tokens *= trainer.get("accumulate_grad_batches", 1) * resume.device_count(trainer)
+    table = Table(title=f"{settings['name']}, dry run", title_justify="left", show_header=False)
+    table.add_row("parameters", f"{parameters:,}")
+    table.add_row("of these trained", f"{trainable:,}")
+    table.add_row("tokens per optimizer step", f"{tokens:,}")
+    table.add_row("optimizer steps", f"{trainer['max_steps']:,}")
+    table.add_row("tokens in all", f"{tokens * trainer['max_steps']:,}")
+    console.print(table)
+    precision = trainer.get("precision") or "32-true"
+    if precision == "auto":
+        precision = _best_precision(str(trainer.get("accelerator", "auto")))
+    console.print(report.memory(parameters, trainable, precision))
+    for name, node in (settings["callbacks"] or {}).items():
+        callback = build(f"callbacks.{name}", node)
+        if isinstance(callback, HasPlan):
+            console.print(callback.plan(module, tokens, trainer["max_steps"]))
+    console.print("Dry run: nothing was trained and nothing was written.")
+    return {"parameters": float(parameters), "tokens_per_step": float(tokens)}
+
+
+def _export(settings: dict[str, Any]) -> dict[str, float]:
+    """Write a checkpoint as a folder for `from_pretrained`, with its tokenizer and a card."""
+    checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
+    folder = resume.run_folder(checkpoint)
+    if folder is None:
+        raise ConfigError(
+            f"ckpt_path={checkpoint}: not in a run folder, so its tokenizer is unknown"
+        )
+    module = build("module", settings["module"])
+    module.configure_model()
+    module.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True)["state_dict"])
+    tokenizer = None
+    if (folder / "tokenizer").exists():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    target = folder / "export" / checkpoint.stem
+    module.export(target, tokenizer)
+    kind = str(getattr(getattr(module, "hf_config", None), "model_type", "language"))
+    text = report.card(resume.read_record(folder), checkpoint, kind)
+    (target / "README.md").write_text(text, encoding="utf-8")
+    Console().print(f"exported: {target}", highlight=False)
+    return {}
+
+
+def _best_precision(accelerator: str) -> str:
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _numbers(metrics: Any) -> dict[str, float]:
+    return {str(key): float(value) for key, value in metrics.items()}
+
+
+@contextmanager
+def _told_to_children(start: resume.Start) -> Iterator[None]:
+    """Tell processes that Lightning starts with the same command which run they belong to."""
+    before = os.environ.get(resume.CHILD)
+    os.environ[resume.CHILD] = resume.to_json(start)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[resume.CHILD]
+        else:
+            os.environ[resume.CHILD] = before
+
+
+def _finish_wandb(code: int) -> None:
+    """End the W&B run, if there is one: the next logger in this process would go on with it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=code)
+
+
+def _quiet() -> None:
+    """Silence what says nothing about this run."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        # Advice on speed: tokenised blocks are read from memory, workers would only cost.
+        ".*does not have many workers which may be a bottleneck",
+        # pytorch-lightning 2.6.6 asks torch 2.13 for a tree type by its old name.
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,221 @@
+"""What stays of a run: its folder, run.json, the resolved config, metrics.csv, its id."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from runner.resume import RUN_FILE, Start, lock
+
+PACKAGES = (
+    "datasets",
+    "hydra-core",
+    "numpy",
+    "pytorch-lightning",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "wandb",
+)
+CHECKPOINT_KEY = "frugal"
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file so that a reader finds the old content or the new, never a part."""
+    beside = path.with_name(f"{path.name}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+class Record:
+    """A run's folder and its run.json, from before the first step until the run has ended.
+
+    Args:
+        start: Where the run lies and what it goes on from.
+        settings: The resolved config.
+        digest: Its hash.
+
+    Raises:
+        ConfigError: Another process is at work in the folder.
+    """
+
+    def __init__(self, start: Start, settings: dict[str, Any], digest: str) -> None:
+        self.folder = start.folder
+        self.folder.mkdir(parents=True, exist_ok=start.resumed)
+        self._lock: TextIO = lock(self.folder)
+        path = self.folder / RUN_FILE
+        before = json.loads(path.read_text()) if start.resumed and path.exists() else {}
+        self.content: dict[str, Any] = {
+            "id": start.run_id,
+            "experiment": start.folder.parent.name,
+            "task": settings["task"],
+            "status": "running",
+            "reason": None,
+            "started": before.get("started", now()),
+            "ended": None,
+            "seed": settings["seed"],
+            "git": _git(),
+            "versions": _versions(),
+            "config_hash": digest,
+            "resumed": before.get("resumed", []),
+            "metrics": {},
+            "ledgers": {},
+            "checkpoint": None,
+            "best_checkpoint": None,
+        }
+        if start.checkpoint is not None:
+            self.content["resumed"].append({"at": now(), "checkpoint": start.checkpoint.name})
+        self.update()
+        OmegaConf.save(OmegaConf.create(settings), self.folder / "config.yaml")
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of run.json and write it."""
+        self.content.update(fields)
+        write_json(self.folder / RUN_FILE, self.content)
+
+    def close(self) -> None:
+        """Let other processes into the folder."""
+        self._lock.close()
+
+
+class Identity(pl.Callback):
+    """Writes the run's id into its checkpoints, and the tokenizer beside them.
+
+    Args:
+        folder: The run folder.
+        identity: The run's id and experiment.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, str]) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the id into the checkpoint."""
+        checkpoint[CHECKPOINT_KEY] = self.identity
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the tokenizer: the text it was trained on may be gone when the model is exported."""
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(self.folder / "tokenizer")
+
+
+class MetricsFile(Logger):
+    """metrics.csv in the run folder: a row for each step at which something was logged.
+
+    Each row is on disk as soon as it is logged. Lightning's CSVLogger keeps rows in memory and
+    deletes the file of a run that is resumed.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._header: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Nothing: a run has one file."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write one row; a metric never seen before rewrites the file with one more column."""
+        row = {"step": step, **metrics}
+        if set(row) - set(self._header):
+            rows = self.rows()
+            self._header += [name for name in row if name not in self._header]
+            self._rewrite(rows)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._header).writerow(row)
+
+    @rank_zero_only
+    def keep_before(self, step: int) -> None:
+        """Drop rows from a step on: a resumed run writes them anew.
+
+        Args:
+            step: The optimizer steps that the checkpoint holds.
+        """
+        rows = [row for row in self.rows() if int(row["step"]) < step]
+        self._header = list(rows[0]) if rows else []
+        self._rewrite(rows)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return what the file holds, cells as text."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name("metrics.csv.tmp")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._header)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(beside, self.path)
+
+
+def _git() -> dict[str, Any]:
+    """Return the commit and whether files differ from it; None for both outside of git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def ask(*command: str) -> str | None:
+        try:
+            result = subprocess.run(
+                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    changes = ask("status", "--porcelain")
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if changes is None else changes != ""}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,173 @@
+"""What a run shows: the plan before it, tables and plots after it, the card of an exported model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ledger import Ledger
+from runner.record import MetricsFile
+
+BYTES = {"64": 8, "32": 4, "16": 2, "bf16": 2}
+
+
+def memory(parameters: int, trainable: int, precision: str) -> Table:
+    """Return a table of what training keeps in memory on each device.
+
+    Args:
+        parameters: How many parameters the model has.
+        trainable: How many of them get a gradient.
+        precision: One of Lightning's names: mixed precision keeps the parameters in 32 bits.
+    """
+    kind = "32" if precision.endswith("-mixed") else precision.split("-")[0]
+    size, name = BYTES.get(kind, 4), {"bf16": "bfloat16", "16": "float16", "64": "float64"}
+    table = Table(
+        "memory", "type", "", title="Memory on each device", caption="without activations"
+    )
+    table.columns[2].justify = "right"
+    rows = (
+        ("parameters", parameters * size),
+        ("gradients", trainable * size),
+        ("optimizer states (AdamW: two a parameter)", 2 * trainable * size),
+    )
+    for label, count in rows:
+        table.add_row(label, name.get(kind, "float32"), size_in_words(count))
+    table.add_section()
+    table.add_row("in all", "", size_in_words(sum(count for _, count in rows)))
+    return table
+
+
+def size_in_words(count: float) -> str:
+    """Return a number of bytes with a fitting unit."""
+    power = min(int(math.log(count, 1024)), 4) if count >= 1 else 0
+    return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def show(
+    console: Console,
+    title: str,
+    metrics: Mapping[str, float],
+    ledgers: Iterable[Ledger],
+    places: Mapping[str, Path | None],
+) -> None:
+    """Print what a run reached, what it saved, and where its files are.
+
+    Args:
+        console: Where to.
+        title: The run's name and id.
+        metrics: Its last metrics.
+        ledgers: What its methods saved.
+        places: Its files by name.
+    """
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}" if abs(value) < 1e4 else f"{value:,.0f}")
+    console.print(table)
+    for ledger in ledgers:
+        console.print(ledger.table())
+    for name, place in places.items():
+        if place is not None and place.exists():
+            console.print(f"{name + ':':17}{place}", soft_wrap=True, highlight=False)
+
+
+def plot(rows: Sequence[Mapping[str, str]], curves: Sequence[str], path: Path) -> Path | None:
+    """Draw the losses, and what else a method asked for below them, over the steps.
+
+    Args:
+        rows: metrics.csv.
+        curves: Names of logged metrics.
+        path: The PNG to write.
+
+    Returns:
+        The path, None if nothing was logged.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = [[name for name in ("train/loss", "val/loss") if _series(rows, name)]]
+    panels += [[name] for name in curves if _series(rows, name)]
+    panels = [panel for panel in panels if panel]
+    if not panels:
+        return None
+    heights = [2.5] + [1.0] * (len(panels) - 1)
+    figure, axes = plt.subplots(
+        len(panels),
+        figsize=(8, 1.6 * sum(heights)),
+        height_ratios=heights,
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
+        for name in panel:
+            steps, values = zip(*_series(rows, name), strict=True)
+            axis.plot(steps, values, label=name, marker="o" if name == "val/loss" else None)
+        axis.legend()
+        axis.grid(alpha=0.3)
+    axes[-1, 0].set_xlabel("optimizer step")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """Return a run's metrics.csv."""
+    return MetricsFile(str(folder)).rows()
+
+
+def card(record: Mapping[str, Any], checkpoint: Path, model_type: str) -> str:
+    """Return the README of an exported model.
+
+    Args:
+        record: The run's run.json.
+        checkpoint: What was exported.
+        model_type: The architecture's name in transformers.
+    """
+    metrics = "".join(f"| {name} | {value:.4f} |\n" for name, value in record["metrics"].items())
+    saved = ""
+    for content in record["ledgers"].values():
+        ledger = Ledger.from_dict(content)
+        for row in ledger.savings:
+            if row.saved is not None:
+                saved += f"| {row.quantity} | {100 * row.saved:.1f} % |\n"
+    table = f"\nSaved against the baseline:\n\n| | saved |\n|---|---|\n{saved}" if saved else ""
+    commit = (record["git"]["commit"] or "unknown")[:12]
+    dirty = ", with changes" if record["git"]["dirty"] else ""
+    return f"""---
+library_name: transformers
+tags: [{model_type}, frugal]
+---
+
+# {record["experiment"]}-{record["id"]}
+
+A {model_type} model, trained by the Frugal laboratory.
+
+| | |
+|---|---|
+| run | `{record["id"]}` |
+| experiment | `{record["experiment"]}` |
+| checkpoint | `{checkpoint.name}` |
+| seed | {record["seed"]} |
+| code | `{commit}`{dirty} |
+| config hash | `{record["config_hash"]}` |
+| torch, transformers | {record["versions"].get("torch")}, {record["versions"].get("transformers")} |
+{metrics}{table}
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")
+```
+"""
+
+
+def _series(rows: Sequence[Mapping[str, str]], name: str) -> list[tuple[int, float]]:
+    return [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]

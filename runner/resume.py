@@ -1,0 +1,354 @@
+"""Which run to go on with, from which checkpoint, and whether it is the same run at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import string
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from runner.validate import RUN_DIR, ConfigError, methods
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one run folder are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+
+# The variable that tells a process started by Lightning what its parent has decided.
+CHILD = "FRUGAL_START"
+
+# Settings of the data that change how fast it comes, not what comes.
+INDIFFERENT = ("cache_dir", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run lies and what it goes on from.
+
+    Args:
+        folder: The run folder.
+        run_id: The run's id.
+        checkpoint: The checkpoint to go on from; None: from the beginning.
+        words: What to tell the user about it, a line each.
+    """
+
+    folder: Path
+    run_id: str
+    checkpoint: Path | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the folder was there before."""
+        return self.checkpoint is not None
+
+
+def choose(settings: Mapping[str, Any]) -> Start:
+    """Decide where the run lies and what it goes on from; all processes of a run agree on it.
+
+    Args:
+        settings: The resolved config, with RUN_DIR for the run folder.
+
+    Raises:
+        ConfigError: The run that `resume` names cannot be gone on with.
+    """
+    if CHILD in os.environ:  # started by Lightning from a process that has decided
+        return _from_json(os.environ[CHILD])
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        return _agree(settings)
+    return _decide(settings)
+
+
+def config_hash(settings: Mapping[str, Any]) -> str:
+    """Return a hash of all that decides a result: where files go and who logs is left out."""
+    decisive = {key: value for key, value in settings.items() if key not in ("paths", "logger")}
+    text = json.dumps(decisive, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_run_dir(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the config with the run folder filled in, wherever it stands."""
+
+    def fill(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: fill(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [fill(value) for value in node]
+        return node.replace(RUN_DIR, str(folder)) if isinstance(node, str) else node
+
+    filled = fill(settings)
+    assert isinstance(filled, dict)
+    return filled
+
+
+def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a task that reads a checkpoint, completed from the checkpoint's run.
+
+    Args:
+        settings: The resolved config.
+
+    Raises:
+        ConfigError: Nothing says which model it is, or the command line says another one.
+    """
+    if settings["task"] == "train":
+        return settings
+    path = Path(settings["ckpt_path"])
+    folder = run_folder(path)
+    if folder is None:
+        if settings["module"] and settings["datamodule"] and settings["task"] != "export":
+            return settings
+        raise ConfigError(f"ckpt_path={path}: not in a run folder, so its model is unknown")
+    stored = stored_config(folder)
+    changes = difference({"module": stored["module"]}, {"module": settings["module"]})
+    if settings["module"] and changes:
+        lines = "\n".join(_listed(changes))
+        raise ConfigError(f"ckpt_path={path}: that run's model is another one\n{lines}")
+    chosen = {"module": stored["module"], "name": stored["name"]}
+    if not settings["datamodule"]:
+        chosen["datamodule"] = stored["datamodule"]
+    return {**settings, **chosen}
+
+
+def device_count(trainer: Mapping[str, Any]) -> int:
+    """Return how many processes a Trainer's settings ask for; 1 where only the machine knows."""
+    devices = trainer.get("devices", 1)
+    count = len(devices) if isinstance(devices, list) else devices
+    return max(1, count if isinstance(count, int) else 1) * int(trainer.get("num_nodes") or 1)
+
+
+def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
+    """Find the run that `resume` means.
+
+    Args:
+        settings: The resolved config of the new command.
+        experiment: The folder that holds this experiment's runs.
+
+    Returns:
+        The run to go on with, or a sentence that says why there is none (auto only).
+
+    Raises:
+        ConfigError: The run that was named cannot be gone on with.
+    """
+    if settings["resume"] != "auto":
+        return _named(settings, Path(settings["resume"]))
+    for folder in sorted(experiment.glob("*"), reverse=True):
+        if not (folder / RUN_FILE).exists() or not (folder / "config.yaml").exists():
+            continue
+        record, stored = _read(folder)
+        if record["status"] == "finished" or record["task"] != "train" or is_locked(folder):
+            continue
+        changes = difference(stored, settings)
+        if not stops(changes, stored, settings) and stored["seed"] == settings["seed"]:
+            checkpoint, words = newest_whole(folder)
+            if checkpoint is not None:
+                said = [f"Going on with {folder} from {checkpoint.name}.", *words]
+                return Start(folder, record["id"], checkpoint, (*said, *_listed(changes)))
+    return (
+        f"resume=auto: no unfinished run in {experiment} fits these settings. Starting a new one."
+    )
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint of a run that is not damaged, and a sentence for each that is."""
+    words = []
+    for path in sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True):
+        if is_whole(path):
+            return path, words
+        words.append(f"{path.name} is damaged; the checkpoint before it is used.")
+    return None, words
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint file can be read to its end and every checksum in it is right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
+
+
+def difference(
+    stored: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the keys whose values differ, with the stored and the new value.
+
+    Paths, loggers and what says how to start (resume, dry_run, task) are not compared.
+    """
+    skipped = ("paths", "logger", "resume", "ckpt_path", "dry_run", "task", "tags", "name")
+    before, after = (
+        dict(_flat({key: value for key, value in config.items() if key not in skipped}))
+        for config in (stored, settings)
+    )
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    # The checkpoints' own folder has the run's name in it.
+    keys = [key for key in keys if key != "callbacks.checkpoint.folder"]
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def stops(
+    changes: Mapping[str, Any], stored: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[str]:
+    """Return those of the changed keys that make it another run: the model's, data's, method's."""
+    names = {**methods(dict(stored)), **methods(dict(settings))}
+    roots = ["module", "datamodule", *(f"callbacks.{name}" for name in names)]
+    return [
+        key
+        for key in changes
+        if any(key == root or key.startswith((f"{root}.", f"{root}[")) for root in roots)
+        and key.rpartition(".")[2] not in INDIFFERENT
+    ]
+
+
+def lock(folder: Path) -> TextIO:
+    """Hold a run folder until the file that is returned is closed or the process ends.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+    if fcntl is not None:
+        try:
+            # Unlike flock, this lock is not inherited by the data loader's worker processes.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise ConfigError(f"{folder}: another process is at work in this run folder") from error
+    return file
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is at work in a run folder."""
+    try:
+        lock(folder).close()
+    except ConfigError:
+        return True
+    return False
+
+
+def run_folder(path: Path) -> Path | None:
+    """Return the run folder that a path is, or lies in; None if it is in none."""
+    for folder in (path, *path.resolve().parents):
+        if (folder / RUN_FILE).exists():
+            return folder
+    return None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the run.json of a run."""
+    content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """Return the resolved config of a run."""
+    loaded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def _decide(settings: Mapping[str, Any]) -> Start:
+    experiment = Path(settings["paths"]["output_dir"]) / settings["name"]
+    words: tuple[str, ...] = ()
+    if settings["resume"] != "never":
+        found = find(settings, experiment)
+        if isinstance(found, Start):
+            return found
+        words = (found,)
+    run_id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return Start(experiment / f"{time}-{run_id}", run_id, None, words)
+
+
+def _agree(settings: Mapping[str, Any]) -> Start:
+    """Let the first process decide and tell the others, through the store that torchrun keeps."""
+    from torch.distributed import PrefixStore, TCPStore
+
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise ConfigError("torchrun keeps no store for its processes: start it with --standalone")
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"frugal/{attempt}", TCPStore(address, port, is_master=False))
+    if os.environ["RANK"] == "0":
+        start = _decide(settings)
+        store.set("start", to_json(start))
+        return start
+    return _from_json(store.get("start").decode())
+
+
+def to_json(start: Start) -> str:
+    """Return a start as text, for the processes of the same run."""
+    return json.dumps({**asdict(start), "words": []}, default=str)
+
+
+def _from_json(text: str) -> Start:
+    content = json.loads(text)
+    checkpoint = content["checkpoint"]
+    return Start(
+        Path(content["folder"]), content["run_id"], None if checkpoint is None else Path(checkpoint)
+    )
+
+
+def _named(settings: Mapping[str, Any], path: Path) -> Start:
+    folder = run_folder(path)
+    if folder is None:
+        raise ConfigError(f"resume={path}: neither a run folder nor a checkpoint in one")
+    record, stored = _read(folder)
+    if is_locked(folder):
+        raise ConfigError(f"resume={path}: another process is at work in this run folder")
+    changes = difference(stored, settings)
+    if against := stops(changes, stored, settings):
+        lines = "\n".join(_listed({key: changes[key] for key in against}))
+        raise ConfigError(
+            f"resume={path}: the model, the data or the method differ from that run's, so it would "
+            f"be another run. Give the same settings, or start a new run: resume=never\n{lines}"
+        )
+    words: list[str] = []
+    checkpoint: Path | None = path
+    if path.is_dir():
+        checkpoint, words = newest_whole(folder)
+    elif not is_whole(path):
+        raise ConfigError(
+            f"resume={path}: the file is damaged. Take the run folder: resume={folder}"
+        )
+    if checkpoint is None:
+        raise ConfigError(f"resume={path}: no whole checkpoint in {folder}/checkpoints")
+    said = [f"Going on with {folder} from {checkpoint.name}.", *words]
+    return Start(folder, record["id"], checkpoint, (*said, *_listed(changes)))
+
+
+def retire_newer(folder: Path, checkpoint: Path) -> None:
+    """Rename checkpoints that are newer than the one gone on from: they are of another future."""
+    for path in (folder / "checkpoints").glob("step-*.ckpt"):
+        if checkpoint.name.startswith("step-") and path.name > checkpoint.name:
+            os.replace(path, path.with_name(f"{path.name}.unused"))
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return read_record(folder), stored_config(folder)
+
+
+def _listed(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"  {key}: {before} -> {after}" for key, (before, after) in changes.items()]
+
+
+def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list | tuple):
+        yield key, json.dumps(node, default=str)
+    else:
+        yield key, node

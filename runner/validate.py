@@ -1,0 +1,479 @@
+"""Refuses in words, and before anything heavy is imported, what cannot run.
+
+`python -m runner.validate --list` shows every experiment with its one line, `--all` composes and
+checks all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from runner import signatures
+from runner.signatures import nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+# What a `_target_` may begin with: a config file names classes to build, not any code to run.
+ALLOWED = (
+    "callbacks",
+    "datamodules",
+    "lightning_modules",
+    "pytorch_lightning",
+    "runner",
+    "torchmetrics",
+)
+
+# Keys of a node that are not arguments of its `_target_`.
+RUNNER_KEYS = {"trainer": ("checkpoint_every",)}
+
+# Stands for the run folder, whose name is not known yet.
+RUN_DIR = "<run folder>"
+
+
+class ConfigError(ValueError):
+    """What was asked for cannot run: which key, what is allowed, how to mend it."""
+
+
+class TopLevel(TypedDict):
+    """The keys of conf/config.yaml that are no groups."""
+
+    task: Literal["train", "validate", "test", "export"]
+    seed: int
+    name: str | None
+    tags: list[str]
+    dry_run: bool
+    resume: str
+    ckpt_path: str | None
+
+
+def guard(main: Callable[[], Any]) -> int:
+    """Call a Hydra main function; print what it refuses, without a traceback.
+
+    Args:
+        main: The function that `hydra.main` made.
+
+    Returns:
+        The exit code: 0, or 2 for a config that was refused. Other errors pass through.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
+    try:
+        main()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        refuse(error)
+        return 2
+    except Exception as error:
+        trace = error.__traceback__
+        while not full and trace and Path(trace.tb_frame.f_code.co_filename) != ROOT / "run.py":
+            trace = trace.tb_next
+        raise error.with_traceback(trace or error.__traceback__)  # without Hydra's twenty frames
+    return 0
+
+
+def refuse(error: Exception) -> None:
+    """Print why a config was refused."""
+    words = str(error) if isinstance(error, ConfigError) else explain(error, sys.argv[1:])
+    print(f"Refused, nothing was started.\n{words}", file=sys.stderr)
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """Check a composed config without importing what it names.
+
+    Args:
+        cfg: The composed config, unchanged by this.
+
+    Returns:
+        The resolved config as plain containers, with RUN_DIR's value where the run folder will stand.
+
+    Raises:
+        ConfigError: All that is wrong with it.
+    """
+    if cfg.get("paths") is None or cfg.paths.get("run_dir") is not None:
+        raise ConfigError("paths.run_dir is the runner's to fill in: set paths.output_dir instead.")
+    settings = resolve(cfg, RUN_DIR)
+    top = signatures.find("runner.validate.TopLevel")
+    assert top is not None
+    values = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    groups = ("module", "datamodule", "callbacks", "trainer", "logger", "paths", "debug")
+    values = {key: value for key, value in values.items() if key not in groups}
+    problems = [
+        problem.removeprefix(".") for problem in signatures.bind("", values, signatures.fields(top))
+    ]
+    _refuse(problems)
+    settings["name"] = _name(settings)
+    for key, node in targets(settings):
+        problems += bind(key, node)
+    _refuse(problems)
+    problems += _task(settings) + _strategy(settings) + _methods(settings)
+    _refuse(problems)
+    return settings
+
+
+def resolve(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
+    """Return the config as plain containers, which is all that a module ever sees.
+
+    Args:
+        cfg: The composed config, unchanged by this.
+        run_dir: The run folder.
+
+    Raises:
+        ConfigError: An interpolation leads nowhere, or a required value is missing.
+    """
+    copy = cfg.copy()
+    with open_dict(copy):
+        copy.paths.run_dir = run_dir
+    try:
+        plain = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        message = str(error.msg if hasattr(error, "msg") else error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {message}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every node that has a `_target_`, with its full key."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from targets(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from targets(value, f"{key}[{position}]")
+
+
+def bind(key: str, node: dict[str, Any]) -> list[str]:
+    """Return what is wrong with one node: its `_target_`, or an argument for it."""
+    target = node["_target_"]
+    if not isinstance(target, str) or target.split(".")[0] not in ALLOWED:
+        return [f"{key}._target_={target}: must begin with one of {', '.join(ALLOWED)}"]
+    accepted = signatures.signature(target)
+    if accepted is None:
+        return [
+            f"{key}._target_={target}: no such class or function. {_close_target(target)}".strip()
+        ]
+    skipped = ("_target_", *RUNNER_KEYS.get(key, ()))
+    arguments = {name: value for name, value in node.items() if name not in skipped}
+    if key == "trainer" and arguments.get("precision") == "auto":
+        del arguments["precision"]
+    return signatures.bind(key, arguments, accepted)
+
+
+def methods(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the callbacks that are methods: those that make the promises of one."""
+    found = {}
+    for name, node in (settings.get("callbacks") or {}).items():
+        if node and signatures.attribute(node["_target_"], "leaves_parameters_unused") is not None:
+            found[name] = node
+    return found
+
+
+def dimensions(architecture: dict[str, Any] | None) -> dict[str, int] | None:
+    """Return a model's layers, heads and widths by the defaults in its configuration's source.
+
+    Args:
+        architecture: `module.architecture`: `model_type` and what differs from its defaults.
+
+    Returns:
+        n_layers, n_heads, n_kv_heads and intermediate_size; None if the source does not tell.
+    """
+    if not architecture or not (found := _configuration(architecture)):
+        return None
+    aliases = signatures.attribute(found, "attribute_map") or {}
+    values = {**_field_defaults(found), **architecture}
+
+    def look(name: str) -> Any:
+        return architecture.get(name, values.get(aliases.get(name, name)))
+
+    width = look("intermediate_size") or look("n_inner") or 4 * (look("hidden_size") or 0)
+    heads = look("num_attention_heads")
+    sizes = {
+        "n_layers": look("num_hidden_layers"),
+        "n_heads": heads,
+        "n_kv_heads": look("num_key_value_heads") or heads,
+        "intermediate_size": width,
+    }
+    return sizes if all(isinstance(size, int) and size > 0 for size in sizes.values()) else None
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """Return what Hydra refused in words, with the nearest key or option.
+
+    Args:
+        error: What composing raised.
+        arguments: The command line.
+    """
+    message = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or _options(group))
+        listed = f" Options: {', '.join(options)}." if options else f" There is no group {group!r}."
+        close = nearest(option, options, f"{group}=")
+        return f"{group}={option}: no such option.{close if 'mean' in close else ''}{listed}"
+    match = re.search(r"Could not (?:override|append to config\.?|delete)[^']*'([^']+)'", message)
+    if not match:
+        cause = f"\n{error.__cause__}" if error.__cause__ else ""
+        return f"{message}{cause}"
+    key = match[1].split("@")[0]
+    return f"{key}: no such key.{_nearest_key(key, arguments)}"
+
+
+class ValidateSweep(Callback):
+    """Validates every job of a sweep before the first one starts."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compose and check the jobs that Hydra's basic sweeper will make of the command line.
+
+        Raises:
+            SystemExit: A job cannot run. (Hydra turns any other error of a callback into a warning.)
+        """
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+            return  # the values are not known in advance: each job is checked when it starts
+        loader = GlobalHydra.instance().config_loader()
+        given = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(
+            given + list(config.hydra.overrides.task)
+        )
+        cached = HydraConfig.instance().cfg
+        try:
+            for job in BasicSweeper.split_arguments(overrides, None)[0]:
+                composed = loader.load_sweep_config(config, list(job))
+                HydraConfig.instance().set_config(composed)
+                with open_dict(composed):
+                    del composed["hydra"]
+                try:
+                    check(composed)
+                except ConfigError as error:
+                    raise ConfigError(f"Job {' '.join(job)}:\n{error}") from error
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            refuse(error)
+            raise SystemExit(2) from error
+        finally:
+            HydraConfig.instance().cfg = cached
+
+
+def experiments() -> dict[str, str]:
+    """Return every experiment with the first comment line of its file."""
+    found = {}
+    for path in sorted((CONF / "experiment").rglob("*.yaml")):
+        comments = (line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#")
+        name = path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+        found[name] = next((line for line in comments if not line.startswith("@package")), "")
+    return found
+
+
+def main() -> int:
+    """List or check every experiment; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m runner.validate", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="show every experiment with its one line")
+    what.add_argument("--all", action="store_true", help="compose and check every experiment")
+    choice = parser.parse_args()
+    lines = experiments()
+    width = max(map(len, lines), default=0)
+    if choice.list:
+        print(*(f"{name:{width}}  {line}" for name, line in lines.items()), sep="\n")
+        return 0
+    failed = 0
+    for name in lines:
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = compose("config", [f"experiment={name}"], return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            check(cfg)
+            words = "ok"
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            words = str(error) if isinstance(error, ConfigError) else explain(error, [])
+            failed += 1
+        print(f"{name:{width}}  {words}")
+    return 2 if failed else 0
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _name(settings: dict[str, Any]) -> str:
+    chosen = (
+        HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+    )
+    name = str(settings["name"] or chosen or "custom").replace("/", "-")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ConfigError(f"name={name!r}: a folder's name, of letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _task(settings: dict[str, Any]) -> list[str]:
+    task, checkpoint = settings["task"], settings["ckpt_path"]
+    if task == "train" and checkpoint is not None:
+        return [
+            f"ckpt_path={checkpoint}: task=train does not read it. To go on with a run: resume=PATH"
+        ]
+    if task != "train" and checkpoint is None:
+        return [f"task={task} needs ckpt_path=PATH: a .ckpt file or a run folder"]
+    if task != "train" and not Path(checkpoint).exists():
+        return [f"ckpt_path={checkpoint}: no such file or folder"]
+    if settings["resume"] not in ("never", "auto") and not Path(settings["resume"]).exists():
+        return [
+            f"resume={settings['resume']}: must be never, auto, or a run folder or .ckpt that exists"
+        ]
+    if task == "train" and not (settings["module"] and settings["datamodule"]):
+        listed = "".join(f"\n  experiment={name:24} {line}" for name, line in experiments().items())
+        return [f"Nothing to train. Choose an experiment, or a module and a datamodule:{listed}"]
+    return []
+
+
+def _strategy(settings: dict[str, Any]) -> list[str]:
+    trainer = settings["trainer"]
+    strategy, devices = trainer.get("strategy", "auto"), trainer.get("devices", 1)
+    name, finds_unused = str(strategy), "find_unused_parameters_true" in str(strategy)
+    if isinstance(strategy, dict):
+        name = re.sub(r"Strategy$", "", strategy["_target_"].rsplit(".", 1)[-1]).lower()
+        finds_unused = bool(strategy.get("find_unused_parameters"))
+        name = f"{name}_{strategy.get('start_method', '')}".strip("_")
+    count = len(devices) if isinstance(devices, list) else devices
+    several = count not in (1, "1", "auto", "0") or trainer.get("num_nodes", 1) != 1
+    is_ddp = name.startswith("ddp") or (name == "auto" and several)
+    problems = []
+    for method in methods(settings):
+        key = f"callbacks.{method}"
+        unused = signatures.attribute(
+            settings["callbacks"][method]["_target_"], "leaves_parameters_unused"
+        )
+        if not unused:
+            continue
+        if is_ddp and not finds_unused:
+            problems.append(
+                f"trainer.strategy={name} with {key}: the method leaves parameters without a "
+                "gradient, for which this strategy waits for ever. Take trainer=ddp, that is "
+                f"trainer.strategy=ddp_find_unused_parameters_true, or leave the method out: {key}=null"
+            )
+        if re.match("fsdp|deepspeed|model_?parallel", name):
+            problems.append(
+                f"trainer.strategy={name} with {key}: the method takes rows out of whole weights, "
+                f"which this strategy splits over the devices. Take trainer=ddp, or {key}=null"
+            )
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    forks = any(word in name for word in ("spawn", "fork", "notebook"))
+    if in_sweep and is_ddp and several and not forks and "TORCHELASTIC_RUN_ID" not in os.environ:
+        problems.append(
+            f"trainer.strategy={name} in a multirun: each process it starts would start the whole "
+            "sweep again. Give each job a command of its own, torchrun --nproc-per-node=N run.py "
+            "..., or take trainer=ddp_spawn"
+        )
+    return problems
+
+
+def _methods(settings: dict[str, Any]) -> list[str]:
+    """Ask every method whether its settings can run on this model."""
+    problems = []
+    module = settings["module"] or {}
+    for name, node in methods(settings).items():
+        promise = signatures.attribute(node["_target_"], "check")
+        if promise is None:
+            continue
+        place, _, function = promise.partition(":")
+        given = {key: value for key, value in node.items() if key != "_target_"}
+        sizes = None if module.get("pretrained") else dimensions(module.get("architecture"))
+        try:
+            getattr(importlib.import_module(place), function)(given, sizes)
+        except ValueError as error:
+            problems.append(f"callbacks.{name}.{error}")
+    return problems
+
+
+def _configuration(architecture: dict[str, Any]) -> str | None:
+    """Return the dotted name of the transformers class for `model_type`, None if not found."""
+    kind = str(architecture.get("model_type", "")).replace("-", "_")
+    source = signatures.load(f"transformers.models.{kind}.configuration_{kind}") if kind else None
+    for name in source.names if source else ():
+        path = f"{source.module}.{name}" if source else ""
+        if signatures.attribute(path, "model_type") == architecture["model_type"]:
+            return path
+    return None
+
+
+def _field_defaults(target: str) -> dict[str, Any]:
+    found = signatures.find(target)
+    names = signatures.fields(found).parameters if found else {}
+    return {name: signatures.attribute(target, name) for name in names}
+
+
+def _close_target(target: str) -> str:
+    module, _, name = target.rpartition(".")
+    source = signatures.load(module)
+    return nearest(name, source.names, f"{module}.").strip() if source else ""
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _nearest_key(key: str, arguments: list[str]) -> str:
+    """Return a hint for a key that does not exist, from the config without it."""
+    name = key.rpartition(".")[2]
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    chosen = [a for a in arguments if a.split("=")[0] in groups and "," not in a]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            base = OmegaConf.to_container(compose("config", chosen), resolve=False)
+    except (HydraException, OmegaConfBaseException):
+        return ""
+    parent: Any = base
+    path = key.split(".")
+    for part in path[:-1]:
+        parent = parent.get(part) if isinstance(parent, dict) else None
+    if isinstance(parent, dict) and isinstance(parent.get("_target_"), str):
+        accepted = signatures.signature(parent["_target_"])
+        if accepted and name in accepted.parameters:
+            return f" It is an argument of {parent['_target_']}; to set it, write +{key}=..."
+    if isinstance(parent, dict):
+        known = [str(k) for k in parent if k != "_target_"] + (groups if len(path) == 1 else [])
+        prefix = key.removesuffix(name)
+        hint = nearest(name, known, prefix)
+        if "mean" in hint or len(path) > 1:
+            return hint
+    every = list(_flat(base))
+    tails = [k for k in every if k.rpartition(".")[2] == name]
+    return f" Did you mean {tails[0]}?" if tails else nearest(key, every)
+
+
+def _flat(node: Any, key: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            full = f"{key}.{name}" if key else str(name)
+            yield full
+            yield from _flat(value, full)
+
+
+if __name__ == "__main__":
+    # As the module that everything else imports: this file under its other name has other classes.
+    from runner import validate
+
+    sys.exit(validate.main())
