@@ -41,7 +41,13 @@ class Progress(ProgressBar):
         self.seconds_between_lines = seconds_between_lines
         self._enabled = True
         self._bar: RichProgress | None = None
-        self._reset(0)
+        self._step = 0
+        self._tokens = 0
+        self._seconds = 0.0  # of training since the last row, up to `_started`
+        self._started: float | None = None  # when the clock was started, None while it stands
+        self._rate: float | None = None
+        self._loss: float | None = None
+        self._last_line = float("-inf")
 
     def disable(self) -> None:
         """Show nothing: what Lightning asks of all processes but the first."""
@@ -53,7 +59,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
-        self._reset(trainer.global_step)
+        self._step, self._tokens, self._seconds, self._started = trainer.global_step, 0, 0.0, None
         if self._enabled and (console := Console()).is_terminal:
             self._bar = RichProgress(
                 TextColumn("train"),
@@ -91,11 +97,11 @@ class Progress(ProgressBar):
         if step == self._step:
             return
         self._step = step
-        due = step % trainer.log_every_n_steps == 0
+        due = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due and self._tokens:
             seconds = self._seconds + self._running()
             self._rate = self._tokens / seconds
-            self.log("perf/tokens_per_second", self._rate, batch_size=1)
+            pl_module.log("perf/tokens_per_second", self._rate, batch_size=1)
         if self._enabled:
             self._show(trainer, outputs, due or step == trainer.max_steps)
         if due:
@@ -121,15 +127,6 @@ class Progress(ProgressBar):
         """Close the bar, so that the terminal is whole when the error is printed."""
         self._close()
 
-    def _reset(self, step: int) -> None:
-        self._step = step
-        self._tokens = 0
-        self._seconds = 0.0
-        self._started: float | None = None
-        self._rate: float | None = None
-        self._loss: float | None = None
-        self._last_line = float("-inf")
-
     def _running(self) -> float:
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
@@ -147,7 +144,8 @@ class Progress(ProgressBar):
             self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         words = [f"loss {self._loss:.4f}"] if self._loss is not None else []
         words += [f"{self._rate:,.0f} tokens/s"] if self._rate is not None else []
-        words += [cb.stage for cb in trainer.callbacks if isinstance(cb, Staged) and cb.stage]
+        staged = [cb for cb in trainer.callbacks if isinstance(cb, Staged)]  # type: ignore[attr-defined]
+        words += [callback.stage for callback in staged if callback.stage]
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._step, words=", ".join(words))
         elif due and (

@@ -16,8 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import rank_zero_only
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
@@ -116,7 +117,7 @@ class _Run:
         self.settings = resume.with_run_dir(settings, start.folder)
         self.start = start
         self.task: str = settings["task"]
-        self.first = pl.utilities.rank_zero_only.rank == 0
+        self.first = getattr(rank_zero_only, "rank", 0) == 0
         self.console = Console(quiet=not self.first)
         pl.seed_everything(settings["seed"], workers=True, verbose=False)
         self.datamodule = build("datamodule", self.settings["datamodule"])
@@ -202,7 +203,7 @@ class _Run:
         return metrics
 
     def _fetch_states(self, saving: list[Checkpointing]) -> None:
-        """Take over what the spawned processes' callbacks know: it stays in their last checkpoint."""
+        """Take over what the spawned processes' callbacks know, from their last checkpoint."""
         for path in [cb.last for cb in saving if cb.last is not None]:
             states = torch.load(path, weights_only=True)["callbacks"]
             for callback in self.callbacks:

@@ -1,4 +1,4 @@
-"""What a run shows: the plan before it, tables and plots after it, the card of an exported model."""
+"""What a run shows: memory before it, tables and plots after it, an exported model's card."""
 
 from __future__ import annotations
 
@@ -158,7 +158,8 @@ A {model_type} model, trained by the Frugal laboratory.
 | seed | {record["seed"]} |
 | code | `{commit}`{dirty} |
 | config hash | `{record["config_hash"]}` |
-| torch, transformers | {record["versions"].get("torch")}, {record["versions"].get("transformers")} |
+| torch | {record["versions"].get("torch")} |
+| transformers | {record["versions"].get("transformers")} |
 {metrics}{table}
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
+from omegaconf import OmegaConf
 
 from runner.validate import RUN_DIR, ConfigError, methods
 
@@ -161,8 +161,8 @@ def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint of a run that is not damaged, and a sentence for each that is."""
-    words = []
+    """Return a run's newest whole checkpoint, and a sentence for each newer one that is not."""
+    words: list[str] = []
     for path in sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True):
         if is_whole(path):
             return path, words
@@ -254,9 +254,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def stored_config(folder: Path) -> dict[str, Any]:
     """Return the resolved config of a run."""
-    loaded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    loaded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(loaded, dict)
-    return loaded
+    return {str(key): value for key, value in loaded.items()}
 
 
 def _decide(settings: Mapping[str, Any]) -> Start:
@@ -274,7 +274,7 @@ def _decide(settings: Mapping[str, Any]) -> Start:
 
 def _agree(settings: Mapping[str, Any]) -> Start:
     """Let the first process decide and tell the others, through the store that torchrun keeps."""
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise ConfigError("torchrun keeps no store for its processes: start it with --standalone")

@@ -107,7 +107,7 @@ def signature(target: str) -> Signature | None:
 
 
 def attribute(target: str, name: str) -> Any:
-    """Return a class attribute that is written as a literal, in the class or its bases; else None."""
+    """Return a class attribute written as a literal, in the class or its bases; else None."""
     found = find(target)
     for definition in _ancestry(found) if found else ():
         for statement in getattr(definition.node, "body", ()):
@@ -381,9 +381,8 @@ def _check(key: str, value: Any, annotation: ast.expr, source: Source) -> list[s
         return _check(key, value, alias, found_node.source) if isinstance(alias, ast.expr) else []
     if any(ast.unparse(base).split(".")[-1] == "TypedDict" for base in _all_bases(found_node)):
         if not isinstance(value, dict):
-            return [
-                f"{key}={value!r} must be a group of keys: {', '.join(fields(found_node).parameters)}"
-            ]
+            keys = ", ".join(fields(found_node).parameters)
+            return [f"{key}={value!r} must be a group of keys: {keys}"]
         return bind(key, value, fields(found_node))
     return []
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
 # What a `_target_` may begin with: a config file names classes to build, not any code to run.
-ALLOWED = (
+ALLOWED: tuple[str, ...] = (
     "callbacks",
     "datamodules",
     "lightning_modules",
@@ -82,10 +82,12 @@ def guard(main: Callable[[], Any]) -> int:
         refuse(error)
         return 2
     except Exception as error:
+        # Hydra's twenty frames above ours say nothing about what went wrong.
         trace = error.__traceback__
         while not full and trace and Path(trace.tb_frame.f_code.co_filename) != ROOT / "run.py":
             trace = trace.tb_next
-        raise error.with_traceback(trace or error.__traceback__)  # without Hydra's twenty frames
+        error.__traceback__ = trace or error.__traceback__
+        raise
     return 0
 
 
@@ -102,7 +104,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         cfg: The composed config, unchanged by this.
 
     Returns:
-        The resolved config as plain containers, with RUN_DIR's value where the run folder will stand.
+        The resolved config as plain containers, with RUN_DIR where the run folder will stand.
 
     Raises:
         ConfigError: All that is wrong with it.
@@ -245,7 +247,7 @@ class ValidateSweep(Callback):
         """Compose and check the jobs that Hydra's basic sweeper will make of the command line.
 
         Raises:
-            SystemExit: A job cannot run. (Hydra turns any other error of a callback into a warning.)
+            SystemExit: A job cannot run. (Hydra turns other errors of a callback into warnings.)
         """
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -340,9 +342,8 @@ def _task(settings: dict[str, Any]) -> list[str]:
     if task != "train" and not Path(checkpoint).exists():
         return [f"ckpt_path={checkpoint}: no such file or folder"]
     if settings["resume"] not in ("never", "auto") and not Path(settings["resume"]).exists():
-        return [
-            f"resume={settings['resume']}: must be never, auto, or a run folder or .ckpt that exists"
-        ]
+        given = settings["resume"]
+        return [f"resume={given}: must be never, auto, or a run folder or .ckpt that exists"]
     if task == "train" and not (settings["module"] and settings["datamodule"]):
         listed = "".join(f"\n  experiment={name:24} {line}" for name, line in experiments().items())
         return [f"Nothing to train. Choose an experiment, or a module and a datamodule:{listed}"]
@@ -371,8 +372,8 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
         if is_ddp and not finds_unused:
             problems.append(
                 f"trainer.strategy={name} with {key}: the method leaves parameters without a "
-                "gradient, for which this strategy waits for ever. Take trainer=ddp, that is "
-                f"trainer.strategy=ddp_find_unused_parameters_true, or leave the method out: {key}=null"
+                "gradient, for which this strategy waits for ever. Take trainer=ddp (strategy "
+                f"ddp_find_unused_parameters_true), or leave the method out: {key}=null"
             )
         if re.match("fsdp|deepspeed|model_?parallel", name):
             problems.append(

@@ -52,7 +52,7 @@ class TinyModule(pl.LightningModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.log("test/loss", self._loss(batch))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99**step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -127,7 +127,7 @@ class Method(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         self.steps += 1
-        self.log("method/rate", self.rate)
+        pl_module.log("method/rate", self.rate)
 
     def curves(self) -> tuple[str, ...]:
         return ("method/rate",)
