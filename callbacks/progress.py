@@ -145,7 +145,7 @@ class Progress(ProgressBar):
         words = [f"loss {self._loss:.4f}"] if self._loss is not None else []
         words += [f"{self._rate:,.0f} tokens/s"] if self._rate is not None else []
         staged = [cb for cb in trainer.callbacks if isinstance(cb, Staged)]  # type: ignore[attr-defined]
-        words += [callback.stage for callback in staged if callback.stage]
+        words += [f"stage {callback.stage}" for callback in staged if callback.stage]
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._step, words=", ".join(words))
         elif due and (

@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities import rank_zero_only
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from rich.console import Console
 from rich.table import Table
@@ -42,8 +43,8 @@ class HasLedger(Protocol):
 class HasPlan(Protocol):
     """A callback or module that can say before a run what it will cost."""
 
-    def plan(self, module: pl.LightningModule, tokens_per_step: int, max_steps: int) -> Table:
-        """Return the cost by stage."""
+    def plan(self, module: Any, batch_shape: tuple[int, int], max_steps: int) -> Table:
+        """Return the cost by stage; the shape is sequences and tokens of one in a step."""
 
 
 @runtime_checkable
@@ -77,12 +78,13 @@ def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, floa
     return _Run(settings, start).live()
 
 
-def build(key: str, node: Any) -> Any:
+def build(key: str, node: Any, **further: Any) -> Any:
     """Build what a node's `_target_` names, inner nodes first: the one place where it happens.
 
     Args:
         key: The node's config key, for errors.
         node: Plain containers, checked by runner.validate.
+        further: Arguments that no config can hold, handed on as they are.
 
     Raises:
         ConfigError: The target refuses its arguments.
@@ -99,7 +101,7 @@ def build(key: str, node: Any) -> Any:
     for extra in RUNNER_KEYS.get(key, ()):
         arguments.pop(extra, None)
     try:
-        return target(**arguments)
+        return target(**arguments, **further)
     except (ValueError, MisconfigurationException) as error:
         raise ConfigError(f"{key}: {error}") from error
 
@@ -156,6 +158,7 @@ class _Run:
             raise
         except BaseException as error:
             self._note("failed", f"{type(error).__name__}: {error}")
+            self.console.print(f"Failed: {type(error).__name__}: {error}", markup=False)
             if self.record is not None:
                 (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
             raise
@@ -251,9 +254,12 @@ class _Run:
         for name, node in (self.settings["logger"] or {}).items():
             if node is None:
                 continue
+            further = self._wandb(node) if name == "wandb" else {}
+            kept = {key: value for key, value in node.items() if key not in further}
+            found.append(build(f"logger.{name}", kept, **further))
             if name == "wandb":
-                node = self._wandb(node)
-            found.append(build(f"logger.{name}", node))
+                # pytorch-lightning 2.6.6 hands on an argument that wandb 0.31 warns about.
+                found[-1]._wandb_init.pop("anonymous", None)
         return found
 
     def _wandb(self, node: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +268,6 @@ class _Run:
             os.environ.setdefault("WANDB_SILENT", "true")
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         return {
-            **node,
             "id": self.start.run_id,
             "name": node.get("name") or self.start.folder.name,
             "group": self.settings["name"],
@@ -274,14 +279,18 @@ class _Run:
         node = {**self.settings["trainer"]}
         if node.get("precision") == "auto":
             node["precision"] = _best_precision(str(node.get("accelerator", "auto")))
-        node["plugins"] = [AtomicCheckpointIO()]
-        node["callbacks"] = self.callbacks
-        node["logger"] = self.loggers or False
-        has = [isinstance(cb, pl.callbacks.Checkpoint) for cb in self.callbacks]
-        bars = [isinstance(cb, pl.callbacks.ProgressBar) for cb in self.callbacks]
-        node |= {"enable_checkpointing": any(has), "enable_progress_bar": any(bars)}
-        node |= {"enable_model_summary": False, "default_root_dir": str(self.start.folder)}
-        trainer = build("trainer", node)
+        trainer = build(
+            "trainer",
+            node,
+            callbacks=self.callbacks,
+            logger=self.loggers or False,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=str(self.start.folder),
+            enable_model_summary=False,
+            # Without this Lightning adds a callback of its own where the config leaves ours out.
+            enable_checkpointing=any(isinstance(cb, Checkpoint) for cb in self.callbacks),
+            enable_progress_bar=any(isinstance(cb, ProgressBar) for cb in self.callbacks),
+        )
         assert isinstance(trainer, pl.Trainer)
         return trainer
 
@@ -315,8 +324,9 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     parameters = sum(p.numel() for p in module.parameters())
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     trainer, data = settings["trainer"], settings["datamodule"]
-    tokens = data.get("batch_size", 1) * data.get("context_length", 1)
-    tokens *= trainer.get("accumulate_grad_batches", 1) * resume.device_count(trainer)
+    sequences = data.get("batch_size", 1) * trainer.get("accumulate_grad_batches", 1)
+    shape = (sequences * resume.device_count(trainer), data.get("context_length", 1))
+    tokens = shape[0] * shape[1]
     table = Table(title=f"{settings['name']}, dry run", title_justify="left", show_header=False)
     table.add_row("parameters", f"{parameters:,}")
     table.add_row("of these trained", f"{trainable:,}")
@@ -331,7 +341,7 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     for name, node in (settings["callbacks"] or {}).items():
         callback = build(f"callbacks.{name}", node)
         if isinstance(callback, HasPlan):
-            console.print(callback.plan(module, tokens, trainer["max_steps"]))
+            console.print(callback.plan(module, shape, trainer["max_steps"]))
     console.print("Dry run: nothing was trained and nothing was written.")
     return {"parameters": float(parameters), "tokens_per_step": float(tokens)}
 

@@ -100,6 +100,12 @@ def exists(module: str) -> bool:
     return _locate(module) is not None
 
 
+def submodules(package: str) -> list[str]:
+    """Return the names of what lies in a package, without importing it."""
+    path = _locate(package)
+    return sorted(p.stem for p in path.parent.iterdir() if p.stem[0] != "_") if path else []
+
+
 def signature(target: str) -> Signature | None:
     """Return what a class or function accepts, None if its source cannot tell."""
     found = find(target)

@@ -12,13 +12,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -51,6 +53,18 @@ class ConfigError(ValueError):
     """What was asked for cannot run: which key, what is allowed, how to mend it."""
 
 
+class RefusedSweep(SystemExit):
+    """A job of a sweep cannot run. Hydra turns a callback's other errors into warnings.
+
+    Args:
+        error: Why.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(2)
+        self.error = error
+
+
 class TopLevel(TypedDict):
     """The keys of conf/config.yaml that are no groups."""
 
@@ -80,6 +94,9 @@ def guard(main: Callable[[], Any]) -> int:
         if full:
             raise
         refuse(error)
+        return 2
+    except RefusedSweep as stop:
+        refuse(stop.error)
         return 2
     except Exception as error:
         # Hydra's twenty frames above ours say nothing about what went wrong.
@@ -125,8 +142,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     for key, node in targets(settings):
         problems += bind(key, node)
     _refuse(problems)
-    problems += _task(settings) + _strategy(settings) + _methods(settings)
+    problems += _task(settings) + _strategy(settings) + _architecture(settings)
     _refuse(problems)
+    _refuse(_methods(settings))
     return settings
 
 
@@ -232,12 +250,14 @@ def explain(error: Exception, arguments: list[str]) -> str:
         listed = f" Options: {', '.join(options)}." if options else f" There is no group {group!r}."
         close = nearest(option, options, f"{group}=")
         return f"{group}={option}: no such option.{close if 'mean' in close else ''}{listed}"
-    match = re.search(r"Could not (?:override|append to config\.?|delete)[^']*'([^']+)'", message)
-    if not match:
-        cause = f"\n{error.__cause__}" if error.__cause__ else ""
-        return f"{message}{cause}"
-    key = match[1].split("@")[0]
-    return f"{key}: no such key.{_nearest_key(key, arguments)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not of the form key=value. {message}"
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", message):
+        return f"{match[1]}: is there already. To change it, leave out the +: {match[1]}=..."
+    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
+        key = match[1].split("@")[0]
+        return f"{key}: no such key.{_nearest_key(key, arguments)}"
+    return f"{message}\n{error.__cause__}" if error.__cause__ else message
 
 
 class ValidateSweep(Callback):
@@ -247,7 +267,7 @@ class ValidateSweep(Callback):
         """Compose and check the jobs that Hydra's basic sweeper will make of the command line.
 
         Raises:
-            SystemExit: A job cannot run. (Hydra turns other errors of a callback into warnings.)
+            RefusedSweep: A job cannot run.
         """
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -271,8 +291,7 @@ class ValidateSweep(Callback):
                 except ConfigError as error:
                     raise ConfigError(f"Job {' '.join(job)}:\n{error}") from error
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            refuse(error)
-            raise SystemExit(2) from error
+            raise RefusedSweep(error) from error
         finally:
             HydraConfig.instance().cfg = cached
 
@@ -409,6 +428,27 @@ def _methods(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _architecture(settings: dict[str, Any]) -> list[str]:
+    """Check `module.architecture`, which transformers would take with any key in it."""
+    architecture = (settings["module"] or {}).get("architecture")
+    if not isinstance(architecture, dict) or "model_type" not in architecture:
+        return []
+    found = _configuration(architecture)
+    definition = signatures.find(found) if found else None
+    if found is None or definition is None:
+        kinds = signatures.submodules("transformers.models")
+        hint = nearest(str(architecture["model_type"]), kinds)
+        known = hint if "mean" in hint else " transformers has no such model."
+        return [f"module.architecture.model_type={architecture['model_type']}:{known}"]
+    accepted = signatures.fields(definition)
+    aliases = signatures.attribute(found, "attribute_map") or {}
+    names = {**accepted.parameters}
+    names |= {alias: names[name] for alias, name in aliases.items() if name in names}
+    given = {key: value for key, value in architecture.items() if key != "model_type"}
+    optional = {key: replace(parameter, required=False) for key, parameter in names.items()}
+    return signatures.bind("module.architecture", given, signatures.Signature(optional, False))
+
+
 def _configuration(architecture: dict[str, Any]) -> str | None:
     """Return the dotted name of the transformers class for `model_type`, None if not found."""
     kind = str(architecture.get("model_type", "")).replace("-", "_")
@@ -440,7 +480,10 @@ def _nearest_key(key: str, arguments: list[str]) -> str:
     """Return a hint for a key that does not exist, from the config without it."""
     name = key.rpartition(".")[2]
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    chosen = [a for a in arguments if a.split("=")[0] in groups and "," not in a]
+    given, _ = get_args_parser().parse_known_args(arguments)
+    chosen = [o for o in given.overrides if o.split("=")[0] in groups and "," not in o]
+    if given.config_dir:
+        chosen.append(f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]")
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             base = OmegaConf.to_container(compose("config", chosen), resolve=False)
