@@ -106,7 +106,7 @@ class EvolvingSubnetworkTraining(Callback):
         """Find the model's parts; nothing is drawn yet."""
         module = cast(Any, pl_module)
         self._sliced = SlicedModel(module.model)
-        self._frozen = FreezeUnsampled(self._sliced)
+        self._frozen: list[FreezeUnsampled] = []
         self._max_steps = int(trainer.estimated_stepping_batches)
         self._meter = StepMeter(
             module.hf_config,
@@ -120,8 +120,7 @@ class EvolvingSubnetworkTraining(Callback):
         """Have the optimizer spare inactive rows, if it should."""
         self._step = -1
         if self.freeze_unsampled:
-            for optimizer in trainer.optimizers:
-                self._frozen.register(optimizer)
+            self._frozen = [FreezeUnsampled(self._sliced, o) for o in trainer.optimizers]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -147,8 +146,8 @@ class EvolvingSubnetworkTraining(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Write the gradients into the model's parameters, before they are clipped."""
-        if self.freeze_unsampled:
-            self._frozen.remember()
+        for frozen in self._frozen:
+            frozen.save()
         self._sliced.write_gradients(average_over_ranks=trainer.world_size > 1)
 
     def on_train_batch_end(

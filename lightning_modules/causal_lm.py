@@ -187,7 +187,9 @@ class CausalLM(pl.LightningModule):
         self.log(f"{split}/loss", metric, on_epoch=True, prog_bar=True)
 
     def _log_perplexity(self, split: str) -> None:
-        self.log(f"{split}/perplexity", cast(MeanMetric, self.losses[split]).compute().exp())
+        # The metric has summed over the ranks; `sync_dist` averages equal values.
+        perplexity = cast(MeanMetric, self.losses[split]).compute().exp()
+        self.log(f"{split}/perplexity", perplexity, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with decay groups, and the learning rate by step."""

@@ -1,12 +1,18 @@
 """Counting the floating-point operations of a training step: what was executed, not what was meant."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import (
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+from torch.utils.module_tracker import ModuleTracker
 from transformers import PretrainedConfig
 
 from subnetworks.anatomy import architecture_of
@@ -37,54 +43,54 @@ class StepFlops:
         return StepFlops(self.blocks, self.total + ADAMW_FLOPS_PER_PARAMETER * n_parameters)
 
 
+# torch 2.13 has formulas for the fused attention of CUDA but not for that of the CPU.
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
 def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop(query, key, value)
+    return sdpa_flop_count(query, key, value)
 
 
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
 def _cpu_attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop(grad, query, key, value)
+    return sdpa_backward_flop_count(grad, query, key, value)
 
 
-# torch 2.13 knows the fused attention of CUDA but not that of the CPU, and would count it as zero.
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
-}
+class FlopCount(TorchDispatchMode):
+    """Counts the FLOPs of matrix products and attention that run inside it, with torch's formulas.
 
-
-class FlopCount:
-    """What a `counted_flops` block has executed so far."""
-
-    def __init__(self, mode: FlopCounterMode, layers: str) -> None:
-        self._mode = mode
-        self._layers = layers
-
-    @property
-    def flops(self) -> StepFlops:
-        """FLOPs by now, without the optimizer's."""
-        counts = self._mode.get_flop_counts()
-        blocks = 0
-        for name, operations in counts.items():
-            head, _, index = name.rpartition(".")
-            if index.isdigit() and f".{head}".endswith(f".{self._layers}"):
-                blocks += sum(operations.values())
-        return StepFlops(float(blocks), float(self._mode.get_total_flops()))
-
-
-@contextmanager
-def counted_flops(config: PretrainedConfig) -> Iterator[FlopCount]:
-    """Count the matrix-product and attention FLOPs executed inside the block, backward included.
+    Unlike torch's `FlopCounterMode` it executes every operation as it is: that one decomposes some
+    (the backward pass of SiLU, say), and a counted step would differ from others in its last bits.
 
     Args:
         config: Config of the model that runs, which tells where its blocks are.
-
-    Yields:
-        The count.
     """
-    layers = architecture_of(config).layers
-    mode = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
-    with mode:
-        yield FlopCount(mode, layers)
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__()
+        self._block = re.compile(rf"(.*\.)?{re.escape(architecture_of(config).layers)}\.\d+")
+        self._modules = ModuleTracker()
+        self.flops = StepFlops()
+        """FLOPs by now, without the optimizer's."""
+
+    def __enter__(self) -> Self:
+        self._modules.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._modules.__exit__(*exception)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            flops = float(formula(*args, **kwargs, out_val=output))
+            in_block = any(self._block.fullmatch(name) for name in self._modules.parents)
+            self.flops += StepFlops(flops * in_block, flops)
+        return output
 
 
 def planned_flops(

@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig
 
 from subnetworks.anatomy import dimensions_of
-from subnetworks.flops import FlopCount, StepFlops, counted_flops, planned_flops
+from subnetworks.flops import FlopCount, StepFlops, planned_flops
 from subnetworks.spec import SubnetworkSpec
 
 SECONDS_KEPT = 1000
@@ -63,7 +63,7 @@ class StepMeter:
         # The counter sees operations as they are dispatched: a compiled block would hide its own.
         stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         stack.enter_context(stance)
-        self._running = (stack, stack.enter_context(counted_flops(self._config)), kind)
+        self._running = (stack, stack.enter_context(FlopCount(self._config)), kind)
         return True
 
     def end_backward(self) -> None:

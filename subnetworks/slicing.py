@@ -275,33 +275,25 @@ class FreezeUnsampled:
 
     Args:
         sliced: The model; its gathered sub-network tells what is inactive.
+        optimizer: Holds the model's parameters.
     """
 
-    def __init__(self, sliced: SlicedModel) -> None:
-        self._sliced = sliced
+    def __init__(self, sliced: SlicedModel, optimizer: Optimizer) -> None:
+        self._sliced, self._optimizer = sliced, optimizer
         self._kept: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
-        self._rows: list[tuple[nn.Parameter, int, torch.Tensor]] = []
-
-    def remember(self) -> None:
-        """Note which rows are inactive; call it before `write_gradients`."""
-        self._rows = list(self._sliced.unsampled())
-
-    def register(self, optimizer: Optimizer) -> None:
-        """Put the rows aside before each step of the optimizer and back after it."""
-        optimizer.register_step_pre_hook(lambda opt, *_: self._save(opt))
         optimizer.register_step_post_hook(lambda *_: self._restore())
 
     @torch.no_grad()
-    def _save(self, optimizer: Optimizer) -> None:
-        for parameter, axis, rows in self._rows:
-            states = [parameter] + [
+    def save(self) -> None:
+        """Put the inactive rows aside until the next step is done; before `write_gradients`."""
+        for parameter, axis, rows in self._sliced.unsampled():
+            states = [
                 value
-                for value in optimizer.state.get(parameter, {}).values()
+                for value in self._optimizer.state.get(parameter, {}).values()
                 if torch.is_tensor(value) and value.shape == parameter.shape
             ]
-            for tensor in states:
+            for tensor in (parameter, *states):
                 self._kept.append((tensor, axis, rows, tensor.index_select(axis, rows)))
-        self._rows = []
 
     @torch.no_grad()
     def _restore(self) -> None:

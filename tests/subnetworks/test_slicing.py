@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from subnetworks.flops import _CPU_ATTENTION, counted_flops, planned_flops
+from subnetworks.flops import FlopCount, planned_flops
 from subnetworks.anatomy import Anatomy, architecture_of, dimensions_of
 from subnetworks.schedule import Rates
 from subnetworks.slicing import FreezeUnsampled, SlicedModel, activate
@@ -51,11 +51,11 @@ def assert_same_gradients(model: torch.nn.Module, expected: dict[str, Tensor | N
 def test_equals_the_small_model_built_alone(name: str, variant: str) -> None:
     model, ids, spec = build(name), batch(), draw(name, variant)
     small = SmallModel(model, spec)
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as expected_flops:
+    with FlopCounterMode(display=False) as expected_flops:
         expected = small(ids)
         cross_entropy(expected, ids).backward()
 
-    with activate(model, spec), counted_flops(model.config) as count:
+    with activate(model, spec), FlopCount(model.config) as count:
         output = model(input_ids=ids, labels=ids, use_cache=False)
         output.loss.backward()
 
@@ -201,14 +201,13 @@ def test_inactive_rows_under_adamw(freeze: bool) -> None:
     moments = {n: optimizer.state[p]["exp_avg"].clone() for n, p in model.named_parameters()}
     spec = draw("llama", "all three")
     sliced = SlicedModel(model)
-    frozen = FreezeUnsampled(sliced)
-    if freeze:
-        frozen.register(optimizer)
+    frozen = FreezeUnsampled(sliced, optimizer)
     sliced.gather(spec)
     sliced.attach()
     model(input_ids=ids, labels=ids).loss.backward()
     sliced.detach()
-    frozen.remember()
+    if freeze:
+        frozen.save()
     sliced.write_gradients()
     optimizer.step()
 

@@ -1,0 +1,98 @@
+"""The one table from which every training method gets the same tests (tests/test_methods.py)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback
+
+from callbacks.est import EvolvingSubnetworkTraining
+from datamodules.language_modeling import LanguageModelingDataModule
+from lightning_modules.causal_lm import CausalLM
+
+MAX_STEPS = 12
+_GPT2 = {
+    "model_type": "gpt2",
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 16,
+    "n_positions": 16,
+    "vocab_size": 300,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "max_position_embeddings": 16,
+    "vocab_size": 300,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+# Stages of 3, 4 and 5 steps; a dropout of 0.1 (GPT-2's default) makes the global RNG matter.
+_STAGES = [
+    {"until": 0.25, "sample": ["layers", "heads", "neurons"]},
+    {"until": 0.6, "sample": ["heads", "neurons"]},
+    {"until": 1.0},
+]
+
+
+def _est(**options: Any) -> Callback:
+    rates = {"layers": 0.5, "heads": 0.5, "neurons": 0.5}
+    return EvolvingSubnetworkTraining(rates=rates, stages=_STAGES, seed=5, **options)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method on a model that is tiny enough to be tested in seconds.
+
+    Args:
+        architecture: Of the model.
+        method: Makes the method's callback.
+        quiet_after: The first step from which the method has nothing left to do.
+        module_options: Further arguments of the LightningModule.
+    """
+
+    architecture: dict[str, Any]
+    method: Callable[[], Callback]
+    quiet_after: int = 7
+    module_options: tuple[tuple[str, Any], ...] = ()
+
+    def module(self) -> CausalLM:
+        """A fresh LightningModule."""
+        return CausalLM(
+            architecture=self.architecture, optimizer={"lr": 3e-3}, **dict(self.module_options)
+        )
+
+    def datamodule(self, text: Path, cache: Path, batch_size: int = 4) -> LanguageModelingDataModule:
+        """A fresh data module on a text file."""
+        return LanguageModelingDataModule(
+            source="text",
+            files=str(text),
+            val_fraction=0.2,
+            vocab_size=300,
+            context_length=16,
+            batch_size=batch_size,
+            seed=1,
+            cache_dir=str(cache),
+        )
+
+
+SETTINGS: dict[str, Setting] = {
+    "est gpt2": Setting(_GPT2, _est),
+    "est gpt2 frozen, rescaled": Setting(
+        _GPT2, lambda: _est(freeze_unsampled=True, layer_rescale="inverse", exempt_layers=[0])
+    ),
+    "est gpt2 checkpointed": Setting(
+        _GPT2, _est, module_options=(("gradient_checkpointing", True),)
+    ),
+    "est llama": Setting(_LLAMA, _est),
+    "est llama within groups, shared": Setting(
+        _LLAMA, lambda: _est(grouped_queries="within_groups", shared_indices=True)
+    ),
+}

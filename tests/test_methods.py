@@ -1,0 +1,229 @@
+"""What every method owes: it trains, accumulates, resumes bit for bit, and is off when it must be."""
+
+import copy
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from callbacks.rng_state import RngState
+from lightning_modules.causal_lm import CausalLM
+from tests.settings import MAX_STEPS, SETTINGS, Setting
+
+pytestmark = [
+    pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys()),
+    # Here a resumed training saves to a folder of its own, so that both can be compared.
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
+
+Fit = Callable[..., tuple[CausalLM, pl.Trainer]]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English of about 50 kB, from the standard library."""
+    import pydoc_data.topics
+
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\n".join(pydoc_data.topics.topics.values())[:50_000])
+    return path
+
+
+class StopAt(Callback):
+    """Fails inside a step, after the sub-network has been attached."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.folder = Path()
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.folder = Path(str(trainer.checkpoint_callback.dirpath))
+            raise RuntimeError("pulled the plug")
+
+
+@pytest.fixture
+def fit(text: Path, cache_dir: Path, tmp_path: Path) -> Iterator[Fit]:
+    """Trains with a method; every training leaves its checkpoints in a folder of its own."""
+    numbers = count()
+
+    def run(
+        setting: Setting,
+        method: bool = True,
+        extra: tuple[Callback, ...] = (),
+        resume: Path | None = None,
+        batch_size: int = 4,
+        max_steps: int = MAX_STEPS,
+        **options: Any,
+    ) -> tuple[CausalLM, pl.Trainer]:
+        pl.seed_everything(3, workers=True, verbose=False)
+        module = setting.module()
+        folder = tmp_path / f"run {next(numbers)}"
+        saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        callbacks = [RngState(seed=3), *([setting.method()] if method else []), saving, *extra]
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_steps=max_steps,
+            val_check_interval=5,
+            check_val_every_n_epoch=None,
+            limit_val_batches=2,
+            gradient_clip_val=1.0,
+            log_every_n_steps=1,
+            callbacks=callbacks,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            **options,
+        )
+        data = setting.datamodule(text, cache_dir, batch_size)
+        trainer.fit(module, data, ckpt_path=None if resume is None else str(resume))
+        return module, trainer
+
+    yield run
+
+
+def assert_equal(left: Any, right: Any, where: str = "") -> None:
+    """Bit-equality of nested containers of tensors; times of the clock are left out."""
+    assert type(left) is type(right), where
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            if key != "seconds":
+                assert_equal(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for index, pair in enumerate(zip(left, right, strict=True)):
+            assert_equal(*pair, f"{where}[{index}]")
+    elif isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    else:
+        assert left == right, where
+
+
+def test_trains(setting: Setting, fit: Fit) -> None:
+    """The validation loss falls, and the ledger has an entry for every step."""
+    module, trainer = fit(setting, max_steps=60)
+    method = next(c for c in trainer.callbacks if hasattr(c, "ledger"))
+    first = torch.load(_checkpoint(trainer, 1), weights_only=True)
+    fresh = setting.module()
+    fresh.on_load_checkpoint({})
+    fresh.load_state_dict(first["state_dict"])
+    before = trainer.validate(fresh, trainer.datamodule, verbose=False)[0]["val/loss"]
+    after = trainer.validate(module, trainer.datamodule, verbose=False)[0]["val/loss"]
+    assert after < before - 0.3
+    ledger = method.ledger()
+    assert "60 steps" in ledger.baseline
+    assert {row.saved for row in ledger.savings if "blocks" in row.quantity} != {0.0}
+
+
+def test_accumulation_equals_the_large_batch(setting: Setting, fit: Fit) -> None:
+    """Two micro-batches share one sub-network, and their gradients are written once."""
+    if setting.architecture["model_type"] == "gpt2":
+        # Dropout draws by micro-batch.
+        quiet = {k: 0.0 for k in ("attn_pdrop", "embd_pdrop", "resid_pdrop")}
+        setting = Setting(
+            setting.architecture | quiet, setting.method, module_options=setting.module_options
+        )
+    large, _ = fit(setting, batch_size=8)
+    small, _ = fit(setting, batch_size=4, accumulate_grad_batches=2)
+    for (name, left), right in zip(large.named_parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(left, right, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("step", [1, 5, 9])
+def test_resumes_bit_for_bit_in_every_stage(
+    setting: Setting, fit: Fit, step: int, accumulate: int
+) -> None:
+    """Weights, optimizer, schedule, RNG and the method's own state are those of one run."""
+    if (accumulate, step) not in ((1, 1), (1, 5), (1, 9), (2, 5)):
+        pytest.skip("accumulation is tried once")
+    options = {"accumulate_grad_batches": accumulate}
+    _, trainer = fit(setting, **options)
+    expected = torch.load(_checkpoint(trainer, MAX_STEPS), weights_only=True)
+    stop = StopAt(step + 1)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        fit(setting, extra=(stop,), **options)
+    torch.rand(7)  # a new process would not have this one's random state either
+    _, trainer = fit(setting, resume=_newest(stop.folder), **options)
+    actual = torch.load(_checkpoint(trainer, MAX_STEPS), weights_only=True)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal(actual[key], expected[key], key)
+    for name, state in expected["callbacks"].items():
+        if not name.startswith(("ModelCheckpoint", "StopAt")):
+            assert_equal(actual["callbacks"][name], state, name)
+
+
+def test_is_off_in_validation_and_in_checkpoints(setting: Setting, fit: Fit) -> None:
+    """Validation in the middle of a sampled stage sees the full model, and so does a checkpoint."""
+    seen: list[tuple[float, dict[str, torch.Tensor]]] = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            if not trainer.sanity_checking:
+                loss = trainer.callback_metrics["val/loss"].item()
+                seen.append((loss, copy.deepcopy(module.state_dict())))
+
+    _, trainer = fit(setting, extra=(Watch(),))
+    assert len(seen) == 2
+    for loss, state in seen:
+        plain = setting.module()
+        plain.configure_model()
+        plain.load_state_dict(state)
+        fresh = pl.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            limit_val_batches=2,
+        )
+        again = fresh.validate(plain, trainer.datamodule, verbose=False)[0]["val/loss"]
+        assert again == pytest.approx(loss, abs=1e-6)
+    checkpoint = torch.load(_checkpoint(trainer, 2), weights_only=True)
+    plain.load_state_dict(checkpoint["state_dict"], strict=True)
+
+
+def test_without_the_method_training_is_plain(setting: Setting, fit: Fit) -> None:
+    """A stage that samples nothing is bit-equal to a training without the callback."""
+    plain, _ = fit(setting, method=False)
+    full = Setting(
+        setting.architecture,
+        lambda: _emptied(setting.method()),
+        module_options=setting.module_options,
+    )
+    off, _ = fit(full)
+    assert_equal(dict(off.state_dict()), dict(plain.state_dict()))
+
+
+def test_two_processes_train_one_model(setting: Setting, fit: Fit) -> None:
+    """Two DDP processes draw the same sub-networks and end with one process's weights."""
+    if "gradient_checkpointing" in dict(setting.module_options):
+        pytest.skip("the same hooks as without checkpointing")
+    if setting.architecture["model_type"] == "gpt2":
+        quiet = {k: 0.0 for k in ("attn_pdrop", "embd_pdrop", "resid_pdrop")}
+        setting = Setting(setting.architecture | quiet, setting.method)
+    alone, _ = fit(setting, batch_size=8)
+    _, trainer = fit(
+        setting, batch_size=4, devices=2, strategy="ddp_fork_find_unused_parameters_true"
+    )
+    together = torch.load(_checkpoint(trainer, MAX_STEPS), weights_only=True)["state_dict"]
+    for name, expected in alone.state_dict().items():
+        torch.testing.assert_close(together[name], expected, atol=2e-5, rtol=1e-4)
+
+
+def _checkpoint(trainer: pl.Trainer, step: int) -> Path:
+    return Path(str(trainer.checkpoint_callback.dirpath)) / f"step={step}.ckpt"
+
+
+def _newest(folder: Path) -> Path:
+    return max(folder.iterdir(), key=lambda path: int(path.stem.split("=")[1]))
+
+
+def _emptied(method: Any) -> Callback:
+    return type(method)(rates={}, stages=[{"until": 1.0}])
