@@ -1,0 +1,1 @@
+"""One file per LightningDataModule, and the pure readers they stand on."""

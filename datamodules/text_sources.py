@@ -1,0 +1,430 @@
+"""Where text comes from: each source is a stream of pieces that reads the same each time.
+
+A piece is a document, or a part of one where a text file is too large to hold. Nothing here imports
+torch or Lightning, and nothing but `docstrings` (16 million characters) is ever held whole.
+"""
+
+import difflib
+import functools
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.docstrings import list_modules, package_folders, read_documents
+
+FILE_SOURCES = ("text", "jsonl", "parquet")
+SOURCES = ("docstrings", *FILE_SOURCES, "hub")
+PIECE_BYTES = 1 << 16  # text files are read in parts of this size, cut at a line's end
+MAX_PARSERS = 8  # parsing the environment takes 15 core-seconds: more processes gain nothing
+DOCSTRING_CHARS = 16_000_000  # about; how many there are is known after parsing only
+HUB_TIMEOUT = 10.0  # seconds; without an early probe datasets and transformers retry for 25 to 50
+BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
+
+DATASET_KEYS = ("path", "name", "data_dir", "split", "revision", "text_column", "weight")
+TOKENIZER_KEYS = ("pretrained", "sample_chars")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of text on the training or the validation side.
+
+    Args:
+        text: At least one character.
+        ends_document: Whether an end-of-text token belongs after it.
+        held_out: Whether it belongs to the validation part.
+    """
+
+    text: str
+    ends_document: bool
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A corpus that can be read again and again.
+
+    Args:
+        identity: What the pieces depend on, as JSON data: other content has another identity.
+        pieces: Reads everything from the start, in the same order each time.
+        size: Bytes to be read, roughly; None where only reading would tell.
+    """
+
+    identity: dict[str, Any]
+    pieces: Callable[[], Iterator[Piece]]
+    size: int | None
+
+
+def open_source(settings: Mapping[str, Any]) -> TextSource:
+    """Find the text that the settings name, without reading more than its fingerprint needs.
+
+    Without validation files, `val_fraction` of the text is held out, whatever the seed: of a text
+    file its end, from the next line on; of all other sources the documents whose content hash falls
+    below the fraction, so that equal documents are never on both sides.
+
+    Args:
+        settings: The datamodule's arguments, as `check` takes them.
+
+    Raises:
+        ValueError: A file is missing or empty, or the hub or the data set cannot be reached.
+    """
+    kind, fraction = settings["source"], settings["val_fraction"]
+    if kind == "docstrings":
+        modules, digest = list_modules(package_folders())
+        workers = min(MAX_PARSERS, os.cpu_count() or 1)
+        documents = functools.cache(lambda: read_documents(modules, workers))
+        return TextSource(
+            {"source": kind, "modules": digest, "val_fraction": fraction},
+            lambda: _split(documents(), fraction),
+            size=DOCSTRING_CHARS,
+        )
+    if kind == "hub":
+        return _open_hub(settings)
+
+    val_files = find_files(settings["val_files"], "val_files")
+    files = [file for file in find_files(settings["files"], "files") if file not in set(val_files)]
+    if val_files:
+        fraction = None
+    column = settings["text_column"]
+    read: Callable[[Path, bool], Iterator[Piece]] = {
+        "text": lambda file, held_out: _read_text(file, fraction, held_out),
+        "jsonl": lambda file, held_out: _split(_read_jsonl(file, column), fraction, held_out),
+        "parquet": lambda file, held_out: _split(_read_parquet(file, column), fraction, held_out),
+    }[kind]
+
+    def pieces() -> Iterator[Piece]:
+        for file in files:
+            yield from read(file, False)
+        for file in val_files:
+            yield from read(file, True)
+
+    identity = {
+        "source": kind,
+        "files": [digest_file(file) for file in files],
+        "val_files": [digest_file(file) for file in val_files],
+        "text_column": None if kind == "text" else column,
+        "val_fraction": fraction,
+    }
+    return TextSource(identity, pieces, size=sum(file.stat().st_size for file in files + val_files))
+
+
+def _split(
+    documents: Iterable[str], val_fraction: float | None, held_out: bool = False
+) -> Iterator[Piece]:
+    for text in documents:
+        if val_fraction is not None:
+            fingerprint = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            held_out = int.from_bytes(fingerprint) < val_fraction * 2**64
+        if text:
+            yield Piece(text, ends_document=True, held_out=held_out)
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def find_files(patterns: str | list[str] | None, key: str) -> list[Path]:
+    """Return the files that match any of the glob patterns, each once, sorted by path.
+
+    Raises:
+        ValueError: A pattern matches no file, or a file is empty; names `datamodule.KEY`.
+    """
+    found: set[Path] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        matches = [Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True)]
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            what = "matches only folders" if matches else "matches no file"
+            raise ValueError(
+                f"datamodule.{key}: {pattern!r} {what} (looked in {Path.cwd()}); give a file or a "
+                "pattern such as data/*.txt"
+            )
+        found.update(files)
+    for file in found:
+        if file.stat().st_size == 0:
+            raise ValueError(f"datamodule.{key}: {file} is empty; remove it or leave it out")
+    return sorted(found)
+
+
+def digest_file(file: Path) -> str:
+    """Return a digest of the content (about 1 s a gigabyte), whatever the file's name and times.
+
+    Copying a file or checking it out again changes its times and not its content; an edit that is
+    followed by restoring the times does the reverse.
+    """
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _read_text(file: Path, val_fraction: float | None, held_out: bool) -> Iterator[Piece]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        border = size if val_fraction is None else _find_border(stream.fileno(), size, val_fraction)
+        for start, end, side in ((0, border, held_out), (border, size, True)):
+            offset, rest = start, b""
+            stream.seek(start)
+            while offset < end:
+                block = rest + stream.read(min(PIECE_BYTES, end - offset - len(rest)))
+                is_last = offset + len(block) >= end
+                cut = len(block) if is_last else block.rfind(b"\n") + 1 or _character_start(block)
+                try:
+                    text = block[:cut].decode()
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"datamodule.files: {file} is not UTF-8 at byte {offset + error.start} "
+                        f"({block[error.start]:#04x}: {error.reason}); convert it, for example "
+                        "with iconv -t UTF-8"
+                    ) from error
+                yield Piece(text, ends_document=is_last, held_out=side)
+                offset, rest = offset + cut, block[cut:]
+
+
+def _find_border(descriptor: int, size: int, val_fraction: float) -> int:
+    border = int(size * (1 - val_fraction))
+    ahead = os.pread(descriptor, PIECE_BYTES, border)
+    line_start = border + ahead.find(b"\n") + 1
+    if border < line_start < size:
+        return line_start
+    while ahead and ahead[0] & 0xC0 == 0x80:  # in the middle of a character
+        border, ahead = border + 1, ahead[1:]
+    return border
+
+
+def _character_start(block: bytes) -> int:
+    """Return where the last character of `block` starts: it may be cut off there."""
+    start = len(block) - 1
+    while start > 1 and block[start] & 0xC0 == 0x80:
+        start -= 1
+    return start
+
+
+def _read_jsonl(file: Path, column: str) -> Iterator[str]:
+    offset = 0
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            where = f"datamodule.files: {file}:{number}"
+            try:
+                record = json.loads(line.decode()) if line.strip() else None
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{where} is not UTF-8 at byte {offset + error.start} of the file "
+                    f"({error.reason}); convert it, for example with iconv -t UTF-8"
+                ) from error
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{where} is not JSON: {error.msg} at column {error.colno}; each line must be "
+                    f'one object such as {{"{column}": "..."}}'
+                ) from error
+            offset += len(line)
+            if line.strip():
+                yield _text_of(record, column, where)
+
+
+def _read_parquet(file: Path, column: str) -> Iterator[str]:
+    from datasets import load_dataset  # type: ignore[import-untyped]
+
+    where = f"datamodule.files: {file}"
+    try:
+        rows = load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where} cannot be read as parquet: {error}") from error
+    for number, row in enumerate(rows):
+        yield _text_of(row, column, f"{where}, row {number}")
+
+
+def _text_of(record: object, column: str, where: str) -> str:
+    text = record.get(column) if isinstance(record, Mapping) else None
+    if not isinstance(text, str):
+        has = ", ".join(map(str, record)) if isinstance(record, Mapping) else repr(record)[:40]
+        raise ValueError(
+            f"{where} has no text in {column!r} (it has: {has}); set datamodule.text_column, for "
+            "datamodule.datasets the text_column of the data set"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: {column!r} holds half a surrogate pair: {error}") from error
+    return text
+
+
+# --- the Hugging Face hub ----------------------------------------------------------------------
+
+
+def _open_hub(settings: Mapping[str, Any]) -> TextSource:
+    nodes = {name: node for name, node in settings["datasets"].items() if node is not None}
+
+    def documents() -> Iterator[str]:
+        from datasets import interleave_datasets
+
+        parts = [_load_dataset(name, node, settings["streaming"]) for name, node in nodes.items()]
+        weights = [node.get("weight") or 1 for node in nodes.values()]
+        # Seed 0 always: the runs of several seeds read one token cache. Ends with the first part.
+        mixture = interleave_datasets(
+            parts, probabilities=[weight / sum(weights) for weight in weights], seed=0
+        )
+        return (row["text"] for row in mixture)
+
+    identity = {
+        "source": "hub",
+        "datasets": {
+            # The hub's own content is known by revision only; a folder on this machine is read.
+            name: {**node, "files": [digest_file(file) for file in files_under(node["path"])]}
+            for name, node in nodes.items()
+        },
+        "val_fraction": settings["val_fraction"],
+    }
+    return TextSource(identity, lambda: _split(documents(), settings["val_fraction"]), size=None)
+
+
+def files_under(folder: str) -> list[Path]:
+    """Return all files in a folder and below, sorted; none if there is no such folder."""
+    return sorted(file for file in Path(folder).expanduser().rglob("*") if file.is_file())
+
+
+def _load_dataset(name: str, node: Mapping[str, Any], streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    key, path = f"datamodule.datasets.{name}", node["path"]
+    try:
+        if not Path(path).exists():
+            probe_hub("dataset", path, node.get("revision"))
+        rows = load_dataset(
+            path,
+            node.get("name"),
+            data_dir=node.get("data_dir"),
+            split=node.get("split") or "train",
+            revision=node.get("revision"),
+            streaming=streaming,
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{key}: cannot load {path!r}: {error}. Without a network choose another source, "
+            "such as datamodule=docstrings or datamodule=text; for a gated data set, log in with "
+            "`hf auth login`"
+        ) from error
+    column = node.get("text_column") or "text"
+    rows = rows if streaming else rows.to_iterable_dataset()
+    return rows.map(lambda row: {"text": _text_of(row, column, f"{key}: a row")}).select_columns(
+        ["text"]
+    )
+
+
+def probe_hub(kind: str, name: str, revision: str | None = None) -> None:
+    """Ask the hub once, for a few seconds, whether it has a repository.
+
+    Does nothing under HF_HUB_OFFLINE=1, where only what was downloaded before can be found.
+
+    Args:
+        kind: "dataset" or "model".
+        name: The repository, such as "openai-community/gpt2".
+        revision: A branch, tag or commit; None for the newest.
+
+    Raises:
+        Exception: As the hub's client raises it, when there is no network or no such repository.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if not constants.HF_HUB_OFFLINE:
+        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT)
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+# The least value of each whole number; those below may also be null.
+LEAST = {"context_length": 2, "batch_size": 1, "seed": 0, "num_workers": 0, "vocab_size": 1}
+LEAST_OR_NULL = {"max_tokens": 1, "val_batches": 1}
+
+
+def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = None) -> None:
+    """Refuse settings that cannot work, in milliseconds, before anything is imported or computed.
+
+    Args:
+        settings: The datamodule's config node or arguments; absent ones keep their defaults.
+        dimensions: Not used: the sizes of a model, which other checks take.
+
+    Raises:
+        ValueError: Names the full config key, what is wrong with it and what is allowed.
+    """
+    for key, least in {**LEAST, **LEAST_OR_NULL}.items():
+        value = settings.get(key, least)
+        if value is None and key in LEAST_OR_NULL:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"datamodule.{key}={value}: give a whole number of at least {least}")
+
+    source = settings.get("source", "docstrings")
+    if source not in SOURCES:
+        raise ValueError(f"datamodule.source={source}: {_choices(source, SOURCES)}")
+    for key in ("files", "val_files"):
+        if settings.get(key) and source not in FILE_SOURCES:
+            raise ValueError(
+                f"datamodule.{key} is not read by source={source}; choose datamodule=text, jsonl "
+                "or parquet"
+            )
+    val_files = find_files(settings.get("val_files"), "val_files")
+    if source in FILE_SOURCES and not set(find_files(settings.get("files"), "files")) - set(
+        val_files
+    ):
+        raise ValueError(
+            f"datamodule.files: source={source} needs training files that are not validation "
+            "files; give a path or a pattern such as datamodule.files=data/*.txt"
+        )
+    fraction = settings.get("val_fraction", 0.5)
+    if not val_files and not (isinstance(fraction, int | float) and 0 < fraction < 1):
+        raise ValueError(
+            f"datamodule.val_fraction={fraction}: give a fraction between 0 and 1, both excluded, "
+            "or for files datamodule.val_files"
+        )
+    _check_datasets(source, settings.get("datasets"))
+
+    tokenizer = settings.get("tokenizer") or {}
+    _check_keys("datamodule.tokenizer", tokenizer, TOKENIZER_KEYS)
+    pretrained, sample_chars = tokenizer.get("pretrained"), tokenizer.get("sample_chars", 1)
+    if not isinstance(sample_chars, int) or sample_chars < 1:
+        raise ValueError(
+            f"datamodule.tokenizer.sample_chars={sample_chars}: give a whole number of characters"
+        )
+    vocab_size = settings.get("vocab_size", BYTE_VOCABULARY)
+    if pretrained is None and vocab_size < BYTE_VOCABULARY:
+        raise ValueError(
+            f"datamodule.vocab_size={vocab_size}: a byte-level tokenizer needs at least "
+            f"{BYTE_VOCABULARY} (256 bytes and the end-of-text token)"
+        )
+
+
+def _check_datasets(source: str, datasets: Mapping[str, Any] | None) -> None:
+    if source != "hub":
+        if datasets:
+            raise ValueError(f"datamodule.datasets is read by source=hub only, not by {source}")
+        return
+    nodes = {name: node for name, node in (datasets or {}).items() if node is not None}
+    if not nodes:
+        raise ValueError(
+            "datamodule.datasets: source=hub needs at least one data set, such as "
+            "{mine: {path: OWNER/NAME, split: train, text_column: text}}"
+        )
+    for name, node in nodes.items():
+        key = f"datamodule.datasets.{name}"
+        _check_keys(key, node, DATASET_KEYS)
+        if not isinstance(node.get("path"), str):
+            raise ValueError(f"{key}.path: give the data set's name on the hub, such as OWNER/NAME")
+        weight = node.get("weight", 1)
+        if not isinstance(weight, int | float) or weight <= 0:
+            raise ValueError(f"{key}.weight={weight}: give a share above 0")
+
+
+def _check_keys(key: str, node: object, allowed: tuple[str, ...]) -> None:
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{key}={node}: give a group of keys, of {', '.join(allowed)}")
+    for name in node:
+        if name not in allowed:
+            raise ValueError(f"{key}.{name}: no such key; {_choices(str(name), allowed)}")
+
+
+def _choices(wrong: object, allowed: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(str(wrong), allowed, n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return f"{meant}choose one of {', '.join(allowed)}"

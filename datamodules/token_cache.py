@@ -1,0 +1,205 @@
+"""The token cache: text is tokenised once, by one process, and found whole or not at all.
+
+A cache folder holds `train.bin` and `val.bin` (token ids end to end, to be memory-mapped), the
+tokenizer as transformers loads it, and `finished.json`, which is written last.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from datamodules.text_sources import Piece, TextSource, probe_hub
+
+log = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+BATCH_CHARS = 1_000_000  # tokenised at once: about 100 bytes of memory for each token
+
+
+def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Make `folder` by `build`, unless it is there and whole, and return its record.
+
+    Whoever comes second waits for the first and takes its folder. `build` works under another name;
+    the marker `finished.json` is written last and the folder renamed after that, so what a killed
+    build leaves is never taken for whole, and the next build removes it.
+
+    Args:
+        folder: The result. Beside it lie `FOLDER.lock` and, during a build, `FOLDER.tmp`.
+        build: Fills the folder that it is given and returns the record, JSON data.
+    """
+    if (record := read_record(folder)) is not None:
+        return record
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Another process is making %s: waiting for it", folder)
+        lock.acquire()
+    try:
+        if (record := read_record(folder)) is not None:
+            return record
+        unfinished = folder.with_name(f"{folder.name}.tmp")
+        for leftover in (folder, unfinished):
+            shutil.rmtree(leftover, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            record = build(unfinished)
+            record["sizes"] = {file.name: file.stat().st_size for file in unfinished.glob("*.bin")}
+            (unfinished / "finished.json").write_text(json.dumps(record, indent=2))
+            unfinished.rename(folder)
+        except BaseException:
+            shutil.rmtree(unfinished)
+            raise
+        return record
+    finally:
+        lock.release()
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return what `build_once` recorded in `folder`; None when it is absent or damaged."""
+    try:
+        record = json.loads((folder / "finished.json").read_text())
+        sizes = {name: (folder / name).stat().st_size for name in record["sizes"]}
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return record if sizes == record["sizes"] else None
+
+
+def train_tokenizer(
+    source: TextSource, vocab_size: int, sample_chars: int
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on pieces spread evenly over the training text.
+
+    Args:
+        source: The text; its held-out part is not read.
+        vocab_size: Tokens at most, with 256 bytes and the end-of-text token among them.
+        sample_chars: Characters to read at most.
+    """
+    share = sample_chars / source.size if source.size else 1.0
+
+    def sample() -> Iterator[str]:
+        chars = 0
+        train = (piece.text for piece in source.pieces() if not piece.held_out)
+        for number, text in enumerate(train):
+            if share >= 1 or int((number + 1) * share) > int(number * share):
+                chars += len(text)
+                yield text
+            if chars >= sample_chars:
+                return
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
+    )
+
+
+def load_tokenizer(pretrained: str) -> PreTrainedTokenizerFast:
+    """Load a tokenizer from a folder or, by name, from the hub or the hub's cache on this machine.
+
+    Raises:
+        ValueError: It cannot be found, is not a fast tokenizer, or has no end-of-text token.
+    """
+    key = f"datamodule.tokenizer.pretrained={pretrained}"
+    folder = Path(pretrained).expanduser()
+    unreachable = None
+    if not folder.exists():
+        try:
+            probe_hub("model", pretrained)
+        except Exception as error:  # noqa: BLE001 - the client's network errors share no base
+            unreachable = error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder if folder.exists() else pretrained, local_files_only=unreachable is not None
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{key}: no such folder, and not to be had from the hub ({unreachable or error}); give "
+            "a folder or a hub name, or null to train a tokenizer"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"{key} is not a fast tokenizer; choose one with a tokenizer.json")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{key} has no end-of-text token (eos_token) to set between documents")
+    return tokenizer
+
+
+def write_tokens(
+    source: TextSource, tokenizer: PreTrainedTokenizerFast, folder: Path, max_tokens: int | None
+) -> dict[str, Any]:
+    """Tokenise everything into `folder`: `train.bin` and `val.bin`, tokens end to end.
+
+    Nothing is dropped or added but the end-of-text token after each document; the name of a special
+    token in the text is tokenised as text.
+
+    Args:
+        source: The text.
+        tokenizer: A fast tokenizer with an end-of-text token.
+        folder: An empty folder.
+        max_tokens: Stop at so many training tokens; None for all.
+
+    Returns:
+        `dtype`, and documents, characters and tokens of both parts.
+    """
+    dtype = np.uint16 if count_token_ids(tokenizer) <= 1 << 16 else np.uint32
+    parts = {part: {"documents": 0, "characters": 0, "tokens": 0} for part in ("train", "val")}
+    encoder = tokenizer.backend_tokenizer
+    encoder.encode_special_tokens = True
+    reported = time.monotonic()
+    with (folder / "train.bin").open("wb") as train, (folder / "val.bin").open("wb") as val:
+        for pieces in _in_batches(source.pieces()):
+            encodings = encoder.encode_batch_fast(
+                [piece.text for piece in pieces], add_special_tokens=False
+            )
+            for piece, encoding in zip(pieces, encodings, strict=True):
+                part, stream = ("val", val) if piece.held_out else ("train", train)
+                ids = encoding.ids
+                if piece.ends_document:
+                    ids.append(tokenizer.eos_token_id)
+                if part == "train" and max_tokens is not None:
+                    ids = ids[: max_tokens - parts[part]["tokens"]]
+                np.array(ids, dtype=dtype).tofile(stream)
+                parts[part]["documents"] += piece.ends_document
+                parts[part]["characters"] += len(piece.text)
+                parts[part]["tokens"] += len(ids)
+            if parts["train"]["tokens"] == max_tokens:
+                break
+            if time.monotonic() > reported + 10:
+                reported = time.monotonic()
+                log.info("Tokenised %.0f million tokens", parts["train"]["tokens"] / 1e6)
+    return {"dtype": np.dtype(dtype).name, **parts}
+
+
+def count_token_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return how many rows a model's embedding needs: one more than the largest token id."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _in_batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    batch, chars = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        chars += len(piece.text)
+        if chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
