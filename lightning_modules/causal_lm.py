@@ -137,6 +137,7 @@ class CausalLM(pl.LightningModule):
             model = AutoModelForCausalLM.from_config(
                 self.hf_config, attn_implementation=self.attn_implementation
             )
+        model.loss_type = "ForCausalLM"  # else a warning that it was guessed
         # `from_pretrained` returns a model in eval mode, and Lightning would keep it so.
         self.model = model.train()
         if self.gradient_checkpointing:

@@ -1,0 +1,351 @@
+"""EST against dense training: FLOPs of the default schedules, time, memory and quality, in one run.
+
+`python -m benchmarks.est [--quick] [--json PATH]`. Timings alternate dense and EST steps (A B A B)
+and report medians; `realised` is time saved / counted FLOPs saved of the same steps, everything
+included: gathering, gradients, clipping, optimizer, LM head.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch._subclasses import FakeTensorMode
+from torch.nn.utils import clip_grad_norm_
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from benchmarks.est_quality import ARMS, train_arms
+from runner.validate import compose_experiment
+from subnetworks.anatomy import dimensions_of
+from subnetworks.flops import FlopCount, StepFlops
+from subnetworks.schedule import Rates, Schedule
+from subnetworks.slicing import SlicedModel, activate
+from subnetworks.spec import SubnetworkSpec, sample_subnetwork
+
+TIMED = {
+    # Hidden size 512, the size from which the realised ratio is promised.
+    "default": {"n_embd": 512, "n_layer": 6, "n_head": 8, "n_positions": 256, "vocab_size": 2048},
+    "quick": {"n_embd": 512, "n_layer": 2, "n_head": 8, "n_positions": 256, "vocab_size": 2048},
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment's model and schedule.
+
+    Args:
+        config: Config of the model.
+        schedule: The stages.
+        max_steps: Optimizer steps.
+        context_length: Tokens of a sequence.
+    """
+
+    config: PretrainedConfig
+    schedule: Schedule
+    max_steps: int
+    context_length: int
+
+    @classmethod
+    def of(cls, experiment: str) -> "Plan":
+        """Read an experiment's plan from its composed config."""
+        cfg = compose_experiment(experiment)
+        est, architecture = cfg["callbacks"]["est"], dict(cfg["module"]["architecture"])
+        return cls(
+            AutoConfig.for_model(architecture.pop("model_type"), **architecture),
+            Schedule(est["stages"], est["rates"]),
+            cfg["trainer"]["max_steps"],
+            cfg["datamodule"]["context_length"],
+        )
+
+    def stages(self) -> Iterator[tuple[float, Rates]]:
+        """Share of all steps and rates of each stage; the rates must be constant within it."""
+        ends = (0, *self.schedule.ends(self.max_steps))
+        for stage, first, last in zip(self.schedule.stages, ends, ends[1:], strict=False):
+            assert stage.start == stage.end, "the default schedules are constant by stage"
+            yield (last - first) / self.max_steps, stage.start
+
+
+def draw(config: PretrainedConfig, rates: Rates, seed: int) -> SubnetworkSpec:
+    """A sub-network of a model."""
+    generator = torch.Generator().manual_seed(seed)
+    return sample_subnetwork(dimensions_of(config), rates, generator)
+
+
+def executed_flops(config: PretrainedConfig, rates: Rates, context_length: int) -> StepFlops:
+    """FLOPs of one sequence's forward and backward pass: the real code runs, on fake tensors."""
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(config).train()
+        ids = torch.zeros(1, context_length, dtype=torch.long)
+        with activate(model, draw(config, rates, 0)), FlopCount(config) as count:
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return count.flops
+
+
+def schedule_savings(plan: Plan, tokens_per_step: int) -> dict[str, Any]:
+    """Share of the FLOPs that a whole schedule saves, counted, by stage and in all."""
+    sequences = tokens_per_step / plan.context_length
+    n_parameters = _parameters(plan.config)
+
+    def step(rates: Rates) -> StepFlops:
+        flops = executed_flops(plan.config, rates, plan.context_length) * sequences
+        return flops.with_optimizer(n_parameters)
+
+    dense = step(Rates())
+    stages, blocks, total = [], 0.0, 0.0
+    for share, rates in plan.stages():
+        flops = step(rates)
+        saved_blocks, saved_all = 1 - flops.blocks / dense.blocks, 1 - flops.total / dense.total
+        blocks, total = blocks + share * saved_blocks, total + share * saved_all
+        stages.append(
+            {"share": share, "flops_saved_blocks": saved_blocks, "flops_saved_all": saved_all}
+        )
+    return {"flops_saved_blocks": blocks, "flops_saved_all": total, "stages": stages}
+
+
+def _parameters(config: PretrainedConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+class Stepper:
+    """Takes optimizer steps on a model, each on a drawn sub-network, as the callback does."""
+
+    def __init__(
+        self, config: PretrainedConfig, batch_size: int, device: torch.device, bf16: bool
+    ) -> None:
+        torch.manual_seed(0)
+        self.config = config
+        self.model = AutoModelForCausalLM.from_config(config).train().to(device)
+        self.sliced = SlicedModel(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        shape = (batch_size, config.max_position_embeddings)
+        self.ids = torch.randint(config.vocab_size, shape, device=device)
+        self.device, self.bf16, self.draws = device, bf16, 0
+
+    def step(self, rates: Rates) -> float:
+        """One optimizer step; returns its seconds."""
+        self.draws += 1
+        self._synchronize()
+        start = perf_counter()
+        spec = draw(self.config, rates, self.draws)
+        precision = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        with activate(self.sliced, spec):
+            with precision:
+                loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+            loss.backward()
+        clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._synchronize()
+        return perf_counter() - start
+
+    def flops(self, rates: Rates) -> StepFlops:
+        """FLOPs of a step, counted while it runs."""
+        with FlopCount(self.config) as count:
+            self.step(rates)
+        return count.flops.with_optimizer(sum(p.numel() for p in self.model.parameters()))
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def timing(plan: Plan, config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> Any:
+    """Time and counted FLOPs of each stage against dense steps taken in turn with them."""
+    stepper = Stepper(config, args.batch_size, torch.device(args.device), bf16)
+    stages = list(plan.stages())
+    arms = [Rates()] + [rates for _, rates in stages]
+    flops = [stepper.flops(rates) for rates in arms]
+    for rates in arms:
+        stepper.step(rates)
+    seconds: list[list[float]] = [[] for _ in arms]
+    for _ in range(args.rounds):
+        for index, rates in enumerate(arms):
+            seconds[index].append(stepper.step(rates))
+    dense_seconds, dense_flops = median(seconds[0]), flops[0].total
+    rows, time_saved, flops_saved = [], 0.0, 0.0
+    for (share, _), stage_seconds, stage_flops in zip(stages, seconds[1:], flops[1:], strict=True):
+        time = 1 - median(stage_seconds) / dense_seconds
+        counted = 1 - stage_flops.total / dense_flops
+        time_saved, flops_saved = time_saved + share * time, flops_saved + share * counted
+        rows.append(
+            {
+                "share": share,
+                "time_saved": time,
+                "flops_saved_all": counted,
+                "realised": time / counted if counted else None,
+            }
+        )
+    return {
+        "dense_seconds_per_step": dense_seconds,
+        "time_saved": time_saved,
+        "flops_saved_all": flops_saved,
+        "realised": time_saved / flops_saved,
+        "stages": rows,
+    }
+
+
+def peak_memory(arm: str, config: PretrainedConfig, args: argparse.Namespace) -> float:
+    """Peak memory in bytes that a training of one arm adds, in this process."""
+    plan = Plan.of("est_gpt2")
+    device = torch.device(args.device)
+    arms = [Rates()] if arm == "dense" else [rates for _, rates in plan.stages()]
+    before = _resident_bytes("VmRSS")
+    stepper = Stepper(config, args.batch_size, device, bf16=False)
+    for _ in range(3):
+        for rates in arms:
+            stepper.step(rates)
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak_memory_ratio(args: argparse.Namespace) -> float:
+    """Peak memory of EST over dense, each in a process of its own."""
+    peaks = []
+    for arm in ("dense", "est"):
+        command = [sys.executable, "-m", "benchmarks.est", "--peak-memory", arm]
+        command += ["--device", args.device, "--batch-size", str(args.batch_size)]
+        command += ["--quick"] if args.quick else []
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peaks.append(float(output.splitlines()[-1]))
+    return peaks[1] / peaks[0]
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+    }
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.est", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller, within 5 minutes")
+    parser.add_argument("--json", type=Path, help="write one JSON object here")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences of a timed step")
+    parser.add_argument("--rounds", type=int, help="timed steps of each kind (7; quick: 5)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings (1 2 3; quick: 1 2)")
+    parser.add_argument("--no-quality", action="store_true", help="leave the trainings out")
+    parser.add_argument("--peak-memory", choices=("dense", "est"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    args.rounds = args.rounds or (5 if args.quick else 7)
+    args.seeds = args.seeds or ([1, 2] if args.quick else [1, 2, 3])
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; returns what it writes."""
+    args = parse(arguments)
+    config = AutoConfig.for_model(
+        "gpt2",
+        **TIMED["quick" if args.quick else "default"],
+        activation_function="gelu_pytorch_tanh",
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), 0),
+    )
+    if args.peak_memory:
+        print(peak_memory(args.peak_memory, config, args))
+        return {}
+
+    console = Console()
+    gpt2, tinyllama = Plan.of("est_gpt2_paper"), Plan.of("est_tinyllama_paper")
+    flops = schedule_savings(gpt2, tokens_per_step=491_520)
+    llama = schedule_savings(tinyllama, tokens_per_step=2_097_152)
+    timings = {
+        name: timing(gpt2, config, args, bf16) for name, bf16 in (("fp32", False), ("bf16", True))
+    }
+    result: dict[str, Any] = {
+        "flops_saved_blocks": flops["flops_saved_blocks"],
+        "flops_saved_all": flops["flops_saved_all"],
+        "tinyllama_flops_saved_blocks": llama["flops_saved_blocks"],
+        "tinyllama_flops_saved_all": llama["flops_saved_all"],
+        "time_saved": timings["fp32"]["time_saved"],
+        "realised": timings["fp32"]["realised"],
+        "realised_bf16": timings["bf16"]["realised"],
+        "stages": [
+            {**of_flops, **of_time}
+            for of_time, of_flops in zip(
+                timings["fp32"]["stages"], flops["stages"], strict=True
+            )
+        ],
+        "peak_memory_ratio": peak_memory_ratio(args),
+        "timed_model": config.to_diff_dict(),
+        "timings": timings,
+        "quality": {},
+        "seeds": args.seeds,
+        "versions": versions(),
+    }
+    console.print(cost_table(result))
+    if not args.no_quality:
+        result["quality"] = train_arms(args.seeds, quick=args.quick)
+        console.print(quality_table(result["quality"]))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def cost_table(result: dict[str, Any]) -> Table:
+    """What a whole default schedule saves."""
+    table = Table(title="EST against dense training, whole default schedule")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    for label, key in (
+        ("FLOPs saved, GPT2-base, blocks", "flops_saved_blocks"),
+        ("FLOPs saved, GPT2-base, all", "flops_saved_all"),
+        ("FLOPs saved, TinyLlama-1.1B, blocks", "tinyllama_flops_saved_blocks"),
+        ("FLOPs saved, TinyLlama-1.1B, all", "tinyllama_flops_saved_all"),
+    ):
+        table.add_row(label, f"{result[key]:.2%}")
+    table.add_section()
+    model = result["timed_model"]
+    for precision, timed in result["timings"].items():
+        name = f"{model['n_layer']} layers of {model['n_embd']}, {precision}"
+        table.add_row(f"time saved, {name}", f"{timed['time_saved']:.2%}")
+        table.add_row(f"FLOPs saved, all, {name}", f"{timed['flops_saved_all']:.2%}")
+        table.add_row(f"realised, {name}", f"{timed['realised']:.3f}")
+        for index, stage in enumerate(timed["stages"]):
+            if stage["realised"] is not None:
+                table.add_row(f"  realised in stage {index + 1}", f"{stage['realised']:.3f}")
+    table.add_section()
+    table.add_row("peak memory, EST / dense", f"{result['peak_memory_ratio']:.3f}")
+    table.caption = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    return table
+
+
+def quality_table(quality: dict[str, list[float]]) -> Table:
+    """Validation loss of each arm."""
+    table = Table(title="Validation loss, nats per token")
+    for heading in ("arm", "mean", "by seed", "FLOPs of dense"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for arm, losses in quality.items():
+        values = ", ".join(f"{loss:.4f}" for loss in losses)
+        table.add_row(arm, f"{sum(losses) / len(losses):.4f}", values, f"{ARMS[arm].flops:.1%}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
