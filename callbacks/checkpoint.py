@@ -45,12 +45,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         os.replace(beside, place)
 
 
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning validates after the micro-batch that has just been trained on."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
 class Checkpointing(Checkpoint):
     """Saves the run every few optimizer steps, keeps the newest, and the best by a metric.
 
-    A step's checkpoint is written when its last micro-batch ends, before a validation that is due
-    at the same step: a run that is resumed from it goes on with the next step and does not repeat
-    that validation. `best.ckpt` is written when a validation ends.
+    A checkpoint is written when a step's last micro-batch ends, or after the validation that is due
+    at that step: Lightning does not make up for a validation that a resumed run has missed.
+    `best.ckpt` is written when a validation ends.
 
     Args:
         folder: Where to; made when the first checkpoint is written.
@@ -88,6 +95,7 @@ class Checkpointing(Checkpoint):
         self.validated_step = -1
         self._seen_step = -1
         self._saved_step = -1
+        self._due = False  # a checkpoint waits for the end of a validation
 
     @property
     def last(self) -> Path | None:
@@ -110,6 +118,7 @@ class Checkpointing(Checkpoint):
         if self._saved_step != trainer.global_step:
             trainer.save_checkpoint(path)
             self._saved_step = trainer.global_step
+            self._due = False
             for logger in trainer.loggers:
                 logger.save()
             if trainer.is_global_zero:
@@ -124,6 +133,12 @@ class Checkpointing(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the step that was resumed from, which is saved already."""
         self._seen_step = self._saved_step = trainer.global_step
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_train_batch_end:
+            if loop.epoch_loop.batch_progress.is_last_batch:
+                # Lightning 2.6 has counted this epoch as done and would still take the next one
+                # for its rest: without its start, and one short in its counters.
+                loop.reset_restart_stage()
 
     def on_train_batch_end(
         self,
@@ -138,7 +153,9 @@ class Checkpointing(Checkpoint):
         if step != self._seen_step and (
             step % self.every_n_steps == 0 or step == trainer.max_steps
         ):
-            self.save(trainer)
+            self._due = True
+            if not validation_follows(trainer):
+                self.save(trainer)
         self._seen_step = step
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -146,27 +163,11 @@ class Checkpointing(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.validated_step = trainer.global_step
-        if self.monitor is None:
-            return
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise ValueError(
-                f"callbacks.checkpoint.monitor={self.monitor}: no such metric was logged. "
-                f"Name one of these, or null for no best.ckpt: {known}"
-            )
-        value = self.sign * float(trainer.callback_metrics[self.monitor])
-        # The processes need not agree to the last bit, and all of them must save or none.
-        if not trainer.strategy.broadcast(value < self.best_value):
-            return
-        self.best_value = value
-        path = self.folder / "best.ckpt"
-        if self._saved_step != trainer.global_step:
-            trainer.save_checkpoint(path)
-        elif trainer.is_global_zero:
-            beside = path.with_name("best.ckpt.tmp")
-            beside.unlink(missing_ok=True)
-            os.link(self.folder / f"step-{trainer.global_step:08d}.ckpt", beside)
-            os.replace(beside, path)
+        better = self.monitor is not None and self._improved(trainer, self.monitor)
+        if self._due:
+            self.save(trainer)
+        if better:
+            self._save_best(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of a run that ended otherwise than by reaching max_steps."""
@@ -179,3 +180,27 @@ class Checkpointing(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best value back."""
         self.best_value = state_dict["best_value"]
+
+    def _improved(self, trainer: pl.Trainer, monitor: str) -> bool:
+        if monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ValueError(
+                f"callbacks.checkpoint.monitor={monitor}: no such metric was logged. "
+                f"Name one of these, or null for no best.ckpt: {known}"
+            )
+        value = self.sign * float(trainer.callback_metrics[monitor])
+        # The processes need not agree to the last bit, and all of them must save or none.
+        better: bool = trainer.strategy.broadcast(value < self.best_value)
+        if better:
+            self.best_value = value
+        return better
+
+    def _save_best(self, trainer: pl.Trainer) -> None:
+        path = self.folder / "best.ckpt"
+        if self._saved_step != trainer.global_step:
+            trainer.save_checkpoint(path)
+        elif trainer.is_global_zero:
+            beside = path.with_name("best.ckpt.tmp")
+            beside.unlink(missing_ok=True)
+            os.link(self.folder / f"step-{trainer.global_step:08d}.ckpt", beside)
+            os.replace(beside, path)

@@ -30,7 +30,7 @@ class Interrupted(SystemExit):
 
 
 class Interruption(pl.Callback):
-    """Stops training at the next optimizer step after a signal, with a checkpoint of that step.
+    """Stops training at the end of the step in which a signal came, with a checkpoint of that step.
 
     Outside of training a signal stops at once, and so does a second Ctrl-C. All processes of a
     distributed run agree on the step; only the first process decides.

@@ -125,12 +125,14 @@ class _Run:
         self.datamodule = build("datamodule", self.settings["datamodule"])
         self.module = build("module", self.settings["module"])
         identity = {"id": start.run_id, "experiment": settings["name"]}
-        self.callbacks = [
-            build(f"callbacks.{name}", node)
+        self.named = {
+            name: build(f"callbacks.{name}", node)
             for name, node in (self.settings["callbacks"] or {}).items()
             if node is not None
-        ]
-        self.callbacks.append(Identity(start.folder, identity))
+        }
+        # Last, as checkpoints are by Lightning: what is saved at a stop has seen the whole step.
+        self.callbacks = sorted(self.named.values(), key=lambda cb: isinstance(cb, Interruption))
+        self.callbacks.insert(0, Identity(start.folder, identity))
         self.loggers = self._loggers()
         self.trainer = self._trainer()
 
@@ -217,9 +219,7 @@ class _Run:
         assert self.record is not None
         ledgers: dict[str, Ledger] = {}
         curves: list[str] = []
-        named = {k: v for k, v in (self.settings["callbacks"] or {}).items() if v is not None}
-        sources = dict(zip(named, self.callbacks, strict=False)) | {"module": self.module}
-        for name, source in sources.items():
+        for name, source in {**self.named, "module": self.module}.items():
             if isinstance(source, HasLedger) and (ledger := source.ledger()) is not None:
                 ledgers[name] = ledger
             if isinstance(source, HasCurves):

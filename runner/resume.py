@@ -268,6 +268,8 @@ def _decide(settings: Mapping[str, Any]) -> Start:
             return found
         words = (found,)
     run_id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+    if "WANDB_SWEEP_ID" in os.environ:  # a W&B agent has named the run that it waits for
+        run_id = os.environ["WANDB_RUN_ID"]
     time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return Start(experiment / f"{time}-{run_id}", run_id, None, words)
 

@@ -1,15 +1,53 @@
-"""run.py as the tests start it: classes of tests/ may be named in `_target_` as well."""
+"""run.py as the tests start it, here and in a process of its own: it may build classes of tests/."""
 
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import runner
+from hydra import compose, initialize_config_dir
 from runner import validate
 
 ROOT = Path(__file__).resolve().parents[2]
-validate.ALLOWED += ("tests",)
-sys.argv[0] = str(ROOT / "run.py")
-sys.argv[1:1] = ["--config-dir", str(Path(__file__).with_name("conf"))]
+CONF = Path(__file__).with_name("conf")
+
+
+def start(outputs: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start `python run.py ARGUMENTS` and return the process, its output joined in one pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.runner.laboratory", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "FRUGAL_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a process; return its exit code and output."""
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def run(outputs: Path, *overrides: str) -> dict[str, float]:
+    """Do in this process what `python run.py experiment=tiny OVERRIDES` does in its own."""
+    given = [f"hydra.searchpath=[file://{CONF}]", "experiment=tiny", f"paths.output_dir={outputs}"]
+    with initialize_config_dir(str(validate.CONF), version_base="1.3"):
+        cfg = compose("config", [*given, "name=tiny", *overrides])
+    return runner.run(cfg)
+
+
+def allow_tests() -> None:
+    """Let a `_target_` begin with `tests`."""
+    if "tests" not in validate.ALLOWED:
+        validate.ALLOWED += ("tests",)
+
 
 if __name__ == "__main__":
+    allow_tests()
+    sys.argv[0] = str(ROOT / "run.py")
+    sys.argv[1:1] = ["--config-dir", str(CONF)]
     runpy.run_path(str(ROOT / "run.py"), run_name="__main__")

@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ledger import Ledger, Saving
 
@@ -62,57 +61,54 @@ class TinyModule(pl.LightningModule):
         torch.save(self.model.state_dict(), folder / "model.pt")
 
 
-class Tokens(Dataset[dict[str, Tensor]]):
-    def __init__(self, count: int) -> None:
-        self.count = count
+class Loader:
+    """Batches in an order from (seed, epoch) that a resumed run enters where the first left it.
+
+    Seed 0: always the same order, from the beginning, as a validation needs it.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.served = 0
 
     def __len__(self) -> int:
-        return self.count
+        return self.count // self.batch_size
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(index)
-        return {"input_ids": torch.randint(32, (9,), generator=generator)}
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        epoch, first = divmod(self.served, len(self)) if self.seed else (0, 0)
+        order = torch.randperm(
+            self.count, generator=torch.Generator().manual_seed(self.seed + epoch)
+        ).tolist()
+        for number in range(first, len(self)):
+            self.served += 1
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            generators = [torch.Generator().manual_seed(index) for index in chosen]
+            rows = [torch.randint(32, (9,), generator=generator) for generator in generators]
+            yield {"input_ids": torch.stack(rows)}
 
+    def state_dict(self) -> dict[str, int]:
+        return {"served": self.served}
 
-class Resumable(Sampler[int]):
-    """An order from (seed, epoch) that a resumed run enters where the first one left it."""
-
-    def __init__(self, count: int, batch_size: int, seed: int, module: TinyDataModule) -> None:
-        self.count, self.batch_size, self.seed, self.module = count, batch_size, seed, module
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int]:
-        trainer = self.module.trainer
-        assert trainer is not None
-        progress = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        per_epoch = self.count // self.batch_size
-        epoch, skipped = divmod(progress, per_epoch)
-        generator = torch.Generator().manual_seed(self.seed + epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
-        yield from order[skipped * self.batch_size :]
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.served = state["served"]
 
 
 class TinyDataModule(pl.LightningDataModule):
-    def __init__(
-        self, seed: int = 0, batch_size: int = 4, count: int = 64, num_workers: int = 0
-    ) -> None:
+    def __init__(self, seed: int = 0, batch_size: int = 4, count: int = 64) -> None:
         super().__init__()
         self.seed, self.batch_size, self.count = seed, batch_size, count
-        self.num_workers = num_workers
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        sampler = Resumable(self.count, self.batch_size, self.seed, self)
-        return DataLoader(
-            Tokens(self.count), self.batch_size, sampler=sampler, num_workers=self.num_workers
-        )
+    def prepare_data(self) -> None:
+        torch.rand(5)  # data that has to be built first must not change the model
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Tokens(8), self.batch_size)
+    def train_dataloader(self) -> Loader:
+        return Loader(self.count, self.batch_size, self.seed)
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Tokens(8), self.batch_size)
+    def val_dataloader(self) -> Loader:
+        return Loader(8, self.batch_size, 0)
+
+    def test_dataloader(self) -> Loader:
+        return Loader(8, self.batch_size, 0)
 
 
 class Method(pl.Callback):
@@ -129,6 +125,12 @@ class Method(pl.Callback):
         self.steps += 1
         pl_module.log("method/rate", self.rate)
 
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.steps = state_dict["steps"]
+
     def curves(self) -> tuple[str, ...]:
         return ("method/rate",)
 
@@ -142,12 +144,13 @@ class Method(pl.Callback):
 
 
 class Kill(pl.Callback):
-    """Sends this process a signal when a step has ended, and lets the run be slow enough for it."""
+    """Sends this process a signal in the middle of a step."""
 
-    def __init__(self, at: int, name: str = "SIGKILL") -> None:
-        self.at, self.name = at, name
+    def __init__(self, at: int, name: str = "SIGKILL", times: int = 1) -> None:
+        self.at, self.name, self.times = at, name, times
 
-    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self.at:
-            os.kill(os.getpid(), getattr(signal, self.name))
-            time.sleep(0.2)
+            for _ in range(self.times):
+                os.kill(os.getpid(), getattr(signal, self.name))
+                time.sleep(0.1)
