@@ -183,11 +183,11 @@ def _read_text(file: Path, val_fraction: float | None, held_out: bool) -> Iterat
 
 
 def _find_border(descriptor: int, size: int, val_fraction: float) -> int:
-    border = int(size * (1 - val_fraction))
-    ahead = os.pread(descriptor, PIECE_BYTES, border)
-    line_start = border + ahead.find(b"\n") + 1
-    if border < line_start < size:
+    border = max(1, int(size * (1 - val_fraction)))
+    line_start = border + os.pread(descriptor, PIECE_BYTES, border - 1).find(b"\n")
+    if border <= line_start < size:
         return line_start
+    ahead = os.pread(descriptor, 4, border)
     while ahead and ahead[0] & 0xC0 == 0x80:  # in the middle of a character
         border, ahead = border + 1, ahead[1:]
     return border
@@ -262,9 +262,8 @@ def _open_hub(settings: Mapping[str, Any]) -> TextSource:
         parts = [_load_dataset(name, node, settings["streaming"]) for name, node in nodes.items()]
         weights = [node.get("weight") or 1 for node in nodes.values()]
         # Seed 0 always: the runs of several seeds read one token cache. Ends with the first part.
-        mixture = interleave_datasets(
-            parts, probabilities=[weight / sum(weights) for weight in weights], seed=0
-        )
+        shares = [weight / sum(weights) for weight in weights]
+        mixture = interleave_datasets(parts, shares, seed=0) if len(parts) > 1 else parts[0]
         return (row["text"] for row in mixture)
 
     identity = {
