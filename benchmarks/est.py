@@ -26,8 +26,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from benchmarks.est_quality import ARMS, train_arms
-from runner.validate import compose_experiment
+from benchmarks.est_quality import settings_of, train_arms
 from subnetworks.anatomy import dimensions_of
 from subnetworks.flops import FlopCount, StepFlops
 from subnetworks.schedule import Rates, Schedule
@@ -60,7 +59,7 @@ class Plan:
     @classmethod
     def of(cls, experiment: str) -> "Plan":
         """Read an experiment's plan from its composed config."""
-        cfg = compose_experiment(experiment)
+        cfg = settings_of(experiment)
         est, architecture = cfg["callbacks"]["est"], dict(cfg["module"]["architecture"])
         return cls(
             AutoConfig.for_model(architecture.pop("model_type"), **architecture),
@@ -85,10 +84,11 @@ def draw(config: PretrainedConfig, rates: Rates, seed: int) -> SubnetworkSpec:
 
 def executed_flops(config: PretrainedConfig, rates: Rates, context_length: int) -> StepFlops:
     """FLOPs of one sequence's forward and backward pass: the real code runs, on fake tensors."""
+    spec = draw(config, rates, 0)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config).train()
         ids = torch.zeros(1, context_length, dtype=torch.long)
-        with activate(model, draw(config, rates, 0)), FlopCount(config) as count:
+        with activate(model, spec), FlopCount(config) as count:
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     return count.flops
 
@@ -120,19 +120,24 @@ def _parameters(config: PretrainedConfig) -> int:
 
 
 class Stepper:
-    """Takes optimizer steps on a model, each on a drawn sub-network, as the callback does."""
+    """Takes optimizer steps on a model, each on a drawn sub-network, as the callback does.
 
-    def __init__(
-        self, config: PretrainedConfig, batch_size: int, device: torch.device, bf16: bool
-    ) -> None:
+    Args:
+        config: Config of the model.
+        args: The command line: `batch_size`, `micro_batches` and `device`.
+        bf16: Run under bf16 autocast.
+    """
+
+    def __init__(self, config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> None:
         torch.manual_seed(0)
         self.config = config
-        self.model = AutoModelForCausalLM.from_config(config).train().to(device)
+        self.device = torch.device(args.device)
+        self.model = AutoModelForCausalLM.from_config(config).train().to(self.device)
         self.sliced = SlicedModel(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        shape = (batch_size, config.max_position_embeddings)
-        self.ids = torch.randint(config.vocab_size, shape, device=device)
-        self.device, self.bf16, self.draws = device, bf16, 0
+        shape = (args.micro_batches, args.batch_size, config.max_position_embeddings)
+        self.ids = torch.randint(config.vocab_size, shape, device=self.device)
+        self.bf16, self.draws = bf16, 0
 
     def step(self, rates: Rates) -> float:
         """One optimizer step; returns its seconds."""
@@ -142,9 +147,10 @@ class Stepper:
         spec = draw(self.config, rates, self.draws)
         precision = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with activate(self.sliced, spec):
-            with precision:
-                loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
-            loss.backward()
+            for ids in self.ids:
+                with precision:
+                    loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+                (loss / len(self.ids)).backward()
         clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -164,21 +170,20 @@ class Stepper:
 
 def timing(plan: Plan, config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> Any:
     """Time and counted FLOPs of each stage against dense steps taken in turn with them."""
-    stepper = Stepper(config, args.batch_size, torch.device(args.device), bf16)
+    stepper = Stepper(config, args, bf16)
     stages = list(plan.stages())
-    arms = [Rates()] + [rates for _, rates in stages]
-    flops = [stepper.flops(rates) for rates in arms]
-    for rates in arms:
-        stepper.step(rates)
-    seconds: list[list[float]] = [[] for _ in arms]
+    # A stage on the full model runs the dense step itself: one arm serves both.
+    arms = dict.fromkeys([Rates()] + [rates for _, rates in stages])
+    flops = {rates: stepper.flops(rates) for rates in arms}
+    seconds: dict[Rates, list[float]] = {rates: [] for rates in arms}
     for _ in range(args.rounds):
-        for index, rates in enumerate(arms):
-            seconds[index].append(stepper.step(rates))
-    dense_seconds, dense_flops = median(seconds[0]), flops[0].total
+        for rates in arms:
+            seconds[rates].append(stepper.step(rates))
+    dense_seconds, dense_flops = median(seconds[Rates()]), flops[Rates()].total
     rows, time_saved, flops_saved = [], 0.0, 0.0
-    for (share, _), stage_seconds, stage_flops in zip(stages, seconds[1:], flops[1:], strict=True):
-        time = 1 - median(stage_seconds) / dense_seconds
-        counted = 1 - stage_flops.total / dense_flops
+    for share, rates in stages:
+        time = 1 - median(seconds[rates]) / dense_seconds
+        counted = 1 - flops[rates].total / dense_flops
         time_saved, flops_saved = time_saved + share * time, flops_saved + share * counted
         rows.append(
             {
@@ -190,6 +195,7 @@ def timing(plan: Plan, config: PretrainedConfig, args: argparse.Namespace, bf16:
         )
     return {
         "dense_seconds_per_step": dense_seconds,
+        "tokens_per_step": stepper.ids.numel(),
         "time_saved": time_saved,
         "flops_saved_all": flops_saved,
         "realised": time_saved / flops_saved,
@@ -203,7 +209,7 @@ def peak_memory(arm: str, config: PretrainedConfig, args: argparse.Namespace) ->
     device = torch.device(args.device)
     arms = [Rates()] if arm == "dense" else [rates for _, rates in plan.stages()]
     before = _resident_bytes("VmRSS")
-    stepper = Stepper(config, args.batch_size, device, bf16=False)
+    stepper = Stepper(config, args, bf16=False)
     for _ in range(3):
         for rates in arms:
             stepper.step(rates)
@@ -247,11 +253,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write one JSON object here")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences of a timed step")
+    parser.add_argument("--micro-batches", type=int, help="of a timed step (4; quick: 2)")
     parser.add_argument("--rounds", type=int, help="timed steps of each kind (7; quick: 5)")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings (1 2 3; quick: 1 2)")
     parser.add_argument("--no-quality", action="store_true", help="leave the trainings out")
     parser.add_argument("--peak-memory", choices=("dense", "est"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
+    args.micro_batches = args.micro_batches or (2 if args.quick else 4)
     args.rounds = args.rounds or (5 if args.quick else 7)
     args.seeds = args.seeds or ([1, 2] if args.quick else [1, 2, 3])
     return args
@@ -339,11 +347,11 @@ def cost_table(result: dict[str, Any]) -> Table:
 def quality_table(quality: dict[str, list[float]]) -> Table:
     """Validation loss of each arm."""
     table = Table(title="Validation loss, nats per token")
-    for heading in ("arm", "mean", "by seed", "FLOPs of dense"):
+    for heading in ("arm", "mean", "by seed"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm, losses in quality.items():
         values = ", ".join(f"{loss:.4f}" for loss in losses)
-        table.add_row(arm, f"{sum(losses) / len(losses):.4f}", values, f"{ARMS[arm].flops:.1%}")
+        table.add_row(arm, f"{sum(losses) / len(losses):.4f}", values)
     return table
 
 

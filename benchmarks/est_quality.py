@@ -86,12 +86,10 @@ REGIMES = {
 }
 
 
-def settings_of(arm: Arm, regime: str, seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The checked config of an arm, as `run.py` would see it."""
-    chosen = [f"experiment={arm.experiment}", "logger=csv", f"seed={seed}"]
+def settings_of(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The checked config of an experiment, as `run.py` would see it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [*chosen, *REGIMES[regime], *arm.overrides, *overrides])
-    return check(cfg)
+        return check(compose("config", [f"experiment={experiment}", *overrides]))
 
 
 def train(
@@ -109,7 +107,8 @@ def train(
     Returns:
         A row of the results.
     """
-    settings = settings_of(ARMS[arm], regime, seed, overrides)
+    chosen = (*REGIMES[regime], *ARMS[arm].overrides, f"seed={seed}", *overrides)
+    settings = settings_of(ARMS[arm].experiment, chosen)
     pl.seed_everything(seed, workers=True, verbose=False)
     datamodule = cast(LanguageModelingDataModule, build("datamodule", settings["datamodule"]))
     module = cast(CausalLM, build("module", settings["module"]))
