@@ -296,9 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "realised_bf16": timings["bf16"]["realised"],
         "stages": [
             {**of_flops, **of_time}
-            for of_time, of_flops in zip(
-                timings["fp32"]["stages"], flops["stages"], strict=True
-            )
+            for of_time, of_flops in zip(timings["fp32"]["stages"], flops["stages"], strict=True)
         ],
         "peak_memory_ratio": peak_memory_ratio(args),
         "timed_model": config.to_diff_dict(),

@@ -119,7 +119,7 @@ class CausalLM(pl.LightningModule):
             "weight_decay": 0.1,
             **(optimizer or {}),
         }
-        self.schedule_settings = {"warmup": 0.02, "final": 0.1, "decay": "cosine"}
+        self.schedule_settings: dict[str, Any] = {"warmup": 0.02, "final": 0.1, "decay": "cosine"}
         self.schedule_settings.update(schedule or {})
         _check(self.optimizer_settings, self.schedule_settings)
         self.model: PreTrainedModel | None = None
@@ -183,7 +183,7 @@ class CausalLM(pl.LightningModule):
     def _evaluate(self, split: str, batch: Batch) -> None:
         labels = batch.get("labels", batch["input_ids"])
         predicted = (labels[:, 1:] != -100).sum()
-        metric = self.losses[split]
+        metric = cast(MeanMetric, self.losses[split])
         metric.update(self(batch), predicted)
         self.log(f"{split}/loss", metric, on_epoch=True, prog_bar=True)
 
@@ -192,7 +192,7 @@ class CausalLM(pl.LightningModule):
         perplexity = cast(MeanMetric, self.losses[split]).compute().exp()
         self.log(f"{split}/perplexity", perplexity, sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and the learning rate by step."""
         settings = dict(self.optimizer_settings)
         decay = settings.pop("weight_decay")
@@ -209,9 +209,7 @@ class CausalLM(pl.LightningModule):
         s = self.schedule_settings
         scheduler = LambdaLR(
             optimizer,
-            lambda step: learning_rate_factor(
-                step, max_steps, s["warmup"], s["final"], s["decay"]
-            ),
+            lambda step: learning_rate_factor(step, max_steps, s["warmup"], s["final"], s["decay"]),
         )
         return {
             "optimizer": optimizer,

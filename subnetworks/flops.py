@@ -1,4 +1,4 @@
-"""Counting the floating-point operations of a training step: what was executed, not what was meant."""
+"""Counting the FLOPs of a training step: what was executed, not what was meant."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How the share of active units changes over a training: stages as data, checked without PyTorch."""
+"""How the share of active units changes over a training: stages as data, without PyTorch."""
 
 import math
 from collections.abc import Mapping, Sequence

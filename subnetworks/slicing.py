@@ -9,7 +9,7 @@ their identity; `write_gradients` puts the compact gradients into them.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -174,7 +174,7 @@ class SlicedModel:
         if choice.heads is None:
             return
         if hasattr(attention, "split_size"):
-            size = len(choice.heads) * attention.head_dim
+            size = len(choice.heads) * cast(int, attention.head_dim)
             self._attributes.append((attention, "split_size", size))
             self._attributes.append((attention, "num_heads", len(choice.heads)))
         elif hasattr(attention, "num_key_value_groups"):
@@ -186,7 +186,7 @@ class SlicedModel:
         """Where the units lie on the projection's axis, in order, for every fused part."""
         d = self.anatomy.dimensions
         totals = {"heads": d.n_heads, "kv_heads": d.n_kv_heads, "neurons": d.intermediate_size}
-        weight = projection.weight
+        weight = cast(nn.Parameter, projection.weight)
         length = weight.shape[self.anatomy.architecture.axis(cut)]
         width = length // (cut.fused * totals[cut.unit])
         starts = torch.tensor(units) * width

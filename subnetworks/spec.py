@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -120,8 +121,8 @@ class SubnetworkSpec:
         """What sets the cost: how many active layers have how many heads, groups and neurons."""
         kinds = ("heads", "kv_heads", "neurons")
         sizes = (
-            "/".join("all" if (u := self.choice(i).units(k)) is None else str(len(u)) for k in kinds)
-            for i in self.active_layers
+            "/".join("all" if (u := choice.units(k)) is None else str(len(u)) for k in kinds)
+            for choice in map(self.choice, self.active_layers)
         )
         return " + ".join(f"{n} x {size}" for size, n in sorted(Counter(sizes).items()))
 
@@ -132,17 +133,16 @@ class SubnetworkSpec:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "SubnetworkSpec":
         """Rebuild a sub-network, also from a JSON round trip."""
-        return cls(
-            Dimensions(**state["dimensions"]),
-            tuple(
-                None
-                if choice is None
-                else LayerChoice(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in choice.items()}
-                )
-                for choice in state["layers"]
-            ),
-        )
+
+        def choice(saved: dict[str, Any]) -> LayerChoice:
+            lists_as_tuples: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in saved.items()
+            }
+            return LayerChoice(**lists_as_tuples)
+
+        layers = (None if saved is None else choice(saved) for saved in state["layers"])
+        return cls(Dimensions(**state["dimensions"]), tuple(layers))
 
     def __str__(self) -> str:
         d = self.dimensions
@@ -163,7 +163,7 @@ def _check_choice(layer: int, choice: LayerChoice, dimensions: Dimensions) -> No
         units = choice.units(kind)
         if units is None:
             continue
-        ascending = all(a < b for a, b in zip(units, units[1:], strict=False))
+        ascending = all(a < b for a, b in pairwise(units))
         if not units or not ascending or units[0] < 0 or units[-1] >= total:
             raise ValueError(
                 f"layer {layer}: {kind} must be ascending, distinct and within 0..{total - 1}"

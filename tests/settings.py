@@ -69,7 +69,7 @@ class Setting:
             architecture=self.architecture, optimizer={"lr": 3e-3}, **dict(self.module_options)
         )
 
-    def datamodule(self, text: Path, cache: Path, batch_size: int = 4) -> LanguageModelingDataModule:
+    def datamodule(self, text: Path, cache: Path, batch_size: int) -> LanguageModelingDataModule:
         """A fresh data module on a text file."""
         return LanguageModelingDataModule(
             source="text",

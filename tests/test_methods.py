@@ -1,7 +1,7 @@
-"""What every method owes: it trains, accumulates, resumes bit for bit, and is off when it must be."""
+"""What every method owes: it trains, accumulates, resumes bit for bit, and is off when due."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
 
-Fit = Callable[..., tuple[CausalLM, pl.Trainer]]
+Fit = Callable[..., tuple[CausalLM, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ class StopAt(Callback):
 
 
 @pytest.fixture
-def fit(text: Path, cache_dir: Path, tmp_path: Path) -> Iterator[Fit]:
+def fit(text: Path, cache_dir: Path, tmp_path: Path) -> Fit:
     """Trains with a method; every training leaves its checkpoints in a folder of its own."""
     numbers = count()
 
@@ -60,7 +60,7 @@ def fit(text: Path, cache_dir: Path, tmp_path: Path) -> Iterator[Fit]:
         batch_size: int = 4,
         max_steps: int = MAX_STEPS,
         **options: Any,
-    ) -> tuple[CausalLM, pl.Trainer]:
+    ) -> tuple[CausalLM, Any]:
         pl.seed_everything(3, workers=True, verbose=False)
         module = setting.module()
         folder = tmp_path / f"run {next(numbers)}"
@@ -85,7 +85,7 @@ def fit(text: Path, cache_dir: Path, tmp_path: Path) -> Iterator[Fit]:
         trainer.fit(module, data, ckpt_path=None if resume is None else str(resume))
         return module, trainer
 
-    yield run
+    return run
 
 
 def assert_equal(left: Any, right: Any, where: str = "") -> None:
@@ -126,7 +126,7 @@ def test_accumulation_equals_the_large_batch(setting: Setting, fit: Fit) -> None
     """Two micro-batches share one sub-network, and their gradients are written once."""
     if setting.architecture["model_type"] == "gpt2":
         # Dropout draws by micro-batch.
-        quiet = {k: 0.0 for k in ("attn_pdrop", "embd_pdrop", "resid_pdrop")}
+        quiet = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
         setting = Setting(
             setting.architecture | quiet, setting.method, module_options=setting.module_options
         )
@@ -172,9 +172,9 @@ def test_is_off_in_validation_and_in_checkpoints(setting: Setting, fit: Fit) -> 
 
     _, trainer = fit(setting, extra=(Watch(),))
     assert len(seen) == 2
+    plain = setting.module()
+    plain.configure_model()
     for loss, state in seen:
-        plain = setting.module()
-        plain.configure_model()
         plain.load_state_dict(state)
         fresh = pl.Trainer(
             accelerator="cpu",
@@ -206,7 +206,7 @@ def test_two_processes_train_one_model(setting: Setting, fit: Fit) -> None:
     if "gradient_checkpointing" in dict(setting.module_options):
         pytest.skip("the same hooks as without checkpointing")
     if setting.architecture["model_type"] == "gpt2":
-        quiet = {k: 0.0 for k in ("attn_pdrop", "embd_pdrop", "resid_pdrop")}
+        quiet = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
         setting = Setting(setting.architecture | quiet, setting.method)
     alone, _ = fit(setting, batch_size=8)
     _, trainer = fit(

@@ -1,6 +1,7 @@
 """CausalLM is plain Hugging Face plus AdamW: equal losses, equal exports, and errors in words."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_learning_rate_warms_up_then_follows_the_cosine(warmup: float) -> None:
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.55)
     assert factors[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
 def test_perplexity_is_weighted_by_tokens() -> None:
@@ -132,7 +133,7 @@ def test_a_checkpoint_loads_outside_of_a_trainer(tmp_path: Path) -> None:
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    data = DataLoader([batch()], batch_size=None)
+    data: Any = DataLoader([batch()], batch_size=None)
     trainer.fit(module, data, data)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     again = CausalLM.load_from_checkpoint(tmp_path / "one.ckpt")

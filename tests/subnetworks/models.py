@@ -1,5 +1,7 @@
 """Tiny models of every known architecture, and a small model built from sliced weights by hand."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,17 +19,17 @@ from subnetworks.spec import SubnetworkSpec
 
 VOCAB = 53
 CONTEXT = 24
-_GROUPED = dict(
-    vocab_size=VOCAB,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    hidden_size=32,
-    intermediate_size=40,
-    max_position_embeddings=CONTEXT,
-    bos_token_id=None,
-    eos_token_id=None,
-)
+_GROUPED: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 CONFIGS: dict[str, PretrainedConfig] = {
     "gpt2": GPT2Config(
         vocab_size=VOCAB,
@@ -135,7 +137,9 @@ class SmallModel(nn.Module):
                 result[name] = None
                 continue
             _, index, scale = self.source[name]
-            gradient = self.weights[name].grad * scale
+            leaf = self.weights[name].grad
+            assert leaf is not None
+            gradient = leaf * scale
             if index is not None:
                 full = torch.zeros_like(parameter)
                 full[index] = gradient

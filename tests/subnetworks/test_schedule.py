@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_rates_move_linearly_within_a_stage() -> None:
     assert set(rates[900:]) == {1.0}
     assert rates[500] == 0.8
     assert rates[899] == 1.0
-    steps = [b - a for a, b in zip(rates[500:900], rates[501:900], strict=False)]
+    steps = [b - a for a, b in pairwise(rates[500:900])]
     assert all(step == pytest.approx(0.2 / 399) for step in steps)
 
 
