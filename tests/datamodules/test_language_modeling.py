@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,15 @@ def test_packing_loses_and_adds_nothing(
     assert decoded["train"] + decoded["val"] == text
     assert 0.05 < len(decoded["val"].encode()) / len(text.encode()) <= 0.1
     assert decoded["train"].endswith("\n")
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.11, 0.12])
+def test_a_file_of_one_line_is_cut_between_characters(tmp_path: Path, val_fraction: float) -> None:
+    text = "".join(random.Random(0).choices("日本語学習", k=1001))
+    data = opened(tmp_path, text, val_fraction=val_fraction)
+    decoded = [data.tokenizer.decode(token_file(data, part)[:-1]) for part in ("train", "val")]
+    assert "".join(decoded) == text
+    assert len(decoded[1]) == int(1001 * val_fraction)
 
 
 def test_documents_are_separated_and_split_by_content(tmp_path: Path) -> None:
@@ -614,18 +623,19 @@ def test_interrupted_and_resumed_is_uninterrupted(
         assert resumed.weight.item() == whole.weight.item()
 
 
-def test_going_on_with_other_batches_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("die", "at"), [("batch end", 3), ("epoch end", 5)])
+def test_going_on_with_other_batches_is_refused(tmp_path: Path, die: str, at: int) -> None:
+    settings = {"batch_size": 10, "max_tokens": 450}
     file = str(tmp_path / "last.ckpt")
     with pytest.raises(Killed):
-        fit(Recorder([], "batch end", 3, file), make(tmp_path, make_text(5000)))
+        fit(Recorder([], die, at, file), make(tmp_path, make_text(3000), **settings))
     for setting, value in (("batch_size", 8), ("seed", 1), ("context_length", 4)):
+        changed = settings | {setting: value}
         with pytest.raises(ValueError, match=rf"datamodule\.{setting}.*resume=never"):
-            fit(Recorder([]), make(tmp_path, **{setting: value}), ckpt_path=file)
+            fit(Recorder([]), make(tmp_path, **changed), ckpt_path=file)
         # Validating the checkpoint on other batches is nobody's mistake.
         trainer = pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
-        trainer.validate(
-            Recorder([]), datamodule=make(tmp_path, **{setting: value}), ckpt_path=file
-        )
+        trainer.validate(Recorder([]), datamodule=make(tmp_path, **changed), ckpt_path=file)
 
 
 def test_overfitting_repeats_the_same_batches(tmp_path: Path) -> None:
@@ -841,7 +851,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_gigabyte_of_text_needs_less_than_two_of_memory(tmp_path: Path, root: Path) -> None:
+def test_a_gigabyte_of_text_needs_less_than_two_of_memory(
+    tmp_path: Path, root: Path, record_property: Callable[[str, int], None]
+) -> None:
     block = make_text(1_000_000)
     with (tmp_path / "large.txt").open("w") as file:
         number = 0
@@ -857,5 +869,6 @@ def test_a_gigabyte_of_text_needs_less_than_two_of_memory(tmp_path: Path, root: 
         check=True,
     )
     characters, peak = map(int, done.stdout.split())
+    record_property("peak_bytes", peak)  # shown with --junit-xml=/dev/stdout
     assert characters == len((tmp_path / "large.txt").read_text())
     assert peak < 2_000_000_000
