@@ -153,7 +153,7 @@ def test_resumes_bit_for_bit_in_every_stage(
     torch.rand(7)  # a new process would not have this one's random state either
     _, trainer = fit(setting, resume=_newest(stop.folder), **options)
     actual = torch.load(_checkpoint(trainer, MAX_STEPS), weights_only=True)
-    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "rng_states"):
         assert_equal(actual[key], expected[key], key)
     for name, state in expected["callbacks"].items():
         if not name.startswith(("ModelCheckpoint", "StopAt")):
