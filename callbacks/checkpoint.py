@@ -174,12 +174,13 @@ class Checkpointing(Checkpoint):
         self.save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far."""
-        return {"best_value": self.best_value}
+        """Return the best value so far, and the step of the last validation."""
+        return {"best_value": self.best_value, "validated_step": self.validated_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best value back."""
+        """Take them back."""
         self.best_value = state_dict["best_value"]
+        self.validated_step = state_dict["validated_step"]
 
     def _improved(self, trainer: pl.Trainer, monitor: str) -> bool:
         if monitor not in trainer.callback_metrics:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from torch.multiprocessing import ProcessExitedException
 
 from callbacks.checkpoint import Checkpointing
 
@@ -27,6 +28,17 @@ class Interrupted(SystemExit):
     def __init__(self, signum: int, words: str) -> None:
         super().__init__(128 + signum)
         self.words = f"{signal.Signals(signum).name} {words}"
+
+
+def stop_behind(error: BaseException) -> Interrupted | None:
+    """Return the interruption that an error is or stands for, None if it is another error.
+
+    Args:
+        error: What ended the run; where processes were spawned, that one of them has ended.
+    """
+    if isinstance(error, ProcessExitedException) and error.exit_code - 128 in SIGNALS:
+        return Interrupted(error.exit_code - 128, "in the processes that were spawned")
+    return error if isinstance(error, Interrupted) else None
 
 
 class Interruption(pl.Callback):
@@ -58,13 +70,24 @@ class Interruption(pl.Callback):
                 signal.signal(signum, handler)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the signals back from Lightning, whose own SIGTERM handler saves nothing."""
+        """Know the trainer in a process that Lightning has spawned as well."""
         self._trainer = trainer
-        for signum in SIGNALS:
-            signal.signal(signum, self._receive)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back from Lightning, in what may be its first stage."""
+        self._take_signals()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back from Lightning, in what may be its first stage."""
+        self._take_signals()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back from Lightning, in what may be its first stage."""
+        self._take_signals()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal waits for the end of a step."""
+        self._take_signals()
         self._seen_step = trainer.global_step
         self._deferring = True
 
@@ -103,6 +126,12 @@ class Interruption(pl.Callback):
     ) -> None:
         """Training is over."""
         self._deferring = False
+
+    def _take_signals(self) -> None:
+        # Lightning puts a handler of its own in front just before its first stage: it saves
+        # nothing, and talks to the other processes in the middle of whatever they are doing.
+        for signum in SIGNALS:
+            signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum is not None, signum

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing
-from callbacks.interruption import Interrupted, Interruption
+from callbacks.interruption import Interruption, stop_behind
 from ledger import Ledger
 from runner import report, resume
-from runner.record import Identity, MetricsFile, Record, now
+from runner.record import Identity, MetricsFile, Record, now, quiet
 from runner.validate import RUNNER_KEYS, ConfigError
 
 
@@ -69,7 +67,7 @@ def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, floa
         ConfigError: Something cannot be built as it was asked for.
         Interrupted: A signal stopped the run.
     """
-    _quiet()
+    quiet()
     if settings["dry_run"]:
         return _dry_run(settings)
     if settings["task"] == "export":
@@ -151,19 +149,21 @@ class _Run:
                 metrics = self._train() if self.task == "train" else self._evaluate()
             self._note("finished", None, seconds=time.perf_counter() - began)
             code = 0
-        except Interrupted as stop:
+        except BaseException as error:
+            stop = stop_behind(error)
+            if stop is None:
+                reason = f"{type(error).__name__}: {error}"
+                self._note("failed", reason)
+                if self.record is not None:
+                    (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
+                self.console.print(f"Failed: {reason.strip().splitlines()[0]}", markup=False)
+                raise
             code = int(stop.code or 1)
             self._note("interrupted", stop.words)
             self.console.print(f"Interrupted: {stop.words}.", highlight=False)
             if not self.first:  # a non-zero exit makes Lightning kill the process that is finishing
-                raise SystemExit(0) from stop
-            raise
-        except BaseException as error:
-            self._note("failed", f"{type(error).__name__}: {error}")
-            self.console.print(f"Failed: {type(error).__name__}: {error}", markup=False)
-            if self.record is not None:
-                (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
-            raise
+                raise SystemExit(0) from None
+            raise stop from None
         finally:
             _finish_wandb(code)
             if self.record is not None:
@@ -184,15 +184,16 @@ class _Run:
         seconds = time.perf_counter() - began
         metrics = _numbers(self.trainer.callback_metrics)
         saving = [cb for cb in self.callbacks if isinstance(cb, Checkpointing)]
+        step = self.trainer.global_step
         if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
-            self._fetch_states(saving)
-        validated = any(cb.validated_step == self.trainer.global_step > 0 for cb in saving)
+            step = self._fetch_states(saving)
+        validated = any(cb.validated_step == step for cb in saving)
         if self.trainer.enable_validation and not validated:
             self.trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
             metrics |= _numbers(self.trainer.callback_metrics)
         metrics["seconds"] = seconds
         if self.first:
-            self._report(metrics, saving)
+            self._report(metrics, saving, step)
         return metrics
 
     def _evaluate(self) -> dict[str, float]:
@@ -207,15 +208,18 @@ class _Run:
             report.show(self.console, self._title(), metrics, (), places)
         return metrics
 
-    def _fetch_states(self, saving: list[Checkpointing]) -> None:
-        """Take over what the spawned processes' callbacks know, from their last checkpoint."""
-        for path in [cb.last for cb in saving if cb.last is not None]:
-            states = torch.load(path, weights_only=True)["callbacks"]
-            for callback in self.callbacks:
-                if callback.state_key in states:
-                    callback.load_state_dict(states[callback.state_key])
+    def _fetch_states(self, saving: list[Checkpointing]) -> int:
+        """Take over what spawned processes know, from their last checkpoint; return its step."""
+        last = next((cb.last for cb in saving if cb.last is not None), None)
+        if last is None:
+            return 0
+        checkpoint = torch.load(last, weights_only=True)
+        for callback in self.callbacks:
+            if callback.state_key in checkpoint["callbacks"]:
+                callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+        return int(checkpoint["global_step"])
 
-    def _report(self, metrics: dict[str, float], saving: list[Checkpointing]) -> None:
+    def _report(self, metrics: dict[str, float], saving: list[Checkpointing], step: int) -> None:
         assert self.record is not None
         ledgers: dict[str, Ledger] = {}
         curves: list[str] = []
@@ -228,7 +232,7 @@ class _Run:
             key: v for name, ledger in ledgers.items() for key, v in ledger.metrics(name).items()
         }
         for logger in self.loggers if flat else ():
-            logger.log_metrics(flat, step=self.trainer.global_step)
+            logger.log_metrics(flat, step=step)
             logger.save()
         folder = self.start.folder
         png = report.plot(report.read_rows(folder), curves, folder / "plots" / "curves.png")
@@ -399,16 +403,3 @@ def _finish_wandb(code: int) -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=code)
-
-
-def _quiet() -> None:
-    """Silence what says nothing about this run."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        # Advice on speed: tokenised blocks are read from memory, workers would only cost.
-        ".*does not have many workers which may be a bottleneck",
-        # pytorch-lightning 2.6.6 asks torch 2.13 for a tree type by its old name.
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -100,6 +102,19 @@ class Record:
         self._lock.close()
 
 
+def quiet() -> None:
+    """Silence what says nothing about this run."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        # Advice on speed: tokenised blocks are read from memory, workers would only cost.
+        ".*does not have many workers which may be a bottleneck",
+        # pytorch-lightning 2.6.6 asks torch 2.13 for a tree type by its old name.
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 class Identity(pl.Callback):
     """Writes the run's id into its checkpoints, and the tokenizer beside them.
 
@@ -111,6 +126,10 @@ class Identity(pl.Callback):
     def __init__(self, folder: Path, identity: dict[str, str]) -> None:
         self.folder = folder
         self.identity = identity
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Be quiet in a process that Lightning has spawned as well."""
+        quiet()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -139,7 +158,6 @@ class MetricsFile(Logger):
     def __init__(self, folder: str) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        self._header: list[str] = []
 
     @property
     def name(self) -> str:
@@ -159,12 +177,12 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write one row; a metric never seen before rewrites the file with one more column."""
         row = {"step": step, **metrics}
-        if set(row) - set(self._header):
-            rows = self.rows()
-            self._header += [name for name in row if name not in self._header]
-            self._rewrite(rows)
+        header = self._header()
+        if new := [name for name in row if name not in header]:
+            header += new
+            self._rewrite(header, self.rows())
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._header).writerow(row)
+            csv.DictWriter(file, header).writerow(row)
 
     @rank_zero_only
     def keep_before(self, step: int) -> None:
@@ -173,9 +191,7 @@ class MetricsFile(Logger):
         Args:
             step: The optimizer steps that the checkpoint holds.
         """
-        rows = [row for row in self.rows() if int(row["step"]) < step]
-        self._header = list(rows[0]) if rows else []
-        self._rewrite(rows)
+        self._rewrite(self._header(), [row for row in self.rows() if int(row["step"]) < step])
 
     def rows(self) -> list[dict[str, str]]:
         """Return what the file holds, cells as text."""
@@ -184,11 +200,18 @@ class MetricsFile(Logger):
         with self.path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+    def _header(self) -> list[str]:
+        """Return the columns: read each time, for a spawned process may have added some."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+
+    def _rewrite(self, header: list[str], rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name("metrics.csv.tmp")
         with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._header)
+            writer = csv.DictWriter(file, header)
             writer.writeheader()
             writer.writerows(rows)
         os.replace(beside, self.path)

@@ -1,13 +1,13 @@
-"""run.py as the tests start it, here and in a process of its own: it may build classes of tests/."""
+"""run.py as the tests start it, here or in a process of its own: it may build classes of tests."""
 
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import runner
 from hydra import compose, initialize_config_dir
+
+import runner
 from runner import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +19,13 @@ def start(outputs: Path, *arguments: str, **environment: str) -> subprocess.Pope
     return subprocess.Popen(
         [sys.executable, "-m", "tests.runner.laboratory", *arguments],
         cwd=ROOT,
-        env={**os.environ, "FRUGAL_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1", **environment},
+        env={
+            **os.environ,
+            "FRUGAL_OUTPUTS": str(outputs),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            **environment,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -48,6 +54,7 @@ def allow_tests() -> None:
 
 if __name__ == "__main__":
     allow_tests()
-    sys.argv[0] = str(ROOT / "run.py")
+    sys.argv[0] = __file__  # the command that Lightning gives to the processes it starts
     sys.argv[1:1] = ["--config-dir", str(CONF)]
-    runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+    path = ROOT / "run.py"
+    exec(compile(path.read_text(), path, "exec"))
