@@ -297,11 +297,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         super().__init__()
         self.pretrained: str | None = (tokenizer or {}).get("pretrained")
         self.sample_chars: int = (tokenizer or {}).get("sample_chars", 10_000_000)
-        self.vocab_size, self.context_length, self.batch_size = (
-            vocab_size,
-            context_length,
-            batch_size,
-        )
+        self.vocab_size = vocab_size
+        self.context_length, self.batch_size = context_length, batch_size
         self.seed, self.num_workers = seed, num_workers
         self.folder: Path | None = None
         self._restored: dict[str, Any] | None = None
