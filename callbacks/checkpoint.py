@@ -133,12 +133,12 @@ class Checkpointing(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the step that was resumed from, which is saved already."""
         self._seen_step = self._saved_step = trainer.global_step
-        loop = trainer.fit_loop
-        if loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_train_batch_end:
-            if loop.epoch_loop.batch_progress.is_last_batch:
-                # Lightning 2.6 has counted this epoch as done and would still take the next one
-                # for its rest: without its start, and one short in its counters.
-                loop.reset_restart_stage()
+        loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        ended = batches.restarted_on_train_batch_end and batches.batch_progress.is_last_batch
+        if loop.restarted_mid_epoch and ended:
+            # Lightning 2.6 has counted this epoch as done and would still take the next one for
+            # its rest: without its start, and one short in its counters.
+            loop.reset_restart_stage()
 
     def on_train_batch_end(
         self,

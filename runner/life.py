@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,7 +201,11 @@ class _Run:
         checkpoint = checkpoint_of(Path(self.settings["ckpt_path"]))
         self.console.print(f"checkpoint: {checkpoint}", highlight=False)
         do = self.trainer.validate if self.task == "validate" else self.trainer.test
-        do(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+        with warnings.catch_warnings():
+            # The checkpoint holds states of callbacks that only matter to training.
+            message = ".*callbacks used to create the checkpoint need to be provided"
+            warnings.filterwarnings("ignore", message=message)
+            do(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
         metrics = _numbers(self.trainer.callback_metrics)
         if self.record is not None:
             self.record.update(metrics=metrics, checkpoint=str(checkpoint))

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
+from runner import signatures
 from runner.validate import RUN_DIR, ConfigError, methods
 
 try:
@@ -118,6 +119,12 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     chosen = {"module": stored["module"], "name": stored["name"]}
     if not settings["datamodule"]:
         chosen["datamodule"] = stored["datamodule"]
+    needed = {
+        name: node
+        for name, node in methods(stored).items()
+        if signatures.attribute(node["_target_"], "changes_shapes")
+    }
+    chosen["callbacks"] = {**needed, **(settings["callbacks"] or {})}
     return {**settings, **chosen}
 
 

@@ -316,7 +316,7 @@ def _signature(definition: Definition) -> Signature | None:
             forwarded = signature(FORWARDS[ancestor.path])
             assert forwarded is not None, f"{FORWARDS[ancestor.path]} has moved"
             return Signature({**forwarded.parameters, **own.parameters}, forwarded.open)
-        if not own.open:
+        if not own.open or not _hands_on(init):
             return own
     return own
 
@@ -327,6 +327,14 @@ def _member_of(node: ast.AST, name: str) -> ast.FunctionDef | None:
         if isinstance(statement, ast.FunctionDef) and statement.name == name:
             found = statement
     return found
+
+
+def _hands_on(init: ast.FunctionDef) -> bool:
+    """Whether an `__init__` hands its further keywords on to its base's."""
+    for call in ast.walk(init):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
+            return any(keyword.arg is None for keyword in call.keywords)
+    return False
 
 
 def _arguments(source: Source, node: ast.FunctionDef, skip_first: bool) -> Signature:
@@ -356,10 +364,9 @@ def _check(key: str, value: Any, annotation: ast.expr, source: Source) -> list[s
     options = _alternatives(annotation)
     if options is not None:
         found = [_check(key, value, option, source) for option in options]
-        nested = [problems for problems in found if problems and "=" in problems[0].split(" ")[0]]
         if any(not problems for problems in found):
             return []
-        deeper = [p for p in nested if not p[0].startswith(f"{key}=")]
+        deeper = [problems for problems in found if not problems[0].startswith(f"{key}=")]
         return deeper[0] if isinstance(value, dict) and deeper else wrong
     if isinstance(annotation, ast.Constant):
         return [] if annotation.value is None and value is None else wrong

@@ -42,6 +42,9 @@ ALLOWED: tuple[str, ...] = (
     "torchmetrics",
 )
 
+# The groups of conf/ that are nodes of the config; one that was not chosen is None.
+GROUPS = ("module", "datamodule", "callbacks", "trainer", "logger", "paths")
+
 # Keys of a node that are not arguments of its `_target_`.
 RUNNER_KEYS = {"trainer": ("checkpoint_every",)}
 
@@ -99,10 +102,15 @@ def guard(main: Callable[[], Any]) -> int:
         refuse(stop.error)
         return 2
     except Exception as error:
-        # Hydra's twenty frames above ours say nothing about what went wrong.
         trace = error.__traceback__
-        while not full and trace and Path(trace.tb_frame.f_code.co_filename) != ROOT / "run.py":
+        while trace and Path(trace.tb_frame.f_code.co_filename) != ROOT / "run.py":
             trace = trace.tb_next
+        if full:
+            raise
+        if trace is None and isinstance(error, ValueError):  # Hydra's, about the command line
+            refuse(error)
+            return 2
+        # Hydra's twenty frames above ours say nothing about what went wrong.
         error.__traceback__ = trace or error.__traceback__
         raise
     return 0
@@ -128,12 +136,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     """
     if cfg.get("paths") is None or cfg.paths.get("run_dir") is not None:
         raise ConfigError("paths.run_dir is the runner's to fill in: set paths.output_dir instead.")
-    settings = resolve(cfg, RUN_DIR)
+    settings = {**dict.fromkeys(GROUPS), **resolve(cfg, RUN_DIR)}
     top = signatures.find("runner.validate.TopLevel")
     assert top is not None
-    values = {key: value for key, value in settings.items() if not isinstance(value, dict)}
-    groups = ("module", "datamodule", "callbacks", "trainer", "logger", "paths", "debug")
-    values = {key: value for key, value in values.items() if key not in groups}
+    values = {key: value for key, value in settings.items() if key not in GROUPS}
     problems = [
         problem.removeprefix(".") for problem in signatures.bind("", values, signatures.fields(top))
     ]

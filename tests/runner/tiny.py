@@ -20,10 +20,18 @@ from ledger import Ledger, Saving
 class TinyModule(pl.LightningModule):
     """Next-token prediction with dropout, so that every step draws random numbers."""
 
-    def __init__(self, width: int = 16, lr: float = 1e-2, fail_at: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int = 16,
+        lr: float = 1e-2,
+        fail_at: int | None = None,
+        seed: int = 0,
+        fail_seed: int | None = None,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.width, self.lr, self.fail_at = width, lr, fail_at
+        self.width, self.lr = width, lr
+        self.fail_at = 3 if seed == fail_seed else fail_at
 
     def configure_model(self) -> None:
         if not hasattr(self, "model"):

@@ -1,0 +1,213 @@
+"""What a run leaves: its record, its metrics, its W&B run, its exported model; one id in all."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner import resume
+from runner.record import MetricsFile, write_json
+from runner.validate import ConfigError
+from tests.runner.laboratory import ROOT, finish, run, start
+
+
+def folder_of(outputs: Path) -> Path:
+    (folder,) = (outputs / "tiny").iterdir()
+    return folder
+
+
+def test_record_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = run(tmp_path)
+    folder = folder_of(tmp_path)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["reason"] is None
+    assert folder.name.endswith(f"-{record['id']}")
+    assert len(record["id"]) == 8
+    saved = torch.load(folder / record["checkpoint"], weights_only=True)
+    assert saved["frugal"] == {"id": record["id"], "experiment": "tiny"}
+    assert record["metrics"]["val/loss"] == pytest.approx(metrics["val/loss"])
+    assert record["ledgers"]["tiny"]["savings"][0]["spent"] == 40
+    assert str(tmp_path) not in json.dumps(record), "the record names this machine's folders"
+    assert {"torch", "pytorch-lightning", "hydra-core"} <= record["versions"].keys()
+    assert resume.stored_config(folder)["module"]["width"] == 16
+    assert (folder / "plots" / "curves.png").stat().st_size > 1000
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "step-00000035.ckpt",
+        "step-00000040.ckpt",
+    ]
+    printed = capsys.readouterr().out
+    assert "val/loss" in printed
+    assert "tiny against dense" in printed
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["val/loss"]] == ["9", "19", "29", "39"]
+    assert all(float(row["perf/tokens_per_second"]) > 0 for row in rows if row["train/loss"])
+    assert sum("step " in line for line in printed.splitlines()) < 5, "a log file would be flooded"
+
+
+def test_record_of_a_failed_run(tmp_path: Path) -> None:
+    """The error passes through, and the record says what it was."""
+    with pytest.raises(RuntimeError, match="as the test wants it"):
+        run(tmp_path, "module.fail_at=7")
+    record = json.loads((folder_of(tmp_path) / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["reason"] == "RuntimeError: as the test wants it"
+    assert "as the test wants it" in (folder_of(tmp_path) / "traceback.txt").read_text()
+
+
+def test_no_folder_when_a_constructor_refuses(tmp_path: Path) -> None:
+    """What only the built object can judge is refused in words as well, and leaves no folder."""
+    with pytest.raises(ConfigError, match=r"callbacks\.checkpoint: keep_last=1 must be at least 2"):
+        run(tmp_path, "callbacks.checkpoint.keep_last=1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_is_never_half_written(tmp_path: Path) -> None:
+    """A reader finds a whole file at any moment, and the old one if a writer is killed."""
+    path = tmp_path / "run.json"
+    write_json(path, {"number": -1})
+    code = (
+        "import sys; from pathlib import Path; from runner.record import write_json\n"
+        "print('ready', flush=True)\n"
+        "for n in range(10**9): write_json(Path(sys.argv[1]), {'number': n, 'rest': 'x' * 100_000})"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    seen: set[int] = set()
+    while len(seen) < 50:
+        seen.add(json.loads(path.read_text())["number"])
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    assert json.loads(path.read_text())["number"] >= max(seen)
+
+
+def test_metrics_file_grows_columns_and_forgets_steps(tmp_path: Path) -> None:
+    MetricsFile(str(tmp_path)).log_metrics({"a": 1.0}, step=4)
+    MetricsFile(str(tmp_path)).log_metrics({"b": 2.0}, step=9)
+    file = MetricsFile(str(tmp_path))
+    file.log_metrics({"a": 3.0, "b": 4.0}, step=14)
+    assert file.rows()[1] == {"step": "9", "a": "", "b": "2.0"}
+    file.keep_before(10)
+    assert [row["step"] for row in file.rows()] == ["4", "9"]
+    file.log_metrics({"a": 5.0}, step=14)
+    assert [row["a"] for row in file.rows()] == ["1.0", "", "5.0"]
+
+
+def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
+    held = resume.lock(tmp_path)
+    code = (
+        "from pathlib import Path; from runner import resume; print(resume.is_locked(Path('{}')))"
+    )
+
+    def seen_by_another_process() -> str:
+        command = [sys.executable, "-c", code.format(tmp_path)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    assert seen_by_another_process() == "True"
+    held.close()
+    assert seen_by_another_process() == "False"
+
+
+def test_test_and_export_take_the_model_from_the_run(tmp_path: Path) -> None:
+    """Neither an experiment nor a module is named: the checkpoint's own run says what it is."""
+    run(tmp_path)
+    folder = folder_of(tmp_path)
+    bare = ["~module", "~datamodule", "callbacks=default", f"ckpt_path={folder}"]
+    metrics = run(tmp_path, *bare, "task=test")
+    assert metrics["test/loss"] == pytest.approx(run(tmp_path, *bare, "task=validate")["val/loss"])
+    run(tmp_path, *bare, "task=export")
+    exported = folder / "export" / "step-00000040"
+    card = (exported / "README.md").read_text()
+    assert f"`{json.loads((folder / 'run.json').read_text())['id']}`" in card
+    assert "| steps | 50.0 % |" in card
+    state = torch.load(folder / "checkpoints" / "step-00000040.ckpt", weights_only=True)[
+        "state_dict"
+    ]
+    weights = torch.load(exported / "model.pt", weights_only=True)
+    assert torch.equal(weights["0.weight"], state["model.0.weight"])
+    with pytest.raises(ConfigError, match=r"module\.width: 16 -> 8"):
+        run(tmp_path, "task=test", f"ckpt_path={folder}", "module.width=8")
+
+
+def test_dry_run_builds_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = run(tmp_path, "dry_run=true", "trainer.accumulate_grad_batches=2")
+    printed = capsys.readouterr().out
+    assert counted["parameters"] == 32 * 16 + 16 * 32 + 32
+    assert "float32" in printed
+    assert "plan" in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["fast", "overfit", "profile"])
+def test_debug(tmp_path: Path, mode: str) -> None:
+    extra = ["trainer.max_steps=20", "trainer.val_check_interval=1"] if mode == "overfit" else []
+    run(tmp_path, f"debug={mode}", *extra)
+    folder = folder_of(tmp_path)
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    if mode == "profile":
+        assert "run_training_batch" in (folder / "fit-profile.txt").read_text()
+
+
+def test_multirun_keeps_runs_apart_and_goes_on_after_a_failure(tmp_path: Path) -> None:
+    """Three seeds, the second fails: three folders, three W&B runs, exit code not 0."""
+    code, output = finish(
+        start(
+            tmp_path,
+            "-m",
+            "experiment=tiny",
+            "logger=default",
+            "seed=1,2,3",
+            "module.fail_seed=2",
+            "trainer.max_steps=10",
+        )
+    )
+    folders = list((tmp_path / "tiny").iterdir())
+    assert len(folders) == 3, output
+    assert code == 1
+    states = {}
+    for folder in folders:
+        record = json.loads((folder / "run.json").read_text())
+        states[record["seed"]] = record["status"]
+        (offline,) = folder.glob("wandb/offline-run-*")
+        assert offline.name.endswith(f"-{record['id']}")
+        assert (offline / f"run-{record['id']}.wandb").stat().st_size > 0
+    assert states == {1: "finished", 2: "failed", 3: "finished"}
+
+
+def test_nothing_is_sent_when_offline(tmp_path: Path) -> None:
+    """Every address but this machine's own is out of reach, and the run does not notice."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import socket\n"
+        "connect = socket.socket.connect\n"
+        "def refuse(self, address):\n"
+        "    near = ('127.0.0.1', '::1', 'localhost')\n"
+        "    if self.family != socket.AF_UNIX and address[0] not in near:\n"
+        "        open(__file__ + '.calls', 'a').write(repr(address))\n"
+        "        raise OSError('no network in this test')\n"
+        "    return connect(self, address)\n"
+        "socket.socket.connect = refuse\n"
+    )
+    path = os.pathsep.join([str(site), str(ROOT)])
+    arguments = ["experiment=tiny", "logger=default", "trainer.max_steps=5"]
+    proxy = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    code, output = finish(start(tmp_path / "outputs", *arguments, PYTHONPATH=path, **proxy))
+    assert code == 0, output
+    assert not (site / "sitecustomize.py.calls").exists()
+    (log,) = (tmp_path / "outputs").glob("tiny/*/wandb/debug-internal.log")
+    assert "http" not in log.read_text(errors="replace").lower()
