@@ -55,34 +55,34 @@ ARMS = {
     "dense, equal FLOPs": Arm("est_gpt2_dense", steps=11 / 15),
     "depth only": Arm("est_gpt2_depth_only"),
     "LayerDrop": Arm("est_gpt2_layerdrop"),
-    "EST, layer rescale": Arm("est_gpt2", overrides=("callbacks.est.layer_rescale=inverse",)),
-    "EST, exempt ends": Arm("est_gpt2", overrides=("callbacks.est.exempt_layers=[0,-1]",)),
-    "EST, gentle": Arm(
-        "est_gpt2", overrides=("callbacks.est.rates={layers: 0.75, heads: 0.75, neurons: 0.75}",)
+    "EST, layers rescaled": Arm("est_gpt2", overrides=("callbacks.est.layer_rescale=inverse",)),
+    "EST, units not rescaled": Arm("est_gpt2", overrides=("callbacks.est.rescale_units=false",)),
+    "EST, ends exempt": Arm("est_gpt2", overrides=("callbacks.est.exempt_layers=[0,-1]",)),
+    "EST, shared indices": Arm("est_gpt2", overrides=("callbacks.est.shared_indices=true",)),
+    "EST, rows frozen": Arm("est_gpt2", overrides=("callbacks.est.freeze_unsampled=true",)),
+    # Other boundaries for the same FLOPs: no stage without all layers.
+    "EST, all layers": Arm(
+        "est_gpt2",
+        overrides=(
+            "callbacks.est.stages=[{until: 0.5333333333333333, sample: [heads, neurons]},"
+            "{until: 1.0, sample: []}]",
+        ),
     ),
 }
 
-_SHAPE = "module.architecture"
+_TINY = (
+    "module.architecture.n_embd=32",
+    "datamodule.context_length=64",
+    "datamodule.batch_size=64",
+    "datamodule.vocab_size=512",
+    "module.optimizer.lr=0.006",
+    "module.schedule.warmup=0.1",
+)
 REGIMES = {
-    # Text enough that no token is seen twice up to 300 tokens per parameter.
-    "abundant": (
-        f"{_SHAPE}.n_embd=32",
-        "datamodule.context_length=64",
-        "datamodule.batch_size=64",
-        "datamodule.vocab_size=512",
-        "module.optimizer.lr=0.006",
-        "module.schedule.warmup=0.1",
-    ),
-    # 150,000 tokens of text for a model four times as large: dense training overfits.
-    "limited": (
-        f"{_SHAPE}.n_embd=64",
-        "datamodule.context_length=64",
-        "datamodule.batch_size=64",
-        "datamodule.vocab_size=512",
-        "datamodule.max_tokens=150000",
-        "module.optimizer.lr=0.006",
-        "module.schedule.warmup=0.1",
-    ),
+    # 8.2 million tokens of text: seen twice at 300 tokens per parameter.
+    "abundant": _TINY,
+    # 60,000 tokens of text, seen 85 times at 100 tokens per parameter: dense training overfits.
+    "limited": (*_TINY, "datamodule.max_tokens=60000"),
 }
 
 
