@@ -9,7 +9,10 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from pytorch_lightning.strategies.launchers import (
+    _MultiProcessingLauncher,
+    _SubprocessScriptLauncher,
+)
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from callbacks.checkpoint import Checkpointing
@@ -116,9 +119,9 @@ class Interruption(pl.Callback):
         raise Interrupted(self.signum or signal.SIGTERM, words)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Training is over: stop at once if a signal came in its last step, or comes now."""
+        """Training is over; several processes end together and do not stop here."""
         self._deferring = False
-        if self.signum is not None and trainer.is_global_zero:
+        if self.signum is not None and trainer.world_size == 1:
             raise Interrupted(self.signum, "after the last step")
 
     def on_exception(
@@ -146,6 +149,8 @@ class Interruption(pl.Callback):
             print(f"{name}: stopping after this step; Ctrl-C stops at once.", flush=True)
             return
         self._deferring = False
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)  # they may wait for this process for ever
         raise Interrupted(signum, "outside of training" if not again else "twice: not saved")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from callbacks.checkpoint import validation_follows
+
 
 def capture(device: torch.device) -> dict[str, Any]:
     """Return the states of Python, NumPy, torch on the CPU and, for a GPU, on `device`.
@@ -46,11 +48,10 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
 
 
 class RngState(pl.Callback):
-    """Makes the random numbers of a training step depend on the training steps before it only.
+    """Puts the random states of every process into the checkpoint, and keeps training's own apart.
 
-    The states are noted when a micro-batch ends and set again when the next one begins, so that
-    nothing between the two counts: no validation, no new epoch's data iterator, no logging, no
-    resumption. A checkpoint holds the states of every process. Put it before callbacks that draw.
+    What a validation or a new epoch's data iterator draws does not change what the next training
+    step draws: a resumed run may have had fewer of both. Put it before callbacks that draw.
 
     Args:
         seed: Set anew when the fit is set up, after the data: whether the data had to be built, or
@@ -59,7 +60,7 @@ class RngState(pl.Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._state: dict[str, Any] | None = None
+        self._state: dict[str, Any] | None = None  # to be set before the next training step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Seed; the model is built after this."""
@@ -73,8 +74,9 @@ class RngState(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the states that the last micro-batch left."""
+        """Set the states that were kept over a validation, a new epoch or a resumption."""
         self._restore(trainer)
+        self._state = None
 
     def on_train_batch_end(
         self,
@@ -84,13 +86,14 @@ class RngState(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Note the states that this micro-batch leaves."""
-        self._state = capture(trainer.strategy.root_device)
+        """Keep the states if a validation or a new epoch comes before the next step."""
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if last or validation_follows(trainer):
+            self._state = capture(trainer.strategy.root_device)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the states of training again, so that the next batch is fetched under them."""
-        if trainer.training or trainer.validating:
-            self._restore(trainer)
+        """Set training's states again before the next batch is fetched."""
+        self._restore(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

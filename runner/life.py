@@ -27,7 +27,7 @@ from callbacks.interruption import Interruption, stop_behind
 from ledger import Ledger
 from runner import report, resume
 from runner.record import Identity, MetricsFile, Record, now, quiet
-from runner.validate import RUNNER_KEYS, ConfigError
+from runner.validate import RUN_DIR, RUNNER_KEYS, ConfigError
 
 
 @runtime_checkable
@@ -102,7 +102,8 @@ def build(key: str, node: Any, **further: Any) -> Any:
     try:
         return target(**arguments, **further)
     except (ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"{key}: {error}") from error
+        words = str(error)
+        raise ConfigError(words if words.startswith(key) else f"{key}: {words}") from error
 
 
 class _Run:
@@ -115,7 +116,7 @@ class _Run:
 
     def __init__(self, settings: dict[str, Any], start: resume.Start) -> None:
         self.digest = resume.config_hash(settings)
-        self.settings = resume.with_run_dir(settings, start.folder)
+        self.settings = resume.replaced(settings, RUN_DIR, str(start.folder))
         self.start = start
         self.task: str = settings["task"]
         self.first = getattr(rank_zero_only, "rank", 0) == 0
@@ -139,42 +140,38 @@ class _Run:
         """Run the task between the run folder's first and last record."""
         listening = [cb for cb in self.callbacks if isinstance(cb, Interruption)]
         interruption = listening[0] if listening else Interruption()
-        self.record = Record(self.start, self.settings, self.digest) if self.first else None
-        self.console.print(f"[bold]{self.start.folder}[/bold] ({self.task})", highlight=False)
-        for line in self.start.words:
-            self.console.print(line, highlight=False, markup=False)
-        code = 1
-        began = time.perf_counter()
-        try:
-            with interruption.listen(self.trainer), _told_to_children(self.start):
+        with interruption.listen(self.trainer), _told_to_children(self.start):
+            self.record = Record(self.start, self.settings, self.digest) if self.first else None
+            self.console.print(f"[bold]{self.start.folder}[/bold] ({self.task})", highlight=False)
+            for line in self.start.words:
+                self.console.print(line, highlight=False, markup=False)
+            code = 1
+            began = time.perf_counter()
+            try:
                 metrics = self._train() if self.task == "train" else self._evaluate()
-            self._note("finished", None, seconds=time.perf_counter() - began)
-            code = 0
-        except BaseException as error:
-            stop = stop_behind(error)
-            if stop is None:
-                reason = f"{type(error).__name__}: {error}"
-                self._note("failed", reason)
+                self._note("finished", seconds=time.perf_counter() - began)
+                code = 0
+            except BaseException as error:
+                stop = stop_behind(error)
+                if stop is None:
+                    self._failed(error)
+                    raise
+                code = int(stop.code or 1)
+                self._note("interrupted", reason=stop.words, metrics=self._metrics())
+                self.console.print(f"Interrupted: {stop.words}.", highlight=False)
+                if not self.first:  # Lightning kills the first process where another one fails
+                    raise SystemExit(0) from None
+                raise stop from None
+            finally:
+                _finish_wandb(code)
                 if self.record is not None:
-                    (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
-                self.console.print(f"Failed: {reason.strip().splitlines()[0]}", markup=False)
-                raise
-            code = int(stop.code or 1)
-            self._note("interrupted", stop.words)
-            self.console.print(f"Interrupted: {stop.words}.", highlight=False)
-            if not self.first:  # a non-zero exit makes Lightning kill the process that is finishing
-                raise SystemExit(0) from None
-            raise stop from None
-        finally:
-            _finish_wandb(code)
-            if self.record is not None:
-                self.record.close()
+                    self.record.close()
         return metrics
 
     def _train(self) -> dict[str, float]:
         checkpoint = self.start.checkpoint
         if checkpoint is not None:
-            step = torch.load(checkpoint, mmap=True, weights_only=True)["global_step"]
+            step = _load(checkpoint)["global_step"]
             if self.first:
                 resume.retire_newer(self.start.folder, checkpoint)
             for logger in self.loggers:
@@ -183,7 +180,7 @@ class _Run:
         began = time.perf_counter()
         self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
         seconds = time.perf_counter() - began
-        metrics = _numbers(self.trainer.callback_metrics)
+        metrics = self._metrics()
         saving = [cb for cb in self.callbacks if isinstance(cb, Checkpointing)]
         step = self.trainer.global_step
         if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
@@ -191,7 +188,7 @@ class _Run:
         validated = any(cb.validated_step == step for cb in saving)
         if self.trainer.enable_validation and not validated:
             self.trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
-            metrics |= _numbers(self.trainer.callback_metrics)
+            metrics |= self._metrics()
         metrics["seconds"] = seconds
         if self.first:
             self._report(metrics, saving, step)
@@ -206,7 +203,7 @@ class _Run:
             message = ".*callbacks used to create the checkpoint need to be provided"
             warnings.filterwarnings("ignore", message=message)
             do(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
-        metrics = _numbers(self.trainer.callback_metrics)
+        metrics = self._metrics()
         if self.record is not None:
             self.record.update(metrics=metrics, checkpoint=str(checkpoint))
             places = {"run folder": self.start.folder}
@@ -218,7 +215,7 @@ class _Run:
         last = next((cb.last for cb in saving if cb.last is not None), None)
         if last is None:
             return 0
-        checkpoint = torch.load(last, weights_only=True)
+        checkpoint = _load(last)
         for callback in self.callbacks:
             if callback.state_key in checkpoint["callbacks"]:
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
@@ -251,9 +248,20 @@ class _Run:
         places = {"run folder": folder, "checkpoint": last, "best checkpoint": best, "plots": png}
         report.show(self.console, self._title(), metrics, ledgers.values(), places)
 
-    def _note(self, status: str, reason: str | None, **fields: Any) -> None:
+    def _failed(self, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        self._note("failed", reason=reason, metrics=self._metrics())
         if self.record is not None:
-            self.record.update(status=status, reason=reason, ended=now(), **fields)
+            (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
+        self.console.print(f"Failed: {reason.strip().splitlines()[0]}", markup=False)
+
+    def _note(self, status: str, **fields: Any) -> None:
+        if self.record is not None:
+            self.record.update(status=status, ended=now(), **fields)
+
+    def _metrics(self) -> dict[str, float]:
+        metrics = self.trainer.callback_metrics
+        return {str(key): float(value) for key, value in metrics.items()}
 
     def _title(self) -> str:
         return f"{self.settings['name']} {self.start.run_id}, {self.task}"
@@ -365,14 +373,14 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
         )
     module = build("module", settings["module"])
     module.configure_model()
-    module.load_state_dict(torch.load(checkpoint, mmap=True, weights_only=True)["state_dict"])
-    tokenizer = None
+    module.load_state_dict(_load(checkpoint)["state_dict"])
+    files: list[Any] = []
     if (folder / "tokenizer").exists():
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        files.append(AutoTokenizer.from_pretrained(folder / "tokenizer"))
     target = folder / "export" / checkpoint.stem
-    module.export(target, tokenizer)
+    module.export(target, files)
     kind = str(getattr(getattr(module, "hf_config", None), "model_type", "language"))
     text = report.card(resume.read_record(folder), checkpoint, kind)
     (target / "README.md").write_text(text, encoding="utf-8")
@@ -380,13 +388,16 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
     return {}
 
 
+def _load(checkpoint: Path) -> dict[str, Any]:
+    """Return a checkpoint's content; tensors stay on disk until they are read."""
+    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    assert isinstance(content, dict)
+    return content
+
+
 def _best_precision(accelerator: str) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
-def _numbers(metrics: Any) -> dict[str, float]:
-    return {str(key): float(value) for key, value in metrics.items()}
 
 
 @contextmanager

@@ -65,8 +65,8 @@ def show(
         places: Its files by name.
     """
     table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}" if abs(value) < 1e4 else f"{value:,.0f}")
+    for name in sorted(metrics, key=_rank):
+        table.add_row(name, f"{metrics[name]:.6g}")
     console.print(table)
     for ledger in ledgers:
         console.print(ledger.table())
@@ -131,7 +131,8 @@ def card(record: Mapping[str, Any], checkpoint: Path, model_type: str) -> str:
         checkpoint: What was exported.
         model_type: The architecture's name in transformers.
     """
-    metrics = "".join(f"| {name} | {value:.4f} |\n" for name, value in record["metrics"].items())
+    reached = {name: value for name, value in record["metrics"].items() if _rank(name)[0] < 3}
+    metrics = "".join(f"| {name} | {value:.6g} |\n" for name, value in reached.items())
     saved = ""
     for content in record["ledgers"].values():
         ledger = Ledger.from_dict(content)
@@ -168,6 +169,13 @@ model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")
 ```
 """
+
+
+def _rank(metric: str) -> tuple[int, str]:
+    """Sort what was reached before what it took."""
+    split = metric.partition("/")[0]
+    order = ("test", "val", "train")
+    return (order.index(split) if split in order else len(order), metric)
 
 
 def _series(rows: Sequence[Mapping[str, str]], name: str) -> list[tuple[int, float]]:

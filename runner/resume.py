@@ -79,19 +79,13 @@ def config_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def with_run_dir(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the config with the run folder filled in, wherever it stands."""
-
-    def fill(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: fill(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [fill(value) for value in node]
-        return node.replace(RUN_DIR, str(folder)) if isinstance(node, str) else node
-
-    filled = fill(settings)
-    assert isinstance(filled, dict)
-    return filled
+def replaced(node: Any, old: str, new: str) -> Any:
+    """Return plain containers with a part of every text in them replaced."""
+    if isinstance(node, Mapping):
+        return {key: replaced(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [replaced(value, old, new) for value in node]
+    return node.replace(old, new) if isinstance(node, str) else node
 
 
 def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
@@ -150,21 +144,23 @@ def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
     """
     if settings["resume"] != "auto":
         return _named(settings, Path(settings["resume"]))
+    other = ""
     for folder in sorted(experiment.glob("*"), reverse=True):
         if not (folder / RUN_FILE).exists() or not (folder / "config.yaml").exists():
             continue
-        record, stored = _read(folder)
+        record, stored = read_record(folder), stored_config(folder)
         if record["status"] == "finished" or record["task"] != "train" or is_locked(folder):
             continue
         changes = difference(stored, settings)
-        if not stops(changes, stored, settings) and stored["seed"] == settings["seed"]:
-            checkpoint, words = newest_whole(folder)
-            if checkpoint is not None:
-                said = [f"Going on with {folder} from {checkpoint.name}.", *words]
-                return Start(folder, record["id"], checkpoint, (*said, *_listed(changes)))
-    return (
-        f"resume=auto: no unfinished run in {experiment} fits these settings. Starting a new one."
-    )
+        against = [*stops(changes, stored, settings), *({"seed"} & changes.keys())]
+        checkpoint, words = newest_whole(folder)
+        if checkpoint is not None and not against:
+            said = [f"Going on with {folder} from {checkpoint.name}.", *words]
+            return Start(folder, record["id"], checkpoint, (*said, *_listed(changes)))
+        if checkpoint is not None and not other:
+            lines = "\n".join(_listed({key: changes[key] for key in against}))
+            other = f" The newest unfinished one, {folder.name}, differs:\n{lines}"
+    return f"resume=auto: a new run, since none in {experiment} can be gone on with.{other}"
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
@@ -199,8 +195,6 @@ def difference(
         for config in (stored, settings)
     )
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    # The checkpoints' own folder has the run's name in it.
-    keys = [key for key in keys if key != "callbacks.checkpoint.folder"]
     return {key: (before.get(key), after.get(key)) for key in keys}
 
 
@@ -260,10 +254,12 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """Return the resolved config of a run."""
+    """Return the resolved config of a run, with RUN_DIR for the run folder."""
     loaded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(loaded, dict)
-    return {str(key): value for key, value in loaded.items()}
+    content = replaced(loaded, loaded["paths"]["run_dir"], RUN_DIR)
+    assert isinstance(content, dict)
+    return content
 
 
 def _decide(settings: Mapping[str, Any]) -> Start:
@@ -314,7 +310,7 @@ def _named(settings: Mapping[str, Any], path: Path) -> Start:
     folder = run_folder(path)
     if folder is None:
         raise ConfigError(f"resume={path}: neither a run folder nor a checkpoint in one")
-    record, stored = _read(folder)
+    record, stored = read_record(folder), stored_config(folder)
     if is_locked(folder):
         raise ConfigError(f"resume={path}: another process is at work in this run folder")
     changes = difference(stored, settings)
@@ -343,10 +339,6 @@ def retire_newer(folder: Path, checkpoint: Path) -> None:
     for path in (folder / "checkpoints").glob("step-*.ckpt"):
         if checkpoint.name.startswith("step-") and path.name > checkpoint.name:
             os.replace(path, path.with_name(f"{path.name}.unused"))
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    return read_record(folder), stored_config(folder)
 
 
 def _listed(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -1,7 +1,7 @@
 """What a `_target_` accepts, read from its source: importing Lightning to ask it takes seconds.
 
-The source file is found without importing anything, `from x import y` is followed, a class without
-an `__init__` has its base's. Where the source cannot tell, nothing is claimed: everything fits.
+A name is followed through `from x import y` to its source file without importing anything; a class
+has its bases' arguments where it hands keywords on. What the source cannot tell is let through.
 """
 
 from __future__ import annotations
@@ -9,70 +9,60 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
-from collections.abc import Iterable, Iterator
+import typing
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union
 
-# A constructor that hands its keywords on: where to.
+# A constructor that hands its keywords on to a function: which.
 FORWARDS = {"pytorch_lightning.loggers.wandb.WandbLogger": "wandb.sdk.wandb_init.init"}
 
-_PLAIN: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-    "None": (type(None),),
-    "list": (list,),
-    "List": (list,),
-    "Sequence": (list,),
-    "Iterable": (list,),
-    "tuple": (list,),
-    "Tuple": (list,),
-    "dict": (dict,),
-    "Dict": (dict,),
-    "Mapping": (dict,),
+# Python types of plain values, by the types that annotations name.
+PLAIN: dict[Any, tuple[type, ...]] = {
+    **{kind: (kind,) for kind in (int, bool, str, NoneType)},
+    **dict.fromkeys((list, tuple, Sequence, Iterable, Collection), (list,)),
+    **dict.fromkeys((dict, Mapping), (dict,)),
+    float: (int, float),
 }
 
 
 @dataclass
 class Source:
-    """One parsed file: what its names stand for."""
+    """One parsed file: its names, each a statement or (module, name there); "" is the module."""
 
     module: str
-    is_package: bool
     names: dict[str, ast.stmt | tuple[str, str]] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
-
-    def absolute(self, node: ast.ImportFrom) -> str:
-        """Return the full name of the module that a `from ... import` names."""
-        if not node.level:
-            return node.module or ""
-        parts = self.module.split(".")
-        parts = parts[: len(parts) - node.level + self.is_package]
-        return ".".join([*parts, *([node.module] if node.module else [])])
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A class or function, and the file in which its annotations mean what they mean."""
+    """A statement that defines a name, and the file in which its annotations have their meaning."""
 
     source: Source
-    node: ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign
+    node: ast.stmt
 
     @property
-    def path(self) -> str:
-        """The full dotted name of the place where it is defined."""
-        return f"{self.source.module}.{getattr(self.node, 'name', '')}"
+    def body(self) -> list[ast.stmt]:
+        """The statements inside it."""
+        return getattr(self.node, "body", [])
+
+    def ancestry(self) -> Iterator[Definition]:
+        """Yield this class and then its bases, as far as their source is found."""
+        yield self
+        for base in getattr(self.node, "bases", ()):
+            if (parent := _resolve(base, self.source)) is not None:
+                yield from parent.ancestry()
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument: its annotation, if any, and whether it must be given."""
+    """One argument: its type, Any if only an import could tell, and whether it must be given."""
 
-    source: Source
-    annotation: ast.expr | None
+    hint: Any
     required: bool
 
 
@@ -81,53 +71,11 @@ class Signature:
     """The arguments by name; `open` if others are accepted as well."""
 
     parameters: dict[str, Parameter]
-    open: bool
-
-
-def find(target: str) -> Definition | None:
-    """Return the definition behind a dotted name, None if no source holds it."""
-    parts = target.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        source = load(".".join(parts[:cut]))
-        if source is not None:
-            found = _lookup(source, parts[cut])
-            return found if cut == len(parts) - 1 else _member(found, parts[cut + 1 :])
-    return None
-
-
-def exists(module: str) -> bool:
-    """Whether a module of this name can be found without importing its package."""
-    return _locate(module) is not None
-
-
-def submodules(package: str) -> list[str]:
-    """Return the names of what lies in a package, without importing it."""
-    path = _locate(package)
-    return sorted(p.stem for p in path.parent.iterdir() if p.stem[0] != "_") if path else []
-
-
-def signature(target: str) -> Signature | None:
-    """Return what a class or function accepts, None if its source cannot tell."""
-    found = find(target)
-    return None if found is None else _signature(found)
-
-
-def attribute(target: str, name: str) -> Any:
-    """Return a class attribute written as a literal, in the class or its bases; else None."""
-    found = find(target)
-    for definition in _ancestry(found) if found else ():
-        for statement in getattr(definition.node, "body", ()):
-            for bound, value in _bindings(statement):
-                if bound == name and value is not None:
-                    try:
-                        return ast.literal_eval(value)
-                    except ValueError:
-                        return None
-    return None
+    open: bool = False
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return " Did you mean X?" for the closest known word, else the whole list if it is short.
+    """Return " Did you mean X?" for the closest known word, else what is known.
 
     Args:
         word: What was written.
@@ -141,30 +89,95 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f" There are: {shown}{', ...' if len(options) > 20 else ''}." if options else ""
 
 
+def find(target: str) -> Definition | None:
+    """Return the definition behind a dotted name, None if no source holds it."""
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        source = load(".".join(parts[:cut]))
+        if source is not None:
+            found = _lookup(source, parts[cut])
+            for name in parts[cut + 1 :]:  # a method of a class
+                found = _member(found, name) if found else None
+            return found
+    return None
+
+
+def submodules(package: str) -> list[str]:
+    """Return the names of what lies in a package, without importing it."""
+    path = _locate(package)
+    return sorted(p.stem for p in path.parent.iterdir() if p.stem[0] != "_") if path else []
+
+
+def attribute(target: str, name: str) -> Any:
+    """Return a class attribute written as a literal, in the class or its bases; else None."""
+    found = find(target)
+    for definition in found.ancestry() if found else ():
+        for statement in definition.body:
+            if name in _bound(statement) and getattr(statement, "value", None) is not None:
+                try:
+                    return ast.literal_eval(statement.value)  # type: ignore[attr-defined]
+                except ValueError:
+                    return None
+    return None
+
+
 def fields(definition: Definition) -> Signature:
     """Return the annotated fields of a dataclass or TypedDict, those of its bases included."""
     found: dict[str, Parameter] = {}
-    for ancestor in reversed(list(_ancestry(definition))):
-        for statement in getattr(ancestor.node, "body", ()):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                required = statement.value is None and not _is_total_false(ancestor.node)
-                found[statement.target.id] = Parameter(
-                    ancestor.source, statement.annotation, required
-                )
-    return Signature(found, open=False)
+    for ancestor in reversed(list(definition.ancestry())):
+        keywords = {k.arg: ast.unparse(k.value) for k in getattr(ancestor.node, "keywords", ())}
+        for statement in ancestor.body:
+            if isinstance(statement, ast.AnnAssign):
+                hint = _hint(statement.annotation, ancestor.source)
+                required = statement.value is None and keywords.get("total") != "False"
+                found[ast.unparse(statement.target)] = Parameter(hint, required)
+    return Signature(found)
 
 
-def complaints(key: str, value: Any, parameter: Parameter) -> list[str]:
-    """Return what is wrong with a value for an argument, one sentence each; [] if nothing.
+def signature(target: str) -> Signature | None:
+    """Return what a class or function accepts, None if there is no such thing."""
+    found = find(target)
+    if found is None:
+        return None
+    if isinstance(found.node, ast.FunctionDef):
+        return _arguments(found.source, found.node, "classmethod" in _decorators(found.node))
+    if any("dataclass" in name for name in _decorators(found.node)):
+        return fields(found)
+    known: dict[str, Parameter] = {}
+    for ancestor in found.ancestry():
+        init = _member(ancestor, "__init__", inherited=False)
+        if init is None or not isinstance(init.node, ast.FunctionDef):
+            continue
+        own = _arguments(init.source, init.node, skip_first=True)
+        known = {**own.parameters, **known}
+        forward = FORWARDS.get(f"{ancestor.source.module}.{getattr(ancestor.node, 'name', '')}")
+        if forward is not None and (further := signature(forward)) is not None:
+            return Signature({**further.parameters, **known}, further.open)
+        if not own.open or not _hands_on(init.node):
+            return Signature(known, own.open)
+    return Signature(known, open=not known)
+
+
+def bind(key: str, values: Mapping[str, Any], accepted: Signature) -> list[str]:
+    """Return what is wrong with keyword arguments: unknown, missing, or of the wrong type.
 
     Args:
-        key: The full config key, to begin each sentence with.
-        value: Plain containers.
-        parameter: The argument.
+        key: The config key of the node that holds them; "" at the top.
+        values: The arguments, plain.
+        accepted: What they are bound to.
     """
-    if parameter.annotation is None:
-        return []
-    return _check(key, value, parameter.annotation, parameter.source)
+    prefix = f"{key}." if key else ""
+    problems: list[str] = []
+    for name, value in values.items():
+        if name in accepted.parameters:
+            problems += _problems(f"{prefix}{name}", value, accepted.parameters[name].hint)
+        elif not accepted.open:
+            hint = nearest(name, accepted.parameters, prefix)
+            problems.append(f"{prefix}{name}: no such key.{hint}")
+    for name, parameter in accepted.parameters.items():
+        if parameter.required and name not in values:
+            problems.append(f"{prefix}{name}: missing, and it has no default")
+    return problems
 
 
 @cache
@@ -173,31 +186,32 @@ def load(module: str) -> Source | None:
     path = _locate(module)
     if path is None or path.suffix != ".py":
         return None
-    source = Source(module, path.name == "__init__.py")
+    source = Source(module)
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for statement in _statements(ast.parse(path.read_text(encoding="utf-8")).body):
         if isinstance(statement, ast.ImportFrom):
-            origin = source.absolute(statement)
+            parents = package[: len(package) + 1 - statement.level] if statement.level else []
+            origin = ".".join([*parents, *([statement.module] if statement.module else [])])
             for alias in statement.names:
                 if alias.name == "*":
                     source.stars.append(origin)
                 else:
                     source.names.setdefault(alias.asname or alias.name, (origin, alias.name))
-        elif isinstance(statement, ast.ClassDef | ast.FunctionDef):
-            source.names[statement.name] = statement
+        elif isinstance(statement, ast.Import):
+            for alias in statement.names:
+                top = alias.name.split(".")[0]
+                source.names.setdefault(
+                    alias.asname or top, (alias.name if alias.asname else top, "")
+                )
         else:
-            for name, value in _bindings(statement):
-                if value is not None:
-                    source.names[name] = statement
+            source.names.update(dict.fromkeys(_bound(statement), statement))
     return source
 
 
 @cache
 def _locate(module: str) -> Path | None:
     top, *rest = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
+    spec = importlib.util.find_spec(top) if top.isidentifier() else None
     if spec is None:
         return None
     if not rest:
@@ -216,247 +230,159 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         yield statement
         if isinstance(statement, ast.If | ast.Try):
             yield from _statements(statement.body + statement.orelse)
-            for handler in getattr(statement, "handlers", ()):
-                yield from _statements(handler.body)
 
 
-def _bindings(statement: ast.stmt) -> list[tuple[str, ast.expr | None]]:
-    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-        return [(statement.target.id, statement.value)]
-    if isinstance(statement, ast.Assign):
-        return [
-            (name.id, statement.value) for name in statement.targets if isinstance(name, ast.Name)
-        ]
-    return []
+def _bound(statement: ast.stmt) -> list[str]:
+    """Return the names that a statement defines."""
+    if isinstance(statement, ast.ClassDef | ast.FunctionDef):
+        return [statement.name]
+    if isinstance(statement, ast.AnnAssign):
+        return [ast.unparse(statement.target)]
+    return [ast.unparse(t) for t in statement.targets] if isinstance(statement, ast.Assign) else []
 
 
-def _lookup(
-    source: Source, name: str, seen: frozenset[tuple[str, str]] = frozenset()
-) -> Definition | None:
+def _lookup(source: Source, name: str, seen: tuple[tuple[str, str], ...] = ()) -> Definition | None:
+    """Return what a name in a file stands for, wherever it was imported from."""
     if (source.module, name) in seen:
         return None
-    seen |= {(source.module, name)}
+    seen = (*seen, (source.module, name))
     entry = source.names.get(name)
-    if isinstance(entry, tuple):
-        origin = load(entry[0])
-        return None if origin is None else _lookup(origin, entry[1], seen)
     if isinstance(entry, ast.Assign | ast.AnnAssign) and isinstance(entry.value, ast.Name):
         return _lookup(source, entry.value.id, seen)
-    if isinstance(entry, ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign):
+    if isinstance(entry, ast.stmt):
         return Definition(source, entry)
-    for star in source.stars:
-        origin = load(star)
-        if origin is not None and (found := _lookup(origin, name, seen)) is not None:
+    for module, there in [entry] if entry else [(star, name) for star in source.stars]:
+        origin = load(module) if there else None
+        if origin is not None and (found := _lookup(origin, there, seen)) is not None:
             return found
     return None
 
 
-def _member(found: Definition | None, path: list[str]) -> Definition | None:
-    for definition in _ancestry(found) if found and len(path) == 1 else ():
-        for statement in getattr(definition.node, "body", ()):
-            if isinstance(statement, ast.FunctionDef) and statement.name == path[0]:
+def _resolve(expression: ast.expr, source: Source) -> Definition | None:
+    """Return what a name, or a dotted name that begins with an imported module, stands for."""
+    if isinstance(expression, ast.Subscript):
+        expression = expression.value
+    first, *rest = ast.unparse(expression).split(".")
+    entry = source.names.get(first)
+    if rest and isinstance(entry, tuple):
+        return find(".".join([entry[0], *([entry[1]] if entry[1] else []), *rest]))
+    return _lookup(source, first)
+
+
+def _member(found: Definition, name: str, inherited: bool = True) -> Definition | None:
+    """Return a class's method."""
+    for definition in found.ancestry() if inherited else (found,):
+        for statement in reversed(definition.body):
+            if isinstance(statement, ast.FunctionDef) and statement.name == name:
                 return Definition(definition.source, statement)
     return None
 
 
-def _ancestry(definition: Definition) -> Iterator[Definition]:
-    """Yield a class and then its bases, as far as their source is found."""
-    yield definition
-    for base in getattr(definition.node, "bases", ()):
-        parent = _resolve(base, definition.source)
-        if parent is not None and isinstance(parent.node, ast.ClassDef):
-            yield from _ancestry(parent)
-
-
-def _resolve(expression: ast.expr, source: Source) -> Definition | None:
-    """Return what a name or dotted name in a file stands for."""
-    if isinstance(expression, ast.Subscript):
-        return _resolve(expression.value, source)
-    if isinstance(expression, ast.Name):
-        return _lookup(source, expression.id)
-    if isinstance(expression, ast.Attribute):
-        # `import pytorch_lightning as pl; class A(pl.Callback)`: the aliases of plain imports.
-        path = ast.unparse(expression).split(".")
-        for statement in ast.walk(_tree(source.module)):
-            if isinstance(statement, ast.Import):
-                for alias in statement.names:
-                    if (alias.asname or alias.name.split(".")[0]) == path[0]:
-                        origin = alias.name if alias.asname else path[0]
-                        return find(".".join([origin, *path[1:]]))
-    return None
-
-
-@cache
-def _tree(module: str) -> ast.Module:
-    path = _locate(module)
-    assert path is not None
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def _signature(definition: Definition) -> Signature | None:
-    node = definition.node
-    if isinstance(node, ast.FunctionDef):
-        decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
-        return _arguments(definition.source, node, skip_first="classmethod" in decorators)
-    if not isinstance(node, ast.ClassDef):
-        return None
-    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-        return fields(definition)
-    ancestry = list(_ancestry(definition))
-    own: Signature | None = None
-    for ancestor in ancestry:
-        init = _member_of(ancestor.node, "__init__")
-        if init is None:
-            continue
-        found = _arguments(ancestor.source, init, skip_first=True)
-        own = (
-            found if own is None else Signature({**found.parameters, **own.parameters}, found.open)
-        )
-        if own.open and ancestor.path in FORWARDS:
-            forwarded = signature(FORWARDS[ancestor.path])
-            assert forwarded is not None, f"{FORWARDS[ancestor.path]} has moved"
-            return Signature({**forwarded.parameters, **own.parameters}, forwarded.open)
-        if not own.open or not _hands_on(init):
-            return own
-    return own
-
-
-def _member_of(node: ast.AST, name: str) -> ast.FunctionDef | None:
-    found = None
-    for statement in getattr(node, "body", ()):
-        if isinstance(statement, ast.FunctionDef) and statement.name == name:
-            found = statement
-    return found
+def _decorators(node: ast.stmt) -> set[str]:
+    return {ast.unparse(decorator) for decorator in getattr(node, "decorator_list", ())}
 
 
 def _hands_on(init: ast.FunctionDef) -> bool:
     """Whether an `__init__` hands its further keywords on to its base's."""
-    for call in ast.walk(init):
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
-            return any(keyword.arg is None for keyword in call.keywords)
-    return False
-
-
-def _arguments(source: Source, node: ast.FunctionDef, skip_first: bool) -> Signature:
-    arguments = [*node.args.posonlyargs, *node.args.args]
-    required = len(arguments) - len(node.args.defaults)
-    found = {
-        argument.arg: Parameter(source, argument.annotation, position < required)
-        for position, argument in enumerate(arguments)
-        if position or not skip_first
-    }
-    for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-        found[argument.arg] = Parameter(source, argument.annotation, default is None)
-    return Signature(found, open=node.args.kwarg is not None)
-
-
-def _is_total_false(node: ast.AST) -> bool:
+    calls = (node for node in ast.walk(init) if isinstance(node, ast.Call))
     return any(
-        word.arg == "total" and isinstance(word.value, ast.Constant) and word.value.value is False
-        for word in getattr(node, "keywords", ())
+        ast.unparse(call.func) == "super().__init__" and any(k.arg is None for k in call.keywords)
+        for call in calls
     )
 
 
-def _check(key: str, value: Any, annotation: ast.expr, source: Source) -> list[str]:
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = ast.parse(annotation.value, mode="eval").body
-    wrong = [f"{key}={value!r} must be {ast.unparse(annotation)}"]
-    options = _alternatives(annotation)
-    if options is not None:
-        found = [_check(key, value, option, source) for option in options]
-        if any(not problems for problems in found):
-            return []
-        deeper = [problems for problems in found if not problems[0].startswith(f"{key}=")]
-        return deeper[0] if isinstance(value, dict) and deeper else wrong
-    if isinstance(annotation, ast.Constant):
-        return [] if annotation.value is None and value is None else wrong
-    head = annotation.value if isinstance(annotation, ast.Subscript) else annotation
-    name = ast.unparse(head).split(".")[-1]
-    inside = annotation.slice if isinstance(annotation, ast.Subscript) else None
-    if name in ("Annotated", "Required", "NotRequired", "ClassVar", "Final") and inside is not None:
-        first = inside.elts[0] if isinstance(inside, ast.Tuple) else inside
-        return _check(key, value, first, source)
-    if name == "Literal" and inside is not None:
-        allowed = ast.literal_eval(inside)
-        allowed = allowed if isinstance(allowed, tuple) else (allowed,)
-        fits = any(value == option and type(value) is type(option) for option in allowed)
-        return [] if fits else [f"{key}={value!r} must be one of {', '.join(map(str, allowed))}"]
-    if name in _PLAIN:
-        plain = _PLAIN[name]
-        if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
-            return wrong
-        return _check_items(key, value, inside, source)
-    found_node = _resolve(head, source)
-    if found_node is None:
+def _arguments(source: Source, node: ast.FunctionDef, skip_first: bool) -> Signature:
+    positional = [*node.args.posonlyargs, *node.args.args]
+    missing = [None] * (len(positional) - len(node.args.defaults))
+    pairs = list(zip(positional, [*missing, *node.args.defaults], strict=True))[skip_first:]
+    pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    found = {a.arg: Parameter(_hint(a.annotation, source), default is None) for a, default in pairs}
+    return Signature(found, open=node.args.kwarg is not None)
+
+
+class _Names(dict[str, Any]):
+    """What names in a file's annotations stand for; Any where only an import could tell."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__({name: getattr(typing, name) for name in typing.__all__})
+        self.update({kind.__name__: kind for kind in PLAIN if kind is not NoneType})
+        self.source = source
+
+    def __missing__(self, name: str) -> Any:
+        found = _lookup(self.source, name)
+        if found is None:
+            return Any
+        if isinstance(found.node, ast.Assign | ast.AnnAssign):  # an alias of a type
+            return _hint(found.node.value, found.source)
+        bases = [ast.unparse(b) for a in found.ancestry() for b in getattr(a.node, "bases", ())]
+        if any(base.split(".")[-1] == "TypedDict" for base in bases):
+            return type(name, (_Group,), {"definition": found})
+        return Any
+
+
+class _Group(dict[str, Any]):
+    """Stands for a TypedDict."""
+
+    definition: Definition
+
+
+def _hint(annotation: ast.expr | None, source: Source) -> Any:
+    """Return an annotation as a type, Any if only an import could tell."""
+    if annotation is None:
+        return Any
+    try:
+        code = compile(ast.Expression(annotation), source.module, "eval")
+        found = eval(code, {"__builtins__": {}}, _Names(source))
+        return (
+            eval(found, {"__builtins__": {}}, _Names(source)) if isinstance(found, str) else found
+        )
+    except (AttributeError, NameError, SyntaxError, TypeError):
+        return Any
+
+
+def _problems(key: str, value: Any, hint: Any) -> list[str]:
+    """Return what is wrong with a value of a type, each sentence beginning with its key."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    wrong = [f"{key}={value!r} must be {_words(hint)}"]
+    if isinstance(value, dict) and "_target_" in value:
         return []
-    if isinstance(found_node.node, ast.Assign | ast.AnnAssign):  # an alias of a type
-        alias = found_node.node.value
-        return _check(key, value, alias, found_node.source) if isinstance(alias, ast.expr) else []
-    if any(ast.unparse(base).split(".")[-1] == "TypedDict" for base in _all_bases(found_node)):
-        if not isinstance(value, dict):
-            keys = ", ".join(fields(found_node).parameters)
-            return [f"{key}={value!r} must be a group of keys: {keys}"]
-        return bind(key, value, fields(found_node))
+    if origin in (Union, UnionType):
+        found = [_problems(key, value, option) for option in options]
+        deeper = [problems for problems in found if problems and problems[0][len(key)] != "="]
+        return [] if [] in found else deeper[0] if deeper else wrong
+    if origin is Literal:
+        fits = any(value == option and type(value) is type(option) for option in options)
+        return [] if fits else [f"{key}={value!r} must be one of {', '.join(map(str, options))}"]
+    if origin in (typing.Annotated, typing.Required, typing.NotRequired, typing.ClassVar):
+        return _problems(key, value, options[0])
+    if isinstance(hint, type) and issubclass(hint, _Group):
+        accepted = fields(hint.definition)
+        names = ", ".join(accepted.parameters)
+        group = isinstance(value, dict)
+        return bind(key, value, accepted) if group else [f"{key}={value!r} must be keys: {names}"]
+    kinds = PLAIN.get(origin or hint)
+    if kinds is None:
+        return []
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        return wrong
+    if isinstance(value, dict) and len(options) == 2:
+        return [p for name, v in value.items() for p in _problems(f"{key}.{name}", v, options[1])]
+    if isinstance(value, list) and options:
+        every = origin is not tuple or options[-1] is Ellipsis
+        kinds_of_items = [options[0]] * len(value) if every else options
+        if len(kinds_of_items) != len(value):
+            return wrong
+        items = enumerate(zip(value, kinds_of_items, strict=True))
+        return [p for i, (v, kind) in items for p in _problems(f"{key}[{i}]", v, kind)]
     return []
 
 
-def bind(key: str, values: dict[str, Any], accepted: Signature) -> list[str]:
-    """Return what is wrong with keyword arguments: unknown, missing, or of the wrong type.
-
-    Args:
-        key: The config key of the node that holds them.
-        values: The arguments, plain.
-        accepted: What they are bound to.
-    """
-    problems: list[str] = []
-    for name, value in values.items():
-        if name in accepted.parameters:
-            problems += complaints(f"{key}.{name}", value, accepted.parameters[name])
-        elif not accepted.open:
-            problems.append(
-                f"{key}.{name}: no such key.{nearest(name, list(accepted.parameters), f'{key}.')}"
-            )
-    for name, parameter in accepted.parameters.items():
-        if parameter.required and name not in values and name not in ("args", "kwargs"):
-            problems.append(f"{key}.{name}: missing, and it has no default")
-    return problems
-
-
-def _all_bases(definition: Definition) -> list[ast.expr]:
-    return [
-        base for ancestor in _ancestry(definition) for base in getattr(ancestor.node, "bases", ())
-    ]
-
-
-def _alternatives(annotation: ast.expr) -> list[ast.expr] | None:
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return [annotation.left, annotation.right]
-    if isinstance(annotation, ast.Subscript):
-        name = ast.unparse(annotation.value).split(".")[-1]
-        inside = annotation.slice
-        if name == "Optional":
-            return [inside, ast.Constant(None)]
-        if name == "Union":
-            return list(inside.elts) if isinstance(inside, ast.Tuple) else [inside]
-    return None
-
-
-def _check_items(key: str, value: Any, inside: ast.expr | None, source: Source) -> list[str]:
-    if isinstance(value, list) and inside is not None:
-        variadic = isinstance(inside, ast.Tuple)
-        if variadic and isinstance(inside, ast.Tuple) and len(inside.elts) == len(value):
-            kinds: list[ast.expr] = inside.elts
-        elif variadic and isinstance(inside, ast.Tuple):
-            if not (len(inside.elts) == 2 and ast.unparse(inside.elts[1]) == "..."):
-                return [f"{key}={value!r} must hold {len(inside.elts)} values"]
-            kinds = [inside.elts[0]] * len(value)
-        else:
-            kinds = [inside] * len(value)
-        items = zip(value, kinds, strict=True)
-        return [
-            p for i, (v, kind) in enumerate(items) for p in _check(f"{key}[{i}]", v, kind, source)
-        ]
-    if isinstance(value, dict) and isinstance(inside, ast.Tuple) and len(inside.elts) == 2:
-        kind = inside.elts[1]
-        return [p for name, v in value.items() for p in _check(f"{key}.{name}", v, kind, source)]
-    return []
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) in (Union, UnionType):
+        return " or ".join(_words(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(str(option) for option in typing.get_args(hint))
+    hint = PLAIN.get(typing.get_origin(hint), (hint,))[0]
+    if hint is NoneType:
+        return "null"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

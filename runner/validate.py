@@ -140,9 +140,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     top = signatures.find("runner.validate.TopLevel")
     assert top is not None
     values = {key: value for key, value in settings.items() if key not in GROUPS}
-    problems = [
-        problem.removeprefix(".") for problem in signatures.bind("", values, signatures.fields(top))
-    ]
+    problems = signatures.bind("", values, signatures.fields(top))
     _refuse(problems)
     settings["name"] = _name(settings)
     for key, node in targets(settings):

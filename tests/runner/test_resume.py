@@ -205,12 +205,14 @@ def test_auto_takes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run(tmp_path, "trainer.max_steps=5")
     folder = folder_of(tmp_path)
     run(tmp_path, "trainer.max_steps=5", "resume=auto")
-    assert "no unfinished run" in capsys.readouterr().out
+    assert "resume=auto: a new run" in capsys.readouterr().out
     assert len(list((tmp_path / "tiny").iterdir())) == 2
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
     settings = {**resume.stored_config(folder), "resume": "auto"}
     assert isinstance(resume.find(settings, folder.parent), resume.Start)
-    assert isinstance(resume.find({**settings, "seed": 2}, folder.parent), str)
+    told = resume.find({**settings, "seed": 2}, folder.parent)
+    assert isinstance(told, str)
+    assert "seed: 1 -> 2" in told
     other = {**settings, "module": {**settings["module"], "width": 8}}
     assert isinstance(resume.find(other, folder.parent), str)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,14 +15,14 @@ from tests.runner.laboratory import ROOT
 SWEEP = validate.CONF / "sweep" / "est_gpt2.yaml"
 
 
-def load() -> dict:
+def load() -> dict[str, Any]:
     """Read the file; what is written as ${...} is the agent's, not Hydra's."""
     content = OmegaConf.to_container(OmegaConf.load(SWEEP))
     assert isinstance(content, dict)
-    return content
+    return {str(key): value for key, value in content.items()}
 
 
-def ends(parameter: dict) -> list:
+def ends(parameter: dict[str, Any]) -> list[Any]:
     return parameter["values"] if "values" in parameter else [parameter["min"], parameter["max"]]
 
 
