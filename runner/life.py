@@ -135,6 +135,8 @@ class _Run:
         self.callbacks.insert(0, Identity(start.folder, identity))
         self.loggers = self._loggers()
         self.trainer = self._trainer()
+        self.ledgers: dict[str, Ledger] = {}
+        self.places: dict[str, Path | None] = {"run folder": start.folder}
 
     def live(self) -> dict[str, float]:
         """Run the task between the run folder's first and last record."""
@@ -166,6 +168,8 @@ class _Run:
                 _finish_wandb(code)
                 if self.record is not None:
                     self.record.close()
+        # Last of all: a terminal that is gone by now must not fail a run that is done.
+        report.show(self.console, self._title(), metrics, self.ledgers.values(), self.places)
         return metrics
 
     def _train(self) -> dict[str, float]:
@@ -206,8 +210,6 @@ class _Run:
         metrics = self._metrics()
         if self.record is not None:
             self.record.update(metrics=metrics, checkpoint=str(checkpoint))
-            places = {"run folder": self.start.folder}
-            report.show(self.console, self._title(), metrics, (), places)
         return metrics
 
     def _fetch_states(self, saving: list[Checkpointing]) -> int:
@@ -223,16 +225,15 @@ class _Run:
 
     def _report(self, metrics: dict[str, float], saving: list[Checkpointing], step: int) -> None:
         assert self.record is not None
-        ledgers: dict[str, Ledger] = {}
         curves: list[str] = []
         for name, source in {**self.named, "module": self.module}.items():
             if isinstance(source, HasLedger) and (ledger := source.ledger()) is not None:
-                ledgers[name] = ledger
+                self.ledgers[name] = ledger
             if isinstance(source, HasCurves):
                 curves += source.curves()
-        flat = {
-            key: v for name, ledger in ledgers.items() for key, v in ledger.metrics(name).items()
-        }
+        flat: dict[str, float] = {}
+        for name, ledger in self.ledgers.items():
+            flat |= ledger.metrics(name)
         for logger in self.loggers if flat else ():
             logger.log_metrics(flat, step=step)
             logger.save()
@@ -241,12 +242,11 @@ class _Run:
         last, best = (next((getattr(cb, w) for cb in saving), None) for w in ("last", "best"))
         self.record.update(
             metrics=metrics,
-            ledgers={name: ledger.to_dict() for name, ledger in ledgers.items()},
+            ledgers={name: ledger.to_dict() for name, ledger in self.ledgers.items()},
             checkpoint=None if last is None else str(last.relative_to(folder)),
             best_checkpoint=None if best is None else str(best.relative_to(folder)),
         )
-        places = {"run folder": folder, "checkpoint": last, "best checkpoint": best, "plots": png}
-        report.show(self.console, self._title(), metrics, ledgers.values(), places)
+        self.places |= {"checkpoint": last, "best checkpoint": best, "plots": png}
 
     def _failed(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {error}"
@@ -276,7 +276,7 @@ class _Run:
             found.append(build(f"logger.{name}", kept, **further))
             if name == "wandb":
                 # pytorch-lightning 2.6.6 hands on an argument that wandb 0.31 warns about.
-                found[-1]._wandb_init.pop("anonymous", None)
+                getattr(found[-1], "_wandb_init", {}).pop("anonymous", None)
         return found
 
     def _wandb(self, node: dict[str, Any]) -> dict[str, Any]:
