@@ -1,6 +1,7 @@
 """The benchmark's figures: the papers' savings are counted, and the JSON has what it promises."""
 
 import json
+import pydoc_data.topics
 from pathlib import Path
 
 import pytest
@@ -48,15 +49,17 @@ def test_the_json_holds_what_the_benchmark_promises(
 
 
 def test_a_training_is_measured_once_and_shown(
-    tmp_path: Path, root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two arms of one seed at a budget of a few steps; a second call finds them done."""
+    text = tmp_path / "topics.txt"
+    text.write_text("\n".join(pydoc_data.topics.topics.values())[:100_000])
     results = tmp_path / "results.jsonl"
     arguments = ["--budgets", "0.04", "--seeds", "1", "--results", str(results)]
     for override in (
         "datamodule=text",
         "datamodule.batch_size=8",
-        f"datamodule.files={root / 'README.md'}",
+        f"datamodule.files={text}",
         f"paths.cache_dir={cache_dir}",
     ):
         arguments += ["--override", override]
