@@ -101,7 +101,7 @@ def build(key: str, node: Any, **further: Any) -> Any:
         arguments.pop(extra, None)
     try:
         return target(**arguments, **further)
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, ImportError, MisconfigurationException) as error:
         words = str(error)
         raise ConfigError(words if words.startswith(key) else f"{key}: {words}") from error
 

@@ -141,7 +141,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     assert top is not None
     values = {key: value for key, value in settings.items() if key not in GROUPS}
     problems = signatures.bind("", values, signatures.fields(top))
-    _refuse(problems)
+    _refuse(problems + _nodes(settings))
     settings["name"] = _name(settings)
     for key, node in targets(settings):
         problems += bind(key, node)
@@ -254,6 +254,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
         listed = f" Options: {', '.join(options)}." if options else f" There is no group {group!r}."
         close = nearest(option, options, f"{group}=")
         return f"{group}={option}: no such option.{close if 'mean' in close else ''}{listed}"
+    if message.startswith("Config group override must be"):
+        given = ", ".join(a for a in arguments if a.endswith("=null")) or "a group"
+        return f"{given}: a group takes one of its options; ~GROUP leaves it out"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not of the form key=value. {message}"
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", message):
@@ -344,6 +347,20 @@ def _refuse(problems: list[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
+def _nodes(settings: dict[str, Any]) -> list[str]:
+    """Check that what will be built are nodes with a `_target_`."""
+    nodes = {key: settings[key] for key in ("module", "datamodule", "trainer")}
+    for group in ("callbacks", "logger"):
+        members = settings[group] if isinstance(settings[group], dict) else {"": settings[group]}
+        nodes |= {f"{group}.{name}".strip("."): node for name, node in members.items()}
+    return [
+        f"{key}={node}: must be keys with a _target_" + ("" if key == "trainer" else ", or null")
+        for key, node in nodes.items()
+        if not (isinstance(node, dict) and "_target_" in node)
+        and not (node is None and key != "trainer")
+    ]
+
+
 def _name(settings: dict[str, Any]) -> str:
     chosen = (
         HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
@@ -367,6 +384,9 @@ def _task(settings: dict[str, Any]) -> list[str]:
     if settings["resume"] not in ("never", "auto") and not Path(settings["resume"]).exists():
         given = settings["resume"]
         return [f"resume={given}: must be never, auto, or a run folder or .ckpt that exists"]
+    steps = settings["trainer"].get("max_steps")
+    if task == "train" and not (isinstance(steps, int) and steps > 0):
+        return [f"trainer.max_steps={steps}: at least 1; schedules are fractions of it"]
     if task == "train" and not (settings["module"] and settings["datamodule"]):
         listed = "".join(f"\n  experiment={name:24} {line}" for name, line in experiments().items())
         return [f"Nothing to train. Choose an experiment, or a module and a datamodule:{listed}"]
@@ -382,7 +402,7 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
         finds_unused = bool(strategy.get("find_unused_parameters"))
         name = f"{name}_{strategy.get('start_method', '')}".strip("_")
     count = len(devices) if isinstance(devices, list) else devices
-    several = count not in (1, "1", "auto", "0") or trainer.get("num_nodes", 1) != 1
+    several = count not in (1, "1") or trainer.get("num_nodes", 1) != 1
     is_ddp = name.startswith("ddp") or (name == "auto" and several)
     problems = []
     for method in methods(settings):

@@ -49,6 +49,11 @@ CASES = {
         "experiment=tini: no such option. Did you mean experiment=tiny?",
     ),
     "type": (["trainer.max_steps=abc"], "trainer.max_steps='abc' must be int"),
+    "steps": (
+        ["trainer.max_steps=-1"],
+        "trainer.max_steps=-1: at least 1; schedules are fractions",
+    ),
+    "node": (["callbacks.tiny=5"], "callbacks.tiny=5: must be keys with a _target_, or null"),
     "type-of-module": (["module.lr=fast"], "module.lr='fast' must be float"),
     "target": (["module._target_=os.system"], "module._target_=os.system: must begin with one of"),
     "class": (
