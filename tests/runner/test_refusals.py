@@ -72,7 +72,7 @@ CASES = {
     "auto-is-ddp": (["trainer.devices=2"], "trainer.strategy=auto with callbacks.tiny"),
     "fsdp": (["trainer.strategy=fsdp"], "trainer.strategy=fsdp with callbacks.tiny"),
     "nothing": (["name=a"], "Nothing to train. Choose an experiment, or a module and a datamodule"),
-    "null-group": (["experiment=null"], "must be a string or a list. Got NoneType"),
+    "null-group": (["experiment=null"], "experiment=null: a group takes one of its options"),
     "syntax": (["a=b=c"], "a=b=c: not of the form key=value"),
     "sweep": (["-m", "seed=1,2", "trainer.max_stepz=1,2"], "Did you mean trainer.max_steps?"),
     # The first job could run: it must not start before the second one is refused.
