@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +14,23 @@ from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 Batch = Mapping[str, Tensor]
+
+
+class Optimizer(TypedDict, total=False):
+    """Arguments of AdamW; the runner checks their names and types before anything is imported."""
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+
+
+class Schedule(TypedDict, total=False):
+    """Arguments of `learning_rate_factor`."""
+
+    warmup: float
+    final: float
+    decay: Literal["cosine", "linear", "constant"]
 
 
 def model_config(
@@ -99,8 +116,8 @@ class CausalLM(pl.LightningModule):
         self,
         architecture: dict[str, Any] | None = None,
         pretrained: str | None = None,
-        optimizer: dict[str, Any] | None = None,
-        schedule: dict[str, Any] | None = None,
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
         attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
         compile: bool = False,
         gradient_checkpointing: bool = False,
@@ -112,7 +129,7 @@ class CausalLM(pl.LightningModule):
         self.attn_implementation = attn_implementation
         self.compile_blocks = compile
         self.gradient_checkpointing = gradient_checkpointing
-        self.optimizer_settings = {
+        self.optimizer_settings: dict[str, Any] = {
             "lr": 6e-4,
             "betas": (0.9, 0.95),
             "eps": 1e-8,

@@ -148,7 +148,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     _refuse(problems)
     problems += _task(settings) + _strategy(settings) + _architecture(settings)
     _refuse(problems)
-    _refuse(_methods(settings))
+    _refuse(_checks(settings))
     return settings
 
 
@@ -434,21 +434,22 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _methods(settings: dict[str, Any]) -> list[str]:
-    """Ask every method whether its settings can run on this model."""
-    problems = []
+def _checks(settings: dict[str, Any]) -> list[str]:
+    """Ask the data module and every callback that names a `check` whether its settings can run."""
     module = settings["module"] or {}
-    for name, node in methods(settings).items():
-        promise = signatures.attribute(node["_target_"], "check")
+    nodes = {f"callbacks.{name}": node for name, node in (settings["callbacks"] or {}).items()}
+    problems = []
+    for key, node in {"datamodule": settings["datamodule"], **nodes}.items():
+        promise = signatures.attribute(node["_target_"], "check") if node else None
         if promise is None:
             continue
         place, _, function = promise.partition(":")
-        given = {key: value for key, value in node.items() if key != "_target_"}
+        given = {name: value for name, value in node.items() if name != "_target_"}
         sizes = None if module.get("pretrained") else dimensions(module.get("architecture"))
         try:
             getattr(importlib.import_module(place), function)(given, sizes)
         except ValueError as error:
-            problems.append(f"callbacks.{name}.{error}")
+            problems.append(f"{key}.{str(error).removeprefix(f'{key}.')}")
     return problems
 
 
