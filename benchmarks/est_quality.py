@@ -195,7 +195,14 @@ def read(path: Path | None) -> list[dict[str, Any]]:
 
 def train_arms(seeds: Sequence[int], quick: bool) -> dict[str, list[float]]:
     """Validation losses by arm and seed, at the budget that a benchmark can afford."""
-    arms = ("dense", "EST", "dense, equal FLOPs", "depth only", "LayerDrop")
+    arms = (
+        "dense",
+        "EST",
+        "EST, units not rescaled",
+        "dense, equal FLOPs",
+        "depth only",
+        "LayerDrop",
+    )
     budget = 3 if quick else 100
     return {arm: [train(arm, "abundant", budget, seed)["loss"] for seed in seeds] for arm in arms}
 
