@@ -1,7 +1,7 @@
 """The one table from which every training method gets the same tests (tests/test_methods.py)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,19 @@ class Setting:
     Args:
         architecture: Of the model.
         method: Makes the method's callback.
-        quiet_after: The first step from which the method has nothing left to do.
         module_options: Further arguments of the LightningModule.
     """
 
     architecture: dict[str, Any]
     method: Callable[[], Callback]
-    quiet_after: int = 7
     module_options: tuple[tuple[str, Any], ...] = ()
+
+    def without_dropout(self) -> "Setting":
+        """The same without GPT-2's default dropout."""
+        if self.architecture["model_type"] != "gpt2":
+            return self
+        quiet = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+        return replace(self, architecture=self.architecture | quiet)
 
     def module(self) -> CausalLM:
         """A fresh LightningModule."""

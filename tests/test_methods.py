@@ -124,12 +124,7 @@ def test_trains(setting: Setting, fit: Fit) -> None:
 
 def test_accumulation_equals_the_large_batch(setting: Setting, fit: Fit) -> None:
     """Two micro-batches share one sub-network, and their gradients are written once."""
-    if setting.architecture["model_type"] == "gpt2":
-        # Dropout draws by micro-batch.
-        quiet = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
-        setting = Setting(
-            setting.architecture | quiet, setting.method, module_options=setting.module_options
-        )
+    setting = setting.without_dropout()  # which draws by micro-batch
     large, _ = fit(setting, batch_size=8)
     small, _ = fit(setting, batch_size=4, accumulate_grad_batches=2)
     for (name, left), right in zip(large.named_parameters(), small.parameters(), strict=True):
@@ -200,11 +195,7 @@ def test_without_the_method_training_is_plain(setting: Setting, fit: Fit) -> Non
 
 def test_two_processes_train_one_model(setting: Setting, fit: Fit) -> None:
     """Two DDP processes draw the same sub-networks and end with one process's weights."""
-    if setting.architecture["model_type"] == "gpt2":
-        quiet = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
-        setting = Setting(
-            setting.architecture | quiet, setting.method, module_options=setting.module_options
-        )
+    setting = setting.without_dropout()  # which draws by process
     alone, _ = fit(setting, batch_size=8)
     _, trainer = fit(
         setting, batch_size=4, devices=2, strategy="ddp_fork_find_unused_parameters_true"
