@@ -210,7 +210,7 @@ def peak_memory(arm: str, config: PretrainedConfig, args: argparse.Namespace) ->
     arms = [Rates()] if arm == "dense" else [rates for _, rates in plan.stages()]
     before = _resident_bytes("VmRSS")
     stepper = Stepper(config, args, bf16=False)
-    for _ in range(3):
+    for _ in range(2):
         for rates in arms:
             stepper.step(rates)
     if device.type == "cuda":
@@ -228,7 +228,9 @@ def peak_memory_ratio(args: argparse.Namespace) -> float:
     peaks = []
     for arm in ("dense", "est"):
         command = [sys.executable, "-m", "benchmarks.est", "--peak-memory", arm]
-        command += ["--device", args.device, "--batch-size", str(args.batch_size)]
+        # Peaks do not depend on how many micro-batches follow each other.
+        command += ["--device", args.device, "--micro-batches", "2"]
+        command += ["--batch-size", str(args.batch_size)]
         command += ["--quick"] if args.quick else []
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks.append(float(output.splitlines()[-1]))
@@ -253,14 +255,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write one JSON object here")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences of a timed step")
-    parser.add_argument("--micro-batches", type=int, help="of a timed step (4; quick: 2)")
-    parser.add_argument("--rounds", type=int, help="timed steps of each kind (7; quick: 5)")
+    parser.add_argument("--micro-batches", type=int, help="of a timed step (8; quick: 2)")
+    parser.add_argument("--rounds", type=int, help="timed steps of each kind (3; quick: 5)")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings (1 2 3; quick: 1 2)")
     parser.add_argument("--no-quality", action="store_true", help="leave the trainings out")
     parser.add_argument("--peak-memory", choices=("dense", "est"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    args.micro_batches = args.micro_batches or (2 if args.quick else 4)
-    args.rounds = args.rounds or (5 if args.quick else 7)
+    args.micro_batches = args.micro_batches or (2 if args.quick else 8)
+    args.rounds = args.rounds or (5 if args.quick else 3)
     args.seeds = args.seeds or ([1, 2] if args.quick else [1, 2, 3])
     return args
 
