@@ -107,6 +107,8 @@ def train(
     Returns:
         A row of the results.
     """
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     chosen = (*REGIMES[regime], *ARMS[arm].overrides, f"seed={seed}", *overrides)
     settings = settings_of(ARMS[arm].experiment, chosen)
     pl.seed_everything(seed, workers=True, verbose=False)
@@ -248,8 +250,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("outputs/est_quality.jsonl"))
     parser.add_argument("--override", action="append", default=[], help="a setting of the config")
     args = parser.parse_args(arguments)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
     args.results.parent.mkdir(parents=True, exist_ok=True)
     for budget in args.budgets:
         for seed in args.seeds:
