@@ -65,17 +65,15 @@ class EvolvingSubnetworkTraining(Callback):
             "rates": dict(rates),
             "stages": [dict(stage) for stage in stages],
             "grouped_queries": grouped_queries,
+            "shared_indices": shared_indices,
+            "rescale_units": rescale_units,
             "layer_rescale": layer_rescale,
             "exempt_layers": list(exempt_layers),
         }
         check(self.settings, None)
         self.schedule = Schedule(self.settings["stages"], rates)
         self._draw_options: dict[str, Any] = {
-            "grouped_queries": grouped_queries,
-            "shared_indices": shared_indices,
-            "rescale_units": rescale_units,
-            "layer_rescale": layer_rescale,
-            "exempt_layers": tuple(exempt_layers),
+            key: value for key, value in self.settings.items() if key not in ("rates", "stages")
         }
         self.freeze_unsampled = freeze_unsampled
         self.seed = seed
@@ -243,6 +241,8 @@ class EvolvingSubnetworkTraining(Callback):
             table.add_column(name, justify="left" if name.startswith("sub") else "right")
         spent, first = 0.0, 0
         for index, end in enumerate(self.schedule.ends(max_steps)):
+            if end == first:  # too short for one step
+                continue
             spec = self.draw(config, first, max_steps)
             flops = meter.plan(spec, *batch_shape)
             row = (str(index + 1), f"{first:,} to {end - 1:,}", str(spec))
