@@ -1,15 +1,17 @@
 """Where heads, key/value heads, intermediate neurons and layers live in a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from subnetworks.spec import Dimensions
 
 Unit = Literal["heads", "kv_heads", "neurons"]
+Branch = Literal["attention", "mlp"]
+BRANCHES: tuple[Branch, Branch] = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Cut:
     fused: int = 1
 
     @property
-    def branch(self) -> Literal["attention", "mlp"]:
+    def branch(self) -> Branch:
         """The residual branch that the projection belongs to."""
         return "mlp" if self.unit == "neurons" else "attention"
 
@@ -41,13 +43,13 @@ class Architecture:
 
     Args:
         layers: Path of the `nn.ModuleList` of blocks, from the model's root.
-        attention: Path of the attention module inside a block.
+        branches: Path of each residual branch's module inside a block.
         cuts: The projections of a block.
         out_axis: Axis of a weight that holds its outputs: 0 for `nn.Linear`, 1 for `Conv1D`.
     """
 
     layers: str
-    attention: str
+    branches: Mapping[Branch, str]
     cuts: tuple[Cut, ...]
     out_axis: int
 
@@ -56,9 +58,33 @@ class Architecture:
         return self.out_axis if cut.side == "out" else 1 - self.out_axis
 
 
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of a projection.
+
+    Args:
+        cut: The projection.
+        module: The module that holds the parameter.
+        name: Its name there.
+        axis: The axis along which the projection's units lie; `None`: it belongs to all of them.
+        carries_scale: Whether it is a factor of what the units contribute to the residual stream.
+    """
+
+    cut: Cut
+    module: nn.Module
+    name: str
+    axis: int | None
+    carries_scale: bool
+
+    @property
+    def value(self) -> nn.Parameter:
+        """The parameter that stands there now."""
+        return cast(nn.Parameter, self.module._parameters[self.name])
+
+
 _LLAMA = Architecture(
     layers="model.layers",
-    attention="self_attn",
+    branches={"attention": "self_attn", "mlp": "mlp"},
     cuts=(
         Cut("self_attn.q_proj", "heads", "out"),
         Cut("self_attn.k_proj", "kv_heads", "out"),
@@ -74,7 +100,7 @@ _LLAMA = Architecture(
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture(
         layers="transformer.h",
-        attention="attn",
+        branches={"attention": "attn", "mlp": "mlp"},
         cuts=(
             Cut("attn.c_attn", "heads", "out", fused=3),
             Cut("attn.c_proj", "heads", "in"),
@@ -135,11 +161,41 @@ class Anatomy:
         self.parent = model.get_submodule(parent)
         self.layers = tuple(model.get_submodule(self.architecture.layers).children())
 
-    def attention(self, layer: int) -> nn.Module:
-        """The attention module of a block."""
-        return self.layers[layer].get_submodule(self.architecture.attention)
+    def branch(self, layer: int, branch: Branch) -> nn.Module:
+        """The attention or MLP module of a block."""
+        return self.layers[layer].get_submodule(self.architecture.branches[branch])
 
     def cuts(self, layer: int) -> Iterator[tuple[Cut, nn.Module]]:
-        """Every projection of a block with its module."""
+        """Every projection of a block with its module; of one that LoRA wraps, the wrapped one."""
         for cut in self.architecture.cuts:
-            yield cut, self.layers[layer].get_submodule(cut.path)
+            projection = self.layers[layer].get_submodule(cut.path)
+            yield cut, cast(nn.Module, getattr(projection, "base_layer", projection))
+
+    def weights(self, layer: int, branch: Branch) -> Iterator[Weight]:
+        """Every parameter of a branch's projections, low-rank adapters included.
+
+        An adapter's first matrix reads what the projection reads, its second writes what the
+        projection writes: each is cut on that side.
+        """
+        for cut in self.architecture.cuts:
+            if cut.branch != branch:
+                continue
+            projection = self.layers[layer].get_submodule(cut.path)
+            base = cast(nn.Module, getattr(projection, "base_layer", projection))
+            consumes = cut.side == "in"
+            yield Weight(cut, base, "weight", self.architecture.axis(cut), consumes)
+            if base._parameters.get("bias") is not None:
+                yield Weight(cut, base, "bias", None if consumes else 0, False)
+            for adapter in getattr(projection, "lora_A", {}):
+                first = projection.get_submodule(f"lora_A.{adapter}")
+                second = projection.get_submodule(f"lora_B.{adapter}")
+                yield Weight(cut, first, "weight", 1 if consumes else None, consumes)
+                yield Weight(cut, second, "weight", None if consumes else 0, False)
+
+    def total(self, unit: Unit) -> int:
+        """Units of a kind in one layer."""
+        return self.dimensions.total(unit)
+
+    def by_unit(self, rows: Tensor, cut: Cut) -> Tensor:
+        """Sum a value of every row of a projection over each unit: (length,) -> (units,)."""
+        return rows.view(cut.fused, self.total(cut.unit), -1).sum((0, 2))

@@ -94,7 +94,11 @@ class FlopCount(TorchDispatchMode):
 
 
 def planned_flops(
-    config: PretrainedConfig, spec: SubnetworkSpec, batch_size: int, context_length: int
+    config: PretrainedConfig,
+    spec: SubnetworkSpec,
+    batch_size: int,
+    context_length: int,
+    frozen_weights: bool = False,
 ) -> StepFlops:
     """FLOPs of a forward and backward pass in closed form: two per weight and token, and attention.
 
@@ -107,6 +111,8 @@ def planned_flops(
         spec: The active sub-network.
         batch_size: Sequences in the batch.
         context_length: Tokens in a sequence.
+        frozen_weights: Whether the model's own weights get no gradient, as under LoRA, whose
+            adapters are left out of this plan.
 
     Returns:
         The FLOPs, without the optimizer's.
@@ -116,16 +122,16 @@ def planned_flops(
     hidden = config.hidden_size
     head_dim = getattr(config, "head_dim", None) or hidden // d.n_heads
     tokens = batch_size * context_length
-    totals = {"heads": d.n_heads, "kv_heads": d.n_kv_heads, "neurons": d.intermediate_size}
+    per_weight = 4 if frozen_weights else 6
     blocks = 0
     for layer in spec.active_layers:
         choice = spec.choice(layer)
         active = {
-            unit: total if (units := choice.units(unit)) is None else len(units)
-            for unit, total in totals.items()
+            unit: d.total(unit) if (units := choice.units(unit)) is None else len(units)
+            for unit in ("heads", "kv_heads", "neurons")
         }
         for cut in architecture.cuts:
             width = 1 if cut.unit == "neurons" else head_dim
-            blocks += 6 * tokens * hidden * width * active[cut.unit] * cut.fused
+            blocks += per_weight * tokens * hidden * width * active[cut.unit] * cut.fused
         blocks += 7 * 2 * tokens * context_length * head_dim * active["heads"]
-    return StepFlops(float(blocks), float(blocks + 6 * tokens * hidden * config.vocab_size))
+    return StepFlops(float(blocks), float(blocks + per_weight * tokens * hidden * config.vocab_size))

@@ -6,19 +6,35 @@ Hugging Face's code runs unchanged on a smaller model. The parameters that the o
 their identity; `write_gradients` puts the compact gradients into them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from subnetworks.anatomy import Anatomy, Cut
-from subnetworks.spec import FULL_LAYER, LayerChoice, SubnetworkSpec
+from subnetworks.anatomy import BRANCHES, Anatomy, Branch, Cut, Unit
+from subnetworks.spec import LayerChoice, SubnetworkSpec
+
+Units = Mapping[Unit, Tensor]
+"""Active units of a branch: ascending indices on the model's device; kinds left out are whole."""
+
+
+class Chooser(Protocol):
+    """Says which units of a branch are active, once for each optimizer step."""
+
+    def needs_input(self, layer: int, branch: Branch) -> bool:
+        """Whether the choice depends on what the branch reads, and so waits for the forward."""
+
+    def choose(
+        self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None
+    ) -> Units:
+        """The units; as many as `counts` has."""
 
 
 @dataclass
@@ -29,7 +45,7 @@ class _Slice:
     name: str
     original: nn.Parameter
     compact: nn.Parameter | None
-    index: torch.Tensor | None
+    index: Tensor | None
     """Positions of the compact copy on `axis` of the original; `None`: all of them."""
     axis: int
     scale: float
@@ -61,6 +77,11 @@ class SlicedModel:
     The order in a training step is `gather` (once per optimizer step), then `attach`, forward,
     backward and `detach` for every micro-batch, then `write_gradients`; `activate` does it all.
 
+    With a chooser the sub-network says how many units are active and the chooser which ones: at
+    `gather`, or, where it needs a branch's input, when the first micro-batch reaches that branch.
+    The choice holds for the step, so that later micro-batches and a recomputation under gradient
+    checkpointing run on the same weights.
+
     Args:
         model: A Hugging Face causal language model of a known architecture.
 
@@ -71,20 +92,21 @@ class SlicedModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.anatomy = Anatomy(model)
         self.spec = SubnetworkSpec.full(self.anatomy.dimensions)
+        self.units: dict[tuple[int, Unit], Tensor] = {}
+        """Active units of what is gathered, by layer and kind; whole kinds are left out."""
+        self._chooser: Chooser | None = None
+        self._open: list[tuple[int, Branch]] = []
+        self._hooks: list[Any] = []
         self._slices: list[_Slice] = []
         self._attributes: list[tuple[Any, str, Any]] = []
         self._saved: list[tuple[Any, str, Any]] | None = None
 
-    @property
-    def gathered(self) -> bool:
-        """Whether compact weights are held, waiting for their gradients to be written."""
-        return bool(self._slices)
-
-    def gather(self, spec: SubnetworkSpec) -> None:
+    def gather(self, spec: SubnetworkSpec, chooser: Chooser | None = None) -> None:
         """Copy the active units' weights; what was gathered before is dropped.
 
         Args:
             spec: A sub-network of this model.
+            chooser: Replaces the sub-network's units by as many others.
 
         Raises:
             ValueError: The sub-network belongs to a model of other dimensions.
@@ -94,13 +116,21 @@ class SlicedModel:
                 f"the sub-network is of {spec.dimensions}, the model has {self.anatomy.dimensions}"
             )
         assert self._saved is None, "detach before gathering"
-        self.spec = spec
-        self._slices = []
-        self._attributes = []
-        if spec.is_full:
-            return
+        self.spec, self._chooser = spec, chooser
+        self.units, self._open, self._slices, self._attributes = {}, [], [], []
         for layer in spec.active_layers:
-            self._gather_layer(layer, spec.choice(layer))
+            choice = spec.choice(layer)
+            for branch in BRANCHES:
+                left_out = choice.leaves_out(branch)
+                if not left_out and choice.scale(branch) == 1.0:
+                    continue
+                if not left_out or chooser is None:
+                    self._gather_branch(layer, branch, self._to_tensors(choice, branch))
+                elif chooser.needs_input(layer, branch):
+                    self._open.append((layer, branch))
+                else:
+                    units = chooser.choose(layer, branch, choice, None)
+                    self._gather_branch(layer, branch, units)
         if len(spec.active_layers) < len(self.anatomy.layers):
             self._skip_layers(spec.active_layers)
 
@@ -108,17 +138,42 @@ class SlicedModel:
         """Let the model run on the gathered sub-network."""
         assert self._saved is None, "already attached"
         self._saved = []
-        for piece in self._slices:
+        for layer, branch in self._open:
+            module = self.anatomy.branch(layer, branch)
+            hook = partial(self._choose, layer, branch)
+            self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self._swap_in(self._slices, self._attributes)
+
+    def _swap_in(self, slices: list[_Slice], attributes: list[tuple[Any, str, Any]]) -> None:
+        assert self._saved is not None, "attached"
+        for piece in slices:
             assert piece.compact is not None, "gather before attaching"
             piece.module._parameters[piece.name] = piece.compact
-        for owner, name, value in self._attributes:
+        for owner, name, value in attributes:
             self._saved.append((owner, name, getattr(owner, name)))
             setattr(owner, name, value)
+
+    def _choose(
+        self, layer: int, branch: Branch, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        """Before a branch runs for the first time in a step: choose from its input, and gather."""
+        if (layer, branch) not in self._open:  # chosen by now: a recomputation
+            return
+        assert self._chooser is not None, "an open branch has a chooser"
+        branch_input = args[0] if args else kwargs["hidden_states"]
+        units = self._chooser.choose(layer, branch, self.spec.choice(layer), branch_input)
+        slices, attributes = len(self._slices), len(self._attributes)
+        self._gather_branch(layer, branch, units)
+        self._swap_in(self._slices[slices:], self._attributes[attributes:])
+        self._open.remove((layer, branch))
 
     def detach(self) -> None:
         """Give the model its own parameters, layers and sizes back; harmless if not attached."""
         if self._saved is None:
             return
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         for piece in self._slices:
             piece.module._parameters[piece.name] = piece.original
         for owner, name, value in self._saved:
@@ -146,75 +201,83 @@ class SlicedModel:
             piece.write_gradient()
         self._slices = []
 
-    def unsampled(self) -> Iterator[tuple[nn.Parameter, int, torch.Tensor]]:
+    def unsampled(self) -> Iterator[tuple[nn.Parameter, int, Tensor]]:
         """Parameters that are only partly active: each with its axis and the inactive positions."""
         for piece in self._slices:
             if piece.index is not None:
-                inactive = torch.ones(piece.original.shape[piece.axis], dtype=torch.bool)
-                inactive[piece.index.cpu()] = False
-                positions = inactive.nonzero().squeeze(1).to(piece.index.device)
-                yield piece.original, piece.axis, positions
+                active = torch.zeros(
+                    piece.original.shape[piece.axis], dtype=torch.uint8, device=piece.index.device
+                ).index_fill_(0, piece.index, 1)
+                n_inactive = len(active) - len(piece.index)
+                # A sort instead of `nonzero`, whose length the host would have to wait for.
+                yield piece.original, piece.axis, active.argsort(stable=True)[:n_inactive]
 
-    def _gather_layer(self, layer: int, choice: LayerChoice) -> None:
-        if choice == FULL_LAYER:
-            return
-        attention = self.anatomy.attention(layer)
-        positions: dict[tuple[str, int], torch.Tensor] = {}
-        for cut, projection in self.anatomy.cuts(layer):
-            units = choice.units(cut.unit)
+    @property
+    def chosen(self) -> SubnetworkSpec:
+        """The sub-network that ran, with the chooser's units; reads them from the device."""
+        layers = list(self.spec.layers)
+        for (layer, unit), indices in self.units.items():
+            choice = cast(LayerChoice, layers[layer])
+            layers[layer] = replace(choice, **{unit: tuple(indices.tolist())})
+        return replace(self.spec, layers=tuple(layers))
+
+    def _to_tensors(self, choice: LayerChoice, branch: Branch) -> Units:
+        kinds: tuple[Unit, ...] = ("neurons",) if branch == "mlp" else ("heads", "kv_heads")
+        device = next(self.anatomy.layers[0].parameters()).device
+        chosen = {kind: choice.units(kind) for kind in kinds}
+        return {k: torch.tensor(u, device=device) for k, u in chosen.items() if u is not None}
+
+    def _gather_branch(self, layer: int, branch: Branch, units: Units) -> None:
+        choice = self.spec.choice(layer)
+        positions: dict[tuple[Unit, int], Tensor] = {}
+        for unit, indices in units.items():
+            self.units[layer, unit] = indices
+        for weight in self.anatomy.weights(layer, branch):
+            cut = weight.cut
             index = None
-            if units is not None:
+            if weight.axis is not None and cut.unit in units:
                 index = positions.get((cut.unit, cut.fused))
                 if index is None:
-                    index = self._positions(cut, units, projection)
+                    length = weight.value.shape[weight.axis]
+                    index = self._positions(cut, units[cut.unit], length)
                     positions[cut.unit, cut.fused] = index
-            self._gather_projection(cut, projection, index, choice)
+            scale = 1.0
+            if weight.carries_scale:
+                scale = choice.scale(branch)
+            elif weight.name == "bias" and cut.side == "in":
+                scale = choice.residual_scale
+            self._gather_parameter(weight.module, weight.name, index, weight.axis or 0, scale)
+        for cut, projection in self.anatomy.cuts(layer):
+            index = positions.get((cut.unit, cut.fused))
             if cut.side == "out" and index is not None and hasattr(projection, "nf"):
                 self._attributes.append((projection, "nf", len(index)))
-        if choice.heads is None:
+        if "heads" not in units:
             return
+        attention, n_heads = self.anatomy.branch(layer, branch), len(units["heads"])
         if hasattr(attention, "split_size"):
-            size = len(choice.heads) * cast(int, attention.head_dim)
+            size = n_heads * cast(int, attention.head_dim)
             self._attributes.append((attention, "split_size", size))
-            self._attributes.append((attention, "num_heads", len(choice.heads)))
+            self._attributes.append((attention, "num_heads", n_heads))
         elif hasattr(attention, "num_key_value_groups"):
-            n_groups = len(choice.kv_heads or range(self.anatomy.dimensions.n_kv_heads))
-            queries_per_group = len(choice.heads) // n_groups
-            self._attributes.append((attention, "num_key_value_groups", queries_per_group))
+            n_groups = self.anatomy.dimensions.n_kv_heads
+            if "kv_heads" in units:
+                n_groups = len(units["kv_heads"])
+            self._attributes.append((attention, "num_key_value_groups", n_heads // n_groups))
 
-    def _positions(self, cut: Cut, units: tuple[int, ...], projection: nn.Module) -> torch.Tensor:
-        """Where the units lie on the projection's axis, in order, for every fused part."""
-        d = self.anatomy.dimensions
-        totals = {"heads": d.n_heads, "kv_heads": d.n_kv_heads, "neurons": d.intermediate_size}
-        weight = cast(nn.Parameter, projection.weight)
-        length = weight.shape[self.anatomy.architecture.axis(cut)]
-        width = length // (cut.fused * totals[cut.unit])
-        starts = torch.tensor(units) * width
-        part = (starts[:, None] + torch.arange(width)).flatten()
-        offsets = torch.arange(cut.fused) * (length // cut.fused)
-        return (offsets[:, None] + part).flatten().to(weight.device)
-
-    def _gather_projection(
-        self, cut: Cut, projection: nn.Module, index: torch.Tensor | None, choice: LayerChoice
-    ) -> None:
-        if cut.side == "in":
-            scale = choice.scale(cut.branch)
-            self._gather_parameter(
-                projection, "weight", index, self.anatomy.architecture.axis(cut), scale
-            )
-            self._gather_parameter(projection, "bias", None, 0, choice.residual_scale)
-        else:
-            self._gather_parameter(
-                projection, "weight", index, self.anatomy.architecture.axis(cut), 1.0
-            )
-            self._gather_parameter(projection, "bias", index, 0, 1.0)
+    def _positions(self, cut: Cut, units: Tensor, length: int) -> Tensor:
+        """Where the units lie on an axis of this length, in order, for every fused part."""
+        part = length // cut.fused
+        width = part // self.anatomy.total(cut.unit)
+        every = torch.arange(max(width, cut.fused), device=units.device)
+        rows = (units[:, None] * width + every[:width]).flatten()
+        return (every[: cut.fused, None] * part + rows).flatten()
 
     def _gather_parameter(
-        self, module: nn.Module, name: str, index: torch.Tensor | None, axis: int, scale: float
+        self, module: nn.Module, name: str, index: Tensor | None, axis: int, scale: float
     ) -> None:
-        original = module._parameters.get(name)
-        if original is None or (index is None and scale == 1.0):
+        if index is None and scale == 1.0:
             return
+        original = cast(nn.Parameter, module._parameters[name])
         with torch.no_grad():
             if index is None:
                 values = original * scale
@@ -238,7 +301,9 @@ class SlicedModel:
 
 
 @contextmanager
-def activate(model: PreTrainedModel | SlicedModel, spec: SubnetworkSpec) -> Iterator[SlicedModel]:
+def activate(
+    model: PreTrainedModel | SlicedModel, spec: SubnetworkSpec, chooser: Chooser | None = None
+) -> Iterator[SlicedModel]:
     """Run forward and backward passes on a sub-network of the model.
 
     The weights are gathered on entry, so that the context spans one optimizer step with all its
@@ -249,6 +314,7 @@ def activate(model: PreTrainedModel | SlicedModel, spec: SubnetworkSpec) -> Iter
     Args:
         model: The model, or a `SlicedModel` of it kept from step to step.
         spec: The active sub-network; the full one leaves the model as it is.
+        chooser: Replaces its units by as many others, see `subnetworks.importance`.
 
     Yields:
         The `SlicedModel`.
@@ -257,7 +323,7 @@ def activate(model: PreTrainedModel | SlicedModel, spec: SubnetworkSpec) -> Iter
         ValueError: The architecture is not known, or the sub-network is of another model.
     """
     sliced = model if isinstance(model, SlicedModel) else SlicedModel(model)
-    sliced.gather(spec)
+    sliced.gather(spec, chooser)
     sliced.attach()
     try:
         yield sliced
@@ -280,7 +346,7 @@ class FreezeUnsampled:
 
     def __init__(self, sliced: SlicedModel, optimizer: Optimizer) -> None:
         self._sliced, self._optimizer = sliced, optimizer
-        self._kept: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
+        self._kept: list[tuple[Tensor, int, Tensor, Tensor]] = []
         optimizer.register_step_post_hook(lambda *_: self._restore())
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Which layers, heads and neurons are active, and how they are drawn."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -24,6 +24,14 @@ class Dimensions:
     def queries_per_group(self) -> int:
         """Query heads that share one key/value head."""
         return self.n_heads // self.n_kv_heads
+
+    def total(self, kind: str) -> int:
+        """Units of a kind in one layer: `heads`, `kv_heads` or `neurons`."""
+        return {
+            "heads": self.n_heads,
+            "kv_heads": self.n_kv_heads,
+            "neurons": self.intermediate_size,
+        }[kind]
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,12 @@ class LayerChoice:
     def units(self, kind: str) -> tuple[int, ...] | None:
         """Active units of a kind: `heads`, `kv_heads` or `neurons`."""
         return getattr(self, kind)
+
+    def leaves_out(self, branch: str) -> bool:
+        """Whether some units of a branch, `attention` or `mlp`, are inactive."""
+        if branch == "mlp":
+            return self.neurons is not None
+        return self.heads is not None or self.kv_heads is not None
 
     def scale(self, branch: str) -> float:
         """Factor on what a branch's units contribute: `attention` or `mlp`."""
@@ -108,11 +122,7 @@ class SubnetworkSpec:
         """Active units of a kind over all layers: `layers`, `heads`, `kv_heads` or `neurons`."""
         if kind == "layers":
             return len(self.active_layers)
-        every = {
-            "heads": self.dimensions.n_heads,
-            "kv_heads": self.dimensions.n_kv_heads,
-            "neurons": self.dimensions.intermediate_size,
-        }[kind]
+        every = self.dimensions.total(kind)
         chosen = (self.choice(i).units(kind) for i in self.active_layers)
         return sum(every if units is None else len(units) for units in chosen)
 
@@ -154,13 +164,8 @@ class SubnetworkSpec:
 
 
 def _check_choice(layer: int, choice: LayerChoice, dimensions: Dimensions) -> None:
-    totals = {
-        "heads": dimensions.n_heads,
-        "kv_heads": dimensions.n_kv_heads,
-        "neurons": dimensions.intermediate_size,
-    }
-    for kind, total in totals.items():
-        units = choice.units(kind)
+    for kind in ("heads", "kv_heads", "neurons"):
+        units, total = choice.units(kind), dimensions.total(kind)
         if units is None:
             continue
         ascending = all(a < b for a, b in pairwise(units))
@@ -175,6 +180,77 @@ def _check_choice(layer: int, choice: LayerChoice, dimensions: Dimensions) -> No
         raise ValueError(
             f"layer {layer}: every kept key/value head needs the same number of query heads"
         )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Active units of a layer: key/value groups, query heads in each of them, neurons."""
+
+    groups: int
+    queries: int
+    neurons: int
+
+    @classmethod
+    def of(
+        cls, d: Dimensions, rates: Rates, grouped_queries: GroupedQueries, multiple_of: int = 1
+    ) -> "_Counts":
+        per_group = d.queries_per_group
+        neurons = active_count(rates.neurons, d.intermediate_size)
+        if neurons < d.intermediate_size and multiple_of > 1:
+            rounded = max(1, round(neurons / multiple_of)) * multiple_of
+            neurons = min(rounded, d.intermediate_size)
+        if grouped_queries == "groups" or per_group == 1:
+            return cls(active_count(rates.heads, d.n_kv_heads), per_group, neurons)
+        return cls(d.n_kv_heads, active_count(rates.heads, per_group), neurons)
+
+
+def planned_subnetwork(
+    dimensions: Dimensions,
+    rates: Rates,
+    *,
+    grouped_queries: GroupedQueries = "groups",
+    layer_factors: Mapping[int, float] | None = None,
+    multiple_of: int = 1,
+    rescale_units: bool = False,
+) -> SubnetworkSpec:
+    """A sub-network of the counts that the rates give, of the first units of each layer.
+
+    It stands for one whose units are chosen later, by a chooser in the forward pass.
+
+    Args:
+        dimensions: The model's units.
+        rates: Share of the heads and of the neurons that is active; all layers are.
+        grouped_queries: As in `sample_subnetwork`.
+        layer_factors: {layer: factor on its omission rates, 0 leaves nothing out}; negative layers
+            count from the end.
+        multiple_of: Round counts of neurons to multiples of this, for the tensor cores.
+        rescale_units: Multiply a branch by total / active units.
+
+    Returns:
+        The sub-network.
+    """
+    d = dimensions
+    factors = {layer % d.n_layers: factor for layer, factor in (layer_factors or {}).items()}
+
+    def of_layer(factor: float) -> LayerChoice:
+        heads, neurons = (
+            1 - min(1.0, factor * (1 - rate)) for rate in (rates.heads, rates.neurons)
+        )
+        n = _Counts.of(d, Rates(heads=heads, neurons=neurons), grouped_queries, multiple_of)
+        whole = n.groups * n.queries == d.n_heads
+        every = range(n.groups)
+        return LayerChoice(
+            heads=None
+            if whole
+            else tuple(g * d.queries_per_group + q for g in every for q in range(n.queries)),
+            kv_heads=None if n.groups == d.n_kv_heads else tuple(every),
+            neurons=None if n.neurons == d.intermediate_size else tuple(range(n.neurons)),
+            attention_scale=d.n_heads / (n.groups * n.queries) if rescale_units else 1.0,
+            mlp_scale=d.intermediate_size / n.neurons if rescale_units else 1.0,
+        )
+
+    kinds = {factor: of_layer(factor) for factor in {1.0, *factors.values()}}
+    return SubnetworkSpec(d, tuple(kinds[factors.get(i, 1.0)] for i in range(d.n_layers)))
 
 
 def sample_subnetwork(
@@ -218,11 +294,8 @@ def sample_subnetwork(
         return tuple(torch.randperm(total, generator=generator)[:count].sort().values.tolist())
 
     per_group = d.queries_per_group
-    if grouped_queries == "groups" or per_group == 1:
-        n_groups, n_queries = active_count(rates.heads, d.n_kv_heads), per_group
-    else:
-        n_groups, n_queries = d.n_kv_heads, active_count(rates.heads, per_group)
-    n_neurons = active_count(rates.neurons, d.intermediate_size)
+    counts = _Counts.of(d, rates, grouped_queries)
+    n_groups, n_queries, n_neurons = counts.groups, counts.queries, counts.neurons
 
     def draw_layer(residual_scale: float) -> LayerChoice:
         groups = draw(n_groups, d.n_kv_heads)
