@@ -68,6 +68,7 @@ class Weight:
         name: Its name there.
         axis: The axis along which the projection's units lie; `None`: it belongs to all of them.
         carries_scale: Whether it is a factor of what the units contribute to the residual stream.
+        of_adapter: Whether it belongs to a low-rank adapter.
     """
 
     cut: Cut
@@ -75,6 +76,7 @@ class Weight:
     name: str
     axis: int | None
     carries_scale: bool
+    of_adapter: bool = False
 
     @property
     def value(self) -> nn.Parameter:
@@ -189,8 +191,8 @@ class Anatomy:
             for adapter in getattr(projection, "lora_A", {}):
                 first = projection.get_submodule(f"lora_A.{adapter}")
                 second = projection.get_submodule(f"lora_B.{adapter}")
-                yield Weight(cut, first, "weight", 1 if consumes else None, consumes)
-                yield Weight(cut, second, "weight", None if consumes else 0, False)
+                yield Weight(cut, first, "weight", 1 if consumes else None, consumes, True)
+                yield Weight(cut, second, "weight", None if consumes else 0, False, True)
 
     def total(self, unit: Unit) -> int:
         """Units of a kind in one layer."""

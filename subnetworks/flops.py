@@ -134,4 +134,6 @@ def planned_flops(
             width = 1 if cut.unit == "neurons" else head_dim
             blocks += per_weight * tokens * hidden * width * active[cut.unit] * cut.fused
         blocks += 7 * 2 * tokens * context_length * head_dim * active["heads"]
-    return StepFlops(float(blocks), float(blocks + per_weight * tokens * hidden * config.vocab_size))
+    return StepFlops(
+        float(blocks), float(blocks + per_weight * tokens * hidden * config.vocab_size)
+    )

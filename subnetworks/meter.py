@@ -1,6 +1,6 @@
 """What a training on sub-networks spent: FLOPs planned and counted, and seconds, against dense."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -19,62 +19,76 @@ SECONDS_KEPT = 1000
 
 @dataclass
 class _Kind:
-    """Steps whose sub-networks have equal counts, and so equal cost."""
+    """Steps whose sub-networks have equal counts.
 
-    planned: StepFlops
-    counted: StepFlops | None = None
+    FLOPs are without the optimizer's, `seconds` are per token of a step. `executed` is counted over
+    planned FLOPs, of the blocks and of everything, in the one micro-batch that was counted.
+    """
+
     steps: int = 0
+    tokens: int = 0
+    planned: StepFlops = field(default_factory=StepFlops)
+    dense: StepFlops = field(default_factory=StepFlops)
+    executed: tuple[float, float] | None = None
     seconds: list[float] = field(default_factory=list)
 
 
 class StepMeter:
     """Adds up what the steps of a training cost.
 
-    The FLOPs of the first step of every kind (equal counts of layers, heads and neurons) are
-    counted while it runs, and its time is left out because counting slows it down. The baseline of
-    the clock is the full-model steps of the same training.
+    The FLOPs of the first micro-batch of every kind of sub-network (equal counts of layers, heads
+    and neurons) are counted while it runs; its step's time is left out because counting slows it
+    down. The baseline of the clock is the full-model steps of the same training. Micro-batches may
+    differ in shape.
 
     Args:
         config: Config of the model.
         n_parameters: Parameters that the optimizer updates.
-        micro_batches: Micro-batches in an optimizer step.
+        frozen_weights: Whether the model's own weights are not among them (LoRA).
     """
 
-    def __init__(self, config: PretrainedConfig, n_parameters: int, micro_batches: int) -> None:
+    def __init__(
+        self, config: PretrainedConfig, n_parameters: int, frozen_weights: bool = False
+    ) -> None:
         self._config = config
         self._n_parameters = n_parameters
-        self._micro_batches = micro_batches
+        self._frozen_weights = frozen_weights
         self._full = SubnetworkSpec.full(dimensions_of(config))
         self._kinds: dict[str, _Kind] = {}
-        self._dense_planned = StepFlops()
-        self._running: tuple[ExitStack, FlopCount, _Kind] | None = None
+        self._extra = StepFlops()
+        self._running: tuple[ExitStack, FlopCount, _Kind, StepFlops] | None = None
+        self._step_tokens = 0
 
     def begin(self, spec: SubnetworkSpec, batch_size: int, context_length: int) -> bool:
-        """Before the first micro-batch of a step; returns whether its FLOPs are being counted."""
-        if not self._dense_planned.total:
-            self._dense_planned = self.plan(self._full, batch_size, context_length)
-        kind = self._kinds.get(spec.signature)
-        if kind is None:
-            kind = _Kind(self.plan(spec, batch_size, context_length))
-            self._kinds[spec.signature] = kind
-        if kind.counted is not None:
+        """Before each micro-batch; returns whether its FLOPs are being counted."""
+        kind = self._kinds.setdefault(spec.signature, _Kind())
+        planned = self._flops(spec, batch_size, context_length)
+        kind.planned += planned
+        kind.dense += self._flops(self._full, batch_size, context_length)
+        kind.tokens += batch_size * context_length
+        self._step_tokens += batch_size * context_length
+        if kind.executed is not None:
             return False
         stack = ExitStack()
         # The counter sees operations as they are dispatched: a compiled block would hide its own.
         stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         stack.enter_context(stance)
-        self._running = (stack, stack.enter_context(FlopCount(self._config)), kind)
+        self._running = (stack, stack.enter_context(FlopCount(self._config)), kind, planned)
         return True
 
     def end_backward(self) -> None:
-        """After the first micro-batch's backward pass; harmless if nothing is being counted."""
+        """After a micro-batch's backward pass; harmless if nothing is being counted."""
         if self._running is None:
             return
-        stack, count, kind = self._running
+        stack, count, kind, planned = self._running
         self._running = None
         flops = count.flops
         stack.close()
-        kind.counted = (flops * self._micro_batches).with_optimizer(self._n_parameters)
+        kind.executed = (flops.blocks / planned.blocks, flops.total / planned.total)
+
+    def add(self, flops: StepFlops) -> None:
+        """FLOPs that a method spends beside its steps, as counted."""
+        self._extra += flops
 
     def abandon(self) -> None:
         """Stop counting without a result: the step failed."""
@@ -87,12 +101,16 @@ class StepMeter:
         kind = self._kinds[spec.signature]
         kind.steps += 1
         if seconds is not None:
-            kind.seconds = [*kind.seconds[1 - SECONDS_KEPT :], seconds]
+            kind.seconds = [*kind.seconds[1 - SECONDS_KEPT :], seconds / self._step_tokens]
+        self._step_tokens = 0
 
     def plan(self, spec: SubnetworkSpec, batch_size: int, context_length: int) -> StepFlops:
         """FLOPs of an optimizer step on a sub-network, in closed form."""
-        flops = planned_flops(self._config, spec, batch_size, context_length)
-        return (flops * self._micro_batches).with_optimizer(self._n_parameters)
+        flops = self._flops(spec, batch_size, context_length)
+        return flops.with_optimizer(self._n_parameters)
+
+    def _flops(self, spec: SubnetworkSpec, batch_size: int, context_length: int) -> StepFlops:
+        return planned_flops(self._config, spec, batch_size, context_length, self._frozen_weights)
 
     @property
     def steps(self) -> int:
@@ -102,9 +120,8 @@ class StepMeter:
     @property
     def planned(self) -> tuple[StepFlops, StepFlops]:
         """FLOPs of the steps taken, in closed form: spent, and dense."""
-        return self._sum({key: kind.planned for key, kind in self._kinds.items()}), (
-            self._dense_planned * self.steps
-        )
+        kinds = self._kinds.values()
+        return self._sum(kind.planned for kind in kinds), self._sum(kind.dense for kind in kinds)
 
     @property
     def counted(self) -> tuple[StepFlops, StepFlops]:
@@ -112,38 +129,48 @@ class StepMeter:
 
         Where no full-model step has run, the dense side is in closed form.
         """
-        counted = {key: kind.counted or kind.planned for key, kind in self._kinds.items()}
-        dense = counted.get(self._full.signature, self._dense_planned)
-        return self._sum(counted), dense * self.steps
+
+        def scaled(flops: StepFlops, by: tuple[float, float] | None) -> StepFlops:
+            blocks, total = by or (1.0, 1.0)
+            return StepFlops(flops.blocks * blocks, flops.total * total)
+
+        kinds = self._kinds.values()
+        full = self._kinds.get(self._full.signature, _Kind())
+        spent = self._sum(scaled(kind.planned, kind.executed) for kind in kinds)
+        dense = self._sum(scaled(kind.dense, full.executed) for kind in kinds)
+        return spent + self._extra, dense
 
     @property
     def seconds(self) -> tuple[float, float | None]:
-        """Time of the steps taken, each at its kind's median: spent, and at the dense median."""
+        """Time of the steps taken, each token at its kind's median: spent, and at the dense one."""
         medians = {key: median(kind.seconds) for key, kind in self._kinds.items() if kind.seconds}
         dense = medians.get(self._full.signature)
-        spent = sum(kind.steps * medians.get(key, 0.0) for key, kind in self._kinds.items())
-        timed = sum(kind.steps for key, kind in self._kinds.items() if key in medians)
+        spent = sum(kind.tokens * medians.get(key, 0.0) for key, kind in self._kinds.items())
+        timed = sum(kind.tokens for key, kind in self._kinds.items() if key in medians)
         return spent, None if dense is None else dense * timed
 
-    def _sum(self, per_kind: Mapping[str, StepFlops]) -> StepFlops:
-        return sum((per_kind[key] * kind.steps for key, kind in self._kinds.items()), StepFlops())
+    def _sum(self, flops: Iterable[StepFlops]) -> StepFlops:
+        return sum(flops, StepFlops()).with_optimizer(self._n_parameters * self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers from which a resumed training goes on adding."""
         return {
-            "dense_planned": asdict(self._dense_planned),
+            "extra": asdict(self._extra),
             "kinds": {key: asdict(kind) for key, kind in self._kinds.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        self._dense_planned = StepFlops(**state["dense_planned"])
+        self._extra = StepFlops(**state["extra"])
         self._kinds = {
             key: _Kind(
-                StepFlops(**kind["planned"]),
-                None if kind["counted"] is None else StepFlops(**kind["counted"]),
-                kind["steps"],
-                list(kind["seconds"]),
+                **{
+                    **kind,
+                    "planned": StepFlops(**kind["planned"]),
+                    "dense": StepFlops(**kind["dense"]),
+                    "executed": kind["executed"] and tuple(kind["executed"]),
+                    "seconds": list(kind["seconds"]),
+                }
             )
             for key, kind in state["kinds"].items()
         }

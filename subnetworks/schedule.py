@@ -144,16 +144,37 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
     Raises:
         ValueError: It names the setting, what is allowed and how to mend it.
     """
-    schedule = Schedule(settings.get("stages") or (), settings.get("rates"))
     for key, allowed in (
         ("grouped_queries", get_args(GroupedQueries)),
         ("layer_rescale", get_args(LayerRescale)),
     ):
         if settings.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{key}={settings[key]!r}: must be one of {', '.join(allowed)}")
+    check_stages(settings.get("stages") or (), settings.get("rates"), settings, dimensions)
+
+
+def check_stages(
+    stages: Sequence[Mapping[str, Any]],
+    rates: Mapping[str, float] | None,
+    settings: Mapping[str, Any],
+    dimensions: Mapping[str, int] | None,
+    name_of_stages: str = "stages",
+) -> None:
+    """Refuse stages that leave a model less than one unit of a kind.
+
+    Args:
+        stages: As `Schedule` takes them.
+        rates: Likewise.
+        settings: `grouped_queries` and `exempt_layers`, if given.
+        dimensions: As in `check`.
+        name_of_stages: What the user calls them.
+
+    Raises:
+        ValueError: It names the stage and the lowest rate that is allowed.
+    """
+    schedule = Schedule(stages, rates)
     if dimensions is None:
         return
-
     layers, heads = dimensions["n_layers"], dimensions["n_heads"]
     groups = dimensions["n_kv_heads"]
     if settings.get("grouped_queries", "groups") == "groups":
@@ -166,21 +187,22 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
             raise ValueError(f"exempt_layers={list(exempt)}: layer {layer} of {layers} is unknown")
     n_exempt = len({layer % layers for layer in exempt})
     for index, stage in enumerate(schedule.stages):
-        for rates in (stage.start, stage.end):
+        for active in (stage.start, stage.end):
             for kind, rate, total, what in (
-                ("heads", rates.heads, units, name),
-                ("neurons", rates.neurons, dimensions["intermediate_size"], "neurons"),
-                ("layers", rates.layers, layers, "layers"),
+                ("heads", active.heads, units, name),
+                ("neurons", active.neurons, dimensions["intermediate_size"], "neurons"),
+                ("layers", active.layers, layers, "layers"),
             ):
                 if rate * total < 1:
                     raise ValueError(
-                        f"stages[{index}].{kind}={rate}: keeps {rate * total:.2g} of {total} "
-                        f"{what}, below one; the rate must be at least {_ceil(1 / total)}"
+                        f"{name_of_stages}[{index}].{kind}: active rate {rate:.4g} keeps "
+                        f"{rate * total:.2g} of {total} {what}, below one; the rate must be at "
+                        f"least {_ceil(1 / total)}"
                     )
-            if active_count(rates.layers, layers) < n_exempt:
+            if active_count(active.layers, layers) < n_exempt:
                 raise ValueError(
-                    f"stages[{index}].layers={rates.layers}: keeps "
-                    f"{active_count(rates.layers, layers)} of {layers} layers, fewer than the "
+                    f"{name_of_stages}[{index}].layers={active.layers}: keeps "
+                    f"{active_count(active.layers, layers)} of {layers} layers, fewer than the "
                     f"{n_exempt} of exempt_layers; raise the rate or exempt fewer"
                 )
 

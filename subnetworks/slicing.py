@@ -217,8 +217,8 @@ class SlicedModel:
         """The sub-network that ran, with the chooser's units; reads them from the device."""
         layers = list(self.spec.layers)
         for (layer, unit), indices in self.units.items():
-            choice = cast(LayerChoice, layers[layer])
-            layers[layer] = replace(choice, **{unit: tuple(indices.tolist())})
+            active: dict[str, Any] = {unit: tuple(indices.tolist())}
+            layers[layer] = replace(cast(LayerChoice, layers[layer]), **active)
         return replace(self.spec, layers=tuple(layers))
 
     def _to_tensors(self, choice: LayerChoice, branch: Branch) -> Units:

@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning import Callback
 
 from callbacks.est import EvolvingSubnetworkTraining
+from callbacks.sat import SparsityAcceleratedTraining
 from datamodules.language_modeling import LanguageModelingDataModule
 from lightning_modules.causal_lm import CausalLM
 
@@ -45,6 +46,13 @@ _STAGES = [
 def _est(**options: Any) -> Callback:
     rates = {"layers": 0.5, "heads": 0.5, "neurons": 0.5}
     return EvolvingSubnetworkTraining(rates=rates, stages=_STAGES, seed=5, **options)
+
+
+def _sat(**options: Any) -> Callback:
+    # Half of the steps at 0.5, then 0.25 and, for the last quarter, dense.
+    return SparsityAcceleratedTraining(
+        **{"omission": {"heads": 0.5, "neurons": 0.5}, "ladder": {"rungs": 2}, "seed": 5} | options
+    )
 
 
 @dataclass(frozen=True)
@@ -100,4 +108,24 @@ SETTINGS: dict[str, Setting] = {
     "est llama within groups, shared": Setting(
         _LLAMA, lambda: _est(grouped_queries="within_groups", shared_indices=True)
     ),
+    "sat llama maxip": Setting(_LLAMA, _sat),
+    "sat llama wanda, sampled, checkpointed": Setting(
+        _LLAMA,
+        lambda: _sat(importance="wanda", selection="sample", freeze_unsampled=True),
+        module_options=(("gradient_checkpointing", True),),
+    ),
+    "sat llama taylor, within groups": Setting(
+        _LLAMA,
+        lambda: _sat(
+            importance="taylor",
+            refresh_every=3,
+            grouped_queries="within_groups",
+            layer_factors={0: 0.5},
+        ),
+    ),
+    "sat gpt2 magnitude": Setting(_GPT2, lambda: _sat(importance="magnitude", refresh_every=4)),
+    "sat gpt2 activation, rescaled": Setting(
+        _GPT2, lambda: _sat(importance="activation", rescale_units=True, refresh_every=5)
+    ),
+    "sat gpt2 uniform": Setting(_GPT2, lambda: _sat(importance="uniform")),
 }

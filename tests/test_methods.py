@@ -214,4 +214,6 @@ def _newest(folder: Path) -> Path:
 
 
 def _emptied(method: Any) -> Callback:
-    return type(method)(rates={}, stages=[{"until": 1.0}])
+    if method.method == "est":
+        return type(method)(rates={}, stages=[{"until": 1.0}])
+    return type(method)(omission={}, importance=method.settings["importance"])

@@ -1,0 +1,188 @@
+"""Sparsity-Accelerated Training: leave inactive heads and neurons out of further training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypedDict
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from callbacks.subnetwork import SubnetworkTraining
+from subnetworks.anatomy import Unit, dimensions_of
+from subnetworks.flops import FlopCount
+from subnetworks.importance import FROM_INPUT, UnitChooser
+from subnetworks.ladder import Importance, Selection, check, stages_of
+from subnetworks.schedule import GroupedQueries, Rates, Schedule
+from subnetworks.spec import SubnetworkSpec, planned_subnetwork
+
+
+class Ladder(TypedDict, total=False):
+    """Arguments of `subnetworks.ladder.ladder`."""
+
+    hold: float
+    rungs: int
+    end: float
+    direction: Literal["falling", "rising"]
+    warmup: float
+
+
+class SparsityAcceleratedTraining(SubnetworkTraining):
+    """Each optimizer step trains the most important heads and neurons; fewer are left out later.
+
+    Paper: SAT, "Sparsity-Accelerated Training for Large Language Models", arXiv 2406.01392. What
+    the paper says and what is our decision stands in docs/methods/sat.md.
+
+    The units are chosen once for each optimizer step: before it, or, for `wanda` and `maxip`, when
+    its first micro-batch reaches a branch, from what that branch reads. `SubnetworkTraining` says
+    how the sub-network runs.
+
+    Args:
+        omission: Share of the `heads` and of the `neurons` of each layer that is left out at the
+            ladder's sparsest, each in [0, 1).
+        ladder: Arguments of `subnetworks.ladder.ladder`; or a list of stages, each with `until`
+            (fraction of all steps, the last one 1) and omission rates `heads` and `neurons`.
+        importance: `uniform`, `magnitude`, `wanda`, `maxip`, `activation` or `taylor`.
+        selection: `top_k`, or `sample` in proportion to the scores.
+        grouped_queries: `groups` chooses whole key/value groups, `within_groups` query heads of
+            each.
+        refresh_every: Steps between two computations of the scores, at least 1.
+        probe_sequences: Sequences of the step's first micro-batch on which `activation` and
+            `taylor` probe the full model.
+        layer_factors: {layer: factor in [0, 1] on its omission rates}; 0 exempts a layer, negative
+            layers count from the end.
+        multiple_of: Round counts of neurons to multiples of this (64 suits tensor cores).
+        rescale_units: Multiply each branch by the inverse of its active share.
+        freeze_unsampled: Keep inactive rows and their moments untouched by the optimizer.
+        seed: Seed of the draws, below 2**31; the same on every rank.
+
+    Raises:
+        ValueError: A setting cannot run, or the precision is `16-mixed`.
+    """
+
+    method: ClassVar[str] = "sat"
+    check: ClassVar[str] = "subnetworks.ladder:check"
+
+    def __init__(
+        self,
+        omission: Mapping[str, float] | None = None,
+        ladder: Ladder | Sequence[Mapping[str, Any]] | None = None,
+        importance: Importance = "maxip",
+        selection: Selection = "top_k",
+        grouped_queries: GroupedQueries = "groups",
+        refresh_every: int = 1,
+        probe_sequences: int = 1,
+        layer_factors: Mapping[int, float] | None = None,
+        multiple_of: int = 1,
+        rescale_units: bool = False,
+        freeze_unsampled: bool = False,
+        seed: int = 0,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "omission": dict(omission or {}),
+            "ladder": [dict(s) for s in ladder] if isinstance(ladder, list) else ladder,
+            "importance": importance,
+            "selection": selection,
+            "grouped_queries": grouped_queries,
+            "refresh_every": refresh_every,
+            "probe_sequences": probe_sequences,
+            "layer_factors": dict(layer_factors or {}),
+            "multiple_of": multiple_of,
+            "rescale_units": rescale_units,
+        }
+        check(settings, None)
+        super().__init__(settings, Schedule(stages_of(settings)), freeze_unsampled, seed)
+        self._planned: dict[tuple[Any, Rates], SubnetworkSpec] = {}
+        self._chooser_state: dict[str, Tensor] = {}
+        self._trained: dict[tuple[int, Unit], Tensor] = {}
+        self._previous: dict[tuple[int, Unit], Tensor] = {}
+
+    def draw(self, config: Any, step: int, max_steps: int) -> SubnetworkSpec:
+        """A sub-network of the step's counts; its units stand for those that will be chosen."""
+        dimensions, rates = dimensions_of(config), self.schedule.rates_at(step, max_steps)
+        if (dimensions, rates) not in self._planned:
+            options = ("grouped_queries", "layer_factors", "multiple_of", "rescale_units")
+            self._planned[dimensions, rates] = planned_subnetwork(
+                dimensions, rates, **{key: self.settings[key] for key in options}
+            )
+        return self._planned[dimensions, rates]
+
+    def refuse(self, dimensions: Mapping[str, int], pl_module: pl.LightningModule) -> None:
+        """Raise `ValueError` for what this model cannot run."""
+        check(self.settings, dimensions)
+        importance = self.settings["importance"]
+        if importance in FROM_INPUT and getattr(pl_module, "compile_blocks", False):
+            raise ValueError(
+                f"importance={importance} chooses inside the forward pass, which module.compile "
+                "would freeze; set module.compile=false, or take magnitude, activation or taylor"
+            )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the model's parts, and make the chooser."""
+        super().on_fit_start(trainer, pl_module)
+        keys = ("importance", "selection", "grouped_queries", "refresh_every")
+        options = {key: self.settings[key] for key in keys}
+        self.chooser = UnitChooser(self._sliced.anatomy, seed=self.seed, **options)
+        self.chooser.load_state_dict(self._chooser_state)
+
+    def gather(self, spec: SubnetworkSpec, batch: Mapping[str, Tensor]) -> None:
+        """Choose the step's units, or let the branches choose them, and gather their weights."""
+        self._previous = self._sliced.units
+        self.chooser.begin_step(self._step)
+        if not spec.is_full and self.chooser.needs_probe:
+            count = self.settings["probe_sequences"]
+            inputs = {k: v[:count] for k, v in batch.items() if k != "labels"}
+            inputs["labels"] = batch.get("labels", batch["input_ids"])[:count]
+            with FlopCount(self._sliced.anatomy.model.config) as flops:
+                self.chooser.probe(self._sliced.anatomy.model, inputs)
+            self._meter.add(flops.flops)
+        self._sliced.gather(spec, self.chooser)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Remember what was trained, and write the gradients into the model's parameters."""
+        for (layer, unit), indices in self._sliced.units.items():
+            if (layer, unit) not in self._trained:
+                total = self._sliced.anatomy.total(unit)
+                seen = torch.zeros(total, dtype=torch.bool, device=indices.device)
+                self._trained[layer, unit] = seen
+            self._trained[layer, unit].index_fill_(0, indices, True)
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def further_metrics(self) -> dict[str, float]:
+        """Omission, what was chosen again, what was trained so far, and what choosing cost."""
+        assert self._spec is not None
+        d = self._spec.dimensions
+        metrics: dict[str, float] = {}
+        units: tuple[Unit, ...] = ("heads", "neurons")
+        for unit in units:
+            total = d.n_layers * d.total(unit)
+            metrics[f"omission_{unit}"] = 1 - self._spec.count(unit) / total
+            chosen = {k: v for k, v in self._sliced.units.items() if k[1] == unit}
+            both = [k for k in chosen if k in self._previous]
+            if both:
+                again = sum(torch.isin(chosen[k], self._previous[k]).sum() for k in both)
+                metrics[f"overlap_{unit}"] = float(again) / sum(len(chosen[k]) for k in both)
+            # A layer's kind that was never cut has been trained as a whole.
+            seen = [t for k, t in self._trained.items() if k[1] == unit and k in chosen]
+            if seen:
+                metrics[f"coverage_{unit}"] = float(torch.stack(seen).float().mean())
+        spent = self._meter.seconds[0]
+        if spent:
+            metrics["choosing_share"] = self.chooser.seconds / spent
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's, scores that later steps still use, and which units were trained."""
+        scores = self.chooser.state_dict() if hasattr(self, "chooser") else self._chooser_state
+        trained = {f"{layer}.{unit}": seen for (layer, unit), seen in self._trained.items()}
+        return {**super().state_dict(), "scores": scores, "trained": trained}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict(state_dict)
+        self._chooser_state = dict(state_dict["scores"])
+        units: tuple[Unit, ...] = ("heads", "kv_heads", "neurons")
+        for key, seen in state_dict["trained"].items():
+            layer, _, name = key.partition(".")
+            self._trained[int(layer), next(u for u in units if u == name)] = seen

@@ -1,0 +1,315 @@
+"""How important heads and neurons are, and choosing the most important ones (SAT).
+
+Scores are pure functions of a projection's weight and of what is known about its input; `pool` adds
+them up over a unit. A `UnitChooser` turns them into the units of a step for `SlicedModel.gather`.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from subnetworks.anatomy import BRANCHES, Anatomy, Branch, Unit
+from subnetworks.ladder import IMPORTANCES, Importance, Selection
+from subnetworks.schedule import GroupedQueries
+from subnetworks.slicing import Units
+from subnetworks.spec import LayerChoice
+
+FROM_INPUT = ("wanda", "maxip")
+FROM_PROBE = ("activation", "taylor")
+assert {*FROM_INPUT, *FROM_PROBE} < set(IMPORTANCES)
+
+
+# --- scores of rows: (rows,) for the rows along `axis` of a weight -------------------------------
+
+
+def magnitude(weight: Tensor, axis: int) -> Tensor:
+    """Squared L2 norm of each row; the root is taken after pooling."""
+    return torch.linalg.vector_norm(weight, dim=1 - axis).square()
+
+
+def wanda(weight: Tensor, axis: int, input_norm: Tensor) -> Tensor:
+    """Sum over inputs k of |w_jk| times the norm of input k (Wanda, arXiv 2306.11695).
+
+    Args:
+        weight: A projection's weight.
+        axis: The axis of its outputs j.
+        input_norm: L2 norm of each input over the tokens, (inputs,).
+    """
+    magnitudes = weight.abs()
+    return torch.mv(magnitudes if axis == 0 else magnitudes.T, input_norm)
+
+
+def maxip(weight: Tensor, axis: int, input_mean: Tensor) -> Tensor:
+    """|w_j . mean input|: the size of the inner product with the mean over the tokens.
+
+    Args:
+        weight: A projection's weight.
+        axis: The axis of its outputs j.
+        input_mean: Mean of each input over the tokens, (inputs,).
+    """
+    return torch.mv(weight if axis == 0 else weight.T, input_mean).abs()
+
+
+def activation(values: Tensor) -> Tensor:
+    """Squared L2 norm of each channel over the tokens: (..., channels) -> (channels,)."""
+    return torch.linalg.vector_norm(values.flatten(0, -2), dim=0).square()
+
+
+def taylor(values: Tensor, gradients: Tensor, n_units: int) -> Tensor:
+    """Sum over tokens of |activation x gradient|, first order in leaving a unit out at a token.
+
+    Args:
+        values: What the units put out, (..., units x width).
+        gradients: Of the loss, likewise.
+        n_units: Units.
+
+    Returns:
+        The scores, (units,).
+    """
+    products = (values * gradients).flatten(0, -2)
+    return products.unflatten(-1, (n_units, -1)).sum(-1).abs().sum(0)
+
+
+# --- selection ----------------------------------------------------------------------------------
+
+
+def select(scores: Tensor, count: int, selection: Selection, generator: torch.Generator) -> Tensor:
+    """Choose units by their scores along the last axis.
+
+    Args:
+        scores: Not negative, (..., units).
+        count: How many to choose.
+        selection: `top_k` takes the highest; `sample` draws without replacement with probabilities
+            in proportion to the scores (Gumbel top-k, arXiv 1903.06059).
+        generator: Source of the draw, on the CPU, so that it is the same on every rank.
+
+    Returns:
+        Ascending indices, (..., count).
+    """
+    if selection == "sample":
+        tiny = torch.finfo(torch.float32).tiny
+        uniform = torch.rand(scores.shape, generator=generator).clamp_min(tiny)
+        gumbel = -(-uniform.log()).log()
+        scores = scores.float().clamp_min(tiny).log() + gumbel.to(scores.device, non_blocking=True)
+    return scores.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+
+
+class UnitChooser:
+    """Chooses the heads and neurons of each step by importance (SAT, arXiv 2406.01392).
+
+    Scores are pooled over a unit: `magnitude` is the L2 norm of all weights of the unit (q, k, v
+    and o of a head or group; gate, up and down of a neuron), `wanda` and `maxip` add up the unit's
+    rows that read the input (q, k, v; gate, up), `activation` and `taylor` look at what the unit
+    puts out. `uniform` gives every unit the same score and always samples.
+
+    Args:
+        anatomy: Of the model.
+        importance: The score.
+        selection: `top_k` or `sample`, see `select`.
+        grouped_queries: `groups` chooses whole key/value groups with their query heads;
+            `within_groups` as many query heads of every group.
+        refresh_every: Steps from one computation of the scores to the next, at least 1.
+        seed: Seed of the draws, below 2**31; the same on every rank.
+
+    Raises:
+        ValueError: The importance is not known.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        importance: Importance,
+        selection: Selection = "top_k",
+        *,
+        grouped_queries: GroupedQueries = "groups",
+        refresh_every: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if importance not in IMPORTANCES:
+            raise ValueError(f"importance={importance!r}: must be one of {', '.join(IMPORTANCES)}")
+        self.anatomy, self.importance = anatomy, importance
+        self.selection: Selection = "sample" if importance == "uniform" else selection
+        per_group = anatomy.dimensions.queries_per_group
+        self._whole_groups = grouped_queries == "groups" or per_group == 1
+        self.refresh_every, self.seed = refresh_every, seed
+        self.scores: dict[tuple[int, Branch], Tensor] = {}
+        """Scores in force: of a layer's groups, (groups,), or query heads, (groups, queries); of
+        its neurons, (neurons,)."""
+        self.seconds = 0.0
+        """Time spent on scores, selection and probes; on a GPU, of the host only."""
+        self._due = True
+        self._generator = torch.Generator()
+
+    def begin_step(self, step: int) -> None:
+        """Before a step's gathering: seed its draws, and let go of scores that are too old."""
+        self._due = step % self.refresh_every == 0
+        self._generator.manual_seed((self.seed << 32) + step)
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether `probe` is due in this step."""
+        return self.importance in FROM_PROBE and (self._due or not self.scores)
+
+    def needs_input(self, layer: int, branch: Branch) -> bool:
+        """Whether this branch's score is due and depends on what the branch reads."""
+        return self.importance in FROM_INPUT and (self._due or (layer, branch) not in self.scores)
+
+    @torch.no_grad()
+    def choose(
+        self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None = None
+    ) -> Units:
+        """Choose a branch's units.
+
+        Args:
+            layer: The layer.
+            branch: `attention` or `mlp`.
+            counts: How many of each kind.
+            branch_input: What the branch reads, (batch, tokens, hidden), if its score is due and
+                needs it.
+
+        Returns:
+            Ascending indices of the kinds that are not whole.
+        """
+        started = perf_counter()
+        key = (layer, branch)
+        if self.importance not in FROM_PROBE and (self._due or key not in self.scores):
+            # Not in autocast: it would copy each whole weight into the lower precision first.
+            with torch.autocast(self._device_type, enabled=False):
+                self.scores[key] = self._score(layer, branch, branch_input)
+        units = self._select(self.scores[key], branch, counts)
+        self.seconds += perf_counter() - started
+        return units
+
+    def _select(self, scores: Tensor, branch: Branch, counts: LayerChoice) -> Units:
+        def pick(count: int) -> Tensor:
+            return select(scores, count, self.selection, self._generator)
+
+        if branch == "mlp":
+            assert counts.neurons is not None, "only a branch that leaves something out is chosen"
+            return {"neurons": pick(len(counts.neurons))}
+        assert counts.heads is not None, "only a branch that leaves something out is chosen"
+        d, device = self.anatomy.dimensions, scores.device
+        if self._whole_groups:
+            groups = pick(len(counts.kv_heads or counts.heads))
+            queries = torch.arange(d.queries_per_group, device=device)
+            heads = (groups[:, None] * d.queries_per_group + queries).flatten()
+            return {"heads": heads, "kv_heads": groups}
+        queries = pick(len(counts.heads) // d.n_kv_heads)
+        starts = torch.arange(d.n_kv_heads, device=device) * d.queries_per_group
+        return {"heads": (starts[:, None] + queries).flatten()}
+
+    def _score(self, layer: int, branch: Branch, branch_input: Tensor | None) -> Tensor:
+        statistic = None
+        if branch_input is not None:
+            rows = branch_input.detach().flatten(0, -2)
+            if self.importance == "wanda":
+                statistic = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32)
+            else:
+                statistic = rows.mean(0, dtype=torch.float32)
+        pooled: dict[Unit, Tensor] = {}
+        for weight in self.anatomy.weights(layer, branch):
+            cut, value = weight.cut, weight.value.detach()
+            if weight.axis is None or value.ndim < 2 or weight.of_adapter:
+                continue
+            if self.importance == "uniform":
+                rows = value.new_ones(value.shape[weight.axis])
+            elif self.importance == "magnitude":
+                rows = magnitude(value, weight.axis)
+            elif cut.side == "in":
+                continue
+            else:
+                assert statistic is not None, "this branch's input was asked for"
+                score = wanda if self.importance == "wanda" else maxip
+                rows = score(value, weight.axis, statistic.to(value.dtype))
+            units = self.anatomy.by_unit(rows, cut)
+            pooled[cut.unit] = pooled[cut.unit] + units if cut.unit in pooled else units
+        scores = self._of_branch(branch, pooled)
+        scores = scores.sqrt() if self.importance == "magnitude" else scores
+        return self._over_ranks(scores) if branch_input is not None else scores
+
+    def _of_branch(self, branch: Branch, pooled: Mapping[Unit, Tensor]) -> Tensor:
+        """Of scores by unit, those of what is chosen."""
+        if branch == "mlp":
+            return pooled["neurons"]
+        by_group = pooled["heads"].view(self.anatomy.dimensions.n_kv_heads, -1)
+        if not self._whole_groups:
+            return by_group
+        groups = by_group.sum(1)
+        return groups + pooled["kv_heads"] if "kv_heads" in pooled else groups
+
+    def probe(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> None:
+        """Score every unit of the full model by what it puts out on a batch (`needs_probe`).
+
+        Args:
+            model: The model, without a sub-network attached. No gradient is left in it.
+            batch: Arguments of its forward pass, with `labels` for `taylor`.
+        """
+        started = perf_counter()
+        outputs: dict[tuple[int, Branch], Tensor] = {}
+        with_gradients = self.importance == "taylor"
+
+        def keep(key: tuple[int, Branch], args: tuple[Tensor, ...]) -> None:
+            if with_gradients and not args[0].requires_grad:
+                args[0].requires_grad_()
+            outputs[key] = args[0]
+
+        was_training = model.training
+        model.eval()  # no dropout, whose draws would move the training's random state
+        with ExitStack() as stack:
+            stack.callback(model.train, was_training)
+            for layer in range(self.anatomy.dimensions.n_layers):
+                for cut, _ in self.anatomy.cuts(layer):
+                    if cut.side == "in":
+                        projection = self.anatomy.layers[layer].get_submodule(cut.path)
+                        hook = projection.register_forward_pre_hook(
+                            lambda _, args, key=(layer, cut.branch): keep(key, args)
+                        )
+                        stack.callback(hook.remove)
+            with torch.set_grad_enabled(with_gradients):
+                loss = model(**batch, use_cache=False).loss
+        keys = list(outputs)
+        gradients = torch.autograd.grad(loss, list(outputs.values())) if with_gradients else ()
+        with torch.no_grad():
+            for index, key in enumerate(keys):
+                branch, values = key[1], outputs[key].detach()
+                unit: Unit = "neurons" if branch == "mlp" else "heads"
+                n_units = self.anatomy.total(unit)
+                if with_gradients:
+                    units = taylor(values, gradients[index], n_units)
+                    scores = self._of_branch(branch, {unit: units})
+                else:
+                    units = activation(values).view(n_units, -1).sum(1)
+                    scores = self._of_branch(branch, {unit: units}).sqrt()
+                self.scores[key] = self._over_ranks(scores.float())
+        self.seconds += perf_counter() - started
+
+    @property
+    def _device_type(self) -> str:
+        return next(self.anatomy.layers[0].parameters()).device.type
+
+    @staticmethod
+    def _over_ranks(scores: Tensor) -> Tensor:
+        """The same scores on every data-parallel rank, or their top k would differ."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(scores)
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scores that later steps still use."""
+        if self.refresh_every == 1:
+            return {}
+        return {f"{layer}.{branch}": scores for (layer, branch), scores in self.scores.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with saved scores."""
+        device = next(self.anatomy.layers[0].parameters()).device
+        for layer in range(self.anatomy.dimensions.n_layers):
+            for branch in BRANCHES:
+                if (scores := state.get(f"{layer}.{branch}")) is not None:
+                    self.scores[layer, branch] = scores.to(device)
