@@ -1,4 +1,4 @@
-"""English prose found in the Python environment: the `docstrings` text source.
+"""Text found in the Python environment: the sources `docstrings` (English) and `code` (Python).
 
 Every machine that can run the laboratory holds some 16 million characters of English in the
 docstrings of the standard library, torch, transformers and numpy. The files are parsed, never
@@ -133,6 +133,25 @@ def _docstrings(
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _docstrings(child)
+
+
+def read_code(file: Path) -> str:
+    """Return a module's source without its docstrings, so that `code` holds none of `docstrings`.
+
+    A file that this Python cannot parse has no text.
+    """
+    try:
+        source = file.read_bytes().decode()
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ""
+    lines = source.splitlines(keepends=True)
+    for node in ast.walk(tree):
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            first, last = node.body[0].lineno, node.body[0].end_lineno or 0
+            lines[first - 1 : last] = [""] * (last - first + 1)
+    return "".join(lines)
 
 
 if __name__ == "__main__":

@@ -209,9 +209,10 @@ class UnitChooser:
         if branch_input is not None:
             rows = branch_input.detach().flatten(0, -2)
             if self.importance == "wanda":
-                statistic = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32)
-            else:
-                statistic = rows.mean(0, dtype=torch.float32)
+                squares = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
+                statistic = self._over_ranks(squares).sqrt()
+            else:  # up to the number of ranks the mean, and the same on each
+                statistic = self._over_ranks(rows.mean(0, dtype=torch.float32))
         pooled: dict[Unit, Tensor] = {}
         for weight in self.anatomy.weights(layer, branch):
             cut, value = weight.cut, weight.value.detach()
@@ -230,8 +231,7 @@ class UnitChooser:
             units = self.anatomy.by_unit(rows, cut)
             pooled[cut.unit] = pooled[cut.unit] + units if cut.unit in pooled else units
         scores = self._of_branch(branch, pooled)
-        scores = scores.sqrt() if self.importance == "magnitude" else scores
-        return self._over_ranks(scores) if branch_input is not None else scores
+        return scores.sqrt() if self.importance == "magnitude" else scores
 
     def _of_branch(self, branch: Branch, pooled: Mapping[Unit, Tensor]) -> Tensor:
         """Of scores by unit, those of what is chosen."""
@@ -282,11 +282,10 @@ class UnitChooser:
                 n_units = self.anatomy.total(unit)
                 if with_gradients:
                     units = taylor(values, gradients[index], n_units)
-                    scores = self._of_branch(branch, {unit: units})
                 else:
                     units = activation(values).view(n_units, -1).sum(1)
-                    scores = self._of_branch(branch, {unit: units}).sqrt()
-                self.scores[key] = self._over_ranks(scores.float())
+                scores = self._over_ranks(self._of_branch(branch, {unit: units.float()}))
+                self.scores[key] = scores if with_gradients else scores.sqrt()
         self.seconds += perf_counter() - started
 
     @property
@@ -294,11 +293,11 @@ class UnitChooser:
         return next(self.anatomy.layers[0].parameters()).device.type
 
     @staticmethod
-    def _over_ranks(scores: Tensor) -> Tensor:
-        """The same scores on every data-parallel rank, or their top k would differ."""
+    def _over_ranks(values: Tensor) -> Tensor:
+        """Sum over the data-parallel ranks, which would not choose the same units otherwise."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(scores)
-        return scores
+            dist.all_reduce(values)
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """Scores that later steps still use."""

@@ -63,11 +63,13 @@ class Setting:
         architecture: Of the model.
         method: Makes the method's callback.
         module_options: Further arguments of the LightningModule.
+        reads_batch: Whether the first micro-batch of a step decides on its sub-network.
     """
 
     architecture: dict[str, Any]
     method: Callable[[], Callback]
     module_options: tuple[tuple[str, Any], ...] = ()
+    reads_batch: bool = False
 
     def without_dropout(self) -> "Setting":
         """The same without GPT-2's default dropout."""
@@ -108,24 +110,31 @@ SETTINGS: dict[str, Setting] = {
     "est llama within groups, shared": Setting(
         _LLAMA, lambda: _est(grouped_queries="within_groups", shared_indices=True)
     ),
-    "sat llama maxip": Setting(_LLAMA, _sat),
+    "sat llama maxip": Setting(_LLAMA, _sat, reads_batch=True),
     "sat llama wanda, sampled, checkpointed": Setting(
         _LLAMA,
         lambda: _sat(importance="wanda", selection="sample", freeze_unsampled=True),
         module_options=(("gradient_checkpointing", True),),
+        reads_batch=True,
     ),
     "sat llama taylor, within groups": Setting(
         _LLAMA,
         lambda: _sat(
             importance="taylor",
             refresh_every=3,
+            probe_sequences=8,
             grouped_queries="within_groups",
             layer_factors={0: 0.5},
         ),
+        reads_batch=True,
     ),
     "sat gpt2 magnitude": Setting(_GPT2, lambda: _sat(importance="magnitude", refresh_every=4)),
     "sat gpt2 activation, rescaled": Setting(
-        _GPT2, lambda: _sat(importance="activation", rescale_units=True, refresh_every=5)
+        _GPT2,
+        lambda: _sat(
+            importance="activation", rescale_units=True, refresh_every=5, probe_sequences=8
+        ),
+        reads_batch=True,
     ),
     "sat gpt2 uniform": Setting(_GPT2, lambda: _sat(importance="uniform")),
 }

@@ -124,6 +124,8 @@ def test_trains(setting: Setting, fit: Fit) -> None:
 
 def test_accumulation_equals_the_large_batch(setting: Setting, fit: Fit) -> None:
     """Two micro-batches share one sub-network, and their gradients are written once."""
+    if setting.reads_batch:
+        pytest.skip("the first half of a batch may choose other units than the whole")
     setting = setting.without_dropout()  # which draws by micro-batch
     large, _ = fit(setting, batch_size=8)
     small, _ = fit(setting, batch_size=4, accumulate_grad_batches=2)
