@@ -7,30 +7,27 @@ included: gathering, gradients, clipping, optimizer, LM head.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from torch._subclasses import FakeTensorMode
-from torch.nn.utils import clip_grad_norm_
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from benchmarks.est_quality import settings_of, train_arms
+from benchmarks.stepper import Stepper, resident_bytes, versions
 from subnetworks.anatomy import dimensions_of
 from subnetworks.flops import FlopCount, StepFlops
 from subnetworks.schedule import Rates, Schedule
-from subnetworks.slicing import SlicedModel, activate
+from subnetworks.slicing import activate
 from subnetworks.spec import SubnetworkSpec, sample_subnetwork
 
 TIMED = {
@@ -119,66 +116,22 @@ def _parameters(config: PretrainedConfig) -> int:
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
-class Stepper:
-    """Takes optimizer steps on a model, each on a drawn sub-network, as the callback does.
-
-    Args:
-        config: Config of the model.
-        args: The command line: `batch_size`, `micro_batches` and `device`.
-        bf16: Run under bf16 autocast.
-    """
-
-    def __init__(self, config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> None:
-        torch.manual_seed(0)
-        self.config = config
-        self.device = torch.device(args.device)
-        self.model = AutoModelForCausalLM.from_config(config).train().to(self.device)
-        self.sliced = SlicedModel(self.model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        shape = (args.micro_batches, args.batch_size, config.max_position_embeddings)
-        self.ids = torch.randint(config.vocab_size, shape, device=self.device)
-        self.bf16, self.draws = bf16, 0
-
-    def step(self, rates: Rates) -> float:
-        """One optimizer step; returns its seconds."""
-        self.draws += 1
-        self._synchronize()
-        start = perf_counter()
-        spec = draw(self.config, rates, self.draws)
-        precision = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
-        with activate(self.sliced, spec):
-            for ids in self.ids:
-                with precision:
-                    loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
-                (loss / len(self.ids)).backward()
-        clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._synchronize()
-        return perf_counter() - start
-
-    def flops(self, rates: Rates) -> StepFlops:
-        """FLOPs of a step, counted while it runs."""
-        with FlopCount(self.config) as count:
-            self.step(rates)
-        return count.flops.with_optimizer(sum(p.numel() for p in self.model.parameters()))
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
 def timing(plan: Plan, config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> Any:
     """Time and counted FLOPs of each stage against dense steps taken in turn with them."""
     stepper = Stepper(config, args, bf16)
     stages = list(plan.stages())
     # A stage on the full model runs the dense step itself: one arm serves both.
     arms = dict.fromkeys([Rates()] + [rates for _, rates in stages])
-    flops = {rates: stepper.flops(rates) for rates in arms}
+    seeds = count()
+
+    def drawn(rates: Rates) -> SubnetworkSpec:
+        return draw(config, rates, next(seeds))
+
+    flops = {rates: stepper.flops(drawn(rates)) for rates in arms}
     seconds: dict[Rates, list[float]] = {rates: [] for rates in arms}
     for _ in range(args.rounds):
         for rates in arms:
-            seconds[rates].append(stepper.step(rates))
+            seconds[rates].append(stepper.step(drawn(rates)))
     dense_seconds, dense_flops = median(seconds[Rates()]), flops[Rates()].total
     rows, time_saved, flops_saved = [], 0.0, 0.0
     for share, rates in stages:
@@ -208,19 +161,14 @@ def peak_memory(arm: str, config: PretrainedConfig, args: argparse.Namespace) ->
     plan = Plan.of("est_gpt2")
     device = torch.device(args.device)
     arms = [Rates()] if arm == "dense" else [rates for _, rates in plan.stages()]
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes("VmRSS")
     stepper = Stepper(config, args, bf16=False)
-    for _ in range(2):
+    for seed in range(2):
         for rates in arms:
-            stepper.step(rates)
+            stepper.step(draw(config, rates, seed))
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
-    return _resident_bytes("VmHWM") - before
-
-
-def _resident_bytes(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return resident_bytes("VmHWM") - before
 
 
 def peak_memory_ratio(args: argparse.Namespace) -> float:
@@ -235,17 +183,6 @@ def peak_memory_ratio(args: argparse.Namespace) -> float:
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks.append(float(output.splitlines()[-1]))
     return peaks[1] / peaks[0]
-
-
-def versions() -> dict[str, str]:
-    """What the figures depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": str(torch.get_num_threads()),
-        "machine": platform.machine(),
-    }
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

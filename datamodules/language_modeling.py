@@ -240,8 +240,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
     without the limit of `val_batches`.
 
     Args:
-        source: "docstrings" (English found in the Python environment), "text", "jsonl", "parquet"
-            or "hub".
+        source: "docstrings" (English found in the Python environment), "code" (Python found there),
+            "text", "jsonl", "parquet" or "hub".
         files: For text, jsonl and parquet: paths or glob patterns, read in the order of the paths.
         val_files: Validation files, likewise; a file that `files` matches too is not trained on.
         text_column: For jsonl and parquet: the field that holds the text.
@@ -252,6 +252,9 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         val_fraction: In (0, 1): the share held out where there are no `val_files`. Of a text file
             its last lines; of the other sources documents, by content hash.
         val_batches: Validate on the first so many batches (of each rank); None for all.
+        old_domain: Settings of another text (source, files, val_files, ..., val_batches,
+            max_tokens), whose held-out part is validated beside this one's as `old/loss`. Tokenizer
+            and sizes are this one's.
         max_tokens: Stop tokenising at so many training tokens; None for all of the text.
         tokenizer: {pretrained: folder or hub name, None to train one; sample_chars: characters that
             a tokenizer is trained on at most}.
@@ -281,6 +284,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         streaming: bool = True,
         val_fraction: float = 0.02,
         val_batches: int | None = None,
+        old_domain: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         tokenizer: dict[str, Any] | None = None,
         vocab_size: int = 2048,
@@ -303,11 +307,19 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         self.folder: Path | None = None
         self._restored: dict[str, Any] | None = None
         self._train_loader: TrainLoader | None = None
+        self.old_domain: LanguageModelingDataModule | None = None
+        if old_domain is not None:
+            shared = ("tokenizer", "vocab_size", "context_length", "batch_size", "cache_dir")
+            self.old_domain = LanguageModelingDataModule(
+                **{**old_domain, **{key: self.settings[key] for key in shared}}
+            )
 
     def prepare_data(self) -> None:
         """Tokenise the text into the cache unless that was done before, by any process."""
         if self.folder is not None:
             return
+        if self.old_domain is not None:
+            self.old_domain.prepare_data()
         source = open_source(self.settings)
         tokenizer: dict[str, Any] = {"vocab_size": self.vocab_size, "sample": self.sample_chars}
         if self.pretrained is not None:
@@ -362,6 +374,9 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             stage: "fit", "validate" or "test"; each needs the same.
         """
         rank, world_size = self._place()
+        if self.old_domain is not None:
+            self.old_domain.trainer = self.trainer
+            self.old_domain.setup(stage)
         if rank == 0:
             self.prepare_data()
         if world_size > 1:  # the other ranks need not read the text to know its key
@@ -412,6 +427,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         per_batch = self.batch_size * world_size
         return {
             "source": self.settings["source"],
+            "old_domain": None if self.old_domain is None else self.old_domain.describe(),
             "cache": str(self.folder),
             "tokenizer": self.pretrained
             or f"byte-level BPE, {self.vocab_size} tokens, trained here",
@@ -460,9 +476,13 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         self._train_loader = loader
         return loader
 
-    def val_dataloader(self) -> BlockLoader:
-        """Return the loader of the validation blocks, of the first `val_batches` batches if set."""
-        return self._held_out(self.settings["val_batches"])
+    def val_dataloader(self) -> Any:
+        """Return the loader of the validation blocks, of the first `val_batches` batches if set.
+
+        With an old domain a list of both loaders.
+        """
+        loader = self._held_out(self.settings["val_batches"])
+        return loader if self.old_domain is None else [loader, self.old_domain.val_dataloader()]
 
     def test_dataloader(self) -> BlockLoader:
         """Return the loader of the whole held-out part."""

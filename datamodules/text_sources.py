@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.docstrings import list_modules, package_folders, read_documents
+from datamodules.docstrings import list_modules, package_folders, read_code, read_documents
 
 FILE_SOURCES = ("text", "jsonl", "parquet")
-SOURCES = ("docstrings", *FILE_SOURCES, "hub")
+SOURCES = ("docstrings", "code", *FILE_SOURCES, "hub")
 PIECE_BYTES = 1 << 16  # text files are read in parts of this size, cut at a line's end
 MAX_PARSERS = 8  # parsing the environment takes 15 core-seconds: more processes gain nothing
 DOCSTRING_CHARS = 16_000_000  # about; how many there are is known after parsing only
@@ -81,6 +81,13 @@ def open_source(settings: Mapping[str, Any]) -> TextSource:
             {"source": kind, "modules": digest, "val_fraction": fraction},
             lambda: _split(documents(), fraction),
             size=DOCSTRING_CHARS,
+        )
+    if kind == "code":
+        modules, digest = list_modules(package_folders()[:1])  # the standard library's
+        return TextSource(
+            {"source": kind, "modules": digest, "val_fraction": fraction},
+            lambda: _split(map(read_code, modules), fraction),
+            size=sum(module.stat().st_size for module in modules),
         )
     if kind == "hub":
         return _open_hub(settings)
@@ -347,6 +354,14 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
     Raises:
         ValueError: Names the full config key, what is wrong with it and what is allowed.
     """
+    old_domain = settings.get("old_domain")
+    if old_domain is not None:
+        try:
+            check(old_domain)
+        except ValueError as error:
+            raise ValueError(
+                str(error).replace("datamodule.", "datamodule.old_domain.", 1)
+            ) from error
     for key, least in {**LEAST, **LEAST_OR_NULL}.items():
         value = settings.get(key, least)
         if value is None and key in LEAST_OR_NULL:

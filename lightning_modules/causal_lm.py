@@ -40,29 +40,66 @@ def model_config(
 
     Args:
         architecture: `model_type` and the arguments of its config class, to train from scratch.
-        pretrained: A folder or a hub id, to go on from.
+        pretrained: A folder or a hub id, to go on from; an architecture beside it says what it
+            must be.
 
     Returns:
         The config.
 
     Raises:
-        ValueError: Both or neither are given, or Hugging Face does not accept a value.
+        ValueError: Neither is given, they differ, or Hugging Face does not accept a value.
     """
-    if (architecture is None) == (pretrained is None):
+    if architecture is None and pretrained is None:
         raise ValueError(
-            "module: give either architecture (train from scratch) or pretrained (a folder or hub "
-            "id), and set the other one to null"
+            "module: give architecture (train from scratch) or pretrained (a folder or hub id)"
         )
     if pretrained is not None:
         try:
-            return AutoConfig.from_pretrained(pretrained)
+            found = AutoConfig.from_pretrained(pretrained)
         except (OSError, ValueError) as error:
             raise ValueError(f"module.pretrained={pretrained}: {error}") from error
+        for key, value in (architecture or {}).items():
+            if getattr(found, key, value) != value:
+                raise ValueError(
+                    f"module.pretrained={pretrained} has {key}={getattr(found, key)}, "
+                    f"module.architecture.{key}={value}; set module.architecture=null to take it"
+                )
+        return found
     arguments = dict(cast(Mapping[str, Any], architecture))
     try:
         return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"module.architecture: {error}") from error
+
+
+class Lora(TypedDict, total=False):
+    """Low-rank adapters (arXiv 2106.09685); needs the extra lora."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: list[str]
+
+
+def _adapted(model: PreTrainedModel, lora: Lora) -> Any:
+    """The model with adapters, which alone are trained; `targets` are all of its linear layers."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError(
+            "module.lora needs the package peft, of the extra lora: pip install peft -c "
+            "constraints.txt"
+        ) from error
+    config = LoraConfig(
+        r=lora.get("rank", 8),
+        lora_alpha=lora.get("alpha", 16),
+        lora_dropout=lora.get("dropout", 0.0),
+        target_modules=lora.get("targets") or "all-linear",
+        # GPT-2's Conv1D stores its weights the other way round.
+        fan_in_fan_out=model.config.model_type == "gpt2",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
 
 
 def learning_rate_factor(
@@ -99,7 +136,9 @@ class CausalLM(pl.LightningModule):
 
     Args:
         architecture: `model_type` and the arguments of its Hugging Face config.
-        pretrained: A folder or hub id to load instead.
+        pretrained: A folder or hub id to load; the architecture then says what it must be.
+        lora: Train low-rank adapters only: `rank`, `alpha`, `dropout`, and `targets`, names of
+            linear layers (all of the blocks' if left out).
         optimizer: `lr`, `betas`, `eps` and `weight_decay` of AdamW; decay applies to matrices and
             embeddings, not to biases and norms.
         schedule: `warmup` (steps, or a fraction of all steps below 1), `final` (share of the peak
@@ -116,6 +155,7 @@ class CausalLM(pl.LightningModule):
         self,
         architecture: dict[str, Any] | None = None,
         pretrained: str | None = None,
+        lora: Lora | None = None,
         optimizer: Optimizer | None = None,
         schedule: Schedule | None = None,
         attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
@@ -125,7 +165,7 @@ class CausalLM(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.hf_config = model_config(architecture, pretrained)
-        self.pretrained = pretrained
+        self.pretrained, self.lora = pretrained, lora
         self.attn_implementation = attn_implementation
         self.compile_blocks = compile
         self.gradient_checkpointing = gradient_checkpointing
@@ -139,8 +179,8 @@ class CausalLM(pl.LightningModule):
         self.schedule_settings: dict[str, Any] = {"warmup": 0.02, "final": 0.1, "decay": "cosine"}
         self.schedule_settings.update(schedule or {})
         _check(self.optimizer_settings, self.schedule_settings)
-        self.model: PreTrainedModel | None = None
-        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+        self.model: Any = None
+        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
 
     def configure_model(self) -> None:
         """Build or load the model, once, in training mode."""
@@ -156,7 +196,8 @@ class CausalLM(pl.LightningModule):
             )
         model.loss_type = "ForCausalLM"  # else a warning that it was guessed
         # `from_pretrained` returns a model in eval mode, and Lightning would keep it so.
-        self.model = model.train()
+        model.train()
+        self.model = model if self.lora is None else _adapted(model, self.lora)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if self.compile_blocks:
@@ -165,12 +206,19 @@ class CausalLM(pl.LightningModule):
                 if type(block).__name__ in names:
                     block.compile()
 
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The Hugging Face model itself, without what may be wrapped around it."""
+        assert self.model is not None, "configure_model builds the model"
+        return self.model if self.lora is None else self.model.get_base_model()
+
     def forward(self, batch: Batch) -> Tensor:
         """Mean loss of a batch in nats per predicted token."""
         assert self.model is not None, "configure_model builds the model"
         return self.model(
             input_ids=batch["input_ids"],
             attention_mask=batch.get("attention_mask"),
+            position_ids=batch.get("position_ids"),
             labels=batch.get("labels", batch["input_ids"]),
             use_cache=False,
         ).loss
@@ -181,9 +229,9 @@ class CausalLM(pl.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation loss."""
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the validation loss; a second loader's is that of the old domain."""
+        self._evaluate(("val", "old")[dataloader_idx], batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the test loss."""
@@ -192,6 +240,8 @@ class CausalLM(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log validation perplexity."""
         self._log_perplexity("val")
+        if cast(MeanMetric, self.losses["old"]).update_called:
+            self._log_perplexity("old")
 
     def on_test_epoch_end(self) -> None:
         """Log test perplexity."""
@@ -202,7 +252,7 @@ class CausalLM(pl.LightningModule):
         predicted = (labels[:, 1:] != -100).sum()
         metric = cast(MeanMetric, self.losses[split])
         metric.update(self(batch), predicted)
-        self.log(f"{split}/loss", metric, on_epoch=True, prog_bar=True)
+        self.log(f"{split}/loss", metric, on_epoch=True, prog_bar=True, add_dataloader_idx=False)
 
     def _log_perplexity(self, split: str) -> None:
         # The metric has summed over the ranks; `sync_dist` averages equal values.
@@ -243,12 +293,15 @@ class CausalLM(pl.LightningModule):
     def export(self, folder: str | Path, files: Iterable[Any] = ()) -> None:
         """Write the model, and a tokenizer if given, so that `from_pretrained` loads them.
 
+        Adapters are merged into the weights, after which this module trains no more.
+
         Args:
             folder: Where to write.
             files: Objects with `save_pretrained`, such as the tokenizer.
         """
         assert self.model is not None, "configure_model builds the model"
-        for each in (self.model, *files):
+        model = self.model if self.lora is None else self.model.merge_and_unload()
+        for each in (model, *files):
             each.save_pretrained(folder)
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing
 from callbacks.interruption import Interruption, stop_behind
 from ledger import Ledger
-from runner import report, resume
+from runner import pretrained, report, resume
 from runner.record import Identity, MetricsFile, Record, now, quiet
 from runner.validate import RUN_DIR, RUNNER_KEYS, ConfigError
 
@@ -116,7 +116,8 @@ class _Run:
 
     def __init__(self, settings: dict[str, Any], start: resume.Start) -> None:
         self.digest = resume.config_hash(settings)
-        self.settings = resume.replaced(settings, RUN_DIR, str(start.folder))
+        self.recorded = resume.replaced(settings, RUN_DIR, str(start.folder))
+        self.settings = pretrained.resolve(self.recorded)
         self.start = start
         self.task: str = settings["task"]
         self.first = getattr(rank_zero_only, "rank", 0) == 0
@@ -143,7 +144,7 @@ class _Run:
         listening = [cb for cb in self.callbacks if isinstance(cb, Interruption)]
         interruption = listening[0] if listening else Interruption()
         with interruption.listen(self.trainer), _told_to_children(self.start):
-            self.record = Record(self.start, self.settings, self.digest) if self.first else None
+            self.record = Record(self.start, self.recorded, self.digest) if self.first else None
             self.console.print(f"[bold]{self.start.folder}[/bold] ({self.task})", highlight=False)
             for line in self.start.words:
                 self.console.print(line, highlight=False, markup=False)
@@ -289,7 +290,7 @@ class _Run:
             "name": node.get("name") or self.start.folder.name,
             "group": self.settings["name"],
             "job_type": self.task,
-            "config": self.settings,
+            "config": self.recorded,
         }
 
     def _trainer(self) -> pl.Trainer:
@@ -332,11 +333,15 @@ def checkpoint_of(path: Path) -> Path:
 def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     """Build the module without data, print what it is and what it will cost."""
     console = Console()
+    base = pretrained.check(settings)
+    known = {**(base or settings)["module"]}
+    if known["architecture"]:
+        known["pretrained"] = None  # what it is says enough: nothing is trained or downloaded
+    settings = settings if base is not None else pretrained.resolve(settings)
     build("datamodule", settings["datamodule"])
-    module = build("module", settings["module"])
+    module = build("module", known if known["architecture"] else settings["module"])
     # Without weights, at once and at any size; a pretrained model can only be loaded.
-    pretrained = (settings["module"] or {}).get("pretrained")
-    with torch.device("cpu" if pretrained else "meta"):
+    with torch.device("meta" if known["architecture"] else "cpu"):
         module.configure_model()
     parameters = sum(p.numel() for p in module.parameters())
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -371,7 +376,7 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
         raise ConfigError(
             f"ckpt_path={checkpoint}: not in a run folder, so its tokenizer is unknown"
         )
-    module = build("module", settings["module"])
+    module = build("module", pretrained.resolve(settings)["module"])
     module.configure_model()
     module.load_state_dict(_load(checkpoint)["state_dict"])
     files: list[Any] = []

@@ -436,16 +436,18 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
 
 def _checks(settings: dict[str, Any]) -> list[str]:
     """Ask the data module and every callback that names a `check` whether its settings can run."""
-    module = settings["module"] or {}
+    from runner import pretrained
+
     nodes = {f"callbacks.{name}": node for name, node in (settings["callbacks"] or {}).items()}
     problems = []
+    base = pretrained.check(settings)
+    sizes = dimensions(((base or settings)["module"] or {}).get("architecture"))
     for key, node in {"datamodule": settings["datamodule"], **nodes}.items():
         promise = signatures.attribute(node["_target_"], "check") if node else None
         if promise is None:
             continue
         place, _, function = promise.partition(":")
         given = {name: value for name, value in node.items() if name != "_target_"}
-        sizes = None if module.get("pretrained") else dimensions(module.get("architecture"))
         try:
             getattr(importlib.import_module(place), function)(given, sizes)
         except ValueError as error:

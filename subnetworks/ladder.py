@@ -15,7 +15,7 @@ _LADDER = ("hold", "rungs", "end", "direction", "warmup")
 def ladder(
     omission: Mapping[str, float],
     *,
-    hold: float = 0.5,
+    hold: float = 0.6,
     rungs: int = 4,
     end: float = 0.0,
     direction: Literal["falling", "rising"] = "falling",

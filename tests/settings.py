@@ -50,9 +50,8 @@ def _est(**options: Any) -> Callback:
 
 def _sat(**options: Any) -> Callback:
     # Half of the steps at 0.5, then 0.25 and, for the last quarter, dense.
-    return SparsityAcceleratedTraining(
-        **{"omission": {"heads": 0.5, "neurons": 0.5}, "ladder": {"rungs": 2}, "seed": 5} | options
-    )
+    half, ladder = {"heads": 0.5, "neurons": 0.5}, {"hold": 0.5, "rungs": 2}
+    return SparsityAcceleratedTraining(omission=half, ladder=ladder, seed=5, **options)
 
 
 @dataclass(frozen=True)

