@@ -76,7 +76,7 @@ class Lora(TypedDict, total=False):
     """Low-rank adapters (arXiv 2106.09685); needs the extra lora."""
 
     rank: int
-    alpha: float
+    alpha: int
     dropout: float
     targets: list[str]
 

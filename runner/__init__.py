@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     from runner.validate import check
 
     settings = with_stored(check(cfg))
-    leaves_folder = settings["task"] != "export" and not settings["dry_run"]
+    leaves_folder = settings["task"] in ("train", "validate", "test") and not settings["dry_run"]
     start = choose(settings) if leaves_folder else None
     from runner.life import live
 

@@ -27,7 +27,7 @@ from callbacks.interruption import Interruption, stop_behind
 from ledger import Ledger
 from runner import pretrained, report, resume
 from runner.record import Identity, MetricsFile, Record, now, quiet
-from runner.validate import RUN_DIR, RUNNER_KEYS, ConfigError
+from runner.validate import RUN_DIR, RUNNER_KEYS, TASKS, ConfigError
 
 
 @runtime_checkable
@@ -73,6 +73,8 @@ def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, floa
         return _dry_run(settings)
     if settings["task"] == "export":
         return _export(settings)
+    if settings["task"] not in TASKS:
+        return _own_task(settings)
     assert start is not None
     return _Run(settings, start).live()
 
@@ -335,13 +337,13 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     console = Console()
     base = pretrained.check(settings)
     known = {**(base or settings)["module"]}
-    if known["architecture"]:
+    if known.get("architecture"):
         known["pretrained"] = None  # what it is says enough: nothing is trained or downloaded
     settings = settings if base is not None else pretrained.resolve(settings)
     build("datamodule", settings["datamodule"])
-    module = build("module", known if known["architecture"] else settings["module"])
+    module = build("module", known if known.get("architecture") else settings["module"])
     # Without weights, at once and at any size; a pretrained model can only be loaded.
-    with torch.device("meta" if known["architecture"] else "cpu"):
+    with torch.device("meta" if "pretrained" not in known or known["architecture"] else "cpu"):
         module.configure_model()
     parameters = sum(p.numel() for p in module.parameters())
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -391,6 +393,25 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
     (target / "README.md").write_text(text, encoding="utf-8")
     Console().print(f"exported: {target}", highlight=False)
     return {}
+
+
+def _own_task(settings: dict[str, Any]) -> dict[str, float]:
+    """Have the module do what it lists in `tasks`, from a checkpoint if one is given.
+
+    The task is a method of the module's that takes the datamodule (None if none is chosen) and the
+    config, and returns metrics.
+    """
+    settings = pretrained.resolve(settings)
+    pl.seed_everything(settings["seed"], workers=True, verbose=False)
+    module = build("module", settings["module"])
+    datamodule = build("datamodule", settings["datamodule"])
+    if settings["ckpt_path"] is not None:
+        content = _load(checkpoint_of(Path(settings["ckpt_path"])))
+        module.on_load_checkpoint(content)
+        module.load_state_dict(content["state_dict"])
+    module.eval()
+    metrics: dict[str, float] = getattr(module, settings["task"])(datamodule, settings)
+    return metrics
 
 
 def _load(checkpoint: Path) -> dict[str, Any]:

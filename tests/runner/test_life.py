@@ -211,3 +211,16 @@ def test_nothing_is_sent_when_offline(tmp_path: Path) -> None:
     assert not (site / "sitecustomize.py.calls").exists()
     (log,) = (tmp_path / "outputs").glob("tiny/*/wandb/debug-internal.log")
     assert "http" not in log.read_text(errors="replace").lower()
+
+
+def test_a_module_adds_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A task of the module's own reads a checkpoint if it needs one, and leaves no folder."""
+    run(tmp_path, "task=greet", "query=hello")
+    assert "greetings: hello, TinyData" in capsys.readouterr().out
+    assert not tmp_path.joinpath("tiny").exists()
+    run(tmp_path)
+    (folder,) = (tmp_path / "tiny").iterdir()
+    weights = torch.load(folder / "checkpoints" / "step-00000040.ckpt", weights_only=True)
+    total = sum(float(w.sum()) for w in weights["state_dict"].values())
+    assert run(tmp_path, "task=count", f"ckpt_path={folder}") == {"sum": pytest.approx(total)}
+    assert len(list((tmp_path / "tiny").iterdir())) == 1

@@ -53,6 +53,9 @@ CASES = {
         ["trainer.max_steps=-1"],
         "trainer.max_steps=-1: at least 1; schedules are fractions",
     ),
+    "task": (["task=tran"], "task=tran: no such task. Did you mean task=train?"),
+    "own-task": (["task=cuont"], "task=cuont: no such task. Did you mean task=count?"),
+    "task-without-checkpoint": (["task=count"], "task=count needs ckpt_path=PATH"),
     "node": (["callbacks.tiny=5"], "callbacks.tiny=5: must be keys with a _target_, or null"),
     "type-of-module": (["module.lr=fast"], "module.lr='fast' must be float"),
     "target": (["module._target_=os.system"], "module._target_=os.system: must begin with one of"),
@@ -62,7 +65,6 @@ CASES = {
     ),
     "interpolation": (["module.width=${nothing}"], "module.width: Interpolation key 'nothing'"),
     "method": (["callbacks.tiny.rate=7"], "callbacks.tiny.rate=7 must be in (0, 1]"),
-    "task": (["task=tran"], "task='tran' must be one of train, validate, test, export"),
     "checkpoint": (["task=test"], "task=test needs ckpt_path=PATH"),
     "resume": (["resume=nowhere"], "resume=nowhere: must be never, auto"),
     "ddp": (

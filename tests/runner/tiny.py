@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,8 @@ from ledger import Ledger, Saving
 
 class TinyModule(pl.LightningModule):
     """Next-token prediction with dropout, so that every step draws random numbers."""
+
+    tasks: ClassVar[dict[str, bool]] = {"count": True, "greet": False}
 
     def __init__(
         self,
@@ -59,10 +61,20 @@ class TinyModule(pl.LightningModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.log("test/loss", self._loss(batch))
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.configure_model()
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99**step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def count(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
+        return {"sum": sum(float(p.detach().sum()) for p in self.parameters())}
+
+    def greet(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
+        print(f"greetings: {settings['query']}, {type(datamodule).__name__}")
+        return {}
 
     def export(self, folder: Path, files: list[Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)

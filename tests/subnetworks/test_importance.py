@@ -219,4 +219,4 @@ def test_scores_are_kept_between_refreshes() -> None:
 def test_unknown_importance_is_refused() -> None:
     anatomy = Anatomy(build("llama"))
     with pytest.raises(ValueError, match=r"importance='wonder': must be one of uniform, magnitude"):
-        UnitChooser(anatomy, "wonder")  # type: ignore[arg-type]
+        UnitChooser(anatomy, "wonder")

@@ -1,0 +1,1 @@
+"""Lifelong cross-modal hashing in plain PyTorch: networks, losses, codes, metrics, search."""

@@ -1,0 +1,1 @@
+"""Text-to-SQL without a framework: schemas, SQL and its comparison, guarded execution, dialogue."""
