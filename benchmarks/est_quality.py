@@ -20,7 +20,6 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 import transformers
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +27,7 @@ from callbacks.est import EvolvingSubnetworkTraining
 from datamodules.language_modeling import LanguageModelingDataModule
 from lightning_modules.causal_lm import CausalLM
 from runner.life import build
-from runner.validate import CONF, check
+from runner.validate import checked
 from subnetworks.anatomy import dimensions_of
 from subnetworks.flops import planned_flops
 from subnetworks.spec import SubnetworkSpec
@@ -88,8 +87,7 @@ REGIMES = {
 
 def settings_of(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The checked config of an experiment, as `run.py` would see it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check(compose("config", [f"experiment={experiment}", *overrides]))
+    return checked([f"experiment={experiment}", *overrides])
 
 
 def train(

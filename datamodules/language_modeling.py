@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from datamodules.text_sources import TextSource, check, digest_file, files_under, open_source
+from datamodules.text_sources import check, digest_file, files_under, open_source
 from datamodules.token_cache import (
     build_once,
     count_token_ids,
@@ -36,6 +37,15 @@ from datamodules.token_cache import (
 log = logging.getLogger(__name__)
 
 Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens for a model to go on from, and what should come in words."""
+
+    ids: list[int]
+    reference: str
+
 
 FORMAT = 1  # of the cache: raise it when the same text and settings are to give other tokens
 FEISTEL_ROUNDS = 6  # an even number
@@ -138,7 +148,7 @@ class BlockLoader:
     Not a DataLoader, but built on one: Lightning would give that another sampler under DDP.
 
     Args:
-        blocks: Where batches are read.
+        blocks: Where batches are read, by the numbers of what they hold.
         batch: Returns the blocks of the batch with a given number.
         length: The number of batches.
         num_workers: Processes that read ahead; 0 reads in this one.
@@ -146,7 +156,7 @@ class BlockLoader:
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: Dataset[Batch],
         batch: Callable[[int], NDArray[np.int64]],
         length: int,
         num_workers: int,
@@ -185,7 +195,7 @@ class TrainLoader(BlockLoader):
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: Dataset[Batch],
         batch: Callable[[int], NDArray[np.int64]],
         length: int,
         num_workers: int,
@@ -320,7 +330,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             return
         if self.old_domain is not None:
             self.old_domain.prepare_data()
-        source = open_source(self.settings)
+        source = self._open_source()
         tokenizer: dict[str, Any] = {"vocab_size": self.vocab_size, "sample": self.sample_chars}
         if self.pretrained is not None:
             files = files_under(self.pretrained)
@@ -329,7 +339,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             "format": FORMAT,
             "text": source.identity,
             "tokenizer": tokenizer,
-            "max_tokens": self.settings["max_tokens"],
+            **self._further_identity(),
         }
         key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8)
         folder = Path(self.settings["cache_dir"]) / f"{self.settings['source']}-{key.hexdigest()}"
@@ -338,14 +348,24 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         )
         self.folder = folder
 
-    def _build(self, source: TextSource, folder: Path) -> dict[str, Any]:
+    def _open_source(self) -> Any:
+        return open_source(self.settings)
+
+    def _further_identity(self) -> dict[str, Any]:
+        """What the cache depends on beside text and tokenizer."""
+        return {"max_tokens": self.settings["max_tokens"]}
+
+    def _make_tokenizer(self, source: Any) -> PreTrainedTokenizerFast:
+        if self.pretrained is None:
+            return train_tokenizer(source, self.vocab_size, self.sample_chars)
+        tokenizer = load_tokenizer(self.pretrained)
+        self._check_vocabulary(count_token_ids(tokenizer))
+        return tokenizer
+
+    def _build(self, source: Any, folder: Path) -> dict[str, Any]:
         started = time.monotonic()
         log.info("Tokenising %s into %s", self.settings["source"], folder)
-        if self.pretrained is None:
-            tokenizer = train_tokenizer(source, self.vocab_size, self.sample_chars)
-        else:
-            tokenizer = load_tokenizer(self.pretrained)
-            self._check_vocabulary(count_token_ids(tokenizer))
+        tokenizer = self._make_tokenizer(source)
         tokenizer.save_pretrained(folder / "tokenizer")
         record = write_tokens(source, tokenizer, folder, self.settings["max_tokens"])
         # The encoder's threads are idle now, and a reading worker that is forked from here never
@@ -391,10 +411,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             )
         self._check_vocabulary(record["token_ids"])
         self.record = record
-        self.blocks = {
-            part: Blocks(self.folder / f"{part}.bin", record["dtype"], self.context_length)
-            for part in ("train", "val")
-        }
+        self.blocks = self._open_blocks(self.folder, record)
         for part, needed, mend in (
             ("train", self.batch_size * world_size, "datamodule.batch_size"),
             ("val", world_size, "datamodule.val_fraction (up)"),
@@ -405,6 +422,17 @@ class LanguageModelingDataModule(pl.LightningDataModule):
                     f"blocks of datamodule.context_length={self.context_length} tokens; give more "
                     f"text, or change datamodule.context_length (down) or {mend}"
                 )
+
+    def _open_blocks(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+        return {
+            part: Blocks(folder / f"{part}.bin", record["dtype"], self.context_length)
+            for part in ("train", "val")
+        }
+
+    def _train_batch(self, number: int) -> NDArray[np.int64]:
+        """Return what this rank reads for the `number`-th batch of the run."""
+        count = len(self.blocks["train"])
+        return train_batch(number, count, self.batch_size, self.seed, *self._place())
 
     def _place(self) -> tuple[int, int]:
         """Return rank and number of the processes that train together."""
@@ -446,7 +474,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the training batches, standing where the run stopped."""
-        rank, world_size = self._place()
+        _, world_size = self._place()
         blocks = self.blocks["train"]
         length = len(blocks) // (self.batch_size * world_size)
         position, cycle = 0, None
@@ -460,8 +488,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
                 cycle = max(1, overfit if isinstance(overfit, int) else int(overfit * length))
 
         def batch(number: int) -> NDArray[np.int64]:
-            number = number if cycle is None else number % cycle
-            return train_batch(number, len(blocks), self.batch_size, self.seed, rank, world_size)
+            return self._train_batch(number if cycle is None else number % cycle)
 
         assert self.folder is not None
         order = {
@@ -488,11 +515,11 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         """Return the loader of the whole held-out part."""
         return self._held_out(None)
 
-    def _held_out(self, limit: int | None) -> BlockLoader:
+    def _held_out(self, limit: int | None, part: str = "val") -> BlockLoader:
         rank, world_size = self._place()
         # Equal shares, up to world_size - 1 blocks short of all: ranks that take unequal numbers of
         # batches wait for each other for ever under sharded strategies.
-        share = len(self.blocks["val"]) // world_size
+        share = len(self.blocks[part]) // world_size
         if limit is not None:
             share = min(share, limit * self.batch_size)
 
@@ -500,9 +527,22 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             start = number * self.batch_size
             return np.arange(start, min(start + self.batch_size, share)) * world_size + rank
 
-        return BlockLoader(
-            self.blocks["val"], batch, -(-share // self.batch_size), self.num_workers
-        )
+        return BlockLoader(self.blocks[part], batch, -(-share // self.batch_size), self.num_workers)
+
+    def prompts(self, count: int, test: bool = False) -> list[Prompt]:
+        """Beginnings of held-out blocks, and how they go on, for samples of what a model writes.
+
+        Args:
+            count: How many at most.
+            test: Of the test part, where there is one of its own.
+        """
+        blocks = self.blocks["val"]
+        numbers = np.arange(min(count, len(blocks)))
+        half = self.context_length // 2
+        return [
+            Prompt(ids[:half].tolist(), str(self.tokenizer.decode(ids[half:])))
+            for ids in blocks[numbers]["input_ids"]
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return, for a checkpoint, what the order of the batches depends on."""

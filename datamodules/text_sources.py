@@ -124,10 +124,15 @@ def _split(
 ) -> Iterator[Piece]:
     for text in documents:
         if val_fraction is not None:
-            fingerprint = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            held_out = int.from_bytes(fingerprint) < val_fraction * 2**64
+            held_out = falls_below(text, val_fraction)
         if text:
             yield Piece(text, ends_document=True, held_out=held_out)
+
+
+def falls_below(text: str, fraction: float) -> bool:
+    """Whether a text's hash falls below a fraction of all hashes: equal texts, equal answers."""
+    fingerprint = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(fingerprint) < fraction * 2**64
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -208,7 +213,16 @@ def _character_start(block: bytes) -> int:
     return start
 
 
-def _read_jsonl(file: Path, column: str) -> Iterator[str]:
+def jsonl_rows(file: Path, example: str) -> Iterator[tuple[str, Any]]:
+    """Read a file of JSON lines: yields where each object stands, for messages, and the object.
+
+    Args:
+        file: The file; empty lines are passed over.
+        example: What a line should look like, for messages.
+
+    Raises:
+        ValueError: A line is not UTF-8 or not JSON; names file and line.
+    """
     offset = 0
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
@@ -223,14 +237,19 @@ def _read_jsonl(file: Path, column: str) -> Iterator[str]:
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{where} is not JSON: {error.msg} at column {error.colno}; each line must be "
-                    f'one object such as {{"{column}": "..."}}'
+                    f"one object such as {example}"
                 ) from error
             offset += len(line)
             if line.strip():
-                yield _text_of(record, column, where)
+                yield where, record
 
 
-def _read_parquet(file: Path, column: str) -> Iterator[str]:
+def parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """Read a parquet file: yields where each row stands, for messages, and the row.
+
+    Raises:
+        ValueError: It cannot be read as parquet.
+    """
     from datasets import load_dataset  # type: ignore[import-untyped]
 
     where = f"datamodule.files: {file}"
@@ -239,7 +258,17 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{where} cannot be read as parquet: {error}") from error
     for number, row in enumerate(rows):
-        yield _text_of(row, column, f"{where}, row {number}")
+        yield f"{where}, row {number}", row
+
+
+def _read_jsonl(file: Path, column: str) -> Iterator[str]:
+    for where, record in jsonl_rows(file, f'{{"{column}": "..."}}'):
+        yield _text_of(record, column, where)
+
+
+def _read_parquet(file: Path, column: str) -> Iterator[str]:
+    for where, record in parquet_rows(file):
+        yield _text_of(record, column, where)
 
 
 def _text_of(record: object, column: str, where: str) -> str:
@@ -266,7 +295,7 @@ def _open_hub(settings: Mapping[str, Any]) -> TextSource:
     def documents() -> Iterator[str]:
         from datasets import interleave_datasets
 
-        parts = [_load_dataset(name, node, settings["streaming"]) for name, node in nodes.items()]
+        parts = [_texts(name, node, settings["streaming"]) for name, node in nodes.items()]
         weights = [node.get("weight") or 1 for node in nodes.values()]
         # Seed 0 always: the runs of several seeds read one token cache. Ends with the first part.
         shares = [weight / sum(weights) for weight in weights]
@@ -275,14 +304,18 @@ def _open_hub(settings: Mapping[str, Any]) -> TextSource:
 
     identity = {
         "source": "hub",
-        "datasets": {
-            # The hub's own content is known by revision only; a folder on this machine is read.
-            name: {**node, "files": [digest_file(file) for file in files_under(node["path"])]}
-            for name, node in nodes.items()
-        },
+        "datasets": {name: identity_of(node) for name, node in nodes.items()},
         "val_fraction": settings["val_fraction"],
     }
     return TextSource(identity, lambda: _split(documents(), settings["val_fraction"]), size=None)
+
+
+def identity_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the rows of one of `datamodule.datasets` depend on.
+
+    The hub's own content is known by revision only; a folder on this machine is read.
+    """
+    return {**node, "files": [digest_file(file) for file in files_under(node["path"])]}
 
 
 def files_under(folder: str) -> list[Path]:
@@ -290,7 +323,12 @@ def files_under(folder: str) -> list[Path]:
     return sorted(file for file in Path(folder).expanduser().rglob("*") if file.is_file())
 
 
-def _load_dataset(name: str, node: Mapping[str, Any], streaming: bool) -> Any:
+def load_rows(name: str, node: Mapping[str, Any], streaming: bool) -> Any:
+    """Open one of `datamodule.datasets` as an iterable data set of the `datasets` library.
+
+    Raises:
+        ValueError: It cannot be reached or loaded; names its key.
+    """
     from datasets import load_dataset
 
     key, path = f"datamodule.datasets.{name}", node["path"]
@@ -311,11 +349,13 @@ def _load_dataset(name: str, node: Mapping[str, Any], streaming: bool) -> Any:
             "such as datamodule=docstrings or datamodule=text; for a gated data set, log in with "
             "`hf auth login`"
         ) from error
-    column = node.get("text_column") or "text"
-    rows = rows if streaming else rows.to_iterable_dataset()
-    return rows.map(lambda row: {"text": _text_of(row, column, f"{key}: a row")}).select_columns(
-        ["text"]
-    )
+    return rows if streaming else rows.to_iterable_dataset()
+
+
+def _texts(name: str, node: Mapping[str, Any], streaming: bool) -> Any:
+    column, where = node.get("text_column") or "text", f"datamodule.datasets.{name}: a row"
+    rows = load_rows(name, node, streaming)
+    return rows.map(lambda row: {"text": _text_of(row, column, where)}).select_columns(["text"])
 
 
 def probe_hub(kind: str, name: str, revision: str | None = None) -> None:
@@ -339,7 +379,7 @@ def probe_hub(kind: str, name: str, revision: str | None = None) -> None:
 
 # --- settings ----------------------------------------------------------------------------------
 
-# The least value of each whole number; those below may also be null.
+# The least value of each whole number; those in LEAST_OR_NULL may also be null.
 LEAST = {"context_length": 2, "batch_size": 1, "seed": 0, "num_workers": 0, "vocab_size": 1}
 LEAST_OR_NULL = {"max_tokens": 1, "val_batches": 1}
 
@@ -362,16 +402,10 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
             raise ValueError(
                 str(error).replace("datamodule.", "datamodule.old_domain.", 1)
             ) from error
-    for key, least in {**LEAST, **LEAST_OR_NULL}.items():
-        value = settings.get(key, least)
-        if value is None and key in LEAST_OR_NULL:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"datamodule.{key}={value}: give a whole number of at least {least}")
-
+    check_numbers(settings)
     source = settings.get("source", "docstrings")
     if source not in SOURCES:
-        raise ValueError(f"datamodule.source={source}: {_choices(source, SOURCES)}")
+        raise ValueError(f"datamodule.source={source}: {choices(source, SOURCES)}")
     for key in ("files", "val_files"):
         if settings.get(key) and source not in FILE_SOURCES:
             raise ValueError(
@@ -386,14 +420,33 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
             f"datamodule.files: source={source} needs training files that are not validation "
             "files; give a path or a pattern such as datamodule.files=data/*.txt"
         )
+    check_fraction(settings, bool(val_files))
+    check_datasets(source, settings.get("datasets"))
+    check_tokenizer(settings)
+
+
+def check_numbers(settings: Mapping[str, Any], further: Mapping[str, int] | None = None) -> None:
+    """Refuse whole numbers that are too small; `further` names more of them with their least."""
+    for key, least in {**LEAST, **LEAST_OR_NULL, **(further or {})}.items():
+        value = settings.get(key, least)
+        if value is None and key in LEAST_OR_NULL:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"datamodule.{key}={value}: give a whole number of at least {least}")
+
+
+def check_fraction(settings: Mapping[str, Any], has_val_files: bool) -> None:
+    """Refuse a share to hold out that leaves nothing on one side."""
     fraction = settings.get("val_fraction", 0.5)
-    if not val_files and not (isinstance(fraction, int | float) and 0 < fraction < 1):
+    if not has_val_files and not (isinstance(fraction, int | float) and 0 < fraction < 1):
         raise ValueError(
             f"datamodule.val_fraction={fraction}: give a fraction between 0 and 1, both excluded, "
             "or for files datamodule.val_files"
         )
-    _check_datasets(source, settings.get("datasets"))
 
+
+def check_tokenizer(settings: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer's settings, and a vocabulary that is too small to train one."""
     tokenizer = settings.get("tokenizer") or {}
     _check_keys("datamodule.tokenizer", tokenizer, TOKENIZER_KEYS)
     pretrained, sample_chars = tokenizer.get("pretrained"), tokenizer.get("sample_chars", 1)
@@ -409,7 +462,10 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
         )
 
 
-def _check_datasets(source: str, datasets: Mapping[str, Any] | None) -> None:
+def check_datasets(
+    source: str, datasets: Mapping[str, Any] | None, further: tuple[str, ...] = ()
+) -> None:
+    """Refuse `datamodule.datasets` that cannot be read; `further` keys are allowed in each."""
     if source != "hub":
         if datasets:
             raise ValueError(f"datamodule.datasets is read by source=hub only, not by {source}")
@@ -422,7 +478,7 @@ def _check_datasets(source: str, datasets: Mapping[str, Any] | None) -> None:
         )
     for name, node in nodes.items():
         key = f"datamodule.datasets.{name}"
-        _check_keys(key, node, DATASET_KEYS)
+        _check_keys(key, node, DATASET_KEYS + further)
         if not isinstance(node.get("path"), str):
             raise ValueError(f"{key}.path: give the data set's name on the hub, such as OWNER/NAME")
         weight = node.get("weight", 1)
@@ -435,10 +491,11 @@ def _check_keys(key: str, node: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{key}={node}: give a group of keys, of {', '.join(allowed)}")
     for name in node:
         if name not in allowed:
-            raise ValueError(f"{key}.{name}: no such key; {_choices(str(name), allowed)}")
+            raise ValueError(f"{key}.{name}: no such key; {choices(str(name), allowed)}")
 
 
-def _choices(wrong: object, allowed: tuple[str, ...]) -> str:
+def choices(wrong: object, allowed: tuple[str, ...]) -> str:
+    """Say what is allowed, with the nearest to what was given."""
     close = difflib.get_close_matches(str(wrong), allowed, n=1)
     meant = f"did you mean {close[0]!r}? " if close else ""
     return f"{meant}choose one of {', '.join(allowed)}"

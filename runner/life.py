@@ -54,6 +54,22 @@ class HasCurves(Protocol):
         """Return the metrics' names."""
 
 
+@runtime_checkable
+class HasPlaces(Protocol):
+    """A callback or module that writes files of its own."""
+
+    def places(self) -> dict[str, Path]:
+        """Return them by name."""
+
+
+@runtime_checkable
+class DescribesItself(Protocol):
+    """A datamodule that can say what its data is."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the data is and how large, as JSON data."""
+
+
 def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, float]:
     """Do what a checked config asks for.
 
@@ -234,6 +250,8 @@ class _Run:
                 self.ledgers[name] = ledger
             if isinstance(source, HasCurves):
                 curves += source.curves()
+            if isinstance(source, HasPlaces):
+                self.places |= source.places()
         flat: dict[str, float] = {}
         for name, ledger in self.ledgers.items():
             flat |= ledger.metrics(name)
@@ -248,6 +266,7 @@ class _Run:
             ledgers={name: ledger.to_dict() for name, ledger in self.ledgers.items()},
             checkpoint=None if last is None else str(last.relative_to(folder)),
             best_checkpoint=None if best is None else str(best.relative_to(folder)),
+            data=self.datamodule.describe() if isinstance(self.datamodule, DescribesItself) else {},
         )
         self.places |= {"checkpoint": last, "best checkpoint": best, "plots": png}
 

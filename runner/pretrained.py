@@ -14,10 +14,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
-
 from runner import validate
 from runner.resume import choose, config_hash, replaced
 from runner.signatures import nearest
@@ -80,18 +76,7 @@ def _base(named: str, paths: dict[str, Any]) -> dict[str, Any]:
             f"module.pretrained={named}: no such experiment.{nearest(name, known, EXPERIMENT)}"
         )
     shared = [f"paths.{key}={paths[key]}" for key in ("output_dir", "cache_dir")]
-    cached = HydraConfig.instance().cfg
-    try:
-        with initialize_config_dir(str(validate.CONF), version_base="1.3"):
-            cfg = compose(
-                "config", [f"experiment={name}", *shared, *overrides], return_hydra_config=True
-            )
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        settings = validate.check(cfg)
-    finally:
-        HydraConfig.instance().cfg = cached
+    settings = validate.checked([f"experiment={name}", *shared, *overrides])
     settings["logger"] = None
     return settings
 

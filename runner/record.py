@@ -111,6 +111,8 @@ def quiet() -> None:
         ".*does not have many workers which may be a bottleneck",
         # pytorch-lightning 2.6.6 asks torch 2.13 for a tree type by its old name.
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        # peft 0.21 asks transformers 5 for activation checkpointing by its old name.
+        "`is_gradient_checkpointing` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message)
 

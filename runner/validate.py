@@ -172,6 +172,28 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
+def checked(overrides: list[str]) -> dict[str, Any]:
+    """Compose and check what `python run.py OVERRIDES` would, whatever Hydra is doing just now.
+
+    Args:
+        overrides: Of the command line.
+
+    Raises:
+        ConfigError: It cannot run.
+    """
+    running, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return check(cfg)
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, config
+
+
 def resolve(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
     """Return the config as plain containers, which is all that a module ever sees.
 
@@ -354,12 +376,7 @@ def main() -> int:
     failed = 0
     for name in lines:
         try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = compose("config", [f"experiment={name}"], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            check(cfg)
+            checked([f"experiment={name}"])
             words = "ok"
         except MissingPackage as error:
             words = f"ok where the package is: {error}"

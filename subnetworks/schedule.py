@@ -177,7 +177,7 @@ def check_stages(
         return
     layers, heads = dimensions["n_layers"], dimensions["n_heads"]
     groups = dimensions["n_kv_heads"]
-    if settings.get("grouped_queries", "groups") == "groups":
+    if groups == heads or settings.get("grouped_queries", "groups") == "groups":
         units, name = groups, "key/value groups" if groups < heads else "heads"
     else:
         units, name = heads // groups, "query heads of a group"

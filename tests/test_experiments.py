@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import runner
-from runner.validate import CONF, experiments
+import runner.life
+import runner.resume
+from datamodules.language_modeling import LanguageModelingDataModule
+from runner.validate import CONF, checked, experiments
 from tests.test_methods import assert_equal
 
 PAPER_SCALE = sorted(name for name in experiments() if name.endswith("_paper"))
@@ -32,12 +36,34 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def base(text: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with its tokenizer, as `from_pretrained` loads it: what SAT goes on from."""
+    folder = tmp_path_factory.mktemp("base")
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    config = AutoConfig.for_model(
+        "llama", **sizes, **ends, hidden_size=32, intermediate_size=64, vocab_size=300
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    data = LanguageModelingDataModule(
+        source="text", files=str(text), vocab_size=300, cache_dir=str(cache_dir)
+    )
+    data.prepare_data()
+    data.tokenizer.save_pretrained(folder)
+    return folder
+
+
 def tiny(text: Path, outputs: Path, cache: Path) -> list[str]:
     """Overrides that make an experiment small, whatever its architecture."""
+    return ["datamodule=text", f"datamodule.files={text}", *small(outputs, cache)]
+
+
+def small(outputs: Path, cache: Path, context_length: int = 16) -> list[str]:
+    """Overrides that make any language model's data small."""
     return [
-        "datamodule=text",
-        f"datamodule.files={text}",
-        "datamodule.context_length=16",
+        f"datamodule.context_length={context_length}",
         "datamodule.vocab_size=300",
         "datamodule.batch_size=4",
         f"paths.output_dir={outputs}",
@@ -45,19 +71,69 @@ def tiny(text: Path, outputs: Path, cache: Path) -> list[str]:
     ]
 
 
+def tiny_sat(name: str, base: Path, text: Path, outputs: Path, cache: Path) -> list[str]:
+    """Overrides that make one of SAT's experiments small."""
+    overrides = [f"module.pretrained={base}", "callbacks.samples.max_new_tokens=4"]
+    if name.startswith("sat_sft"):
+        data = ["datamodule.count=300", "datamodule.val_fraction=0.2", *small(outputs, cache, 128)]
+        return [*overrides, "callbacks.samples.prompts=4", *data]
+    old = [f"+datamodule.old_domain.files={text}", "datamodule.old_domain.source=text"]
+    return [*overrides, *tiny(text, outputs, cache), *old]
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_small_experiments_run(name: str, text: Path, tmp_path: Path, cache_dir: Path) -> None:
+def test_small_experiments_run(
+    name: str, text: Path, base: Path, tmp_path: Path, cache_dir: Path
+) -> None:
     """From composition to report, with every stage and a ledger where there is a method."""
-    overrides = [f"experiment={name}", "debug=fast", *tiny(text, tmp_path, cache_dir)]
+    is_sat = name.startswith("sat_")
+    made_small = (
+        tiny_sat(name, base, text, tmp_path, cache_dir)
+        if is_sat
+        else tiny(text, tmp_path, cache_dir)
+    )
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides)
+        cfg = compose("config", [f"experiment={name}", "debug=fast", *made_small])
     metrics = runner.run(cfg)
-    assert metrics["val/loss"] < 6
+    assert metrics["val/loss"] < 6.5
     (folder,) = (tmp_path / "debug").iterdir()
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished"
-    assert bool(record["ledgers"]) == (cfg.callbacks.est is not None)
+    methods = [key for key in ("est", "sat") if cfg.callbacks.get(key) is not None]
+    assert list(record["ledgers"]) == methods
     assert (folder / "plots" / "curves.png").stat().st_size > 10_000
+    if is_sat:
+        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        assert {"prompt", "answer", "reference", "step"} <= samples[0].keys()
+        assert ("val/exact_match" in metrics) == name.startswith("sat_sft")
+        assert ("old/loss" in metrics) == name.startswith("sat_cpt")
+
+
+def test_an_experiment_makes_the_model_that_another_goes_on_from(
+    text: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`module.pretrained=experiment:NAME` trains it once, says so, and finds it the second time."""
+    made = "debug=fast datamodule=text datamodule.vocab_size=300 datamodule.context_length=16"
+    made += f" datamodule.files={text} module.architecture.hidden_size=32 logger=csv"
+    overrides = tiny_sat("sat_cpt", Path("unused"), text, tmp_path, cache_dir)[1:]
+    for run in ("first", "second"):
+        settings = checked(
+            [
+                "experiment=sat_cpt",
+                "debug=fast",
+                f"name={run}",
+                f"module.pretrained='experiment:base_llama {made}'",
+                *overrides,
+            ]
+        )
+        runner.life.live(settings, runner.resume.choose(settings))
+        said = capsys.readouterr().out
+        assert ("training it first" in said) == (run == "first")
+        (folder,) = (tmp_path / run).iterdir()
+        record = json.loads((folder / "run.json").read_text())
+        assert record["status"] == "finished"
+        # The record names the experiment, so that the run can be repeated elsewhere.
+        assert "experiment:base_llama" in (folder / "config.yaml").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
@@ -69,9 +145,13 @@ def test_paper_scale_experiments_are_checked_and_planned(
     overrides = [f"experiment={name}", "trainer=ddp", "trainer.devices=8", "dry_run=true"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         runner.run(compose("config", overrides))
-    assert {"est_gpt2_paper": "26.7%", "est_tinyllama_paper": "25.0%"}[
-        name
-    ] in capsys.readouterr().out
+    saved = {
+        "est_gpt2_paper": "26.7%",
+        "est_tinyllama_paper": "25.0%",
+        "sat_cpt_llama2_paper": "37.5%",
+        "sat_sft_llama2_paper": "43.8%",
+    }
+    assert saved[name] in capsys.readouterr().out
 
 
 def start(root: Path, *overrides: str) -> "subprocess.Popen[bytes]":

@@ -1,0 +1,173 @@
+"""Samples of what a language model writes, and how often its answers are right."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+
+
+class GenerationSamples(pl.Callback):
+    """At each validation and test, lets the full model go on from prompts of the held-out data.
+
+    Greedy, so that nothing random is drawn. Prompt, answer and reference go to `samples.jsonl` in
+    the run folder and as a table to loggers that have tables (W&B). With an answer pattern the
+    share of right answers is logged as `val/exact_match` or `test/exact_match`: GSM8K's metric,
+    where the pattern's last match in both texts must be equal, thousands separators apart.
+
+    Args:
+        folder: Where the file is written.
+        prompts: How many prompts at a validation.
+        test_prompts: How many at a test; None for all of the test part.
+        max_new_tokens: Length of an answer, at least 1.
+        batch_size: Prompts that are answered together.
+        answer_pattern: A regular expression whose first group is the final answer; None: no metric.
+
+    Raises:
+        ValueError: A number is below 1, or the pattern is no regular expression with a group.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        prompts: int = 8,
+        test_prompts: int | None = None,
+        max_new_tokens: int = 64,
+        batch_size: int = 16,
+        answer_pattern: str | None = None,
+    ) -> None:
+        for key, value in (
+            ("prompts", prompts),
+            ("test_prompts", 1 if test_prompts is None else test_prompts),
+            ("max_new_tokens", max_new_tokens),
+            ("batch_size", batch_size),
+        ):
+            if value < 1:
+                raise ValueError(f"{key}={value}: must be at least 1")
+        try:
+            pattern = None if answer_pattern is None else re.compile(answer_pattern)
+        except re.error as error:
+            raise ValueError(f"answer_pattern={answer_pattern!r}: {error}") from error
+        if pattern is not None and pattern.groups < 1:
+            raise ValueError(f"answer_pattern={answer_pattern!r}: needs a group, such as (-?\\d+)")
+        self.file = Path(folder) / "samples.jsonl"
+        self.prompts, self.test_prompts = prompts, test_prompts
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.pattern = pattern
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write samples of the validation part."""
+        if not trainer.sanity_checking:
+            self._sample(trainer, pl_module, "val", self.prompts)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write samples of the test part."""
+        self._sample(trainer, pl_module, "test", self.test_prompts)
+
+    def _sample(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str, count: int | None
+    ) -> None:
+        data = cast(Any, trainer).datamodule
+        prompts = data.prompts(2**31 if count is None else count, test=split == "test")
+        mine = prompts[trainer.global_rank :: trainer.world_size]
+        rows = []
+        for start in range(0, len(mine), self.batch_size):
+            some = mine[start : start + self.batch_size]
+            with trainer.precision_plugin.forward_context():
+                answers = generate(
+                    cast(Any, pl_module).model,
+                    [prompt.ids for prompt in some],
+                    data.tokenizer,
+                    self.max_new_tokens,
+                )
+            for prompt, answer in zip(some, answers, strict=True):
+                row = {
+                    "step": trainer.global_step,
+                    "split": split,
+                    "prompt": data.tokenizer.decode(prompt.ids),
+                    "answer": answer,
+                    "reference": prompt.reference,
+                }
+                if self.pattern is not None:
+                    row["right"] = exact_match(answer, prompt.reference, self.pattern)
+                rows.append(row)
+        if self.pattern is not None:
+            counts = torch.tensor([sum(row["right"] for row in rows), len(rows)], dtype=torch.float)
+            right, asked = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
+            # Summed over the ranks already; `sync_dist` averages equal values.
+            pl_module.log(f"{split}/exact_match", right / asked, sync_dist=True)
+        if not trainer.is_global_zero or not rows:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                shown = [list(row.values()) for row in rows[: self.prompts]]
+                logger.log_table(f"{split}/samples", columns=list(rows[0]), data=shown)
+
+    def places(self) -> dict[str, Path]:
+        """The file of the samples, for the run's report."""
+        return {"samples": self.file}
+
+
+def generate(
+    model: Any, prompts: list[list[int]], tokenizer: Any, max_new_tokens: int
+) -> list[str]:
+    """Let a model answer prompts, greedily, in one batch padded on the left.
+
+    Args:
+        model: A Hugging Face causal language model.
+        prompts: Token ids.
+        tokenizer: Of the model.
+        max_new_tokens: Tokens of an answer at most; it ends at the end-of-text token.
+
+    Returns:
+        The answers in words, without special tokens.
+    """
+    filler = (
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    )
+    longest = max(map(len, prompts))
+    device = next(model.parameters()).device
+    ids = torch.full((len(prompts), longest), filler, dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, longest - len(prompt) :] = 1
+    was_training = model.training
+    model.eval()
+    try:
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=filler,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    finally:
+        model.train(was_training)
+    answers: list[str] = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
+
+
+def exact_match(answer: str, reference: str, pattern: re.Pattern[str]) -> bool:
+    """Whether the final answers of two texts are equal.
+
+    Args:
+        answer: What the model wrote; without a final answer it is wrong.
+        reference: What is right.
+        pattern: Its first group is the final answer; its last match counts.
+    """
+    found = [pattern.findall(text) for text in (answer, reference)]
+    if not all(found):
+        return False
+    finals = [matches[-1] if isinstance(matches[-1], str) else matches[-1][0] for matches in found]
+    left, right = (final.replace(",", "").strip().rstrip(".") for final in finals)
+    return left == right

@@ -1,0 +1,413 @@
+"""Instruction data: conversations whose answers alone are trained, packed or padded.
+
+The cache holds every conversation's tokens with a mark on those of the assistant, end to end; block
+length and batches are made of them when they are read, so that one cache serves all.
+"""
+
+import bisect
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from datamodules.conversations import (
+    ConversationSource,
+    chat_template,
+    check,
+    open_conversations,
+    segments,
+)
+from datamodules.language_modeling import (
+    Batch,
+    BlockLoader,
+    LanguageModelingDataModule,
+    Prompt,
+    permute,
+)
+from datamodules.token_cache import count_token_ids
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100  # a label that no loss is taken of
+WINDOW = 32  # batches whose samples are sorted by length together
+PARTS = ("train", "val", "test")
+
+
+class Samples:
+    """Conversations of one part of the cache, through memory maps.
+
+    Args:
+        folder: The cache folder.
+        part: `train`, `val` or `test`.
+        dtype: Of the tokens.
+    """
+
+    def __init__(self, folder: Path, part: str, dtype: str) -> None:
+        self.ends = np.fromfile(folder / f"{part}.ends.bin", dtype=np.int64)
+        self.lengths = np.diff(self.ends, prepend=0)
+        self._files = (folder / f"{part}.bin", folder / f"{part}.answers.bin")
+        self._dtype = np.dtype(dtype)
+        self._maps: tuple[NDArray[Any], NDArray[np.uint8]] | None = None
+
+    def __getitem__(self, sample: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return a conversation's tokens, and its labels: `IGNORED` outside of answers."""
+        if self._maps is None:  # mapped where it is read: a worker process maps for itself
+            tokens, answers = self._files
+            self._maps = (np.memmap(tokens, self._dtype, "r"), np.memmap(answers, np.uint8, "r"))
+        end = int(self.ends[sample])
+        span = slice(end - int(self.lengths[sample]), end)
+        ids = self._maps[0][span].astype(np.int64)
+        return ids, np.where(self._maps[1][span] == 1, ids, IGNORED)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": None}
+
+
+def pack(lengths: NDArray[np.int64], capacity: int) -> list[NDArray[np.int64]]:
+    """Put samples into as few blocks as best-fit decreasing finds.
+
+    Args:
+        lengths: Of the samples, each at most `capacity`.
+        capacity: Tokens of a block.
+
+    Returns:
+        The samples of each block.
+    """
+    blocks: list[list[int]] = []
+    with_room: dict[int, list[int]] = {}  # blocks by the room that is left
+    rooms: list[int] = []  # its keys, ascending
+    for sample in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[sample])
+        place = bisect.bisect_left(rooms, length)
+        if place == len(rooms):
+            block, room = len(blocks), capacity
+            blocks.append([])
+        else:
+            room = rooms[place]
+            block = with_room[room].pop()
+            if not with_room[room]:
+                del with_room[room], rooms[place]
+        blocks[block].append(sample)
+        room -= length
+        if room not in with_room:
+            bisect.insort(rooms, room)
+        with_room.setdefault(room, []).append(block)
+    return [np.array(block) for block in blocks]
+
+
+class PackedBlocks(Dataset[Batch]):
+    """Blocks of several conversations each, none of which sees another.
+
+    Positions begin anew with each conversation, by which transformers knows them apart.
+
+    Args:
+        samples: The conversations.
+        kept: Those that are read.
+        context_length: T, tokens of a block.
+        filler: The token that fills the room that is left.
+    """
+
+    def __init__(
+        self, samples: Samples, kept: NDArray[np.int64], context_length: int, filler: int
+    ) -> None:
+        self.samples, self.context_length, self.filler = samples, context_length, filler
+        packed = pack(samples.lengths[kept], context_length)
+        self.members = [kept[block] for block in packed]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, blocks: NDArray[np.int64]) -> Batch:
+        """Return {"input_ids", "labels", "position_ids"}, each int64[len(blocks), T]."""
+        shape = (len(blocks), self.context_length)
+        ids = np.full(shape, self.filler, dtype=np.int64)
+        labels, positions = np.full_like(ids, IGNORED), np.zeros_like(ids)
+        for row, block in enumerate(blocks):
+            start = 0
+            for sample in self.members[block]:
+                tokens, targets = self.samples[sample]
+                span = slice(start, start := start + len(tokens))
+                ids[row, span], labels[row, span] = tokens, targets
+                positions[row, span] = np.arange(len(tokens))
+            positions[row, start:] = np.arange(self.context_length - start)
+        arrays = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class PaddedSamples(Dataset[Batch]):
+    """One conversation a row, padded to the longest of its batch.
+
+    Args:
+        samples: The conversations.
+        kept: Those that are read, in the order of their numbers here.
+        filler: The token that stands where nothing is.
+    """
+
+    def __init__(self, samples: Samples, kept: NDArray[np.int64], filler: int) -> None:
+        self.samples, self.kept, self.filler = samples, kept, filler
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, numbers: NDArray[np.int64]) -> Batch:
+        """Return {"input_ids", "labels", "attention_mask"}, each int64[len(numbers), longest]."""
+        rows = [self.samples[sample] for sample in self.kept[numbers]]
+        shape = (len(rows), max(len(tokens) for tokens, _ in rows))
+        ids = np.full(shape, self.filler, dtype=np.int64)
+        labels, mask = np.full_like(ids, IGNORED), np.zeros_like(ids)
+        for row, (tokens, targets) in enumerate(rows):
+            ids[row, : len(tokens)], labels[row, : len(tokens)] = tokens, targets
+            mask[row, : len(tokens)] = 1
+        arrays = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def grouped_batch(
+    number: int,
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> NDArray[np.int64]:
+    """Return the samples that one rank reads for the `number`-th batch of a run: of similar length.
+
+    Each epoch is another permutation, cut into windows of `WINDOW` batches; a window's samples are
+    sorted by length, and its batches come in random order. A function of (seed, number) alone.
+
+    Args:
+        number: At least 0; runs on over the epochs.
+        lengths: Of all samples, at least batch_size * world_size.
+        batch_size: Samples on each rank.
+        seed: At least 0.
+        rank: In [0, world_size).
+        world_size: The number of processes that train together.
+    """
+    step = batch_size * world_size
+    per_epoch = len(lengths) // step
+    epoch, batch = divmod(number, per_epoch)
+    window, place = divmod(batch, WINDOW)
+    first, last = window * WINDOW, min((window + 1) * WINDOW, per_epoch)
+    samples = permute(np.arange(first * step, last * step), len(lengths), seed, epoch)
+    samples = samples[np.argsort(lengths[samples], kind="stable")]
+    order = np.random.default_rng([seed, epoch, window]).permutation(last - first)
+    start = int(order[place]) * step
+    return samples[start : start + step][rank::world_size]
+
+
+class InstructionDataModule(LanguageModelingDataModule):
+    """Batches of conversations for supervised fine-tuning, with labels on the answers only.
+
+    Conversations come from a generated source, from jsonl or parquet files, or from the hub, as
+    prompt and answer or as chat messages, and are rendered by a chat template. Caching, the order
+    of the batches and resuming are those of `LanguageModelingDataModule`.
+
+    Args:
+        source: "arithmetic" (generated word problems), "jsonl", "parquet" or "hub".
+        files: For jsonl and parquet: paths or glob patterns.
+        val_files: Validation files, likewise.
+        test_files: Test files, likewise; read by `test` only, never trained on.
+        datasets: For hub: {name: {path, name, data_dir, split, revision, test_split}}.
+        streaming: For hub: read over the network instead of downloading first.
+        prompt_column: The field of the prompt.
+        answer_column: The field of the answer.
+        messages_column: The field of a list of {role, content}, read instead of the two above.
+        count: For arithmetic: how many problems.
+        val_fraction: In (0, 1): the share of the training rows that is held out, by content hash,
+            where there are no `val_files`.
+        val_batches: Validate on the first so many batches (of each rank); None for all.
+        old_domain: Settings of a text that is validated beside as `old/loss`.
+        tokenizer: {pretrained: folder or hub name, None to train one; sample_chars}.
+        chat_template: "default" for ours, a Jinja file, or None for the tokenizer's own.
+        packed: Several conversations in a block of `context_length`, none of which sees another;
+            False: one a row, batches of similar length, padded.
+        over_long: Conversations of more than `context_length` tokens are left out and counted
+            ("skip"), or refused ("refuse"). None is ever cut.
+        vocab_size: The model's vocabulary, at least the tokenizer's.
+        context_length: Tokens in a block, at least 2.
+        batch_size: Blocks (padded: conversations) in a batch on each device.
+        seed: Orders the training batches, at least 0.
+        num_workers: Processes that read ahead.
+        cache_dir: Where tokens are kept.
+
+    Raises:
+        ValueError: Settings that cannot work, a row that is not a conversation, a template that is
+            missing or does not fit; names key, file and line.
+    """
+
+    check: ClassVar[str] = "datamodules.conversations:check"
+
+    def __init__(
+        self,
+        source: str = "arithmetic",
+        files: str | list[str] | None = None,
+        val_files: str | list[str] | None = None,
+        test_files: str | list[str] | None = None,
+        datasets: dict[str, dict[str, Any]] | None = None,
+        streaming: bool = False,
+        prompt_column: str = "question",
+        answer_column: str = "answer",
+        messages_column: str | None = None,
+        count: int = 20_000,
+        val_fraction: float = 0.02,
+        val_batches: int | None = None,
+        old_domain: dict[str, Any] | None = None,
+        tokenizer: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+        packed: bool = True,
+        over_long: Literal["skip", "refuse"] = "skip",
+        vocab_size: int = 2048,
+        context_length: int = 256,
+        batch_size: int = 16,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str = ".cache",
+    ) -> None:
+        settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check(settings)
+        super().__init__(
+            old_domain=old_domain,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            context_length=context_length,
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+        )
+        self.settings = settings
+        self.packed = packed
+        self.over_long: dict[str, int] = {}
+        """Conversations that are longer than a block, by part; known after `setup`."""
+
+    def _open_source(self) -> ConversationSource:
+        return open_conversations(self.settings)
+
+    def _further_identity(self) -> dict[str, Any]:
+        return {"chat_template": chat_template(self.settings["chat_template"])}
+
+    def _build(self, source: ConversationSource, folder: Path) -> dict[str, Any]:
+        tokenizer = self._make_tokenizer(source)
+        template = chat_template(self.settings["chat_template"])
+        if template is not None:
+            tokenizer.chat_template = template
+        elif tokenizer.chat_template is None:
+            raise ValueError(
+                "datamodule.chat_template=null, but the tokenizer "
+                f"{self.pretrained or 'trained here'} has no chat template of its own; set "
+                "datamodule.chat_template=default (ours) or to a Jinja file"
+            )
+        tokenizer.save_pretrained(folder / "tokenizer")
+        record = _write(source, tokenizer, folder)
+        log.info("Tokenised %s into %s", {part: record[part] for part in PARTS}, folder)
+        return {"token_ids": count_token_ids(tokenizer), **record}
+
+    def _open_blocks(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+        filler = self.tokenizer.pad_token_id
+        filler = self.tokenizer.eos_token_id if filler is None else filler
+        self.samples = {part: Samples(folder, part, record["dtype"]) for part in PARTS}
+        blocks: dict[str, Any] = {}
+        for part, samples in self.samples.items():
+            kept = np.flatnonzero(samples.lengths <= self.context_length)
+            n_long = len(samples.lengths) - len(kept)
+            self.over_long[part] = n_long
+            if n_long:
+                words = (
+                    f"{n_long} of {len(samples.lengths)} conversations of the {part} part have "
+                    f"more than datamodule.context_length={self.context_length} tokens (the "
+                    f"longest: {samples.lengths.max()})"
+                )
+                if self.settings["over_long"] == "refuse":
+                    raise ValueError(
+                        f"{words}; raise it, or leave them out: datamodule.over_long=skip"
+                    )
+                if self._place()[0] == 0:
+                    print(f"Left out: {words}.", flush=True)
+            if self.packed:
+                blocks[part] = PackedBlocks(samples, kept, self.context_length, filler)
+            else:
+                if part != "train":  # batches of similar length
+                    kept = kept[np.argsort(samples.lengths[kept], kind="stable")]
+                blocks[part] = PaddedSamples(samples, kept, filler)
+        return blocks
+
+    def _train_batch(self, number: int) -> NDArray[np.int64]:
+        if self.packed:
+            return super()._train_batch(number)
+        rows: PaddedSamples = self.blocks["train"]
+        lengths = rows.samples.lengths[rows.kept]
+        return grouped_batch(number, lengths, self.batch_size, self.seed, *self._place())
+
+    def test_dataloader(self) -> BlockLoader:
+        """Return the loader of the test part, or, where there is none, of all validation data."""
+        return self._held_out(None, "test" if len(self.blocks["test"]) else "val")
+
+    def prompts(self, count: int, test: bool = False) -> list[Prompt]:
+        """Held-out conversations up to their last answer, and that answer."""
+        part = "test" if test and len(self.blocks["test"]) else "val"
+        found = []
+        for sample in range(min(count, len(self.samples[part].ends))):
+            ids, labels = self.samples[part][sample]
+            # The last answer begins behind the last token that is not of one.
+            start = int(np.flatnonzero(labels == IGNORED)[-1]) + 1
+            answer = str(self.tokenizer.decode(ids[start:], skip_special_tokens=True))
+            found.append(Prompt(ids[:start].tolist(), answer.strip()))
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Return, after `setup`, what the data is and how large, for run.json."""
+        trained = sum(int((labels != IGNORED).sum()) for _, labels in self._first(1000))
+        read = sum(len(ids) for ids, _ in self._first(1000))
+        blocks = self.blocks["train"]
+        return {
+            "source": self.settings["source"],
+            "cache": str(self.folder),
+            "conversations": {part: len(self.samples[part].ends) for part in PARTS},
+            "over_long": self.over_long,
+            "share_of_answer_tokens": trained / max(1, read),
+            "train_blocks": len(blocks),
+            "fill": float(self.samples["train"].lengths.sum() / len(blocks) / self.context_length)
+            if self.packed
+            else None,
+        }
+
+    def _first(self, count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        samples = self.samples["train"]
+        return [samples[i] for i in range(min(count, len(samples.ends)))]
+
+
+def _write(
+    source: ConversationSource, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> dict[str, Any]:
+    """Tokenise every conversation, segment by segment, into three files for each part."""
+    dtype = np.uint16 if count_token_ids(tokenizer) <= 1 << 16 else np.uint32
+    encoder = tokenizer.backend_tokenizer
+    counts: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+    kinds = ("bin", "answers.bin", "ends.bin")
+    files = {(p, k): (folder / f"{p}.{k}").open("wb") for p in PARTS for k in kinds}
+    try:
+        for conversation in source.read():
+            part, found = conversation.part, segments(conversation, tokenizer)
+            texts = [text for text, _ in found]
+            encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
+            ids = np.concatenate([np.array(e.ids, dtype=dtype) for e in encoded])
+            marks = [
+                np.full(len(e.ids), s, np.uint8) for e, (_, s) in zip(encoded, found, strict=True)
+            ]
+            counts[part].update(conversations=1, tokens=len(ids))
+            ids.tofile(files[part, "bin"])
+            np.concatenate(marks).tofile(files[part, "answers.bin"])
+            np.array([counts[part]["tokens"]], dtype=np.int64).tofile(files[part, "ends.bin"])
+    finally:
+        for file in files.values():
+            file.close()
+    return {
+        "dtype": np.dtype(dtype).name,
+        **{part: {"conversations": 0, "tokens": 0, **count} for part, count in counts.items()},
+    }
