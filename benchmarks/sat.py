@@ -1,9 +1,11 @@
 """SAT against dense training: time, FLOPs, memory and the losses of both domains, in one run.
 
-`python -m benchmarks.sat [--quick] [--json PATH]`. Timings alternate dense and SAT steps (A B A B)
-and report medians; everything is included: choosing, gathering, gradients, clipping, optimizer, LM
-head. `throughput_gain` is of the whole default ladder of `experiment=sat_cpt`, `sft_time_saved` of
-that of `experiment=sat_sft`; `realised` is time saved / counted FLOPs saved of the same steps.
+`python -m benchmarks.sat [--quick] [--experiment NAME] [--json PATH]`. Timings alternate dense and
+SAT steps (A B A B) and report medians; everything is included: choosing, gathering, gradients,
+clipping, optimizer, LM head. `throughput_gain` is of the whole ladder of the experiment that is
+measured (`sat_cpt`), `sft_time_saved` of that of `sat_sft`; `realised` is time saved / counted
+FLOPs saved of the same steps. Trainings compare arms of the experiment; the arm of equal time has
+as many dense steps as the measured time allows.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +33,9 @@ from benchmarks.stepper import Stepper, resident_bytes, versions
 from runner.life import build
 from runner.pretrained import resolve
 from subnetworks.anatomy import dimensions_of
-from subnetworks.importance import UnitChooser
+from subnetworks.importance import FROM_PROBE, UnitChooser
 from subnetworks.ladder import Importance, stages_of
-from subnetworks.schedule import Rates, Schedule
+from subnetworks.schedule import GroupedQueries, Rates, Schedule
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork
 
 # Hidden size 512, the size from which the realised ratio is promised; a Llama of 8 heads.
@@ -63,20 +66,26 @@ OMISSIONS = (0.0, 0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to go on training a model: an experiment and what differs from it."""
+    """One way to go on training a model: what differs from the experiment, and for how long.
 
-    experiment: str
+    Args:
+        overrides: Of the experiment.
+        equal_time: Take only as many steps as dense training has in SAT's time.
+    """
+
     overrides: tuple[str, ...] = ()
+    equal_time: bool = False
 
 
 def _sat(*overrides: str) -> Arm:
-    return Arm("sat_cpt", tuple(f"callbacks.sat.{override}" for override in overrides))
+    return Arm(tuple(f"callbacks.sat.{override}" for override in overrides))
 
 
+_DENSE = ("callbacks.sat=null",)
 ARMS = {
-    "dense": Arm("sat_cpt_dense"),
-    "dense, equal time": Arm("sat_cpt_dense_equal_time"),
-    "SAT maxip, top k, falling": Arm("sat_cpt"),
+    "dense": Arm(_DENSE),
+    "dense, equal time": Arm(_DENSE, equal_time=True),
+    "SAT maxip, top k, falling": Arm(),
     "SAT uniform, falling": _sat("importance=uniform"),
     "SAT wanda, top k, falling": _sat("importance=wanda"),
     "SAT magnitude, top k, falling": _sat("importance=magnitude"),
@@ -84,10 +93,13 @@ ARMS = {
     "SAT taylor, top k, falling": _sat("importance=taylor", "refresh_every=20"),
     "SAT maxip, sample, falling": _sat("selection=sample"),
     "SAT wanda, sample, falling": _sat("importance=wanda", "selection=sample"),
+    "SAT magnitude, sample, falling": _sat("importance=magnitude", "selection=sample"),
     "SAT maxip, top k, constant": _sat("ladder.hold=1.0"),
     "SAT uniform, constant": _sat("importance=uniform", "ladder.hold=1.0"),
+    "SAT wanda, top k, constant": _sat("importance=wanda", "ladder.hold=1.0"),
     "SAT maxip, top k, rising": _sat("ladder.direction=rising"),
     "SAT maxip, refreshed every 20": _sat("refresh_every=20"),
+    "SAT maxip, units frozen": _sat("freeze_unsampled=true"),
     **{
         f"SAT maxip, omission {rate}": _sat(f"omission.heads={rate}", f"omission.neurons={rate}")
         for rate in (0.25, 0.75)
@@ -96,15 +108,21 @@ ARMS = {
 MAIN_ARMS = tuple(ARMS)[:4]
 
 
-def ladder_of(experiment: str) -> list[tuple[float, float]]:
-    """Share of all steps and omission rate of each rung of an experiment's ladder."""
+def ladder_of(experiment: str, config: PretrainedConfig) -> list[tuple[float, SubnetworkSpec]]:
+    """Share of all steps and sub-network of each rung of an experiment's ladder, on a model."""
     node = settings_of(experiment)["callbacks"]["sat"]
-    schedule, first = Schedule(stages_of(node)), 0.0
-    rungs = []
-    for stage in schedule.stages:
+    few = dimensions_of(config).n_kv_heads < 8
+    rungs, first = [], 0.0
+    for stage in Schedule(stages_of(node)).stages:
         assert stage.start == stage.end, "a ladder's rates are constant on each rung"
-        assert stage.start.heads == stage.start.neurons, "timed with one rate for both"
-        rungs.append((stage.until - first, 1 - stage.start.heads))
+        spec = planned_subnetwork(
+            dimensions_of(config),
+            stage.start,
+            grouped_queries="within_groups" if few else node["grouped_queries"],
+            layer_factors=node["layer_factors"],
+            multiple_of=node["multiple_of"],
+        )
+        rungs.append((stage.until - first, spec))
         first = stage.until
     return rungs
 
@@ -113,7 +131,7 @@ def spec_of(config: PretrainedConfig, omission: float) -> SubnetworkSpec:
     """A sub-network's size at an omission rate of heads and neurons."""
     rates = Rates(heads=1 - omission, neurons=1 - omission)
     few = dimensions_of(config).n_kv_heads < 8
-    grouped: Any = "within_groups" if few else "groups"
+    grouped: GroupedQueries = "within_groups" if few else "groups"
     return planned_subnetwork(dimensions_of(config), rates, grouped_queries=grouped)
 
 
@@ -123,43 +141,46 @@ def timing(
     """Time and counted FLOPs by omission rate against dense steps taken in turn with them."""
     model = AutoModelForCausalLM.from_pretrained(args.model) if args.model else None
     stepper = Stepper(config, args, bf16, model, args.context_length)
-    grouped: Any = "within_groups" if dimensions_of(config).n_kv_heads < 8 else "groups"
-    probes = importance in ("activation", "taylor")
+    few = dimensions_of(config).n_kv_heads < 8
     chooser = UnitChooser(
         stepper.sliced.anatomy,
         importance,
-        grouped_queries=grouped,
-        refresh_every=20 if probes else 1,
+        grouped_queries="within_groups" if few else "groups",
+        refresh_every=20 if importance in FROM_PROBE else 1,
     )
-    ladders = {name: ladder_of(name) for name in ("sat_cpt", "sat_sft")}
-    rates = sorted({*OMISSIONS, *(rate for rungs in ladders.values() for _, rate in rungs)})
-    specs = {rate: spec_of(config, rate) for rate in rates}
-    flops = {rate: stepper.flops(specs[rate], chooser) for rate in rates}
-    seconds: dict[float, list[float]] = {rate: [] for rate in rates}
-    choosing: dict[float, list[float]] = {rate: [] for rate in rates}
+    by_rate = {rate: spec_of(config, rate) for rate in OMISSIONS}
+    names = dict.fromkeys(("sat_cpt", "sat_sft", args.experiment))
+    ladders = {name: ladder_of(name, config) for name in names}
+    dense = by_rate[0.0]
+    specs = list(dict.fromkeys([*by_rate.values(), *(s for r in ladders.values() for _, s in r)]))
+    flops = {spec: stepper.flops(spec, chooser) for spec in specs}
+    seconds: dict[SubnetworkSpec, list[float]] = {spec: [] for spec in specs}
+    choosing: dict[SubnetworkSpec, list[float]] = {spec: [] for spec in specs}
     for _ in range(args.rounds):
-        for rate in rates:
+        for spec in specs:
             before = chooser.seconds
-            seconds[rate].append(stepper.step(specs[rate], chooser))
-            choosing[rate].append(chooser.seconds - before)
-    medians = {rate: median(values) for rate, values in seconds.items()}
+            seconds[spec].append(stepper.step(spec, chooser))
+            choosing[spec].append(chooser.seconds - before)
+    medians = {spec: median(values) for spec, values in seconds.items()}
+    chosen = {spec: median(values) for spec, values in choosing.items()}
     rows = [
         {
             "omission": rate,
-            "tokens_per_second": stepper.ids.numel() / medians[rate],
-            "time_saved": 1 - medians[rate] / medians[0.0],
-            "flops_saved_blocks": 1 - flops[rate].blocks / flops[0.0].blocks,
-            "flops_saved_all": 1 - flops[rate].total / flops[0.0].total,
-            "choosing_share": median(choosing[rate]) / medians[rate],
+            "tokens_per_second": stepper.ids.numel() / medians[spec],
+            "time_saved": 1 - medians[spec] / medians[dense],
+            "flops_saved_blocks": 1 - flops[spec].blocks / flops[dense].blocks,
+            "flops_saved_all": 1 - flops[spec].total / flops[dense].total,
+            "choosing_share": chosen[spec] / medians[spec],
         }
-        for rate in rates
+        for rate, spec in by_rate.items()
     ]
     result: dict[str, Any] = {"rates": rows, "tokens_per_step": stepper.ids.numel()}
     for name, rungs in ladders.items():
-        time = sum(share * medians[rate] for share, rate in rungs) / medians[0.0]
-        counted = sum(share * flops[rate].total for share, rate in rungs) / flops[0.0].total
-        choice = sum(share * median(choosing[rate]) for share, rate in rungs) / medians[0.0]
+        time = sum(share * medians[spec] for share, spec in rungs) / medians[dense]
+        counted = sum(share * flops[spec].total for share, spec in rungs) / flops[dense].total
+        choice = sum(share * chosen[spec] for share, spec in rungs) / medians[dense]
         result[name] = {
+            "rungs": [(share, str(spec)) for share, spec in rungs],
             "time_saved": 1 - time,
             "throughput_gain": 1 / time - 1,
             "flops_saved_all": 1 - counted,
@@ -193,60 +214,79 @@ def peak_memory_ratio(args: argparse.Namespace) -> float:
     return peaks[1] / peaks[0]
 
 
-def train(arm: Arm, seed: int, steps: float = 1.0) -> dict[str, float]:
-    """Continue the base model's training in one arm; losses of both domains, and seconds.
+def train(
+    experiment: str, arm: Arm, seed: int, steps: float, further: Sequence[str] = ()
+) -> dict[str, float]:
+    """Continue the base model's training in one arm.
 
     Args:
+        experiment: What the arm is of.
         arm: What to train.
         seed: Of the data order and the draws.
         steps: Factor on the experiment's steps.
+        further: Overrides for all arms.
+
+    Returns:
+        Losses of both domains, the exact match if the experiment has one, and seconds of training.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    settings = settings_of(arm.experiment, (*arm.overrides, f"seed={seed}"))
-    settings = resolve(settings)
+    settings = resolve(settings_of(experiment, (*further, *arm.overrides, f"seed={seed}")))
     pl.seed_everything(seed, workers=True, verbose=False)
     datamodule = build("datamodule", settings["datamodule"])
     module = build("module", settings["module"])
-    node = (settings["callbacks"] or {}).get("sat")
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=round(settings["trainer"]["max_steps"] * steps),
-        gradient_clip_val=settings["trainer"]["gradient_clip_val"],
+    callbacks = settings["callbacks"] or {}
+    node, trainer = callbacks.get("sat"), settings["trainer"]
+    common: dict[str, Any] = {
+        "accelerator": trainer["accelerator"],
+        "precision": "32-true" if trainer["precision"] == "auto" else trainer["precision"],
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    fitting = pl.Trainer(
+        **common,
+        max_steps=round(trainer["max_steps"] * steps),
+        gradient_clip_val=trainer["gradient_clip_val"],
+        accumulate_grad_batches=trainer["accumulate_grad_batches"],
         callbacks=[] if node is None else [build("callbacks.sat", node)],
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     start = perf_counter()
-    trainer.fit(module, datamodule)
+    fitting.fit(module, datamodule)
     seconds = perf_counter() - start
-    evaluator = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
-    )
     metrics: dict[str, float] = {}
-    for found in evaluator.validate(module, datamodule, verbose=False):
-        metrics |= found
+    with tempfile.TemporaryDirectory() as folder:
+        samples = callbacks.get("samples") or {}
+        asks = samples.get("answer_pattern") is not None
+        evaluator = pl.Trainer(
+            **common,
+            limit_val_batches=trainer["limit_val_batches"],
+            callbacks=[build("callbacks.samples", {**samples, "folder": folder})] if asks else [],
+        )
+        for found in evaluator.validate(module, datamodule, verbose=False):
+            metrics |= found
     return {
         "new": metrics["val/loss"],
         "old": metrics.get("old/loss", float("nan")),
+        "exact_match": metrics.get("val/exact_match", float("nan")),
         "seconds": seconds,
     }
 
 
-def quality(arms: Sequence[str], seeds: Sequence[int], steps: float, console: Console) -> Any:
+def quality(args: argparse.Namespace, time_left: float, console: Console) -> Any:
     """Losses of every arm by seed; arms of a seed follow each other."""
-    results: dict[str, dict[str, list[float]]] = {
-        arm: {"new": [], "old": [], "seconds": []} for arm in arms
-    }
-    for seed in seeds:
-        for arm in arms:
-            for key, value in train(ARMS[arm], seed, steps).items():
-                results[arm][key].append(value)
-            last = {key: round(values[-1], 4) for key, values in results[arm].items()}
+    keys = ("new", "old", "exact_match", "seconds")
+    results: dict[str, dict[str, list[float]]] = {arm: {k: [] for k in keys} for arm in args.arms}
+    for seed in args.seeds:
+        for arm in args.arms:
+            steps = args.steps * (time_left if ARMS[arm].equal_time else 1.0)
+            found = train(args.experiment, ARMS[arm], seed, steps, args.overrides)
+            for key in keys:
+                results[arm][key].append(found[key])
+            last = {key: round(value, 4) for key, value in found.items()}
             console.print(f"seed {seed}, {arm}: {last}", highlight=False)
     return results
 
@@ -256,6 +296,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sat", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller, within 5 minutes")
     parser.add_argument("--json", type=Path, help="write one JSON object here")
+    parser.add_argument("--experiment", default="sat_cpt", help="what is trained, and whose ladder")
+    parser.add_argument(
+        "--overrides", nargs="*", default=[], help="of the experiment, for all arms"
+    )
+    parser.add_argument("--steps", type=float, help="factor on its steps (1; quick: 0.25)")
+    parser.add_argument("--time-left", type=float, help="SAT's share of dense time, if not timed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", default="default", choices=sorted(TIMED), help="timed model")
     parser.add_argument("--model", help="time this pretrained model (a folder or hub id) instead")
@@ -265,12 +311,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="timed steps of each kind (3)", default=3)
     parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings (1 2 3; quick: 1)")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="trainings (quick: four)")
+    parser.add_argument("--no-timing", action="store_true", help="leave the timings out")
     parser.add_argument("--no-quality", action="store_true", help="leave the trainings out")
     parser.add_argument("--peak-memory", choices=("dense", "sat"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.quick and args.shape == "default":
         args.shape = "quick"
     args.micro_batches = args.micro_batches or (2 if args.quick else 4)
+    args.steps = args.steps or (0.25 if args.quick else 1.0)
+    if (
+        args.no_timing
+        and args.time_left is None
+        and any(ARMS[a].equal_time for a in args.arms or ARMS)
+    ):
+        parser.error("--no-timing: the arm of equal time needs --time-left, or other --arms")
     args.seeds = args.seeds or ([1] if args.quick else [1, 2, 3])
     args.arms = args.arms or (MAIN_ARMS if args.quick else tuple(ARMS))
     return args
@@ -288,35 +342,47 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(peak_memory(args.peak_memory, config, args))
         return {}
     console = Console()
-    timings = {
-        name: timing(config, args, bf16, "maxip")
-        for name, bf16 in (("fp32", False), ("bf16", True))
-    }
-    main_run = timings["fp32" if args.device == "cpu" else "bf16"]
     result: dict[str, Any] = {
-        "throughput_gain": main_run["sat_cpt"]["throughput_gain"],
-        "sft_time_saved": main_run["sat_sft"]["time_saved"],
-        "realised": timings["fp32"]["sat_cpt"]["realised"],
-        "realised_bf16": timings["bf16"]["sat_cpt"]["realised"],
-        "choosing_share": main_run["sat_cpt"]["choosing_share"],
-        "peak_memory_ratio": None if args.model else peak_memory_ratio(args),
-        "timed_model": config.to_diff_dict(),
-        "timings": timings,
-        "new_domain_loss": {},
-        "old_domain_loss": {},
+        "experiment": args.experiment,
         "seeds": args.seeds,
         "versions": versions(),
+        "new_domain_loss": {},
+        "old_domain_loss": {},
     }
-    console.print(cost_table(result))
+    time_left = args.time_left
+    if not args.no_timing:
+        result |= cost(config, args)
+        console.print(cost_table(result))
+        time_left = time_left or 1 / (1 + result["throughput_gain"])
     if not args.no_quality:
-        trained = quality(args.arms, args.seeds, 0.25 if args.quick else 1.0, console)
+        trained = quality(args, time_left, console)
         result["new_domain_loss"] = {arm: found["new"] for arm, found in trained.items()}
         result["old_domain_loss"] = {arm: found["old"] for arm, found in trained.items()}
+        result["exact_match"] = {arm: found["exact_match"] for arm, found in trained.items()}
         result["training_seconds"] = {arm: found["seconds"] for arm, found in trained.items()}
         console.print(quality_table(trained))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def cost(config: PretrainedConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """What SAT costs and saves on the timed model."""
+    timings = {
+        name: timing(config, args, bf16, "maxip")
+        for name, bf16 in (("fp32", False), ("bf16", True))
+    }
+    main_run = timings["fp32" if args.device == "cpu" else "bf16"]
+    return {
+        "throughput_gain": main_run[args.experiment]["throughput_gain"],
+        "sft_time_saved": main_run["sat_sft"]["time_saved"],
+        "realised": timings["fp32"][args.experiment]["realised"],
+        "realised_bf16": timings["bf16"][args.experiment]["realised"],
+        "choosing_share": main_run[args.experiment]["choosing_share"],
+        "peak_memory_ratio": None if args.model else peak_memory_ratio(args),
+        "timed_model": config.to_diff_dict(),
+        "timings": timings,
+    }
 
 
 def cost_table(result: dict[str, Any]) -> Table:
@@ -336,8 +402,9 @@ def cost_table(result: dict[str, Any]) -> Table:
                 f"{row['flops_saved_all']:.1%}",
                 f"{row['choosing_share']:.2%}",
             )
-        for name in ("sat_cpt", "sat_sft"):
-            whole = timed[name]
+        for name, whole in timed.items():
+            if not isinstance(whole, dict):
+                continue
             table.add_row(
                 precision,
                 name,
@@ -357,11 +424,11 @@ def cost_table(result: dict[str, Any]) -> Table:
 def quality_table(trained: dict[str, dict[str, list[float]]]) -> Table:
     """Validation losses of each arm in both domains."""
     table = Table(title="Validation loss, nats per token, mean over seeds (by seed)")
-    for heading in ("arm", "new domain", "old domain", "seconds"):
+    for heading in ("arm", "new domain", "old domain", "exact match", "seconds"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm, found in trained.items():
         cells = []
-        for key in ("new", "old"):
+        for key in ("new", "old", "exact_match"):
             values = ", ".join(f"{loss:.3f}" for loss in found[key])
             cells.append(f"{mean(found[key]):.4f} ({values})")
         table.add_row(arm, *cells, f"{mean(found['seconds']):.1f}")
