@@ -50,6 +50,15 @@ _LLAMA: dict[str, Any] = {
 TIMED = {
     "default": _LLAMA | {"num_hidden_layers": 6},
     "quick": _LLAMA | {"num_hidden_layers": 2},
+    # Twice as wide: what no sub-network makes smaller (norms, residual additions) weighs half.
+    "wide": _LLAMA
+    | {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+    },
     # For a GPU: TinyLlama-1.1B, random weights.
     "tinyllama": {
         "num_hidden_layers": 22,
