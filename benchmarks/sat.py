@@ -26,15 +26,16 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from benchmarks.est_quality import settings_of
 from benchmarks.stepper import Stepper, resident_bytes, versions
+from lightning_modules.causal_lm import CausalLM
 from runner.life import build
 from runner.pretrained import resolve
 from subnetworks.anatomy import dimensions_of
 from subnetworks.importance import FROM_PROBE, UnitChooser
-from subnetworks.ladder import Importance, stages_of
+from subnetworks.ladder import IMPORTANCES, stages_of
 from subnetworks.schedule import GroupedQueries, Rates, Schedule
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork
 
@@ -80,10 +81,12 @@ class Arm:
     Args:
         overrides: Of the experiment.
         equal_time: Take only as many steps as dense training has in SAT's time.
+        steps: Factor on the steps; the learning rate decays to the last of them.
     """
 
     overrides: tuple[str, ...] = ()
     equal_time: bool = False
+    steps: float = 1.0
 
 
 def _sat(*overrides: str) -> Arm:
@@ -113,6 +116,8 @@ ARMS = {
         f"SAT maxip, omission {rate}": _sat(f"omission.heads={rate}", f"omission.neurons={rate}")
         for rate in (0.25, 0.75)
     },
+    # The curve against which every arm's time can be held.
+    **{f"dense, {share:.0%} of the steps": Arm(_DENSE, steps=share) for share in (0.5, 0.65, 0.8)},
 }
 MAIN_ARMS = tuple(ARMS)[:4]
 
@@ -144,24 +149,28 @@ def spec_of(config: PretrainedConfig, omission: float) -> SubnetworkSpec:
     return planned_subnetwork(dimensions_of(config), rates, grouped_queries=grouped)
 
 
-def timing(
-    config: PretrainedConfig, args: argparse.Namespace, bf16: bool, importance: Importance
-) -> dict[str, Any]:
+def timing(config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> dict[str, Any]:
     """Time and counted FLOPs by omission rate against dense steps taken in turn with them."""
-    model = AutoModelForCausalLM.from_pretrained(args.model) if args.model else None
-    stepper = Stepper(config, args, bf16, model, args.context_length)
+    torch.manual_seed(0)
+    module = CausalLM(
+        architecture=None if args.model else config.to_diff_dict(),
+        pretrained=args.model,
+        lora={"rank": args.lora} if args.lora else None,
+    )
+    module.configure_model()
+    stepper = Stepper(config, args, bf16, module, args.context_length)
     few = dimensions_of(config).n_kv_heads < 8
     chooser = UnitChooser(
         stepper.sliced.anatomy,
-        importance,
+        args.importance,
         grouped_queries="within_groups" if few else "groups",
-        refresh_every=20 if importance in FROM_PROBE else 1,
+        refresh_every=20 if args.importance in FROM_PROBE else 1,
     )
-    by_rate = {rate: spec_of(config, rate) for rate in OMISSIONS}
-    names = dict.fromkeys(("sat_cpt", "sat_sft", args.experiment))
-    ladders = {name: ladder_of(name, config) for name in names}
-    dense = by_rate[0.0]
-    specs = list(dict.fromkeys([*by_rate.values(), *(s for r in ladders.values() for _, s in r)]))
+    dense = spec_of(config, 0.0)
+    by_rate = {rate: spec_of(config, rate) for rate in args.omissions}
+    ladders = {name: ladder_of(name, config) for name in args.ladders}
+    rungs_of_all = [spec for rungs in ladders.values() for _, spec in rungs]
+    specs = list(dict.fromkeys([dense, *by_rate.values(), *rungs_of_all]))
     flops = {spec: stepper.flops(spec, chooser) for spec in specs}
     seconds: dict[SubnetworkSpec, list[float]] = {spec: [] for spec in specs}
     choosing: dict[SubnetworkSpec, list[float]] = {spec: [] for spec in specs}
@@ -171,7 +180,8 @@ def timing(
             seconds[spec].append(stepper.step(spec, chooser))
             choosing[spec].append(chooser.seconds - before)
     medians = {spec: median(values) for spec, values in seconds.items()}
-    chosen = {spec: median(values) for spec, values in choosing.items()}
+    # The mean: of the importances that probe, one step in 20 bears the cost for all.
+    chosen = {spec: mean(values) for spec, values in choosing.items()}
     rows = [
         {
             "omission": rate,
@@ -291,7 +301,7 @@ def quality(args: argparse.Namespace, time_left: float, console: Console) -> Any
     results: dict[str, dict[str, list[float]]] = {arm: {k: [] for k in keys} for arm in args.arms}
     for seed in args.seeds:
         for arm in args.arms:
-            steps = args.steps * (time_left if ARMS[arm].equal_time else 1.0)
+            steps = args.steps * (time_left if ARMS[arm].equal_time else ARMS[arm].steps)
             found = train(args.experiment, ARMS[arm], seed, steps, args.overrides)
             for key in keys:
                 results[arm][key].append(found[key])
@@ -317,6 +327,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--context-length", type=int, help="tokens of a timed sequence")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences of a timed step")
     parser.add_argument("--micro-batches", type=int, help="of a timed step (4; quick: 2)")
+    parser.add_argument("--omissions", type=float, nargs="*", default=OMISSIONS, help="timed rates")
+    parser.add_argument("--ladders", nargs="+", help="experiments whose whole ladders are timed")
+    parser.add_argument(
+        "--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16")
+    )
+    parser.add_argument("--importance", default="maxip", choices=IMPORTANCES, help="timed")
+    parser.add_argument("--lora", type=int, help="time steps on adapters of this rank")
     parser.add_argument("--rounds", type=int, help="timed steps of each kind (3)", default=3)
     parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings (1 2 3; quick: 1)")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="trainings (quick: four)")
@@ -327,6 +344,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if args.quick and args.shape == "default":
         args.shape = "quick"
     args.micro_batches = args.micro_batches or (2 if args.quick else 4)
+    args.ladders = list(dict.fromkeys([args.experiment, *(args.ladders or ["sat_sft"])]))
     args.steps = args.steps or (0.25 if args.quick else 1.0)
     if (
         args.no_timing
@@ -377,18 +395,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def cost(config: PretrainedConfig, args: argparse.Namespace) -> dict[str, Any]:
     """What SAT costs and saves on the timed model."""
-    timings = {
-        name: timing(config, args, bf16, "maxip")
-        for name, bf16 in (("fp32", False), ("bf16", True))
-    }
-    main_run = timings["fp32" if args.device == "cpu" else "bf16"]
+    timings = {name: timing(config, args, name == "bf16") for name in args.precisions}
+    usual = "fp32" if args.device == "cpu" else "bf16"
+    main_run = timings.get(usual) or next(iter(timings.values()))
+    own = main_run[args.experiment]
     return {
-        "throughput_gain": main_run[args.experiment]["throughput_gain"],
-        "sft_time_saved": main_run["sat_sft"]["time_saved"],
-        "realised": timings["fp32"][args.experiment]["realised"],
-        "realised_bf16": timings["bf16"][args.experiment]["realised"],
-        "choosing_share": main_run[args.experiment]["choosing_share"],
-        "peak_memory_ratio": None if args.model else peak_memory_ratio(args),
+        "throughput_gain": own["throughput_gain"],
+        "sft_time_saved": main_run[args.ladders[-1]]["time_saved"],
+        "realised": own["realised"],
+        "realised_bf16": timings["bf16"][args.experiment]["realised"]
+        if "bf16" in timings
+        else None,
+        "choosing_share": own["choosing_share"],
+        "peak_memory_ratio": None if args.model or args.lora else peak_memory_ratio(args),
         "timed_model": config.to_diff_dict(),
         "timings": timings,
     }
@@ -424,7 +443,11 @@ def cost_table(result: dict[str, Any]) -> Table:
             )
         table.add_section()
     table.caption = (
-        f"realised {result['realised']:.3f} fp32, {result['realised_bf16']:.3f} bf16; "
+        "realised: "
+        + ", ".join(
+            f"{k} {v[result['experiment']]['realised']:.3f}" for k, v in result["timings"].items()
+        )
+        + "; "
         + ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     )
     return table

@@ -9,8 +9,9 @@ from time import perf_counter
 import torch
 import transformers
 from torch.nn.utils import clip_grad_norm_
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from lightning_modules.causal_lm import CausalLM
 from subnetworks.flops import FlopCount, StepFlops
 from subnetworks.importance import UnitChooser
 from subnetworks.slicing import SlicedModel, activate
@@ -21,10 +22,10 @@ class Stepper:
     """Takes optimizer steps on a model, each on a sub-network, everything included.
 
     Args:
-        config: Config of the model, whose weights are random unless `model` is given.
+        config: Config of the model, whose weights are random unless `module` is given.
         args: The command line: `batch_size`, `micro_batches` and `device`.
         bf16: Run under bf16 autocast.
-        model: A pretrained model of this config.
+        module: A model of this config, built; adapters around it alone are trained.
         context_length: Tokens of a sequence; the config's longest if not given.
     """
 
@@ -33,16 +34,17 @@ class Stepper:
         config: PretrainedConfig,
         args: argparse.Namespace,
         bf16: bool,
-        model: PreTrainedModel | None = None,
+        module: CausalLM | None = None,
         context_length: int | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.config = config
         self.device = torch.device(args.device)
-        self.model = model or AutoModelForCausalLM.from_config(config)
+        self.model = AutoModelForCausalLM.from_config(config) if module is None else module.model
         self.model.train().to(self.device)
-        self.sliced = SlicedModel(self.model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.sliced = SlicedModel(self.model if module is None else module.backbone)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         length = context_length or config.max_position_embeddings
         shape = (args.micro_batches, args.batch_size, length)
         self.ids = torch.randint(config.vocab_size, shape, device=self.device)
@@ -66,7 +68,7 @@ class Stepper:
                 with precision:
                     loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
                 (loss / len(self.ids)).backward()
-        clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        clip_grad_norm_(self.trained, 1.0, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._synchronize()
@@ -76,7 +78,7 @@ class Stepper:
         """FLOPs of a step, counted while it runs."""
         with FlopCount(self.config) as count:
             self.step(spec, chooser)
-        return count.flops.with_optimizer(sum(p.numel() for p in self.model.parameters()))
+        return count.flops.with_optimizer(sum(p.numel() for p in self.trained))
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
