@@ -18,11 +18,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeAlias
 
 from text2sql.schema import Schema
 
-Aggregate = Literal["", "max", "min", "count", "sum", "avg"]
 AGGREGATES = ("max", "min", "count", "sum", "avg")
 ARITHMETIC = ("-", "+", "*", "/")
 COMPARISONS = (
@@ -86,7 +85,8 @@ class SelectItem:
     aggregate: str = ""
 
 
-Value = float | str | ColumnUnit | "Query"
+# A number, a text (without quotes), a column or a sub-query.
+Value: TypeAlias = "float | str | ColumnUnit | Query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,15 @@ class Condition:
     Args:
         left: What is compared.
         operator: One of COMPARISONS.
-        right: A number, a text (without quotes), a column or a sub-query.
+        right: What it is compared with.
         upper: The upper bound of `between`, else None.
         negated: Whether `NOT` stands before the operator.
     """
 
     left: ValueUnit
     operator: str
-    right: float | str | ColumnUnit | Query
-    upper: float | str | ColumnUnit | Query | None = None
+    right: Value
+    upper: Value | None = None
     negated: bool = False
 
 
@@ -397,11 +397,11 @@ class _Parser:
             position = self.expect(position, ")")
         return position, ValueUnit(left, operator, right)
 
-    def value(self, start: int, scope: _Scope) -> tuple[int, float | str | ColumnUnit | Query]:
+    def value(self, start: int, scope: _Scope) -> tuple[int, Value]:
         in_block = self.at(start) == "("
         position = start + in_block
         token = self.at(position)
-        value: float | str | ColumnUnit | Query
+        value: Value
         if token == "select":
             position, value = self.query(position)
         elif '"' in token:
@@ -630,7 +630,7 @@ class _Writer:
             text += f" AND {self.value(condition.upper, scopes)}"
         return text
 
-    def value(self, value: float | str | ColumnUnit | Query, scopes: tuple[_Names, ...]) -> str:
+    def value(self, value: Value, scopes: tuple[_Names, ...]) -> str:
         if isinstance(value, Query):
             return f"({self.query(value, scopes)})"
         if isinstance(value, ColumnUnit):
