@@ -124,7 +124,7 @@ def hardness(query: Query) -> str:
     components = (
         bool(query.where)
         + bool(query.group_by)
-        + bool(query.order_by)
+        + bool(query.order)
         + (query.limit is not None)
         + len(query.sources)
         - 1

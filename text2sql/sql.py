@@ -272,7 +272,7 @@ class _Parser:
         position, order_by, order = self.order_by(position, scope)
         limit = None
         if self.has(position, "limit"):
-            number = self.tokens[position + 1] if position + 1 < len(self.tokens) else ""
+            number = self.at(position + 1)
             limit = int(number) if number.isdecimal() and len(number) < 19 else 1
             position += 2
         while self.has(position, ";"):
