@@ -197,28 +197,31 @@ def tokenise(text: str) -> list[str]:
 # --- tokens to tree ------------------------------------------------------------------------------
 
 
-def parse(text: str, schema: Schema) -> Query:
+def parse(text: str, schema: Schema, scoped: bool = False) -> Query:
     """Read a query of the benchmarks' SQL.
 
     Args:
         text: The query; what follows it is ignored.
         schema: What its names mean.
+        scoped: Let an alias mean what it means in SQL: the table of its own FROM. The official
+            evaluation knows one meaning for each alias in the whole text, the last one; a model
+            learns better from trees that are right.
 
     Raises:
         SqlError: It is outside of that language, or names what the schema does not have.
     """
     try:
-        return _Parser(tokenise(text), schema).query(0)[1]
+        return _Parser(tokenise(text), schema, scoped=scoped).query(0)[1]
     except RecursionError as error:
         raise SqlError("nested too deeply") from error
 
 
 @dataclass(slots=True)
 class _Scope:
-    """What a column without a table's name may mean in a query: its tables, in order."""
+    """What names mean in a query: its tables, in order, and table and occurrence by alias."""
 
     tables: list[int]
-    occurrences: dict[str, int]
+    aliases: dict[str, tuple[int, int]]
 
 
 class _Parser:
@@ -228,12 +231,17 @@ class _Parser:
         tokens: Of the whole text, or of a part of it.
         schema: What its names mean.
         aliases: What `AS` defines in the whole text; None to look for it among the tokens.
+        scoped: As in `parse`.
     """
 
     def __init__(
-        self, tokens: list[str], schema: Schema, aliases: dict[str, str] | None = None
+        self,
+        tokens: list[str],
+        schema: Schema,
+        aliases: dict[str, str] | None = None,
+        scoped: bool = False,
     ) -> None:
-        self.tokens, self.schema = tokens, schema
+        self.tokens, self.schema, self.scoped = tokens, schema, scoped
         self.aliases: dict[str, str] = aliases or {}
         if aliases is not None:
             return
@@ -311,7 +319,8 @@ class _Parser:
                 name = self.at(position)
                 table = self.table(name)
                 if self.has(position + 1, "as"):
-                    scope.occurrences[self.at(position + 2)] = scope.tables.count(table)
+                    alias = self.at(position + 2)
+                    scope.aliases[alias] = (table, scope.tables.count(table))
                     position += 3
                 else:
                     position += 1
@@ -355,10 +364,12 @@ class _Parser:
             return STAR, 0
         if "." in token:
             alias, _, name = token.partition(".")
-            found = self.schema.find_column(self.table(alias), name)
+            here = scope.aliases.get(alias)
+            table = here[0] if here and self.scoped else self.table(alias)
+            found = self.schema.find_column(table, name)
             if found is None or "." in name:
                 raise SqlError(f"no column {token!r}")
-            return found, scope.occurrences.get(alias, 0)
+            return found, here[1] if here and here[0] == table else 0
         for table in scope.tables:
             found = self.schema.find_column(table, token)
             if found is not None:
@@ -418,7 +429,7 @@ class _Parser:
                 ):
                     end += 1
                 # All words up to there are the value; those after its column say nothing.
-                part = _Parser(self.tokens[start:end], self.schema, self.aliases)
+                part = _Parser(self.tokens[start:end], self.schema, self.aliases, self.scoped)
                 _, value = part.column_unit(0, scope)
                 position = end
         if in_block:
@@ -569,8 +580,9 @@ class _Writer:
                 alias = scopes[0][key]
                 text += _name(self.schema.tables[source].name) + (f" AS {alias}" if alias else "")
             is_last = position == len(query.sources) - 1
-            ready = [c for c in waiting if is_last or position and self._keys(c) <= there]
-            waiting = [c for c in waiting if c not in ready]
+            ready = []  # in the tree's order, which comparison minds inside of sub-queries
+            while waiting and (is_last or (position and self._keys(waiting[0]) <= there)):
+                ready.append(waiting.pop(0))
             if ready:
                 text += " ON " + " AND ".join(self.condition(c, scopes) for c in ready)
             if is_last and late:
