@@ -8,8 +8,7 @@ The verdicts are those of the official evaluation of Spider, SParC and CoSQL (ar
 * DISTINCT does not count, but in a sub-query of a condition it does, and there the order of
   everything counts, and columns are not merged over foreign keys;
 * in a sub-query of FROM values count too;
-* GROUP BY compares bare column names, HAVING then compares their tables and its own order;
-* HAVING without GROUP BY is not compared.
+* GROUP BY compares columns, and HAVING its conditions in their order.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class NormalForm:
         where: Conditions and how often each.
         connectors: Which of `and`, `or` stand between them.
         group_names: Names of the grouping columns, without tables, and how often each.
-        group: The grouping columns, then HAVING.
+        group: The grouping columns in order, then HAVING.
         order: Direction and units of ORDER BY.
         keywords: Which parts and operators occur.
         tables: Tables and sub-queries of FROM and how often each.
