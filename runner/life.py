@@ -419,6 +419,9 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
 
     The task is a method of the module's that takes the datamodule (None if none is chosen) and the
     config, and returns metrics.
+
+    Raises:
+        ConfigError: The method refuses what it was given, by a ValueError that names key or file.
     """
     settings = pretrained.resolve(settings)
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
@@ -429,7 +432,10 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
     module.eval()
-    metrics: dict[str, float] = getattr(module, settings["task"])(datamodule, settings)
+    try:
+        metrics: dict[str, float] = getattr(module, settings["task"])(datamodule, settings)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return metrics
 
 

@@ -1,0 +1,230 @@
+"""Exact set match, hardness and execution match are what the official evaluation makes of them."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.text2sql.conftest import make
+from tests.text2sql.queries import queries
+from text2sql.match import (
+    exact_match,
+    executable,
+    hardness,
+    normal_form,
+    partial_match,
+    results_match,
+)
+from text2sql.schema import Schema
+from text2sql.sql import Query, parse, to_sql
+
+JOINED = "SELECT T1.name FROM singer AS T1 JOIN singer_in_concert AS T2 ON T1.singer_id = T2.singer_id"
+
+
+def match(schema: Schema, one: str, other: str) -> bool:
+    return exact_match(parse(one, schema), parse(other, schema), schema)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("SELECT name , age FROM singer", "select AGE, Name from SINGER"),
+        ("SELECT DISTINCT name FROM singer", "SELECT name FROM singer"),
+        ("SELECT count(DISTINCT name) FROM singer", "SELECT count(name) FROM singer"),
+        ("SELECT name FROM singer WHERE age > 5", "SELECT name FROM singer WHERE age > 'x'"),
+        (
+            "SELECT name FROM singer WHERE age > 5 AND country = 'x'",
+            "SELECT name FROM singer WHERE country = 'y' AND age > 1",
+        ),
+        (
+            "SELECT name FROM singer WHERE age > 5 OR age < 2 AND country = 'x'",
+            "SELECT name FROM singer WHERE country = 'x' AND age > 5 OR age < 2",
+        ),
+        (JOINED, JOINED.replace("T1", "x").replace("T2", "y")),
+        (JOINED, "SELECT name FROM singer_in_concert JOIN singer"),
+        # Equal over the foreign key, because both tables are joined.
+        (JOINED.replace("T1.name", "T1.singer_id"), JOINED.replace("T1.name", "T2.singer_id")),
+        ("SELECT name FROM singer LIMIT 3", "SELECT name FROM singer LIMIT 5"),
+    ],
+)
+def test_these_are_one_query(one: str, other: str, schema: Schema) -> None:
+    assert match(schema, one, other)
+    assert match(schema, other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("SELECT name FROM singer", "SELECT name FROM stadium"),
+        ("SELECT name FROM singer", "SELECT name, name FROM singer"),
+        ("SELECT max(age) FROM singer", "SELECT min(age) FROM singer"),
+        ("SELECT name FROM singer", JOINED),
+        ("SELECT name FROM singer WHERE age > 5", "SELECT name FROM singer WHERE age >= 5"),
+        ("SELECT name FROM singer WHERE age > 5", "SELECT name FROM singer"),
+        (
+            "SELECT name FROM singer WHERE age > 5 AND age < 9",
+            "SELECT name FROM singer WHERE age > 5 OR age < 9",
+        ),
+        ("SELECT name FROM singer LIMIT 3", "SELECT name FROM singer"),
+        ("SELECT name FROM singer ORDER BY age", "SELECT name FROM singer ORDER BY age DESC"),
+        (
+            "SELECT name FROM singer ORDER BY age, name",
+            "SELECT name FROM singer ORDER BY name, age",
+        ),
+        (
+            "SELECT name FROM singer GROUP BY name HAVING count(*) > 1 AND max(age) > 1",
+            "SELECT name FROM singer GROUP BY name HAVING max(age) > 1 AND count(*) > 1",
+        ),
+        # In the sub-query of a condition DISTINCT and order count, and keys are not merged.
+        (
+            "SELECT name FROM singer WHERE age IN (SELECT DISTINCT age FROM singer)",
+            "SELECT name FROM singer WHERE age IN (SELECT age FROM singer)",
+        ),
+        (
+            "SELECT name FROM singer UNION SELECT title FROM concert",
+            "SELECT name FROM singer EXCEPT SELECT title FROM concert",
+        ),
+        # Values count in the sub-query of FROM only.
+        (
+            "SELECT count(*) FROM (SELECT name FROM singer WHERE age > 5)",
+            "SELECT count(*) FROM (SELECT name FROM singer WHERE age > 6)",
+        ),
+    ],
+)
+def test_these_are_two_queries(one: str, other: str, schema: Schema) -> None:
+    assert not match(schema, one, other)
+    assert not match(schema, other, one)
+
+
+def test_columns_are_merged_only_where_their_table_is_in_from(schema: Schema) -> None:
+    one = "SELECT stadium_id FROM concert"
+    assert not match(schema, one, "SELECT stadium_id FROM stadium")
+    # The outermost FROM decides for all parts of a combination.
+    both = "{} UNION SELECT name FROM stadium"
+    assert match(schema, both.format(one), both.format(one))
+
+
+def test_a_prediction_that_does_not_parse_matches_nothing(schema: Schema) -> None:
+    gold = parse("SELECT name FROM singer", schema)
+    assert not exact_match(None, gold, schema)
+    components = partial_match(None, normal_form(gold, schema))
+    assert not components["select"]
+    assert components["where"]  # both lack it
+
+
+@pytest.mark.parametrize(
+    ("sql", "level"),
+    [
+        ("SELECT name FROM singer", "easy"),
+        ("SELECT name FROM singer WHERE age > 5", "easy"),
+        ("SELECT name, age FROM singer", "medium"),
+        ("SELECT name FROM singer WHERE age > 5 ORDER BY age", "medium"),
+        ("SELECT name FROM singer WHERE age > (SELECT avg(age) FROM singer)", "hard"),
+        ("SELECT name FROM singer EXCEPT SELECT title FROM concert", "hard"),
+        ("SELECT name FROM singer WHERE age > 5 ORDER BY age LIMIT 1", "hard"),
+        (
+            "SELECT name, age FROM singer WHERE age > 5 AND age < 9 "
+            "EXCEPT SELECT title, year FROM concert",
+            "extra",
+        ),
+        ("SELECT name FROM singer WHERE age > 5 OR age < 2 GROUP BY name ORDER BY age LIMIT 1", "extra"),
+    ],
+)  # fmt: skip
+def test_hardness_counts_components(sql: str, level: str, schema: Schema) -> None:
+    assert hardness(parse(sql, schema)) == level
+
+
+_SCHEMA: list[Schema] = []
+
+
+def _schema() -> Schema:
+    if not _SCHEMA:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            _SCHEMA.append(Schema.from_sqlite(make(Path(folder) / "concerts.sqlite")))
+    return _SCHEMA[0]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.deferred(lambda: queries(_schema())), st.integers(0, 10**6))
+def test_order_case_and_aliases_do_not_matter(query: Query, seed: int) -> None:
+    schema, rng = _schema(), random.Random(seed)
+    shuffled = Query(
+        tuple(rng.sample(query.select, len(query.select))),
+        *(getattr(query, name) for name in Query.__slots__[1:]),
+    )
+    text = to_sql(shuffled, schema)
+    again = re.sub(r"\bT1\b", "first", text).swapcase()
+    assert exact_match(parse(again, schema), query, schema)
+    form = normal_form(query, schema)
+    assert all(partial_match(form, form).values())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.deferred(lambda: st.tuples(queries(_schema()), queries(_schema()))))
+def test_components_agree_with_the_whole(pair: tuple[Query, Query]) -> None:
+    schema = _schema()
+    one, other = (normal_form(query, schema) for query in pair)
+    assert all(partial_match(one, other).values()) == (one == other)
+
+
+# --- execution -----------------------------------------------------------------------------------
+
+
+def test_queries_run_without_distinct_and_with_operators_closed_up() -> None:
+    assert executable("SELECT DISTINCT a FROM t WHERE b > = 1") == "SELECT  a FROM t WHERE b >= 1"
+    assert executable("SELECT 'distinct' ; DROP TABLE t").strip() == "SELECT 'distinct' ;"
+    assert executable("SELECT DISTINCT a FROM t", keep_distinct=True) == "SELECT DISTINCT a FROM t"
+    assert executable("SELECT YEAR(CURDATE()) - 1") == "SELECT 2020- 1"
+    assert executable("") == ""
+
+
+@pytest.mark.parametrize(
+    ("gold", "other", "ordered", "same"),
+    [
+        ([], [], True, True),
+        ([(1,)], [], False, False),
+        ([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], False, True),
+        ([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], True, False),
+        ([(1, "a"), (2, "b")], [("a", 1), ("b", 2)], True, True),
+        ([(1,), (1,), (2,)], [(1,), (2,), (2,)], False, False),
+        ([(1, 2), (2, 1)], [(1, 1), (2, 2)], False, False),
+        ([(1, 2), (3, 4)], [(1, 4), (3, 2)], False, False),
+        ([("1",)], [(1,)], False, False),
+        ([(1.0,)], [(1,)], False, True),
+        ([(None, b"x")], [(b"x", None)], False, True),
+        ([(1,)], [(1, 1)], False, False),
+    ],
+)
+def test_results_match_up_to_order(
+    gold: list[tuple[object, ...]], other: list[tuple[object, ...]], ordered: bool, same: bool
+) -> None:
+    assert results_match(gold, other, ordered) == same
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 5).flatmap(
+        lambda n: st.lists(st.tuples(*[st.integers(0, 2)] * n), min_size=1, max_size=6)
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_any_exchange_of_columns_and_rows_matches(
+    rows: list[tuple[int, ...]], rng: random.Random
+) -> None:
+    order = rng.sample(range(len(rows[0])), len(rows[0]))
+    turned = [tuple(row[i] for i in order) for row in rows]
+    assert results_match(rows, turned, ordered=True)
+    rng.shuffle(turned)
+    assert results_match(rows, turned, ordered=False)
+
+
+def test_many_equal_columns_do_not_explode() -> None:
+    rows = [(0,) * 12 + (i,) for i in range(50)]
+    other = [(i,) + (0,) * 11 + (1,) for i in range(50)]
+    assert not results_match(rows, other, ordered=False)
+    assert results_match(rows, [row[::-1] for row in rows], ordered=False)

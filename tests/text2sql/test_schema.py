@@ -1,0 +1,119 @@
+"""A schema says the same from a SQLite file and from tables.json, and refuses what is malformed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.text2sql.conftest import make
+from text2sql.schema import Schema, read_tables
+
+
+def column(schema: Schema, table: str, name: str) -> int:
+    index = schema.find_table(table)
+    assert index is not None
+    found = schema.find_column(index, name)
+    assert found is not None
+    return found
+
+
+def test_sqlite_and_tables_json_say_the_same(schema: Schema, entry: dict[str, Any]) -> None:
+    assert Schema.from_entry(json.loads(json.dumps(entry))) == schema
+    assert schema.db_id == "concerts"
+    assert [table.words for table in schema.tables][3] == "singer in concert"
+    kinds = {column.name: column.kind for column in schema.columns}
+    assert (kinds["Capacity"], kinds["Country"], kinds["Age"]) == ("number", "text", "number")
+
+
+def test_names_are_found_whatever_their_case(schema: Schema) -> None:
+    assert schema.find_table("STADIUM") == schema.find_table("stadium") == 0
+    assert column(schema, "Singer", "NAME") != column(schema, "Stadium", "name")
+    assert schema.find_table("nothing") is None
+    assert schema.find_column(0, "age") is None
+
+
+def test_keys_merge_columns_and_connect_tables(schema: Schema) -> None:
+    stadium = column(schema, "stadium", "stadium_id")
+    # The key of concert names no column: SQLite means the primary key of Stadium.
+    assert schema.merged[column(schema, "concert", "stadium_id")] == stadium
+    assert schema.merged[column(schema, "singer_in_concert", "singer_id")] == column(
+        schema, "singer", "singer_id"
+    )
+    assert schema.join_path({0}) == ()
+    # Stadium to singer: over concert and singer_in_concert.
+    path = schema.join_path({0, 1})
+    assert path is not None
+    assert len(path) == 3
+    assert path[0] == (stadium, column(schema, "concert", "stadium_id"))
+
+
+def test_tables_without_keys_are_not_joined(tmp_path: Path) -> None:
+    file = make(tmp_path / "two.sqlite", "CREATE TABLE a (x); CREATE TABLE b (y)")
+    assert Schema.from_sqlite(file).join_path({0, 1}) is None
+
+
+def test_groups_of_equal_columns_that_meet_late_stay_two(entry: dict[str, Any]) -> None:
+    """Spider's evaluation joins a key to the first group it touches, and never joins groups."""
+    entry["foreign_keys"] = [[1, 2], [4, 5], [2, 5]]
+    assert Schema.from_entry(entry).merged == {1: 1, 2: 1, 4: 4, 5: 4}
+
+
+def test_odd_names_and_files_are_read(tmp_path: Path) -> None:
+    ddl = 'CREATE TABLE "my ""table""" ("a b" INT, "%x" TEXT, camelCase DATE)'
+    schema = Schema.from_sqlite(make(tmp_path / "odd.sqlite", ddl))
+    assert schema.tables[0].name == 'my "table"'
+    assert [c.words for c in schema.columns[1:]] == ["a b", "%x", "camel case"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"db_id": None}, "db_id"),
+        ({"column_types": None}, "column_types"),
+        ({"table_names": ["one"]}, "table_names has 1 items"),
+        ({"foreign_keys": [[1, 99]]}, r"foreign_keys\[0\]: 99"),
+        ({"foreign_keys": [[1]]}, r"foreign_keys\[0\]"),
+        ({"primary_keys": [0]}, "primary_keys: 0"),
+        ({"table_names_original": [1, 2, 3, 4]}, r"table_names_original\[0\]"),
+    ],
+)
+def test_a_malformed_entry_is_named(
+    change: dict[str, Any], words: str, entry: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "tables.json"
+    file.write_text(json.dumps([entry, {**entry, "db_id": "second", **change}]))
+    with pytest.raises(ValueError, match=words) as caught:
+        read_tables(file)
+    assert f"{file}: entry 1" in str(caught.value)
+
+
+def test_a_column_of_no_table_is_named(entry: dict[str, Any]) -> None:
+    entry["column_names_original"][3] = [7, "x"]
+    with pytest.raises(ValueError, match=r"entry \(concerts\): column_names_original\[3\]"):
+        Schema.from_entry(entry)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "not JSON"), ("{}", "must be a list"), ("[3]", "entry 0")]
+)
+def test_a_file_of_another_form_is_named(content: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "tables.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_tables(file)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    for read in (read_tables, Schema.from_sqlite):
+        with pytest.raises(ValueError, match=r"nowhere"):
+            read(tmp_path / "nowhere")
+    (tmp_path / "text.sqlite").write_text("this is no database, and longer than its head" * 20)
+    with pytest.raises(ValueError, match=r"text.sqlite: cannot be read"):
+        Schema.from_sqlite(tmp_path / "text.sqlite")
+
+
+def test_double_names_are_refused(entry: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "tables.json").write_text(json.dumps([entry, entry]))
+    with pytest.raises(ValueError, match="entry 1.*twice"):
+        read_tables(tmp_path / "tables.json")

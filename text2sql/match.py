@@ -1,0 +1,396 @@
+"""Whether two queries are the same: exact set match, hardness and execution match.
+
+The verdicts are those of the official evaluation of Spider, SParC and CoSQL (arXiv 1809.08887,
+1906.02285, 1909.05378; execution: test suites, arXiv 2010.02840). What it compares is stated by
+`NormalForm`; it is not what one would call equivalence, and its habits are kept:
+
+* values, the number after LIMIT and the conditions of joins do not count;
+* DISTINCT does not count, but in a sub-query of a condition it does, and there the order of
+  everything counts, and columns are not merged over foreign keys;
+* in a sub-query of FROM values count too;
+* GROUP BY compares columns, and HAVING its conditions in their order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import sqlparse
+
+from text2sql.schema import Schema
+from text2sql.sql import STAR, ColumnUnit, Condition, Conditions, Query, ValueUnit
+
+HARDNESS = ("easy", "medium", "hard", "extra")
+Form = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class NormalForm:
+    """What exact set match compares: two queries match if these are equal.
+
+    Sets stand as sorted or counted collections, so that the order of writing and the names of
+    aliases are gone. `group` keeps order, and is empty without GROUP BY.
+
+    Args:
+        select: Result columns and how often each.
+        where: Conditions and how often each.
+        connectors: Which of `and`, `or` stand between them.
+        group_names: Names of the grouping columns, without tables, and how often each.
+        group: The grouping columns in order, then HAVING.
+        order: Direction and units of ORDER BY.
+        keywords: Which parts and operators occur.
+        tables: Tables and sub-queries of FROM and how often each.
+        combined: Operator and normal form of what the query is combined with.
+    """
+
+    select: frozenset[tuple[Hashable, int]]
+    where: frozenset[tuple[Hashable, int]]
+    connectors: frozenset[Hashable]
+    group_names: frozenset[tuple[Hashable, int]]
+    group: Form
+    order: Form
+    keywords: frozenset[str]
+    tables: frozenset[tuple[Hashable, int]]
+    combined: tuple[str, NormalForm] | None
+
+
+def normal_form(query: Query, schema: Schema) -> NormalForm:
+    """Return what exact set match compares of a query.
+
+    Args:
+        query: The query.
+        schema: Names its columns, and says which are equal over foreign keys.
+    """
+    # Merged are the columns of the outermost query's own tables, in all parts that it combines.
+    tables = {source for source in query.sources if isinstance(source, int)}
+    merged = {
+        column: stand_in
+        for column, stand_in in schema.merged.items()
+        if schema.columns[column].table in tables
+    }
+    return _normal_form(query, schema, merged)
+
+
+def exact_match(prediction: Query | None, gold: Query, schema: Schema) -> bool:
+    """Return whether a prediction is the gold query by exact set match without values.
+
+    Args:
+        prediction: None if it could not be parsed, which never matches.
+        gold: The gold query.
+        schema: Of both.
+    """
+    return prediction is not None and normal_form(prediction, schema) == normal_form(gold, schema)
+
+
+def partial_match(prediction: NormalForm | None, gold: NormalForm) -> dict[str, bool]:
+    """Return which components match, by the names that the official evaluation gives them.
+
+    Args:
+        prediction: None if it could not be parsed; it is compared as an empty query.
+        gold: The gold query's.
+
+    Returns:
+        Component and verdict; a component that both lack matches. They all match, and `tables`,
+        if and only if the whole does.
+    """
+    empty: frozenset[Any] = frozenset()
+    form = prediction or NormalForm(empty, empty, empty, empty, (), (), empty, empty, None)
+    return {
+        "select": form.select == gold.select,
+        "select(no AGG)": _counted(form.select, 1) == _counted(gold.select, 1),
+        "where": form.where == gold.where,
+        "where(no OP)": _counted(form.where, 2) == _counted(gold.where, 2),
+        "group(no Having)": form.group_names == gold.group_names,
+        "group": form.group == gold.group,
+        "order": form.order == gold.order
+        and (not gold.order or ("limit" in form.keywords) == ("limit" in gold.keywords)),
+        "and/or": form.connectors == gold.connectors,
+        "IUEN": form.combined == gold.combined,
+        "keywords": form.keywords == gold.keywords,
+        "tables": form.tables == gold.tables,
+    }
+
+
+def hardness(query: Query) -> str:
+    """Return a gold query's level, one of HARDNESS, by the official counting of its components."""
+    conditions = [*query.on[::2], *query.where[::2], *query.having[::2]]
+    words = [*query.on[1::2], *query.where[1::2], *query.having[1::2]]
+    components = (
+        bool(query.where)
+        + bool(query.group_by)
+        + bool(query.order)
+        + (query.limit is not None)
+        + len(query.sources)
+        - 1
+        + words.count("or")
+        + sum(isinstance(c, Condition) and c.operator == "like" for c in conditions)
+    )
+    nested = sum(
+        isinstance(value, Query)
+        for c in conditions
+        if isinstance(c, Condition)
+        for value in (c.right, c.upper)
+    ) + (query.combined is not None)
+    # The official count of aggregates takes a negated condition for one, and every word in HAVING.
+    aggregates = (
+        sum(bool(item.aggregate) for item in query.select)
+        + sum(isinstance(c, Condition) and c.negated for c in query.where[::2])
+        + sum(bool(unit.aggregate) for unit in query.group_by)
+        + sum(
+            bool(unit.aggregate)
+            for value in query.order_by
+            for unit in (value.left, value.right)
+            if unit is not None
+        )
+        + sum(isinstance(c, str) or c.negated for c in query.having)
+    )
+    others = (
+        (aggregates > 1)
+        + (len(query.select) > 1)
+        + (len(query.where) > 1)
+        + (len(query.group_by) > 1)
+    )
+    if components <= 1 and others == 0 and nested == 0:
+        return "easy"
+    if nested == 0 and ((others <= 2 and components <= 1) or (components <= 2 and others < 2)):
+        return "medium"
+    if (
+        (nested == 0 and others > 2 and components <= 2)
+        or (nested == 0 and components == 3 and others <= 2)
+        or (components <= 1 and others == 0 and nested <= 1)
+    ):
+        return "hard"
+    return "extra"
+
+
+# --- normal form ---------------------------------------------------------------------------------
+
+
+def _normal_form(query: Query, schema: Schema, merged: dict[int, int]) -> NormalForm:
+    def column(unit: ColumnUnit | None) -> Form:
+        return () if unit is None else (unit.aggregate, merged.get(unit.column, unit.column))
+
+    def value(unit: ValueUnit) -> Form:
+        return (unit.operator, column(unit.left), column(unit.right))
+
+    def condition(found: Condition | str) -> Hashable:
+        if isinstance(found, str):
+            return found
+        return (
+            found.negated,
+            found.operator,
+            value(found.left),
+            _literal_value(found.right, False),
+            _literal_value(found.upper, False),
+        )
+
+    def conditions(found: Conditions) -> Form:
+        return tuple(
+            condition(part) if position % 2 == 0 else _literal_condition(part, True)
+            for position, part in enumerate(found)
+        )
+
+    where = conditions(query.where)
+    having = conditions(query.having)
+    group = tuple(merged.get(unit.column, unit.column) for unit in query.group_by)
+    combined = query.combined and _normal_form(query.combined, schema, merged)
+    return NormalForm(
+        select=_count((item.aggregate, value(item.value)) for item in query.select),
+        where=_count(where[::2]),
+        connectors=frozenset(where[1::2]),
+        group_names=_count(
+            "*" if index == STAR else schema.columns[index].name.lower() for index in group
+        ),
+        group=(group, having) if group else (),
+        order=(query.order, *map(value, query.order_by)) if query.order else (),
+        keywords=frozenset(_keywords(query)),
+        tables=_count(
+            _literal(source, True) if isinstance(source, Query) else source
+            for source in query.sources
+        ),
+        combined=(query.combination, combined) if combined else None,
+    )
+
+
+def _count(items: Any) -> frozenset[tuple[Hashable, int]]:
+    return frozenset(Counter(items).items())
+
+
+def _counted(items: frozenset[tuple[Any, int]], position: int) -> Counter[Hashable]:
+    """Count by one member of each item."""
+    found: Counter[Hashable] = Counter()
+    for item, count in items:
+        found[item[position]] += count
+    return found
+
+
+def _keywords(query: Query) -> set[str]:
+    found = {
+        word
+        for word, there in (
+            ("where", query.where),
+            ("group", query.group_by),
+            ("having", query.having),
+            ("order", query.order),
+            ("limit", query.limit is not None),
+        )
+        if there
+    }
+    found |= {word for word in (query.order, query.combination) if word}
+    for clause in (query.on, query.where, query.having):
+        if "or" in clause[1::2]:
+            found.add("or")
+        for part in clause[::2]:
+            if isinstance(part, Condition):
+                found |= {"not"} if part.negated else set()
+                found |= {part.operator} & {"in", "like"}
+    return found
+
+
+def _literal(query: Query, values: bool) -> Form:
+    """A sub-query as it stands, where order and DISTINCT count.
+
+    Args:
+        query: The sub-query.
+        values: Whether values count too.
+    """
+    return (
+        query.distinct,
+        tuple((item.aggregate, _literal_unit(item.value)) for item in query.select),
+        tuple(
+            _literal(source, True) if isinstance(source, Query) else source
+            for source in query.sources
+        ),
+        *(
+            tuple(
+                _literal_condition(part, values or position % 2 == 1)
+                for position, part in enumerate(clause)
+            )
+            for clause in (query.on, query.where, query.having)
+        ),
+        tuple(map(_literal_column, query.group_by)),
+        query.order,
+        tuple(map(_literal_unit, query.order_by)),
+        query.limit is not None,
+        query.combination,
+        query.combined and _literal(query.combined, values),
+    )
+
+
+def _literal_condition(condition: Condition | str, values: bool) -> Hashable:
+    if isinstance(condition, str):
+        return condition
+    return (
+        condition.negated,
+        condition.operator,
+        _literal_unit(condition.left),
+        _literal_value(condition.right, values),
+        _literal_value(condition.upper, values),
+    )
+
+
+def _literal_value(value: Any, values: bool) -> Hashable:
+    if isinstance(value, Query):
+        return _literal(value, values)
+    if not values:
+        return None
+    return _literal_column(value) if isinstance(value, ColumnUnit) else value
+
+
+def _literal_unit(unit: ValueUnit) -> Form:
+    return (unit.operator, _literal_column(unit.left), unit.right and _literal_column(unit.right))
+
+
+def _literal_column(unit: ColumnUnit) -> Form:
+    return (unit.aggregate, unit.column, unit.distinct)
+
+
+# --- execution -----------------------------------------------------------------------------------
+
+Row = tuple[Any, ...]
+_CURRENT_YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
+
+
+@lru_cache(maxsize=4096)
+def executable(sql: str, keep_distinct: bool = False) -> str:
+    """Return a query as the official execution match runs it.
+
+    `> =`, `< =` and `! =` are closed up; DISTINCT is taken out of prediction and gold alike,
+    because exact set match ignores it; of several statements the first one stays. MySQL's current
+    year is 2020.
+
+    Args:
+        sql: The query.
+        keep_distinct: Leave DISTINCT in (the official script's `--keep_distinct`).
+    """
+    sql = sql.replace("> =", ">=").replace("< =", "<=").replace("! =", "!=")
+    lowered = sql.lower()
+    if not keep_distinct and ("distinct" in lowered or ";" in lowered):
+        first = next(iter(sqlparse.engine.FilterStack().run(sql)), None)
+        tokens = first.flatten() if first is not None else ()
+        sql = "".join(token.value for token in tokens if token.value.lower() != "distinct")
+    return _CURRENT_YEAR.sub("2020", sql)
+
+
+def order_matters(gold: str) -> bool:
+    """Return whether the order of the gold query's rows counts: whether it says ORDER BY."""
+    return "order by" in gold.lower()
+
+
+def results_match(gold: Sequence[Row], prediction: Sequence[Row], ordered: bool) -> bool:
+    """Return whether two results are equal up to the order of columns, and of rows if that is free.
+
+    The official comparison of test suites (arXiv 2010.02840): rows count with how often they occur;
+    some exchange of whole columns must make the results equal; a text never equals a number.
+    Column names do not count. Two empty results are equal whatever their columns.
+
+    Args:
+        gold: Rows of the gold query.
+        prediction: Rows of the prediction.
+        ordered: Whether the rows' order counts.
+    """
+    if not gold and not prediction:
+        return True
+    if len(gold) != len(prediction) or len(gold[0]) != len(prediction[0]):
+        return False
+    # Row by row, whatever the columns' order: cheap, and the definition includes it, because it
+    # sorts by text and type, for which 1 and 1.0 differ.
+    one, other = [_sorted_row(row) for row in gold], [_sorted_row(row) for row in prediction]
+    if one != other if ordered else set(one) != set(other):
+        return False
+    return _permute(list(zip(*gold, strict=True)), list(zip(*prediction, strict=True)), ordered)
+
+
+def _sorted_row(row: Row) -> Row:
+    return tuple(sorted(row, key=lambda value: str(value) + str(type(value))))
+
+
+def _permute(gold: list[Row], columns: list[Row], ordered: bool) -> bool:
+    """Search for an order of `columns` that makes them the gold ones, column by column."""
+
+    def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+        return one == other if ordered else Counter(one) == Counter(other)
+
+    fitting = [[i for i, column in enumerate(columns) if same(left, column)] for left in gold]
+
+    def search(chosen: list[int]) -> bool:
+        if len(chosen) == len(gold):
+            return True
+        tried: list[Row] = []
+        for candidate in fitting[len(chosen)]:
+            if candidate in chosen or columns[candidate] in tried:
+                continue
+            tried.append(columns[candidate])
+            longer = [*chosen, candidate]
+            rows = list(zip(*gold[: len(longer)], strict=True))
+            ours = list(zip(*(columns[i] for i in longer), strict=True))
+            if same(rows, ours) and search(longer):
+                return True
+        return False
+
+    return search([])
