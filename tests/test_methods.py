@@ -122,6 +122,14 @@ def test_trains(setting: Setting, fit: Fit) -> None:
     assert {row.saved for row in ledger.savings if "blocks" in row.quantity} != {0.0}
 
 
+def test_trains_in_bf16_with_clipped_gradients(setting: Setting, fit: Fit) -> None:
+    """What `trainer.precision=auto` takes on a GPU; the weights stay in 32 bits."""
+    module, trainer = fit(setting, max_steps=4, precision="bf16-mixed")
+    assert trainer.global_step == 4
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
 def test_accumulation_equals_the_large_batch(setting: Setting, fit: Fit) -> None:
     """Two micro-batches share one sub-network, and their gradients are written once."""
     if setting.reads_batch:
