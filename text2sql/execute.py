@@ -47,7 +47,7 @@ class Limits:
             that the clock cannot interrupt, such as instr.
         sql_bytes: Of the query's text.
         heap_bytes: Of all that SQLite holds, sorting included. SQLite knows one such limit a
-            process; it is set while a query runs, if no lower one is set already.
+            process, which can be lowered and never raised: the lowest one asked for stays.
     """
 
     seconds: float = 10.0
@@ -152,10 +152,7 @@ class Database:
 
         db = sqlite3.connect(self._uri(), uri=True, isolation_level=None)
         try:
-            heap = int(db.execute("PRAGMA hard_heap_limit").fetchone()[0])
-            lowered = not 0 < heap <= limits.heap_bytes
-            if lowered:
-                db.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
+            db.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
             db.execute("PRAGMA temp_store=MEMORY")
             db.execute("PRAGMA query_only=ON")
             db.text_factory = lambda raw: raw.decode(errors="ignore")
@@ -171,8 +168,6 @@ class Database:
             finally:
                 db.set_authorizer(None)
                 db.set_progress_handler(None, 0)
-                if lowered:
-                    db.execute(f"PRAGMA hard_heap_limit={heap}")
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
             words = str(error)
             if refused:
