@@ -19,12 +19,13 @@ import sqlparse
 Status = Literal["ok", "refused", "failed", "stopped"]
 
 # Functions that only compute (sqlite.org: core, date, aggregate, window, math, JSON). What is missing
-# writes, loads, allocates by number (zeroblob, randomblob) or tells about the machine.
+# writes, loads, allocates or counts by number (zeroblob, randomblob; one printf('%.*c', 2147483647)
+# takes 3 s that nothing can interrupt) or tells about the machine.
 FUNCTIONS = frozenset(
     """abs avg ceil ceiling char coalesce concat concat_ws count date datetime degrees cume_dist
-    dense_rank exp first_value floor format glob group_concat hex ifnull iif instr julianday lag
+    dense_rank exp first_value floor glob group_concat hex ifnull iif instr julianday lag
     last_value lead length like likelihood likely ln log log10 log2 lower ltrim max median min mod
-    nth_value ntile nullif octet_length percent_rank pi pow power printf quote radians random rank
+    nth_value ntile nullif octet_length percent_rank pi pow power quote radians random rank
     replace round row_number rtrim sign soundex sqrt string_agg strftime substr substring sum time
     timediff total trim trunc typeof unicode unixepoch unlikely upper json json_array
     json_array_length json_extract json_object json_type json_valid json_each json_tree -> ->>""".split()

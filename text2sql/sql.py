@@ -148,8 +148,8 @@ class Query:
 
 # --- text to tokens ------------------------------------------------------------------------------
 
-# Word splitting by the rules of the Penn Treebank (Robert MacIntyre's, as NLTK applies them), as far
-# as they can meet in a text whose quoted parts are masked.
+# Word splitting by the rules of the Penn Treebank (Robert MacIntyre's, as NLTK applies them), as
+# far as they can meet in a text whose quoted parts are masked.
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 _FINAL_PERIOD = re.compile(r"(?<=[^.])\.(?=[\])}>»”’ ]*$)")
 _COMMA = re.compile(r"([:,])(\D)|([:,])$")
@@ -495,8 +495,8 @@ class _Parser:
 # --- tree to text --------------------------------------------------------------------------------
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Words that SQLite takes for a name only in quotes (sqlite.org/lang_keywords.html), without the many
-# that it takes as they are.
+# Words that SQLite takes for a name only in quotes (sqlite.org/lang_keywords.html), without the
+# many that it takes as they are.
 _RESERVED = frozenset(
     """add all alter and as autoincrement between case check collate commit constraint create
     default deferrable delete distinct drop else escape except exists foreign from group having if in
@@ -568,7 +568,7 @@ class _Writer:
             waiting, late = [], self.conditions(query.on, scopes)
         else:
             late = ""
-        text, there, seen = "FROM ", set[tuple[int, int]](), []
+        text, there, seen = "FROM ", set[tuple[int, int]](), list[int]()
         for position, source in enumerate(query.sources):
             text += " JOIN " * (position > 0)
             if isinstance(source, Query):

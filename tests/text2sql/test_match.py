@@ -21,7 +21,9 @@ from text2sql.match import (
 from text2sql.schema import Schema
 from text2sql.sql import Query, parse, to_sql
 
-JOINED = "SELECT T1.name FROM singer AS T1 JOIN singer_in_concert AS T2 ON T1.singer_id = T2.singer_id"
+JOINED = (
+    "SELECT T1.name FROM singer AS T1 JOIN singer_in_concert AS T2 ON T1.singer_id = T2.singer_id"
+)
 
 
 def match(schema: Schema, one: str, other: str) -> bool:
