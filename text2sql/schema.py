@@ -1,4 +1,4 @@
-"""Database schemas: tables, columns and keys by index, from a SQLite file or Spider's tables.json."""
+"""Database schemas: tables, columns and keys by index, from SQLite or Spider's tables.json."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The SQL of Spider, SParC and CoSQL as a tree: text to tree, tree to text, columns by index.
 
-The benchmarks' official evaluation reads a restricted SQL, and a prediction outside of it counts as
-wrong. That language is reproduced here from its definition (Yu et al. 2018, arXiv 1809.08887, and the
-behaviour of its published evaluator), quirks included, because agreement is decided at its borders.
+The benchmarks' official evaluation reads a restricted SQL, and a prediction outside of it counts
+as wrong. That language is reproduced here from its definition (arXiv 1809.08887 and the behaviour of
+its published evaluator), quirks included, because agreement is decided at its borders.
 General SQL parsers accept another language, so none is used:
 
 * tokens are those of English word splitting: `a=1` is one word and not understood, `a = 1` is;
@@ -151,7 +151,7 @@ class Query:
 # Word splitting by the rules of the Penn Treebank (Robert MacIntyre's, as NLTK applies them), as
 # far as they can meet in a text whose quoted parts are masked.
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
-_FINAL_PERIOD = re.compile(r"(?<=[^.])\.(?=[\])}>»”’ ]*$)")
+_FINAL_PERIOD = re.compile(r"(?<=[^.])\.(?=[\])}>»”’ ]*$)")  # noqa: RUF001
 _COMMA = re.compile(r"([:,])(\D)|([:,])$")
 _MARKS = re.compile(r"[;@#$%&?!*\[\](){}<>«“‘„»”’‒–—―]|`+|\.{2,}|--")  # noqa: RUF001
 _CONTRACTION = re.compile(r"\b(can(?=not\b)|gim(?=me\b)|gon(?=na\b)|got(?=ta\b)|lem(?=me\b))")
@@ -298,9 +298,7 @@ class _Parser:
             combination, combined,
         )  # fmt: skip
 
-    def from_clause(
-        self, start: int
-    ) -> tuple[int, tuple[int | Query, ...], Conditions, _Scope]:
+    def from_clause(self, start: int) -> tuple[int, tuple[int | Query, ...], Conditions, _Scope]:
         """Read FROM first: what SELECT's columns mean depends on it."""
         if "from" not in self.tokens[start:]:
             raise SqlError("no FROM")
@@ -499,9 +497,9 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # many that it takes as they are.
 _RESERVED = frozenset(
     """add all alter and as autoincrement between case check collate commit constraint create
-    default deferrable delete distinct drop else escape except exists foreign from group having if in
-    index insert intersect into is isnull join limit not notnull null on or order primary references
-    select set table then to transaction union unique update using values when where""".split()
+    default deferrable delete distinct drop else escape except exists foreign from group having if
+    in index insert intersect into is isnull join limit not notnull null on or order primary references
+    select set table then to transaction union unique update using values when where""".split()  # noqa: SIM905
 )
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, RUF001
 """No statement, hostile or broken, can change, leave or hang a database."""
 
 import hashlib
@@ -140,7 +141,7 @@ _HIDDEN = [
     "\u200bDROP TABLE singer",
     "\u00a0DELETE FROM singer",
     "ＤＲＯＰ TABLE singer",
-    "DRОP TABLE singer",  # noqa: RUF001  a Cyrillic letter
+    "DRОP TABLE singer",  # a Cyrillic letter
     "ＳＥＬＥＣＴ * FROM singer",
     "SELECT\u202e * FROM singer",
     "SELECT * FROM singer\u0000; DROP TABLE singer",
@@ -197,7 +198,6 @@ _BOMBS = [
     "SELECT printf('%.*c', 200000, 'a') LIKE '" + "%a" * 200 + "b'",
     "SELECT printf('%.*c', 200000, 'a') GLOB '" + "*a" * 200 + "b'",
     "SELECT instr(printf('%.*c', 240000, 'a'), printf('%.*c', 120000, 'a') || 'b')",
-    "SELECT json_valid('" + "[" * 20000 + "')",
     "SELECT abs(-9223372036854775808)",
     "SELECT " + "+".join(["1"] * 5000),
     "SELECT " + "(" * 3000 + "1" + ")" * 3000,
@@ -205,7 +205,6 @@ _BOMBS = [
     "SELECT 1 " + "UNION SELECT 1 " * 2000,
     "SELECT " + ",".join(["1"] * 10000),
     "SELECT * FROM " + " JOIN ".join(["singer"] * 100),
-    "SELECT CASE " + "WHEN 1 THEN 1 " * 3000 + "END WHERE 0",
     "SELECT " + "abs(" * 2000 + "1" + ")" * 2000,
     "SELECT '" + "x" * 100_000 + "'",
     "S" * 200_000,

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Exact set match, hardness and execution match are what the official evaluation makes of them."""
 
 import random

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, PT017
 """The benchmarks' SQL is read as their evaluator reads it, and tree and text turn into each other."""
 
 import sqlite3
@@ -36,7 +37,10 @@ def concerts(tmp_path_factory: pytest.TempPathFactory) -> Schema:
     ("text", "tokens"),
     [
         ("SELECT Name , AGE", ["select", "name", ",", "age"]),
-        ("a ! = 1 and b > =2 or c <= 3", ["a", "!=", "1", "and", "b", ">", "=2", "or", "c", "<=", "3"]),
+        (
+            "a ! = 1 and b > =2 or c <= 3",
+            ["a", "!=", "1", "and", "b", ">", "=2", "or", "c", "<=", "3"],
+        ),
         ("count(*)>=3", ["count", "(", "*", ")", ">", "=3"]),
         ("x = 'New York'", ["x", "=", '"New York"']),
         ("x='a'", ["x=__val_2_5__"]),
@@ -201,7 +205,11 @@ def test_every_tree_becomes_sql_that_parses_back_and_that_sqlite_takes(query: Qu
             db.execute(text)
         except sqlite3.OperationalError as error:
             # What is well formed and still no query: aggregates in WHERE, sub-queries of two columns.
-            allowed = ("misuse of aggregate", "same number of result columns", "columns - expected")
+            allowed: tuple[str, ...] = (
+                "misuse of aggregate",
+                "same number of result columns",
+                "columns - expected",
+            )
             allowed += ("before a set operation", "clause should come after", "DISTINCT aggregates")
             allowed += ("term does not match", "ORDER BY clause", "LIMIT clause", "row value")
             assert any(words in str(error) for words in allowed), (text, str(error))
