@@ -1,8 +1,8 @@
 """The SQL of Spider, SParC and CoSQL as a tree: text to tree, tree to text, columns by index.
 
 The benchmarks' official evaluation reads a restricted SQL, and a prediction outside of it counts
-as wrong. That language is reproduced here from its definition (arXiv 1809.08887 and the behaviour of
-its published evaluator), quirks included, because agreement is decided at its borders.
+as wrong. That language is reproduced here from its definition (arXiv 1809.08887 and the behaviour
+of its published evaluator), quirks included, because agreement is decided at its borders.
 General SQL parsers accept another language, so none is used:
 
 * tokens are those of English word splitting: `a=1` is one word and not understood, `a = 1` is;
@@ -498,8 +498,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = frozenset(
     """add all alter and as autoincrement between case check collate commit constraint create
     default deferrable delete distinct drop else escape except exists foreign from group having if
-    in index insert intersect into is isnull join limit not notnull null on or order primary references
-    select set table then to transaction union unique update using values when where""".split()  # noqa: SIM905
+    in index insert intersect into is isnull join limit not notnull null on or order primary
+    references select set table then to transaction union unique update using values when where""".split()  # noqa: SIM905
 )
 
 
