@@ -50,9 +50,7 @@ class TextToSql(pl.LightningModule):
         self.tables, self.missing = tables, missing
         self.keep_distinct = keep_distinct
         # The official script fetches everything: rows are bounded by memory only.
-        self.limits = replace(
-            Limits(), seconds=seconds, rows=2_000_000, result_bytes=512_000_000
-        )
+        self.limits = replace(Limits(), seconds=seconds, rows=2_000_000, result_bytes=512_000_000)
 
     def evaluate(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
         """Score a file of predictions against a file of gold queries; print tables, write JSON.
@@ -123,7 +121,9 @@ def _show(
         for name in ("turns", *(f"{kind} %" for kind in kinds)):
             table.add_column(name, justify="right")
         for name, row in rows.items():
-            table.add_row(name, f"{row['count']:.0f}", *(f"{100 * row[kind]:.1f}" for kind in kinds))
+            table.add_row(
+                name, f"{row['count']:.0f}", *(f"{100 * row[kind]:.1f}" for kind in kinds)
+            )
         table.add_section()
         table.add_row("all", f"{total['count']:.0f}", *(f"{100 * total[k]:.1f}" for k in kinds))
         if many:

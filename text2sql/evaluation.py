@@ -1,4 +1,4 @@
-"""Scores files of predictions as the community does: exact and execution match, by turn and hardness.
+"""Scores files of predictions as the community does: exact and execution match, by turn and level.
 
 Question match (QM) is the share of turns that are right, interaction match (IM) the share of
 interactions whose turns all are (SParC, arXiv 1906.02285).
@@ -93,7 +93,7 @@ class Scores:
     verdicts: tuple[Verdict, ...]
 
     def metrics(self) -> dict[str, float]:
-        """Return `exact`, `exact_interaction` and, if executed, `execution`, `execution_interaction`.
+        """Return `exact`, `exact_interaction`; if executed, `execution`, `execution_interaction`.
 
         All are shares, in [0, 1].
         """
@@ -285,7 +285,7 @@ def evaluate(
     for number, (gold, prediction) in enumerate(zip(golds, predictions, strict=True)):
         if len(prediction) > len(gold):
             raise ValueError(
-                f"interaction {number}: {len(prediction)} predictions for {len(gold)} gold queries; "
+                f"interaction {number}: {len(prediction)} predictions for {len(gold)} gold ones; "
                 f"the one at turn {len(gold)} (counted from 0) is in excess"
             )
         turns = [*prediction, *[None] * (len(gold) - len(prediction))]
@@ -341,7 +341,7 @@ def read_gold(path: str | Path) -> list[list[Gold]]:
 
 
 def read_predictions(path: str | Path, golds: Sequence[Sequence[Gold]]) -> list[list[str | None]]:
-    """Read predictions: text, one a line, in the gold file's order and with its blank lines, or JSON.
+    """Read predictions: text, one a line with blank lines as in the gold file, or JSON.
 
     Args:
         path: JSON is a list of interactions, each a list of SQL (null where missing), or in the

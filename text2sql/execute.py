@@ -1,8 +1,9 @@
 """Runs a SELECT on a SQLite file so that no text can change, leave or hang the database.
 
 Five walls, each enough for most attacks: the file is opened read-only; one statement, which must
-begin as a query; an authorizer that allows reading and listed functions only, and so refuses writes,
-ATTACH, PRAGMA, load_extension and virtual tables; limits on time, rows and bytes; no temporary file.
+begin as a query; an authorizer that allows reading and listed functions only, and so refuses
+writes, ATTACH, PRAGMA, load_extension and virtual tables; limits on time, rows and bytes; no
+temporary file.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import sqlparse
 
 Status = Literal["ok", "refused", "failed", "stopped"]
 
-# Functions that only compute (sqlite.org: core, date, aggregate, window, math, JSON). What is missing
-# writes, loads, allocates by number (zeroblob, randomblob) or tells about the machine.
+# Functions that only compute (sqlite.org: core, date, aggregate, window, math, JSON). What is
+# missing writes, loads, tells about the machine, or allocates or counts by number (zeroblob; one
+# printf('%.*c', 2147483647) takes 3 s that nothing can interrupt).
 FUNCTIONS = frozenset(
     """abs avg ceil ceiling char coalesce concat concat_ws count date datetime degrees cume_dist
-    dense_rank exp first_value floor format glob group_concat hex ifnull iif instr julianday lag
+    dense_rank exp first_value floor glob group_concat hex ifnull iif instr julianday lag
     last_value lead length like likelihood likely ln log log10 log2 lower ltrim max median min mod
-    nth_value ntile nullif octet_length percent_rank pi pow power printf quote radians random rank
+    nth_value ntile nullif octet_length percent_rank pi pow power quote radians random rank
     replace round row_number rtrim sign soundex sqrt string_agg strftime substr substring sum time
     timediff total trim trunc typeof unicode unixepoch unlikely upper json json_array
-    json_array_length json_extract json_object json_type json_valid json_each json_tree -> ->>""".split()
+    json_array_length json_extract json_object json_type json_valid json_each json_tree
+    -> ->>""".split()  # noqa: SIM905
 )
 _ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 _COMMENT = re.compile(r"\s+|--[^\n]*\n?|/\*.*?\*/", re.DOTALL)
@@ -47,7 +50,7 @@ class Limits:
             that the clock cannot interrupt, such as instr.
         sql_bytes: Of the query's text.
         heap_bytes: Of all that SQLite holds, sorting included. SQLite knows one such limit a
-            process; it is set while a query runs, if no lower one is set already.
+            process, which can be lowered and never raised: the lowest one asked for stays.
     """
 
     seconds: float = 10.0
@@ -126,7 +129,9 @@ class Database:
     def _refuse(self, sql: str) -> Result | None:
         size = len(sql.encode(errors="replace"))
         if size > self.limits.sql_bytes:
-            return Result("refused", message=f"{size} bytes of SQL, {self.limits.sql_bytes} allowed")
+            return Result(
+                "refused", message=f"{size} bytes of SQL, {self.limits.sql_bytes} allowed"
+            )
         start = 0
         while match := _COMMENT.match(sql, start):
             start = match.end()
@@ -146,16 +151,15 @@ class Database:
                 return sqlite3.SQLITE_OK
             if action == sqlite3.SQLITE_FUNCTION and (two or "").lower() in FUNCTIONS:
                 return sqlite3.SQLITE_OK
-            what = f"the function {two}" if action == sqlite3.SQLITE_FUNCTION else f"action {action}"
+            what = (
+                f"the function {two}" if action == sqlite3.SQLITE_FUNCTION else f"action {action}"
+            )
             refused.append(f"{what} is not allowed{f' ({one})' if one else ''}")
             return sqlite3.SQLITE_DENY
 
         db = sqlite3.connect(self._uri(), uri=True, isolation_level=None)
         try:
-            heap = int(db.execute("PRAGMA hard_heap_limit").fetchone()[0])
-            lowered = not 0 < heap <= limits.heap_bytes
-            if lowered:
-                db.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
+            db.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
             db.execute("PRAGMA temp_store=MEMORY")
             db.execute("PRAGMA query_only=ON")
             db.text_factory = lambda raw: raw.decode(errors="ignore")
@@ -171,8 +175,6 @@ class Database:
             finally:
                 db.set_authorizer(None)
                 db.set_progress_handler(None, 0)
-                if lowered:
-                    db.execute(f"PRAGMA hard_heap_limit={heap}")
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
             words = str(error)
             if refused:

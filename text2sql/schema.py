@@ -1,4 +1,4 @@
-"""Database schemas: tables, columns and keys by index, from a SQLite file or Spider's tables.json."""
+"""Database schemas: tables, columns and keys by index, from SQLite or Spider's tables.json."""
 
 from __future__ import annotations
 
@@ -184,7 +184,8 @@ class Schema:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
                 db.text_factory = lambda raw: raw.decode(errors="ignore")
                 names = [
-                    row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")
+                    row[0]
+                    for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")
                 ]
                 for index, name in enumerate(names):
                     quoted = name.replace('"', '""')

@@ -13,6 +13,7 @@ from text2sql.sql import (
     Conditions,
     Query,
     SelectItem,
+    Value,
     ValueUnit,
 )
 
@@ -44,7 +45,7 @@ def queries(draw: st.DrawFn, schema: Schema, depth: int = 2) -> Query:
                 found.append(draw(st.sampled_from(("and", "or"))))
             operator = draw(st.sampled_from(("=", ">", "<", ">=", "<=", "!=", "in", "like")))
             text = st.text(alphabet="abc XY%", max_size=5)
-            right = draw(st.one_of(st.integers(-9, 99).map(float), text))
+            right: Value = draw(st.one_of(st.integers(-9, 99).map(float), text))
             negated = operator in ("in", "like") and draw(st.booleans())
             if operator == "in" or (depth > 0 and not draw(st.integers(0, 3))):
                 if depth == 0:

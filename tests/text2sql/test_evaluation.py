@@ -192,7 +192,7 @@ def test_every_turn_has_the_official_verdict(name: str, benchmark: Path) -> None
     for row in rows:
         where = int(row["interaction"]), int(row["turn"])
         verdict = evaluator.judge(Gold(row["gold"], row["db_id"]), row["prediction"], *where)
-        ours = str(int(verdict.exact)), verdict.hardness
+        ours: tuple[str, ...] = (str(int(verdict.exact)), verdict.hardness)
         if verdict.execution is not None:
             ours += (str(int(verdict.execution)),)
         if ours != (row["exact"], row["hardness"], row["exec"])[: len(ours)]:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Exact set match, hardness and execution match are what the official evaluation makes of them."""
 
 import random
@@ -21,7 +22,9 @@ from text2sql.match import (
 from text2sql.schema import Schema
 from text2sql.sql import Query, parse, to_sql
 
-JOINED = "SELECT T1.name FROM singer AS T1 JOIN singer_in_concert AS T2 ON T1.singer_id = T2.singer_id"
+JOINED = (
+    "SELECT T1.name FROM singer AS T1 JOIN singer_in_concert AS T2 ON T1.singer_id = T2.singer_id"
+)
 
 
 def match(schema: Schema, one: str, other: str) -> bool:

@@ -115,5 +115,5 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
 
 def test_double_names_are_refused(entry: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "tables.json").write_text(json.dumps([entry, entry]))
-    with pytest.raises(ValueError, match="entry 1.*twice"):
+    with pytest.raises(ValueError, match=r"entry 1.*twice"):
         read_tables(tmp_path / "tables.json")
