@@ -45,15 +45,14 @@ def pack(codes: Tensor | NDArray[Any]) -> Packed:
     packed = np.empty((len(array), array.shape[1] // 8), dtype=np.uint8)
     for start in range(0, len(array), CHUNK_ITEMS):
         part = array[start : start + CHUNK_ITEMS]
-        positive = part == 1
-        wrong = ~positive & (part != -1)
+        wrong = np.abs(part) != 1
         if wrong.any():
             row, bit = np.argwhere(wrong)[0]
             raise ValueError(
                 f"code of row {start + row} is {part[row, bit]} at bit {bit}: must be -1 or 1; "
                 "take the signs first (hashing.networks.binarise)"
             )
-        packed[start : start + len(part)] = np.packbits(positive, axis=1, bitorder="little")
+        packed[start : start + len(part)] = np.packbits(part > 0, axis=1, bitorder="little")
     return packed
 
 
@@ -97,7 +96,7 @@ class CodeStore:
     altered: `append` returns a longer one.
 
     Args:
-        codes: Sign codes (n, bits) of -1 and 1, or packed ones (n, bits / 8), which alone are uint8.
+        codes: Sign codes (n, bits) of -1 and 1, or packed ones, uint8 (n, bits / 8).
         names: Of each item, unique and of one line each; None where rows are enough.
 
     Raises:
