@@ -1,4 +1,4 @@
-"""Generated pictures and captions: the same each time, several labels, learnable from both sides."""
+"""Generated pictures and captions: the same each time, with labels that both sides tell."""
 
 import time
 from pathlib import Path
@@ -157,4 +157,4 @@ def test_a_query_becomes_features(tmp_path: Path) -> None:
 )
 def test_values_out_of_range_are_refused(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"datamodule.{message}: must be at least"):
-        render(**arguments)  # type: ignore[arg-type]
+        render(**arguments)
