@@ -38,7 +38,7 @@ def read_picture(file: str | Path) -> Image.Image:
                 upright = ImageOps.exif_transpose(image)
         except Image.DecompressionBombError as error:
             raise _too_large(file, str(error)) from error
-        except _TooLargeError:
+        except TooLargeError:
             raise
         except _DAMAGED as error:
             what = "does not exist" if not Path(file).exists() else f"cannot be read: {error}"
@@ -52,12 +52,12 @@ def read_picture(file: str | Path) -> Image.Image:
     return upright.convert("RGB")
 
 
-class _TooLargeError(ValueError):
-    pass
+class TooLargeError(ValueError):
+    """A picture has more than `MAX_PIXELS`."""
 
 
-def _too_large(file: str | Path, size: str) -> _TooLargeError:
-    return _TooLargeError(
+def _too_large(file: str | Path, size: str) -> TooLargeError:
+    return TooLargeError(
         f"picture {file} is too large ({size}): at most {MAX_PIXELS:,} pixels are read; scale it "
         "down"
     )
