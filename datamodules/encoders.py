@@ -356,7 +356,7 @@ def _package(module: str, encoder: str) -> Path:
 
 
 class EfficientNetLite0:
-    """EfficientNet-Lite0 trained on ImageNet (arXiv 1905.11946): 1,280 features, averaged over places.
+    """EfficientNet-Lite0 trained on ImageNet (arXiv 1905.11946): 1,280 features, means over places.
 
     Pictures are scaled to fit 160 x 160 pixels and padded with white.
     """
