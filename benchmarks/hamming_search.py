@@ -1,0 +1,257 @@
+"""Codes in a store, built, saved, loaded and searched, beside faiss alone: time and memory.
+
+`python -m benchmarks.hamming_search [--quick] [--json PATH]`. Ten million random codes of 64 bits,
+1,000 queries, the nearest 100. Searches take turns (A B C A B C) and medians are reported; every
+arm starts from what it saved on disk, in a process of its own, and must find the same.
+`search_ratio_to_faiss` is our time over that of the faster way to use faiss alone: its
+`IndexBinaryFlat`, or `knn_hamming`, the kernel below it, on codes in memory.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import faiss
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.stepper import resident_bytes, versions
+from hashing.search import Hits, nearest
+from hashing.store import CodeStore, pack
+
+ARMS = {
+    "store": "our store",
+    "flat": "IndexBinaryFlat",
+    "kernel": "knn_hamming",
+}
+
+
+def build(items: int, bits: int, queries: int, folder: Path) -> dict[str, Any]:
+    """Draw sign codes, pack them, and save them as a store and as an index of faiss.
+
+    Args:
+        items: How many codes.
+        bits: Of each.
+        queries: How many codes to search by, half of them near to an item.
+        folder: Gets `store/`, `faiss.index`, `codes.npy` and `queries.npy`.
+
+    Returns:
+        Seconds and bytes of each.
+    """
+    draw = np.random.default_rng(0)
+    signs = np.empty((items, bits), dtype=np.int8)
+    for start in range(0, items, 1 << 20):
+        part = signs[start : start + (1 << 20)]
+        part[:] = draw.integers(0, 2, part.shape, dtype=np.int8) * 2 - 1
+    asked = signs[draw.integers(0, items, queries)]
+    flips = draw.random(asked.shape) < np.where(np.arange(queries) % 2, 0.1, 0.5)[:, None]
+    np.save(folder / "queries.npy", pack(np.where(flips, -asked, asked)))
+
+    start_time = perf_counter()
+    store = CodeStore(signs)
+    built = perf_counter() - start_time
+    start_time = perf_counter()
+    store.save(folder / "store")
+    saved = perf_counter() - start_time
+    start_time = perf_counter()
+    index = faiss.IndexBinaryFlat(bits)
+    index.add(np.packbits(signs > 0, axis=1, bitorder="little"))
+    faiss_built = perf_counter() - start_time
+    start_time = perf_counter()
+    faiss.write_index_binary(index, str(folder / "faiss.index"))
+    faiss_saved = perf_counter() - start_time
+    np.save(folder / "codes.npy", store.packed)
+    size = sum(file.stat().st_size for file in (folder / "store").iterdir())
+    faiss_size = (folder / "faiss.index").stat().st_size
+    return {
+        "store": {"build_s": built, "save_s": saved, "bytes": size},
+        "flat": {"build_s": faiss_built, "save_s": faiss_saved, "bytes": faiss_size},
+    }
+
+
+def open_arm(arm: str, folder: Path) -> Callable[[Any, int], Hits]:
+    """Load what an arm searches; returns its search.
+
+    Args:
+        arm: A key of `ARMS`.
+        folder: Of `build`.
+    """
+    if arm == "store":
+        store = CodeStore.load(folder / "store")
+        return lambda queries, top: nearest(queries, store.packed, top, "faiss")
+    if arm == "flat":
+        index = faiss.read_index_binary(str(folder / "faiss.index"))
+        return lambda queries, top: Hits(*index.search(queries, top)[::-1])
+    codes = np.load(folder / "codes.npy")
+    return lambda queries, top: Hits(*faiss.knn_hamming(queries, codes, top)[::-1])
+
+
+def serve(arm: str, folder: Path, top: int) -> None:
+    """Search once for each line on stdin; print its seconds, after load time and at last memory."""
+    queries = np.load(folder / "queries.npy")
+    before, own = resident_bytes("VmRSS"), resident_bytes("RssAnon")
+    start = perf_counter()
+    find = open_arm(arm, folder)
+    print(json.dumps({"load_s": perf_counter() - start}), flush=True)
+    hits = None
+    for _ in sys.stdin:
+        start = perf_counter()
+        hits = find(queries, top)
+        print(json.dumps({"search_s": perf_counter() - start}), flush=True)
+    assert hits is not None, "at least one round"
+    np.savez(folder / f"{arm}.npz", rows=hits.rows, distances=hits.distances)
+    memory = {"peak_bytes": resident_bytes("VmHWM") - before}
+    print(json.dumps(memory | {"own_bytes": resident_bytes("RssAnon") - own}), flush=True)
+
+
+def measure(
+    items: int = 10_000_000, bits: int = 64, queries: int = 1_000, top: int = 100, rounds: int = 3
+) -> dict[str, Any]:
+    """Build, save, load and search, our store and faiss in turn.
+
+    Args:
+        items: Codes in the store.
+        bits: Of a code.
+        queries: Codes to search by.
+        top: Nearest items of each.
+        rounds: Searches of each arm.
+
+    Returns:
+        `search_ratio_to_faiss`, `memory_ratio_to_faiss` and the figures of each arm.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        arms: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS} | build(
+            items, bits, queries, folder
+        )
+        command = [sys.executable, "-m", "benchmarks.hamming_search", "--folder", name]
+        command += ["--top", str(top), "--arm"]
+        processes = {
+            arm: subprocess.Popen(
+                [*command, arm], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for arm in ARMS
+        }
+
+        def answer(arm: str) -> Any:
+            stdout = processes[arm].stdout
+            assert stdout is not None, "piped"
+            line = stdout.readline()
+            if not line:
+                raise RuntimeError(f"{arm} ended with status {processes[arm].wait()}")
+            return json.loads(line)
+
+        seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        try:
+            for arm in ARMS:
+                arms[arm] |= answer(arm)
+            for _ in range(rounds):
+                for arm in ARMS:
+                    stdin = processes[arm].stdin
+                    assert stdin is not None, "piped"
+                    stdin.write("go\n")
+                    stdin.flush()
+                    seconds[arm].append(answer(arm)["search_s"])
+            for arm in ARMS:
+                stdin = processes[arm].stdin
+                assert stdin is not None, "piped"
+                stdin.close()
+                arms[arm] |= answer(arm)
+        finally:
+            for process in processes.values():
+                process.kill()
+                process.wait()
+        found = {arm: np.load(folder / f"{arm}.npz") for arm in ARMS}
+        same = all(
+            np.array_equal(found[arm][key], found["store"][key])
+            for arm in ARMS
+            for key in ("rows", "distances")
+        )
+        few = np.load(folder / "queries.npy")[: max(1, queries // 50)]
+        start = perf_counter()
+        plain = nearest(few, CodeStore.load(folder / "store", verify=False).packed, top, "numpy")
+        numpy_s = (perf_counter() - start) / len(few)
+        same = same and np.array_equal(plain.rows, found["store"]["rows"][: len(few)])
+    for arm in ARMS:
+        arms[arm] |= {"search_s": median(seconds[arm]), "searches_s": seconds[arm]}
+    faiss_s = min(arms[arm]["search_s"] for arm in ("flat", "kernel"))
+    faiss_bytes = min(arms[arm]["peak_bytes"] for arm in ("flat", "kernel"))
+    return {
+        "search_ratio_to_faiss": arms["store"]["search_s"] / faiss_s,
+        "search_ratio_to_flat": arms["store"]["search_s"] / arms["flat"]["search_s"],
+        "memory_ratio_to_faiss": arms["store"]["peak_bytes"] / faiss_bytes,
+        "same_results": same,
+        "numpy_ms_per_query": 1000 * numpy_s,
+        "items": items,
+        "bits": bits,
+        "queries": queries,
+        "top": top,
+        "arms": arms,
+    }
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures of each arm."""
+    shown = Table(
+        title=f"{result['items']:,} codes of {result['bits']} bits, {result['queries']:,} queries, "
+        f"top {result['top']}"
+    )
+    headings = ("build s", "save s", "on disk MB", "load s", "search s", "ms a query")
+    shown.add_column("", no_wrap=True)
+    for heading in (*headings, "peak MB", "own MB"):
+        shown.add_column(heading, justify="right")
+    for arm, name in ARMS.items():
+        row = result["arms"][arm]
+        cells = [f"{row[key]:.2f}" if key in row else "" for key in ("build_s", "save_s")]
+        cells += [f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else "", f"{row['load_s']:.2f}"]
+        cells += [f"{row['search_s']:.2f}", f"{1000 * row['search_s'] / result['queries']:.2f}"]
+        cells += [f"{row[key] / 1e6:.0f}" for key in ("peak_bytes", "own_bytes")]
+        shown.add_row(name, *cells)
+    shown.caption = (
+        f"search: {result['search_ratio_to_faiss']:.2f}x of the faster faiss, "
+        f"{result['search_ratio_to_flat']:.2f}x of IndexBinaryFlat; peak memory: "
+        f"{result['memory_ratio_to_faiss']:.2f}x; same results: {result['same_results']}; without "
+        f"faiss {result['numpy_ms_per_query']:.0f} ms a query on one core. Peak counts mapped "
+        "pages of the file, which the system may drop; own does not."
+    )
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; returns what it writes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hamming_search", description=__doc__
+    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of the codes and queries")
+    parser.add_argument("--json", type=Path, help="write one JSON object here")
+    parser.add_argument("--items", type=int, help="10,000,000 (quick: 1,000,000)")
+    parser.add_argument("--queries", type=int, help="1,000 (quick: 100)")
+    parser.add_argument("--bits", type=int, default=64)
+    parser.add_argument("--top", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3, help="searches of each arm")
+    parser.add_argument("--arm", choices=sorted(ARMS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.arm:
+        serve(args.arm, args.folder, args.top)
+        return {}
+    items = args.items or (1_000_000 if args.quick else 10_000_000)
+    queries = args.queries or (100 if args.quick else 1_000)
+    result = measure(items, args.bits, queries, args.top, args.rounds)
+    result["versions"] = versions() | {"faiss": faiss.__version__}
+    Console().print(table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    main()

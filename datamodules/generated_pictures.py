@@ -1,0 +1,449 @@
+"""Pictures and captions that are drawn here: real RGB with several labels, no file, no network.
+
+A picture shows up to three kinds of figures, one to three of each, in colours, sizes, places and
+angles of their own, on a ground that may have a pattern. Figures and patterns are the labels;
+colour, place, size and number are not, though captions speak of them as people would. Captions
+paraphrase ("a form with three corners") and now and then leave a figure unnamed.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from datamodules.cross_modal_items import CrossModalItems
+from datamodules.pictures import is_picture, read_picture
+
+SUPERSAMPLING = 4
+UNNAMED = 0.1  # share of figures that a caption calls things
+
+FIGURES = ("circle", "triangle", "square", "star", "cross", "ring", "heart")
+PATTERNS = ("stripes", "dots", "checks")
+CLASSES = (*FIGURES, *PATTERNS)
+
+# No word of a caption begins so, unless label words are allowed.
+STEMS = ("circ", "triang", "squar", "star", "cross", "ring", "heart", "strip", "dot", "check")
+
+# One figure, several, and what follows: "two red FORMS with three corners".
+PHRASES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "circle": (
+        ("disc", "discs", ""),
+        ("ball", "balls", ""),
+        ("coin", "coins", ""),
+        ("shape", "shapes", "without a single corner"),
+        ("round figure", "round figures", "filled to the rim"),
+        ("blob", "blobs", "as even as a full moon"),
+    ),
+    "triangle": (
+        ("wedge", "wedges", ""),
+        ("form", "forms", "with three corners"),
+        ("shape", "shapes", "of three straight sides"),
+        ("pyramid", "pyramids", ""),
+        ("figure", "figures", "with three sides"),
+        ("pointed sail", "pointed sails", ""),
+    ),
+    "square": (
+        ("box", "boxes", ""),
+        ("tile", "tiles", ""),
+        ("form", "forms", "with four corners"),
+        ("shape", "shapes", "of four equal sides"),
+        ("figure", "figures", "with four right angles"),
+        ("block", "blocks", "as wide as tall"),
+    ),
+    "star": (
+        ("spark", "sparks", ""),
+        ("spiky figure", "spiky figures", ""),
+        ("shape", "shapes", "with five points"),
+        ("form", "forms", "of five sharp rays"),
+        ("pointed badge", "pointed badges", ""),
+        ("night light", "night lights", "from a flag"),
+    ),
+    "cross": (
+        ("plus sign", "plus signs", ""),
+        ("sign", "signs", "of addition"),
+        ("figure", "figures", "of two bars at right angles"),
+        ("shape", "shapes", "from a first aid box"),
+        ("form", "forms", "with four equal arms"),
+        ("Swiss emblem", "Swiss emblems", ""),
+    ),
+    "ring": (
+        ("hoop", "hoops", ""),
+        ("loop", "loops", ""),
+        ("round band", "round bands", ""),
+        ("shape", "shapes", "with a hole in the middle"),
+        ("hollow figure", "hollow figures", "without a corner"),
+        ("wheel", "wheels", "without spokes"),
+    ),
+    "heart": (
+        ("valentine", "valentines", ""),
+        ("love symbol", "love symbols", ""),
+        ("shape", "shapes", "with two lobes over one point"),
+        ("form", "forms", "notched above and pointed below"),
+        ("playing card suit", "playing card suits", ""),
+        ("figure", "figures", "as sent to a sweetie"),
+    ),
+    "stripes": tuple(
+        (text, text, "")
+        for text in (
+            "parallel lines",
+            "ruled lines",
+            "thin bands side by side",
+            "the bars of a fence",
+            "the coat of a zebra",
+        )
+    ),
+    "dots": tuple(
+        (text, text, "")
+        for text in (
+            "small spots",
+            "speckles in rows",
+            "freckles",
+            "the spots of a ladybird",
+            "round points side by side",
+        )
+    ),
+    "checks": tuple(
+        (text, text, "")
+        for text in (
+            "a chess board",
+            "tiles in two tones",
+            "little boxes by turns",
+            "the flag of a finish line",
+            "a picnic cloth",
+        )
+    ),
+}
+LABEL_PHRASES = {
+    **{name: ((name, "crosses" if name == "cross" else f"{name}s", ""),) for name in FIGURES},
+    **{name: ((name, name, ""),) for name in PATTERNS},
+}
+UNNAMED_PHRASES = (("thing", "things", ""), ("object", "objects", ""), ("item", "items", ""))
+COLOURS: dict[tuple[str, ...], tuple[int, int, int]] = {
+    ("red", "scarlet", "crimson"): (214, 40, 40),
+    ("orange", "amber"): (245, 134, 20),
+    ("yellow", "golden"): (246, 205, 40),
+    ("green", "emerald"): (44, 152, 72),
+    ("teal", "turquoise"): (22, 158, 160),
+    ("blue", "azure"): (40, 92, 210),
+    ("violet", "purple"): (126, 62, 180),
+    ("pink", "rosy"): (240, 120, 170),
+}
+GROUNDS: dict[tuple[str, ...], tuple[int, int, int]] = {
+    ("white", "bright"): (246, 246, 244),
+    ("pale", "cream"): (240, 228, 204),
+    ("light grey", "silver"): (200, 204, 210),
+    ("dark", "black"): (34, 36, 44),
+    ("navy", "midnight"): (28, 40, 78),
+    ("brown", "earthen"): (84, 62, 48),
+}
+NUMBERS = {1: ("a", "one", "a single"), 2: ("two", "a pair of"), 3: ("three", "a trio of")}
+SIZES = {"small": ("small", "little", "tiny"), "": ("",), "large": ("large", "big")}
+SURFACES = ("ground", "backdrop", "surface")
+COVERED = ("covered in", "made of", "with")
+SENTENCES = (
+    "{figures} on {ground}.",
+    "On {ground}: {figures}.",
+    "I see {figures}, behind them {ground}.",
+    "This picture shows {figures} over {ground}.",
+    "{ground}, and in front of it {figures}.",
+    "Somebody drew {figures} on {ground}.",
+)
+EMPTY_SENTENCES = (
+    "{ground} and nothing else.",
+    "Nothing but {ground}.",
+    "This picture shows {ground}, empty.",
+)
+
+
+def render(
+    count: int = 2000,
+    size: int = 32,
+    seed: int = 1,
+    label_words_in_captions: bool = False,
+) -> CrossModalItems:
+    """Draw pictures and write their captions; the same for the same arguments, on every machine.
+
+    An item depends on its number, the seed and the size alone: more items leave those before as
+    they are. Texts are bags of words over `vocabulary`.
+
+    Args:
+        count: Items, at least 1.
+        size: Height and width in pixels, at least 16.
+        seed: Of everything that is drawn.
+        label_words_in_captions: Name the labels in the captions; else no word of a caption begins
+            as a label does (`STEMS`).
+
+    Returns:
+        uint8 pictures (count, 3, size, size), float32 texts, and 1 to 3 of the 10 labels an item.
+
+    Raises:
+        ValueError: A value is out of its range; the message names its key.
+    """
+    for key, value, least in (("count", count, 1), ("size", size, 16), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"datamodule.{key}={value}: must be at least {least}")
+    image = np.empty((count, 3, size, size), dtype=np.uint8)
+    labels = np.zeros((count, len(CLASSES)), dtype=np.uint8)
+    captions = []
+    for item in range(count):
+        draw = np.random.default_rng([seed, item])
+        scene = _Scene(draw, size)
+        image[item] = scene.picture()
+        labels[item, [CLASSES.index(name) for name in scene.labels]] = 1
+        captions.append(scene.caption(label_words_in_captions))
+    return CrossModalItems(
+        image=image,
+        text=bag_of_words(captions, vocabulary(label_words_in_captions)),
+        labels=labels,
+        classes=CLASSES,
+        names=tuple(f"picture {item}" for item in range(count)),
+        captions=tuple(captions),
+    )
+
+
+def encode_query(
+    query: str, size: int, label_words_in_captions: bool = False
+) -> tuple[Literal["image", "text"], NDArray[Any]]:
+    """Turn a query into what `render` gives of an item.
+
+    Args:
+        query: Words, or the path of a picture, which is scaled to the size.
+        size: As in `render`.
+        label_words_in_captions: As in `render`.
+
+    Returns:
+        `text` and float32 (1, words), or `image` and uint8 (1, 3, size, size).
+
+    Raises:
+        ValueError: The captions have none of the words, or the picture cannot be read.
+    """
+    if is_picture(query):
+        picture = read_picture(Path(query)).resize((size, size), Image.Resampling.BOX)
+        return "image", np.asarray(picture).transpose(2, 0, 1)[None].copy()
+    words = vocabulary(label_words_in_captions)
+    text = bag_of_words([query], words)
+    if not text.any():
+        raise ValueError(
+            f"query={query!r}: the generated captions have none of these words; they have "
+            f"{', '.join(words)}"
+        )
+    return "text", text
+
+
+def bag_of_words(captions: Sequence[str], words: Sequence[str]) -> NDArray[np.float32]:
+    """Which words a caption has: 1 or 0, float32 (captions, words); other words are left out."""
+    columns = {word: column for column, word in enumerate(words)}
+    bags = np.zeros((len(captions), len(words)), dtype=np.float32)
+    for row, caption in enumerate(captions):
+        for word in split_words(caption):
+            if word in columns:
+                bags[row, columns[word]] = 1
+    return bags
+
+
+def split_words(caption: str) -> list[str]:
+    """The words of a caption, in small letters."""
+    return re.findall(r"[a-z]+", caption.lower())
+
+
+@cache
+def vocabulary(label_words_in_captions: bool = False) -> tuple[str, ...]:
+    """Every word that a caption may have, sorted; it does not depend on what was drawn."""
+    phrases = LABEL_PHRASES if label_words_in_captions else PHRASES
+    tables = (COLOURS, GROUNDS, NUMBERS.values(), SIZES.values(), _PLACES.values())
+    texts = [
+        *(
+            text
+            for forms in (*phrases.values(), UNNAMED_PHRASES)
+            for form in forms
+            for text in form
+        ),
+        *(text for table in tables for words in table for text in words),
+        *(text.format(figures="", ground="") for text in (*SENTENCES, *EMPTY_SENTENCES)),
+        *SURFACES,
+        *COVERED,
+        "a an and",
+    ]
+    return tuple(sorted({word for text in texts for word in split_words(text)}))
+
+
+# --- one scene ---------------------------------------------------------------------------------
+
+_PLACES = {
+    (-1, -1): ("at the top left", "in the upper left"),
+    (0, -1): ("at the top", "near the upper edge"),
+    (1, -1): ("at the top right", "in the upper right"),
+    (-1, 0): ("on the left", "near the left edge"),
+    (0, 0): ("in the middle", "in the centre"),
+    (1, 0): ("on the right", "near the right edge"),
+    (-1, 1): ("at the bottom left", "in the lower left"),
+    (0, 1): ("at the bottom", "near the lower edge"),
+    (1, 1): ("at the bottom right", "in the lower right"),
+}
+
+
+class _Scene:
+    """What is in one picture: drawn first, then described."""
+
+    def __init__(self, draw: np.random.Generator, size: int) -> None:
+        self.random, self.size = draw, size
+        self.pattern = str(draw.choice(PATTERNS)) if draw.random() < 0.4 else None
+        kinds = int(draw.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
+        if self.pattern is not None:
+            kinds -= kinds > 1 or draw.random() < 0.25
+        self.kinds = [str(name) for name in draw.choice(FIGURES, size=kinds, replace=False)]
+        self.labels = [*self.kinds, *([self.pattern] if self.pattern else [])]
+        grounds, colours = list(GROUNDS), list(COLOURS)
+        self.ground = grounds[draw.integers(len(grounds))]
+        self.colours = [colours[i] for i in draw.choice(len(colours), size=kinds, replace=False)]
+        # Four figures at most, so that each keeps a dozen pixels or so.
+        self.numbers = [int(draw.choice([1, 2, 3], p=[0.6, 0.3, 0.1])) for _ in range(kinds)]
+        while sum(self.numbers) > 4:
+            self.numbers[int(np.argmax(self.numbers))] -= 1
+        self.radii = [
+            draw.uniform(*((0.17, 0.3) if sum(self.numbers) < 3 else (0.15, 0.21)))
+            for _ in range(kinds)
+        ]
+        self.centres = self._place()
+
+    def _place(self) -> list[list[tuple[float, float]]]:
+        """Centres of all figures in the unit square, apart from each other where there is room."""
+        taken: list[tuple[float, float, float]] = []
+        centres: list[list[tuple[float, float]]] = []
+        for number, radius in zip(self.numbers, self.radii, strict=True):
+            centres.append([])
+            for _ in range(number):
+                best, best_room = (0.5, 0.5), -math.inf
+                for _ in range(24):
+                    x, y = self.random.uniform(radius, 1 - radius, 2)
+                    room = min(
+                        (math.hypot(x - a, y - b) - radius - r for a, b, r in taken), default=1.0
+                    )
+                    if room > best_room:
+                        best, best_room = (float(x), float(y)), room
+                    if room > 0:
+                        break
+                taken.append((*best, radius))
+                centres[-1].append(best)
+        return centres
+
+    def picture(self) -> NDArray[np.uint8]:
+        """uint8 (3, size, size)."""
+        side = self.size * SUPERSAMPLING
+        image = Image.fromarray(self._ground(side))
+        for kind, colour, radius, centres in zip(
+            self.kinds, self.colours, self.radii, self.centres, strict=True
+        ):
+            fill = self._shade(COLOURS[colour], 18)
+            for centre in centres:
+                mask = Image.new("L", (side, side))
+                pen = ImageDraw.Draw(mask)
+                angle = self.random.uniform(-0.45, 0.45)
+                for outline, shown in _outlines(kind):
+                    turned = _turn(outline, angle) * radius + centre
+                    pen.polygon([tuple(point) for point in turned * side], fill=255 * shown)
+                image.paste(fill, mask=mask)
+        small = np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float32)
+        light = 1 + np.linspace(-0.08, 0.08, self.size)[:, None, None] * self.random.choice([-1, 1])
+        noisy = small * light + self.random.normal(0, 5, small.shape)
+        return noisy.clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
+
+    def _ground(self, side: int) -> NDArray[np.uint8]:
+        base = self._shade(GROUNDS[self.ground], 8)
+        ground = np.broadcast_to(np.array(base, dtype=np.uint8), (side, side, 3)).copy()
+        if self.pattern is None:
+            return ground
+        step = 60 if sum(base) < 384 else -60
+        other = tuple(int(np.clip(value + step, 0, 255)) for value in base)
+        angle = self.random.uniform(0, math.pi) if self.pattern == "stripes" else 0.0
+        period = side * self.random.uniform(0.19, 0.27)
+        rows, columns = np.mgrid[:side, :side]
+        along = columns * math.cos(angle) + rows * math.sin(angle) + self.random.uniform(0, period)
+        across = rows * math.cos(angle) - columns * math.sin(angle) + self.random.uniform(0, period)
+        if self.pattern == "stripes":
+            marked = along % period < period / 2
+        elif self.pattern == "dots":
+            half = period / 2
+            marked = np.hypot(along % period - half, across % period - half) < 0.33 * period
+        else:
+            marked = (along % period < period / 2) ^ (across % period < period / 2)
+        ground[marked] = other
+        return ground
+
+    def _shade(self, colour: tuple[int, int, int], spread: int) -> tuple[int, ...]:
+        jitter = self.random.integers(-spread, spread + 1, 3)
+        return tuple(int(value) for value in np.clip(np.array(colour) + jitter, 0, 255))
+
+    def caption(self, label_words: bool) -> str:
+        """One English sentence; its words never depend on how the picture was drawn."""
+        phrases = LABEL_PHRASES if label_words else PHRASES
+        figures = []
+        for kind, colour, number, radius, centres in zip(
+            self.kinds, self.colours, self.numbers, self.radii, self.centres, strict=True
+        ):
+            forms = UNNAMED_PHRASES if self.random.random() < UNNAMED else phrases[kind]
+            one, several, tail = forms[self.random.integers(len(forms))]
+            extent = "small" if radius < 0.18 else "large" if radius > 0.25 else ""
+            parts = [self._pick(NUMBERS[number]), self._pick(SIZES[extent]), self._pick(colour)]
+            parts += [one if number == 1 else several, tail]
+            if number == 1 and self.random.random() < 0.5:
+                cell = tuple(int(value * 3) - 1 for value in centres[0])
+                parts.append(self._pick(_PLACES[min(cell[0], 1), min(cell[1], 1)]))
+            figures.append(_with_article(" ".join(part for part in parts if part)))
+        ground = f"a {self._pick(self.ground)} {self._pick(SURFACES)}"
+        if self.pattern is not None:
+            forms = phrases[self.pattern]
+            marks = forms[self.random.integers(len(forms))][0]
+            ground = f"{ground} {self._pick(COVERED)} {marks}"
+        ground = _with_article(ground)
+        self.random.shuffle(figures)
+        shown = " and ".join([", ".join(figures[:-1]), figures[-1]] if figures[1:] else figures)
+        sentence = self._pick(SENTENCES if figures else EMPTY_SENTENCES)
+        text = sentence.format(figures=shown, ground=ground)
+        return text[0].upper() + text[1:]
+
+    def _pick(self, options: Sequence[str]) -> str:
+        return options[int(self.random.integers(len(options)))]
+
+
+def _with_article(phrase: str) -> str:
+    return re.sub(r"^a(?= [aeiou])", "an", phrase)
+
+
+@cache
+def _outlines(kind: str) -> tuple[tuple[NDArray[np.float64], bool], ...]:
+    """Polygons of a figure within the unit circle; one that is not shown is a hole."""
+    turn = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+    disc = np.stack([np.sin(turn), -np.cos(turn)], 1)
+    if kind == "circle":
+        return ((disc, True),)
+    if kind == "ring":
+        return ((disc, True), (0.55 * disc, False))
+    if kind == "triangle":
+        return ((disc[::16] * 1.1, True),)
+    if kind == "square":
+        return ((disc[6::12] * 1.1, True),)
+    if kind == "star":
+        points = np.linspace(0, 2 * math.pi, 10, endpoint=False)
+        reach = np.where(np.arange(10) % 2, 0.45, 1.1)[:, None]
+        return ((np.stack([np.sin(points), -np.cos(points)], 1) * reach, True),)
+    if kind == "cross":
+        a, b = 0.3, 1.0
+        corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
+        corners += [(a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        return ((np.array(corners), True),)
+    assert kind == "heart", kind
+    x = 16 * np.sin(turn) ** 3
+    y = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
+    return ((np.stack([x, -y - 2.5], 1) / 15, True),)
+
+
+def _turn(outline: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return outline @ np.array([[cosine, sine], [-sine, cosine]])

@@ -1,0 +1,68 @@
+"""Pictures in files: read as RGB, or refused by name; nothing here can fill the memory."""
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 50_000_000  # 150 MB as RGB
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+# What Pillow raises on damaged files, by format.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
+
+
+def read_picture(file: str | Path) -> Image.Image:
+    """Read a picture as RGB: upright as its EXIF data say, what is transparent over white.
+
+    The header is read first, and a picture above `MAX_PIXELS` is not decoded.
+
+    Args:
+        file: In any format that Pillow reads; of an animation the first frame.
+
+    Raises:
+        ValueError: It is absent, unreadable or too large; the message names the file.
+    """
+    with warnings.catch_warnings():
+        # Pillow's own limits, warned of or raised, lie above ours.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise _too_large(file, f"{width} x {height} pixels")
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+        except Image.DecompressionBombError as error:
+            raise _too_large(file, str(error)) from error
+        except TooLargeError:
+            raise
+        except _DAMAGED as error:
+            what = "does not exist" if not Path(file).exists() else f"cannot be read: {error}"
+            raise ValueError(f"picture {file} {what}") from error
+    if upright.mode.startswith("I;16"):  # 16 bits a pixel, which `convert` would cut off
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
+        layer = upright.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        upright = Image.alpha_composite(white, layer)
+    return upright.convert("RGB")
+
+
+class TooLargeError(ValueError):
+    """A picture has more than `MAX_PIXELS`."""
+
+
+def _too_large(file: str | Path, size: str) -> TooLargeError:
+    return TooLargeError(
+        f"picture {file} is too large ({size}): at most {MAX_PIXELS:,} pixels are read; scale it "
+        "down"
+    )
+
+
+def is_picture(query: str) -> bool:
+    """Whether a query names a picture's file rather than being a text, by how it ends."""
+    return query.lower().endswith(SUFFIXES)

@@ -1,0 +1,175 @@
+"""The nearest codes of a store: exact top-k search by Hamming distance, over packed bits.
+
+Ties are frequent (k bits have k + 1 distances) and broken by one rule: of items at the same
+distance the one stored first comes first. faiss keeps to it, and so does the search without faiss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from hashing.store import CodeStore, Packed, pack
+
+Backend = Literal["faiss", "numpy"]
+
+CHUNK_BYTES = 1 << 19  # codes that are compared with a query at once: they stay in the cache
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What was found for each query, nearest first.
+
+    Args:
+        rows: Of the items, int64 (queries, top).
+        distances: Bits that differ, int32 (queries, top).
+    """
+
+    rows: NDArray[np.int64]
+    distances: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Match:
+    """One item that was found.
+
+    Args:
+        name: Of the item.
+        row: In the store.
+        distance: Bits in which its code differs from the query's.
+    """
+
+    name: str
+    row: int
+    distance: int
+
+
+def nearest(queries: Packed, database: Packed, top: int, backend: Backend | None = None) -> Hits:
+    """Find the items with the nearest codes; of items at the same distance, the first rows.
+
+    With faiss it is the kernel of its `IndexBinaryFlat`, run on the codes where they lie: a store
+    on disk is searched through its memory map, without a copy.
+
+    Args:
+        queries: Packed codes, uint8 (queries, bits / 8).
+        database: Packed codes, uint8 (items, bits / 8).
+        top: How many to find, at least 1; all items if there are fewer.
+        backend: `faiss`, `numpy`, or None for faiss where it is installed.
+
+    Raises:
+        ValueError: Shapes do not fit, or `top` is below 1.
+        ImportError: faiss is asked for and not installed.
+    """
+    if queries.ndim != 2 or database.ndim != 2 or queries.shape[1] != database.shape[1]:
+        raise ValueError(
+            f"packed queries of shape {queries.shape} do not fit codes of shape {database.shape}: "
+            "both must be (n, bits / 8)"
+        )
+    if top < 1:
+        raise ValueError(f"top={top}: must be at least 1")
+    if backend is None:
+        backend = "faiss" if find_spec("faiss") else "numpy"
+    top = min(top, len(database))
+    queries = np.ascontiguousarray(queries)
+    if backend == "numpy":
+        return _nearest_numpy(queries, database, top)
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "backend=faiss needs the package faiss-cpu, of the extra hashing: pip install "
+            "faiss-cpu -c constraints.txt; or choose backend=numpy, which finds the same"
+        ) from error
+    # The heap keeps, of equal distances, the lower rows: tests/hashing/test_search.py.
+    distances, rows = faiss.knn_hamming(queries, np.ascontiguousarray(database), top, variant="hc")
+    return Hits(rows, distances)
+
+
+def _nearest_numpy(queries: Packed, database: Packed, top: int) -> Hits:
+    """The rows pass in chunks; whoever comes later must be nearer than the last one kept."""
+    words, columns = _words(queries), _words(database)
+    width = database.shape[1]
+    step = max(1, CHUNK_BYTES // max(1, width))
+    count = len(queries)
+    rows: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * count
+    distances: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)] * count
+    for start in range(0, len(database), step):
+        part = columns[start : start + step]
+        for query in range(count):
+            differing = np.bitwise_count(part ^ words[query])
+            found = differing[:, 0] if part.shape[1] == 1 else differing.sum(1, dtype=np.int32)
+            kept = distances[query]
+            bound = kept[-1] if len(kept) == top else np.iinfo(np.int32).max
+            near = np.flatnonzero(found < bound)
+            if not len(near):
+                continue
+            merged = np.concatenate([kept, found[near].astype(np.int32)])
+            order = np.argsort(merged, kind="stable")[:top]  # stable: lower rows stay before
+            distances[query] = merged[order]
+            rows[query] = np.concatenate([rows[query], near + start])[order]
+    return Hits(np.stack(rows), np.stack(distances))
+
+
+def _words(packed: Packed) -> NDArray[Any]:
+    """The same bits in the widest unsigned numbers that fill a row: fewer to count."""
+    size = next(size for size in (8, 4, 2, 1) if packed.shape[1] % size == 0)
+    return np.ascontiguousarray(packed).view(f"u{size}")
+
+
+def search(
+    store: CodeStore, query: Tensor | NDArray[Any], top: int, backend: Backend | None = None
+) -> list[Match]:
+    """Rank a store's items by their distance from one query.
+
+    Args:
+        store: What is searched.
+        query: Sign code of -1 and 1, (bits,) or (1, bits).
+        top: See `nearest`.
+        backend: See `nearest`.
+
+    Returns:
+        The nearest items, by name.
+
+    Raises:
+        ValueError: The query's code is not one of the store's length.
+    """
+    hits = nearest(pack(query.reshape(1, -1)), store.packed, top, backend)
+    found = zip(hits.rows[0].tolist(), hits.distances[0].tolist(), strict=True)
+    return [Match(store.names[row], row, distance) for row, distance in found]
+
+
+def results_table(
+    query: str,
+    matches: Sequence[Match],
+    bits: int,
+    captions: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> Table:
+    """What was found, for the screen.
+
+    Args:
+        query: What was asked for.
+        matches: Of `search`.
+        bits: Length of a code.
+        captions: Texts of the matches' items, in their order.
+        labels: Classes of the matches' items, in their order.
+    """
+    table = Table(title=Text(f"Nearest to {query!r}"), title_justify="left")
+    table.add_column("rank", justify="right")
+    table.add_column(f"distance of {bits}", justify="right")
+    table.add_column("item", overflow="fold")
+    if labels is not None:
+        table.add_column("labels")
+    if captions is not None:
+        table.add_column("text", overflow="fold")
+    for place, match in enumerate(matches):
+        cells = [str(place + 1), str(match.distance), match.name]
+        cells += [each[place] for each in (labels, captions) if each is not None]
+        table.add_row(*map(Text, cells))  # a name's brackets are no markup
+    return table

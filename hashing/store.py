@@ -1,0 +1,385 @@
+"""Codes on disk, one bit a bit: kept, added to, and never changed.
+
+A store's folder holds `codes.bin` (the items' codes end to end, k/8 bytes each, memory-mapped),
+`names.txt` (one name a line, where items have names) and `store.json`, which says how many items
+are valid, in which parts they came, and what the parts' fingerprints are. Adding items writes
+behind the valid bytes and then replaces `store.json` at once: whoever reads meanwhile, or after a
+kill, finds the store as it was.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK_ITEMS = 1 << 20  # packed or compared at once
+Packed = NDArray[np.uint8]
+
+
+def pack(codes: Tensor | NDArray[Any]) -> Packed:
+    """Pack sign codes into bits: bit j of an item is 1 where its code j is 1.
+
+    Args:
+        codes: Of -1 and 1, (n, bits), any number type; bits a multiple of 8.
+
+    Returns:
+        uint8 (n, bits / 8), lowest bit first.
+
+    Raises:
+        ValueError: Bits are not a multiple of 8, or a value is neither -1 nor 1.
+    """
+    array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else codes
+    if array.ndim != 2:
+        raise ValueError(f"codes of shape {array.shape}: must be (items, bits)")
+    check_bits(array.shape[1])
+    packed = np.empty((len(array), array.shape[1] // 8), dtype=np.uint8)
+    for start in range(0, len(array), CHUNK_ITEMS):
+        part = array[start : start + CHUNK_ITEMS]
+        wrong = np.abs(part) != 1
+        if wrong.any():
+            row, bit = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"code of row {start + row} is {part[row, bit]} at bit {bit}: must be -1 or 1; "
+                "take the signs first (hashing.networks.binarise)"
+            )
+        packed[start : start + len(part)] = np.packbits(part > 0, axis=1, bitorder="little")
+    return packed
+
+
+def unpack(packed: Packed) -> Tensor:
+    """Return the sign codes behind packed ones: int8 (n, bits) of -1 and 1."""
+    bits = np.unpackbits(packed, axis=1, bitorder="little")
+    return torch.from_numpy(bits.astype(np.int8) * 2 - 1)
+
+
+def check_bits(bits: int) -> None:
+    """Refuse a code length that does not fill whole bytes.
+
+    Raises:
+        ValueError: It is not a multiple of 8, or below 8.
+    """
+    if bits < 8 or bits % 8:
+        near = max(8, 8 * round(bits / 8))
+        raise ValueError(f"bits={bits}: must be a multiple of 8, such as 16, 32, 64 or {near}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Items that were added together.
+
+    Args:
+        items: How many.
+        codes: Fingerprint of their packed codes, BLAKE2b in hexadecimal.
+        names: Fingerprint of their lines in `names.txt`; None where items have no names.
+    """
+
+    items: int
+    codes: str
+    names: str | None
+
+
+class CodeStore:
+    """Binary codes of items in the order in which they came, k/8 bytes each.
+
+    Original codes stay as they are (DLCH, arXiv 2304.13357): items are added behind those that are
+    there, and a code or a name that is stored once cannot be changed. In memory a store is never
+    altered: `append` returns a longer one.
+
+    Args:
+        codes: Sign codes (n, bits) of -1 and 1, or packed ones, uint8 (n, bits / 8).
+        names: Of each item, unique and of one line each; None where rows are enough.
+
+    Raises:
+        ValueError: There are no codes or they cannot be packed; names are too few, doubled or of
+            several lines.
+    """
+
+    def __init__(self, codes: Tensor | NDArray[Any], names: Sequence[str] | None = None) -> None:
+        is_packed = isinstance(codes, np.ndarray) and codes.dtype == np.uint8
+        self._codes: Packed = cast(Packed, codes) if is_packed else pack(codes)
+        if not self._codes.size:
+            raise ValueError(f"codes of shape {tuple(codes.shape)}: a store needs at least one")
+        self._names: Sequence[str] | None = None
+        if names is not None:
+            self._names = _checked_names(names, len(self._codes))
+        self.parts: tuple[Part, ...] = (_part(self._codes, self._names),)
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @property
+    def bits(self) -> int:
+        """Length of a code."""
+        return 8 * int(self._codes.shape[1])
+
+    @property
+    def packed(self) -> Packed:
+        """The codes, uint8 (n, bits / 8), not to be written to; a memory map after `load`."""
+        view = self._codes.view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of each item, `row 17` where it was given none."""
+        return self._names if self._names is not None else _Rows(len(self))
+
+    def append(
+        self, codes: Tensor | NDArray[Any], names: Sequence[str] | None = None
+    ) -> "CodeStore":
+        """Return this store with more items behind its own.
+
+        Args:
+            codes: As this class takes them, of the same length.
+            names: Of the new items, if and only if this store has names.
+
+        Raises:
+            ValueError: The new items do not fit, or one of them is stored already.
+        """
+        new = CodeStore(codes, names)
+        if new.bits != self.bits:
+            raise ValueError(f"codes of {new.bits} bits do not fit a store of {self.bits}")
+        if (names is None) != (self._names is None):
+            raise ValueError(
+                "the store has names and the new items have none"
+                if names is None
+                else "the new items have names and the store has none"
+            )
+        longer = CodeStore.__new__(CodeStore)
+        longer._names = None
+        if self._names is not None and new._names is not None:
+            arriving = set(new._names)
+            again = next((name for name in self._names if name in arriving), None)
+            if again is not None:
+                raise ValueError(
+                    f"{again!r} is stored already, and what is stored is not changed; leave it "
+                    "out, or build a new store"
+                )
+            longer._names = [*self._names, *new._names]
+        longer._codes = np.concatenate([self._codes, new._codes])
+        longer.parts = (*self.parts, *new.parts)
+        return longer
+
+    def check_unchanged(self, codes: Tensor | NDArray[Any]) -> None:
+        """Compare codes with those of the first items here, bit by bit.
+
+        Args:
+            codes: Sign codes or packed ones of the first items, as many as there are.
+
+        Raises:
+            ValueError: A code differs; the message names its item.
+        """
+        other = CodeStore(codes)
+        if other.bits != self.bits or len(other) > len(self):
+            raise ValueError(
+                f"{len(other)} codes of {other.bits} bits are not the first of {len(self)} of "
+                f"{self.bits}"
+            )
+        for start in range(0, len(other), CHUNK_ITEMS):
+            theirs = other._codes[start : start + CHUNK_ITEMS]
+            differs = np.any(theirs != self._codes[start : start + len(theirs)], axis=1)
+            if differs.any():
+                name = self.names[start + int(differs.argmax())]
+                raise ValueError(
+                    f"the code of {name!r} is not the one that is stored: what is stored is not "
+                    "changed"
+                )
+
+    def save(self, folder: str | Path) -> None:
+        """Write what the folder does not hold yet: everything, or the parts that were appended.
+
+        Args:
+            folder: Empty or absent, or a store that these items continue.
+
+        Raises:
+            ValueError: The folder holds other codes than this store's first; it stays as it is.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "store.lock"):
+            old = _read_parts(folder)
+            if old is None:
+                saved: tuple[Part, ...] = ()
+            else:
+                bits, saved = old
+                if bits != self.bits or saved != self.parts[: len(saved)]:
+                    raise ValueError(
+                        f"{folder} holds other codes than the first of this store: what is stored "
+                        "is not changed; load it and append to it, or choose another folder"
+                    )
+            done = sum(part.items for part in saved)
+            if old is not None and done == len(self):
+                return
+            _write_behind(folder / "codes.bin", done * self.bits // 8, [self._codes[done:]])
+            if self._names is not None:
+                start = 0 if not done else _names_end(folder, done)
+                _write_behind(folder / "names.txt", start, _lines(self._names, done, CHUNK_ITEMS))
+            record = {"format": 1, "bits": self.bits, "parts": [asdict(p) for p in self.parts]}
+            unfinished = folder / "store.json.tmp"
+            with unfinished.open("w") as stream:
+                json.dump(record, stream, indent=1)
+                stream.flush()
+                os.fsync(stream.fileno())
+            unfinished.replace(folder / "store.json")
+
+    @classmethod
+    def load(cls, folder: str | Path, verify: bool = True) -> "CodeStore":
+        """Open a saved store; codes and names stay on disk and are read when they are used.
+
+        Args:
+            folder: Written by `save`.
+            verify: Read everything once and compare the fingerprints: about 1.5 s a gigabyte.
+
+        Raises:
+            ValueError: There is no store, or it is damaged; the message names the file.
+        """
+        folder = Path(folder)
+        found = _read_parts(folder)
+        if found is None:
+            raise ValueError(f"{folder} holds no store of codes (store.json is missing)")
+        bits, parts = found
+        items, width = sum(part.items for part in parts), bits // 8
+        file = folder / "codes.bin"
+        if not file.is_file() or file.stat().st_size < items * width:
+            raise ValueError(f"{file} is shorter than store.json says ({items} codes): damaged")
+        store = cls.__new__(cls)
+        store.parts = parts
+        store._codes = np.memmap(file, np.uint8, mode="r", shape=(items, width))
+        named = any(part.names is not None for part in parts)
+        store._names = _NamesFile(folder / "names.txt", items) if named else None
+        if verify:
+            start = 0
+            for part in parts:
+                stop = start + part.items
+                if _digest([store._codes[start:stop]]) != part.codes:
+                    raise ValueError(f"{file}: codes {start} to {stop - 1} were changed: damaged")
+                if part.names is not None:
+                    assert store._names is not None, "named"
+                    if _digest(_lines(store._names[start:stop])) != part.names:
+                        raise ValueError(
+                            f"{folder / 'names.txt'}: lines {start + 1} to {stop} were changed: "
+                            "damaged"
+                        )
+                start = stop
+        return store
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def _read_parts(folder: Path) -> tuple[int, tuple[Part, ...]] | None:
+    file = folder / "store.json"
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_text())
+        return record["bits"], tuple(Part(**part) for part in record["parts"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not the record of a store of codes: {error}") from error
+
+
+def _write_behind(file: Path, start: int, blocks: Any) -> None:
+    """Write at `start`, over what an unfinished write may have left there, and down to the disk."""
+    with file.open("r+b" if file.exists() else "w+b") as stream:
+        stream.seek(start)
+        stream.truncate()
+        for block in blocks:
+            stream.write(
+                np.ascontiguousarray(block).data if isinstance(block, np.ndarray) else block
+            )
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _part(codes: Packed, names: Sequence[str] | None) -> Part:
+    return Part(len(codes), _digest([codes]), None if names is None else _digest(_lines(names)))
+
+
+def _digest(blocks: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block).data if isinstance(block, np.ndarray) else block)
+    return digest.hexdigest()
+
+
+def _lines(names: Sequence[str], start: int = 0, step: int = CHUNK_ITEMS) -> Iterator[bytes]:
+    for first in range(start, len(names), step):
+        yield "".join(f"{name}\n" for name in names[first : first + step]).encode()
+
+
+def _checked_names(names: Sequence[str], items: int) -> list[str]:
+    checked = list(names)
+    if len(checked) != items:
+        raise ValueError(f"{len(checked)} names for {items} codes: give one for each")
+    seen = set()
+    for row, name in enumerate(checked):
+        if "\n" in name or "\r" in name:
+            raise ValueError(f"name of row {row}, {name!r}: must be of one line")
+        if name in seen:
+            raise ValueError(f"name of row {row}, {name!r}: another row has it too")
+        seen.add(name)
+    return checked
+
+
+class _Rows(Sequence[str]):
+    """Names of items that were given none."""
+
+    def __init__(self, items: int) -> None:
+        self._items = range(items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[str]: ...
+    def __getitem__(self, row: int | slice) -> str | Sequence[str]:
+        if isinstance(row, slice):
+            return [f"row {i}" for i in self._items[row]]
+        return f"row {self._items[row]}"
+
+
+class _NamesFile(Sequence[str]):
+    """The lines of a file: where they end is found once, what they say is read when asked for."""
+
+    def __init__(self, file: Path, items: int) -> None:
+        self._items = items
+        try:
+            with file.open("rb") as stream:
+                self._text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # absent, or empty
+            raise ValueError(f"{file}: {error}: the store is damaged") from error
+        ends = np.flatnonzero(np.frombuffer(self._text, np.uint8) == ord("\n"))
+        if len(ends) < items:
+            raise ValueError(f"{file} has {len(ends)} lines, not {items}: the store is damaged")
+        self._ends = ends[:items]
+
+    def __len__(self) -> int:
+        return self._items
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[str]: ...
+    def __getitem__(self, row: int | slice) -> str | Sequence[str]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(self._items))]
+        row = range(self._items)[row]
+        start = int(self._ends[row - 1]) + 1 if row else 0
+        return self._text[start : int(self._ends[row])].decode()
+
+
+def _names_end(folder: Path, items: int) -> int:
+    """Where the lines of the first items end, in bytes."""
+    return int(_NamesFile(folder / "names.txt", items)._ends[-1]) + 1

@@ -1,0 +1,160 @@
+"""Generated pictures and captions: the same each time, with labels that both sides tell."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from datamodules.cross_modal_items import CrossModalItems
+from datamodules.generated_pictures import (
+    CLASSES,
+    STEMS,
+    encode_query,
+    render,
+    split_words,
+    vocabulary,
+)
+
+
+@pytest.fixture(scope="module")
+def items() -> CrossModalItems:
+    return render(1200, seed=3)
+
+
+def mean_average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
+    ranked = np.take_along_axis(relevant, np.argsort(-scores, axis=1, kind="stable"), axis=1)
+    precision = ranked.cumsum(1) / np.arange(1, ranked.shape[1] + 1)
+    return float(((precision * ranked).sum(1) / ranked.sum(1)).mean())
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    return (a @ b.T) / norms
+
+
+def ridge(features: np.ndarray, labels: np.ndarray, train: int) -> np.ndarray:
+    scaled = (features - features[:train].mean(0)) / (features[:train].std(0) + 1e-3)
+    x = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
+    gram = x[:train].T @ x[:train] + 30 * np.eye(x.shape[1])
+    return x @ np.linalg.solve(gram, x[:train].T @ labels[:train])
+
+
+def test_what_an_item_looks_like(items: CrossModalItems) -> None:
+    assert items.image.shape == (1200, 3, 32, 32)
+    assert items.image.dtype == np.uint8
+    assert items.text.shape == (1200, len(vocabulary()))
+    assert items.text.dtype == np.float32
+    assert items.classes == CLASSES
+    assert len(items.names) == len(set(items.names)) == len(items.captions) == 1200
+    assert set(items.labels.sum(1)) == {1, 2, 3}
+    assert items.labels.mean(0).min() > 0.08  # no class is rare
+    assert len(set(items.captions)) > 1190
+    assert len(np.unique(items.image, axis=0)) == 1200
+
+
+def test_the_same_arguments_give_the_same_items_and_more_items_leave_the_first_ones() -> None:
+    few, again, more = render(20, seed=5), render(20, seed=5), render(30, seed=5)
+    for other in (again, more):
+        assert np.array_equal(few.image, other.image[:20])
+        assert np.array_equal(few.text, other.text[:20])
+        assert np.array_equal(few.labels, other.labels[:20])
+        assert few.captions == other.captions[:20]
+    assert not np.array_equal(few.image, render(20, seed=6).image)
+    assert render(3, size=48, seed=5).image.shape == (3, 3, 48, 48)
+
+
+def test_no_word_of_a_caption_begins_as_a_label_does(items: CrossModalItems) -> None:
+    assert all(name.startswith(STEMS) for name in CLASSES)
+    assert [word for word in vocabulary() if word.startswith(STEMS)] == []
+    for caption in items.captions:
+        assert set(split_words(caption)) <= set(vocabulary())
+
+
+def test_label_words_are_there_when_they_are_allowed(items: CrossModalItems) -> None:
+    named = render(1200, seed=3, label_words_in_captions=True)
+    assert np.array_equal(named.image, items.image)
+    assert set().union(*map(split_words, named.captions)) <= set(vocabulary(True))
+    stripes = named.labels[:, CLASSES.index("stripes")] == 1
+    assert [("stripes" in caption.lower()) for caption in named.captions] == stripes.tolist()
+
+
+def test_labels_are_recoverable_from_texts_but_not_for_free(items: CrossModalItems) -> None:
+    labels, train = items.labels.astype(float), 900
+    relevant = (labels[train:] @ labels[:train].T) > 0
+    predicted = ridge(items.text.astype(float), labels, train)
+    found = mean_average_precision(cosine(predicted[train:], labels[:train]), relevant)
+    assert relevant.mean() + 0.4 < found < 0.99
+
+
+def test_labels_are_recoverable_from_pictures_by_convolutions_only(items: CrossModalItems) -> None:
+    labels, train = items.labels.astype(float), 900
+    relevant = (labels[train:] @ labels[:train].T) > 0
+    chance = relevant.mean()
+    pixels = ridge(items.image.reshape(1200, -1) / 255.0, labels, train)
+    by_pixels = mean_average_precision(cosine(pixels[train:], labels[:train]), relevant)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.GroupNorm(4, 32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, len(CLASSES)),
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    x = torch.from_numpy(items.image).float() / 127.5 - 1
+    y = torch.from_numpy(items.labels).float()
+    for _ in range(12):
+        for batch in torch.randperm(train).split(50):
+            loss = nn.functional.binary_cross_entropy_with_logits(network(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        predicted = network(x[train:]).sigmoid().numpy()
+    by_network = mean_average_precision(cosine(predicted, labels[:train]), relevant)
+    assert by_pixels < chance + 0.2  # single pixels tell little
+    assert chance + 0.2 < by_network < 0.99
+
+
+def test_two_thousand_pictures_take_seconds() -> None:
+    start = time.perf_counter()
+    render(400)
+    assert time.perf_counter() - start < 4
+
+
+def test_a_query_becomes_features(tmp_path: Path) -> None:
+    modality, text = encode_query("A RED form, with three corners!", size=32)
+    assert modality == "text"
+    words = {w for w, there in zip(vocabulary(), text[0], strict=True) if there}
+    assert words == {"a", "red", "form", "with", "three", "corners"}
+    with pytest.raises(ValueError, match=r"query='xyzzy': .*none of these words; they have a,"):
+        encode_query("xyzzy", size=32)
+    picture = tmp_path / "mine.PNG"
+    Image.new("RGB", (100, 50), (200, 10, 10)).save(picture)
+    modality, image = encode_query(str(picture), size=32)
+    assert modality == "image"
+    assert image.shape == (1, 3, 32, 32)
+    assert image[0, :, 3, 3].tolist() == [200, 10, 10]
+    with pytest.raises(ValueError, match=r"absent.png does not exist"):
+        encode_query(str(tmp_path / "absent.png"), size=32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"count": 0}, "count=0"), ({"size": 8}, "size=8"), ({"seed": -1}, "seed=-1")],
+)
+def test_values_out_of_range_are_refused(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"datamodule.{message}: must be at least"):
+        render(**arguments)

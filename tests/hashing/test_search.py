@@ -1,0 +1,124 @@
+"""Search finds exactly the nearest codes, ties by the lower row, with faiss and without."""
+
+import builtins
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hashing import search as search_module
+from hashing.search import Match, nearest, results_table, search
+from hashing.store import CodeStore, Packed, pack
+
+BACKENDS: tuple[Any, ...] = ("faiss", "numpy")
+
+
+def brute_force(queries: Packed, database: Packed, top: int) -> tuple[Any, Any]:
+    differing = np.unpackbits(queries[:, None] ^ database[None], axis=2).sum(2, dtype=np.int32)
+    rows = np.argsort(differing, axis=1, kind="stable")[:, :top]
+    return rows, np.take_along_axis(differing, rows, axis=1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.sampled_from([1, 2, 3, 4, 8, 16, 24, 40]),
+    items=st.integers(1, 400),
+    distinct=st.integers(1, 400),
+    top=st.integers(1, 500),
+    seed=st.integers(0, 1000),
+)
+def test_both_backends_find_what_brute_force_finds_also_among_ties(
+    width: int, items: int, distinct: int, top: int, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    pool = draw.integers(0, 256, (distinct, width), dtype=np.uint8)
+    database = pool[draw.integers(0, distinct, items)]  # few distinct codes: many ties
+    queries = draw.integers(0, 256, (3, width), dtype=np.uint8)
+    rows, distances = brute_force(queries, database, top)
+    for backend in BACKENDS:
+        hits = nearest(queries, database, top, backend)
+        assert np.array_equal(hits.rows, rows)
+        assert np.array_equal(hits.distances, distances)
+        assert hits.rows.dtype == np.int64
+        assert hits.distances.dtype == np.int32
+
+
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_ties_across_chunks_and_threads(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    monkeypatch.setattr(search_module, "CHUNK_BYTES", 1000)
+    draw = np.random.default_rng(0)
+    database = draw.integers(0, 256, (70_000, width), dtype=np.uint8)
+    queries = draw.integers(0, 256, (9, width), dtype=np.uint8)
+    rows, distances = brute_force(queries, database, 300)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    try:
+        for backend in BACKENDS:
+            hits = nearest(queries, database, 300, backend)
+            assert np.array_equal(hits.rows, rows)
+            assert np.array_equal(hits.distances, distances)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    index = faiss.IndexBinaryFlat(8 * width)
+    index.add(database)
+    flat_distances, flat_rows = index.search(queries, 300)
+    assert np.array_equal(flat_rows, rows)
+    assert np.array_equal(flat_distances, distances)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_store_on_disk_is_searched_by_name(tmp_path: Path, backend: Any) -> None:
+    codes = torch.ones(5, 16)
+    codes[1, :3] = -1
+    codes[3, 0] = -1
+    CodeStore(codes, list("abcde")).save(tmp_path)
+    found = search(CodeStore.load(tmp_path), codes[3], 4, backend)
+    assert found == [Match("d", 3, 0), Match("a", 0, 1), Match("c", 2, 1), Match("e", 4, 1)]
+    with pytest.raises(ValueError, match=r"do not fit"):
+        search(CodeStore.load(tmp_path), torch.ones(8), 4, backend)
+    with pytest.raises(ValueError, match="top=0: must be at least 1"):
+        search(CodeStore.load(tmp_path), codes[3], 0, backend)
+
+
+def test_without_faiss_the_default_still_searches_and_asking_for_it_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "faiss":
+            raise ImportError("No module named 'faiss'")
+        return real(name, *args, **kwargs)
+
+    codes = pack(2 * torch.eye(8) - 1)
+    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setattr(search_module, "find_spec", lambda name: None)
+    assert nearest(codes[2:3], codes, 1).rows.tolist() == [[2]]
+    with pytest.raises(ImportError, match="of the extra hashing"):
+        nearest(codes[2:3], codes, 1, "faiss")
+
+
+def test_the_table_shows_names_as_they_are() -> None:
+    matches = [Match("[red]a.png", 4, 2), Match("b.png", 0, 3)]
+    table = results_table("bird", matches, 32, captions=["[a] bird", "-"], labels=["x", "y"])
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(table)
+    for text in ("Nearest to 'bird'", "[red]a.png", "[a] bird", "distance of 32"):
+        assert text in shown.getvalue()
+
+
+def test_searching_imports_neither_lightning_nor_faiss_before_it_needs_it() -> None:
+    code = (
+        "import sys, hashing.search; assert not {'faiss', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

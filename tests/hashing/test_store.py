@@ -1,0 +1,172 @@
+"""A store keeps k/8 bytes an item, takes more items, and never another code for one it has."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashing import store as store_module
+from hashing.store import CodeStore, pack, unpack
+
+
+def signs(items: int, bits: int, seed: int = 0) -> torch.Tensor:
+    drawn = torch.randint(2, (items, bits), generator=torch.Generator().manual_seed(seed))
+    return (2 * drawn - 1).to(torch.int8)
+
+
+def names(items: int, start: int = 0) -> list[str]:
+    return [f"pictures/ünï {i}.png" for i in range(start, start + items)]
+
+
+@settings(deadline=None)
+@given(items=st.integers(1, 40), width=st.integers(1, 20), seed=st.integers(0, 99))
+def test_unpacking_gives_back_what_was_packed(items: int, width: int, seed: int) -> None:
+    codes = signs(items, 8 * width, seed)
+    assert pack(codes).shape == (items, width)
+    assert torch.equal(unpack(pack(codes)), codes)
+    assert torch.equal(unpack(pack(codes.float().numpy())), codes)
+
+
+def test_packing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = signs(50, 16)
+    whole = pack(codes)
+    monkeypatch.setattr(store_module, "CHUNK_ITEMS", 7)
+    assert np.array_equal(pack(codes), whole)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 12, 20, 63])
+def test_a_code_that_does_not_fill_bytes_is_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"bits={bits}: must be a multiple of 8"):
+        CodeStore(signs(3, bits))
+
+
+@pytest.mark.parametrize("wrong", [0, 2, -3, 0.5, float("nan")])
+def test_a_value_that_is_no_sign_is_refused_by_row(wrong: float) -> None:
+    codes = signs(4, 8).float()
+    codes[2, 5] = wrong
+    with pytest.raises(ValueError, match=r"row 2 is .* at bit 5: must be -1 or 1"):
+        pack(codes)
+
+
+def test_items_without_codes_and_names_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        CodeStore(signs(0, 16))
+    with pytest.raises(ValueError, match="2 names for 3 codes"):
+        CodeStore(signs(3, 16), names(2))
+    with pytest.raises(ValueError, match="row 1, 'a': another row has it too"):
+        CodeStore(signs(2, 16), ["a", "a"])
+    with pytest.raises(ValueError, match=r"row 0, .*: must be of one line"):
+        CodeStore(signs(1, 16), ["a\nb"])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path, named: bool) -> None:
+    codes = signs(100, 64)
+    store = CodeStore(codes, names(100) if named else None)
+    store.save(tmp_path / "store")
+    assert (tmp_path / "store/codes.bin").stat().st_size == 100 * 64 // 8
+    loaded = CodeStore.load(tmp_path / "store")
+    assert isinstance(loaded.packed.base, np.memmap)
+    assert torch.equal(unpack(loaded.packed), codes)
+    assert (len(loaded), loaded.bits, loaded.parts) == (100, 64, store.parts)
+    assert list(loaded.names) == (names(100) if named else [f"row {i}" for i in range(100)])
+    assert loaded.names[-1] == store.names[99]
+    assert list(loaded.names[3:5]) == list(store.names[3:5])
+    with pytest.raises(ValueError, match="read-only"):
+        loaded.packed[0] = 0
+
+
+def test_appending_writes_only_what_is_new(tmp_path: Path) -> None:
+    old, new, newer = signs(60, 32), signs(20, 32, 1), signs(5, 32, 2)
+    CodeStore(old, names(60)).save(tmp_path)
+    before = (tmp_path / "codes.bin").read_bytes()
+    reader = CodeStore.load(tmp_path)
+    longer = CodeStore.load(tmp_path).append(new, names(20, 60)).append(newer, names(5, 80))
+    longer.save(tmp_path)
+    longer.save(tmp_path)  # nothing is left to write
+    assert (tmp_path / "codes.bin").read_bytes()[: len(before)] == before
+    loaded = CodeStore.load(tmp_path)
+    assert [part.items for part in loaded.parts] == [60, 20, 5]
+    assert torch.equal(unpack(loaded.packed), torch.cat([old, new, newer]))
+    assert list(loaded.names) == names(85)
+    assert torch.equal(unpack(reader.packed), old)  # one that was open sees what it opened
+    loaded.check_unchanged(old)
+
+
+def test_original_codes_cannot_be_changed(tmp_path: Path) -> None:
+    codes = signs(60, 32)
+    CodeStore(codes, names(60)).save(tmp_path)
+    changed = codes.clone()
+    changed[17, 3] *= -1
+    stored = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"other codes than the first .* not changed"):
+        CodeStore(changed, names(60)).save(tmp_path)
+    with pytest.raises(ValueError, match="other codes than the first"):
+        CodeStore(codes, names(60, 1)).save(tmp_path)
+    loaded = CodeStore.load(tmp_path)
+    with pytest.raises(ValueError, match=r"ünï 17.png' is not the one that is stored"):
+        loaded.check_unchanged(changed)
+    with pytest.raises(ValueError, match=r"ünï 59.png' is stored already"):
+        loaded.append(signs(2, 32), ["new", names(60)[59]])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == stored
+
+
+def test_what_does_not_fit_a_store_is_refused() -> None:
+    store = CodeStore(signs(4, 32), names(4))
+    with pytest.raises(ValueError, match="16 bits do not fit a store of 32"):
+        store.append(signs(2, 16), names(2, 4))
+    with pytest.raises(ValueError, match="the new items have none"):
+        store.append(signs(2, 32))
+    with pytest.raises(ValueError, match="the store has none"):
+        CodeStore(signs(4, 32)).append(signs(2, 32), names(2))
+    with pytest.raises(ValueError, match="are not the first"):
+        store.check_unchanged(signs(5, 32))
+
+
+def test_a_killed_append_leaves_the_store_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = signs(60, 32), signs(20, 32, 1)
+    CodeStore(old, names(60)).save(tmp_path)
+    longer = CodeStore.load(tmp_path).append(new, names(20, 60))
+
+    def die(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("json.dump", "Path.replace"):
+        with monkeypatch.context() as patch:
+            owner, name = step.split(".")
+            patch.setattr(getattr(store_module, owner), name, die)
+            with pytest.raises(KeyboardInterrupt):
+                longer.save(tmp_path)
+        assert torch.equal(unpack(CodeStore.load(tmp_path).packed), old)
+        assert list(CodeStore.load(tmp_path).names) == names(60)
+    longer.save(tmp_path)  # over what the killed one left behind
+    assert torch.equal(unpack(CodeStore.load(tmp_path).packed), torch.cat([old, new]))
+    assert list(CodeStore.load(tmp_path).names) == names(80)
+
+
+def test_damage_is_found_and_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no store of codes"):
+        CodeStore.load(tmp_path / "absent")
+    CodeStore(signs(60, 32), names(60)).save(tmp_path)
+    whole = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def damage(name: str, content: bytes, message: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            CodeStore.load(tmp_path)
+        (tmp_path / name).write_bytes(whole[tmp_path / name])
+
+    codes, text = whole[tmp_path / "codes.bin"], whole[tmp_path / "names.txt"]
+    damage("codes.bin", codes[:-1], r"codes.bin is shorter")
+    damage("codes.bin", bytes([codes[0] ^ 1]) + codes[1:], r"codes 0 to 59 were changed")
+    damage("names.txt", text.replace(b"7.png", b"7.jpg"), r"lines 1 to 60 were changed")
+    damage("names.txt", b"one\n", r"has 1 lines, not 60")
+    damage("names.txt", b"", r"names.txt: .*damaged")
+    damage("store.json", b"{", r"store.json is not the record")
+    damage("store.json", json.dumps({"bits": 32}).encode(), r"store.json is not the record")
