@@ -8,6 +8,7 @@ loader that serves the batches of the module's plan; the datamodule.
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -166,19 +167,34 @@ class PairLoader:
     ) -> None:
         self.pairs, self.batch, self.length = pairs, batch, length
         self.num_workers, self.position = num_workers, position
+        self.seconds = 0.0
+        """Time that was spent waiting for batches."""
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from DataLoader(
-            self.pairs,
-            batch_size=None,
-            sampler=map(self.batch, range(self.position, self.length)),
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each iterator draws from the global one
-        )
+        numbers = map(self.batch, range(self.position, self.length))
+        if self.num_workers == 0:  # a DataLoader would take half a millisecond for each batch
+            batches: Iterator[Batch] = map(self.pairs.__getitem__, numbers)
+        else:
+            batches = iter(
+                DataLoader(
+                    self.pairs,
+                    batch_size=None,
+                    sampler=numbers,
+                    num_workers=self.num_workers,
+                    pin_memory=torch.cuda.is_available(),
+                    generator=torch.Generator(),  # else each iterator draws from the global one
+                )
+            )
+        while True:
+            began = perf_counter()
+            batch = next(batches, None)
+            self.seconds += perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
 
 class CrossModalDataModule(pl.LightningDataModule):
@@ -245,6 +261,7 @@ class CrossModalDataModule(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.items: CrossModalItems | None = None
+        self._training: PairLoader | None = None
 
     def setup(self, stage: str) -> None:
         """Read the items once, and split them.
@@ -327,9 +344,15 @@ class CrossModalDataModule(pl.LightningDataModule):
         # Lightning restores this counter before it asks for the loader.
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
         position = progress["total"]["processed"]
-        return PairLoader(
+        self._training = PairLoader(
             self.parts["retrieval"], plan.batch, plan.steps, self.num_workers, position
         )
+        return self._training
+
+    @property
+    def seconds(self) -> float:
+        """Time that training has spent waiting for its batches."""
+        return 0.0 if self._training is None else self._training.seconds
 
     def val_dataloader(self) -> PairLoader:
         """Return the loader of the validation part."""

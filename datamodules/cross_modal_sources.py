@@ -48,7 +48,9 @@ def check(settings: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -
     paths = paths_of(settings.get("path"))
     if source == "features":
         if not paths:
-            raise ValueError("path=null: give a feature file (.npz, .mat or .h5), or a list of them")
+            raise ValueError(
+                "path=null: give a feature file (.npz, .mat or .h5), or a list of them"
+            )
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"path={path}: no such file")
@@ -213,7 +215,8 @@ def _parts(
 ) -> tuple[list[NDArray[Any]], Mapping[str, NDArray[np.int64]] | None]:
     """Find image, text and labels, as rows; and the published split, if there is one."""
     if {"X1", "X2", "Y"} <= content.keys():  # RoPH's struct: items are columns, rows count from 1
-        parts = [content["X1"].T, content["X2"].T, _multi_hot(content["Y"].T, f"{files}, Y")]
+        parts = [_as_rows(content[key].T, content[key].shape[1]) for key in ("X1", "X2")]
+        parts.append(_multi_hot(content["Y"].T, f"{files}, Y"))
         if "ind_train" not in content or "ind_test" not in content:
             return parts, None
         rows = [content[key].ravel().astype(np.int64) - 1 for key in ("ind_train", "ind_test")]

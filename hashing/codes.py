@@ -29,7 +29,7 @@ def update_new_codes(
     all_items: int,
     alpha: float,
     shared: bool = True,
-    sweeps: int = 3,
+    sweeps: int = 1,
 ) -> dict[str, Tensor]:
     """Discrete coordinate descent on the codes of the new items; the objective never rises.
 
@@ -48,7 +48,7 @@ def update_new_codes(
         all_items: N_all, how many items the objective's similarities are over, old ones included.
         alpha: Weight of the distance to the codes, as in `IncrementWeights`.
         shared: One code for both modalities of an item; else one for each.
-        sweeps: Passes over the bits; it ends before when none changed.
+        sweeps: Passes over the bits; it ends before if none changed.
 
     Returns:
         The codes after, in new tensors.

@@ -1,5 +1,6 @@
 """Lifelong cross-modal hashing: sessions of one training, from the original data to the last increment."""
 
+import itertools
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any, ClassVar, Literal, TypedDict, cast
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hashing.codes import first_codes, update_new_codes
 from hashing.losses import FirstWeights, IncrementWeights, first_session_loss, increment_loss
-from hashing.metrics import average_precision, count_distances
+from hashing.metrics import average_precision, count_distances, mean_average_precision
 from hashing.networks import HashNetworks, binarise
 from hashing.sessions import Lengths, Session, SessionPlan, Strategy
 from hashing.similarity import label_similarity
@@ -137,8 +138,8 @@ class LifelongHashing(pl.LightningModule):
         self.plan: SessionPlan = cast(SessionPlan, None)
         self.history: list[dict[str, float]] = []
         """Metrics of each finished session, by name."""
-        self._step_began: float | None = None
-        self._session_seconds = self._step_seconds = 0.0
+        self._seconds = dict.fromkeys(("all", "steps", "data", "codes"), 0.0)
+        self._step_began = self._data_before = 0.0
         self._clock: float | None = None
         self._asked: dict[str, list[Tensor]] = {}
 
@@ -205,7 +206,9 @@ class LifelongHashing(pl.LightningModule):
 
     def _fresh_networks(self, session: int) -> HashNetworks:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, session]).generate_state(1)[0]))
+            torch.manual_seed(
+                int(np.random.SeedSequence([self.seed, session]).generate_state(1)[0])
+            )
             return HashNetworks(*self._shapes, self.bits, self.text_width)
 
     def codes(self, modality: str) -> Tensor:
@@ -260,31 +263,33 @@ class LifelongHashing(pl.LightningModule):
         loss = (self._lifelong_loss if session.kind == "lifelong" else self._first_loss)(
             session, batch
         )
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["rows"]))
+        if self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["rows"]))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step; then update codes where that is due, before any checkpoint is written."""
         super().optimizer_step(*args, **kwargs)
-        assert self._step_began is not None
-        self._step_seconds += perf_counter() - self._step_began
+        self._seconds["steps"] += perf_counter() - self._step_began
         step = self.global_step  # Lightning counts this step when we are back
         session = self.plan.session_at(step)
         if session.updates_codes(step):
+            began = perf_counter()
             self._update_codes(session, step)
+            self._seconds["codes"] += perf_counter() - began
         if step + 1 == session.end:
             self._finish(session)
-            for following in self.plan.sessions[session.number + 1 :]:
-                if following.steps:
-                    break
-                self._begin(following)
-                self._finish(following)
+            following = self.plan.sessions[session.number + 1 :]
+            for idle in itertools.takewhile(lambda session: not session.steps, following):
+                self._begin(idle)
+                self._finish(idle)
 
     def _begin(self, session: Session) -> None:
         """Start a session: its networks, its optimizer state, and first codes of its items."""
         self.session.fill_(session.number)
-        self._session_seconds = self._step_seconds = 0.0
-        self._clock = perf_counter()
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        self._data_before = self.data.seconds
+        self._clock = began = perf_counter()
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
         if session.fresh:
@@ -302,6 +307,7 @@ class LifelongHashing(pl.LightningModule):
             rows = torch.from_numpy(session.rows)
             for m in MODALITIES:
                 self.codes(m)[rows] = binarise(self.outputs(m)[rows])
+        self._seconds["codes"] += perf_counter() - began
 
     def _first_loss(self, session: Session, batch: Mapping[str, Tensor]) -> Tensor:
         rows = batch["rows"]
@@ -384,18 +390,21 @@ class LifelongHashing(pl.LightningModule):
 
     def _finish(self, session: Session) -> None:
         """Score the session, on items that no session learns from, and stop its clock."""
-        assert self._clock is not None
-        seconds = self._session_seconds + perf_counter() - self._clock
+        self._pause()
+        seconds = self._seconds
         figures = {
             "steps": float(session.steps),
-            "seconds": seconds,
-            "step_seconds": self._step_seconds,
+            "seconds": seconds["all"],
+            "step_seconds": seconds["steps"],
+            "data_seconds": seconds["data"],
+            "code_seconds": seconds["codes"],
             **self.score(self.evaluate),
         }
         if self.history:
             for direction, *_ in DIRECTIONS:
-                before = max(past[f"map_original_{direction}"] for past in self.history)
-                figures[f"forgetting_{direction}"] = before - figures[f"map_original_{direction}"]
+                for name, figure in (("forgetting", "original"), ("drift", "original_alone")):
+                    before = max(past[f"map_{figure}_{direction}"] for past in self.history)
+                    figures[f"{name}_{direction}"] = before - figures[f"map_{figure}_{direction}"]
         self.history.append(figures)
         named = {f"session/{name}": value for name, value in figures.items()}
         named["session/number"] = float(session.number)
@@ -411,8 +420,9 @@ class LifelongHashing(pl.LightningModule):
             part: `validation` or `query`.
 
         Returns:
-            `map_{all|old|new|original}_{i2t|t2i}`: all queries whose classes have arrived; those of
-            earlier sessions; those of the last; those of the first.
+            `map_{all|old|new|original|original_alone}_{i2t|t2i}`: all queries whose classes have
+            arrived; those of earlier sessions; of the last; of the first; of the first, against the
+            items of the first alone.
         """
         outputs: dict[str, list[Tensor]] = {m: [] for m in MODALITIES}
         for batch in self._batches(part):
@@ -442,9 +452,18 @@ class LifelongHashing(pl.LightningModule):
                 self._labels()[known],
             )
             values = average_precision(counts)
+            alone = self.plan.known(0)
+            figures[f"map_original_alone_{direction}"] = mean_average_precision(
+                binarise(outputs[query][asked][subsets["original"]]),
+                labels[asked][subsets["original"]],
+                self.codes(searched)[alone],
+                self._labels()[alone],
+            )
             for name, chosen in subsets.items():
                 if chosen.any():
-                    figures[f"map_{name}_{direction}"] = float(values[chosen[counts.queries]].mean())
+                    figures[f"map_{name}_{direction}"] = float(
+                        values[chosen[counts.queries]].mean()
+                    )
         return figures
 
     def on_validation_start(self) -> None:
@@ -462,7 +481,7 @@ class LifelongHashing(pl.LightningModule):
         checkpoint["lifelong_hashing"] = {
             "shapes": [list(self._shapes[0]), *self._shapes[1:], self._items],
             "history": self.history,
-            "seconds": [self._session_seconds, self._step_seconds],
+            "seconds": dict(self._seconds),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -481,7 +500,7 @@ class LifelongHashing(pl.LightningModule):
                 f"{self._items}; restore its data and split"
             )
         self.history = [dict(figures) for figures in kept["history"]]
-        self._session_seconds, self._step_seconds = kept["seconds"]
+        self._seconds = dict(kept["seconds"])
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Encode a batch of queries."""
@@ -516,8 +535,9 @@ class LifelongHashing(pl.LightningModule):
 
     def _pause(self) -> None:
         if self._clock is not None:
-            self._session_seconds += perf_counter() - self._clock
-            self._clock = None
+            self._seconds["all"] += perf_counter() - self._clock
+            self._seconds["data"] += self.data.seconds - self._data_before
+            self._clock, self._data_before = None, self.data.seconds
 
     def curves(self) -> tuple[str, ...]:
         """Logged metrics to draw below the loss."""
