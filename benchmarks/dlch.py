@@ -4,7 +4,8 @@
 original data once; the strategies go on from there, one after the other, in turns. mAP is over the
 whole ranking of the queries, means over splits and seeds. Times are those of the increments, taken in
 the same run: `time_saved` and `steps_saved` are against retraining, `overhead_share` is what lifelong
-increments spend on data access and code updates, `outside_steps_share` all that is not a training step.
+increments spend on data access and code updates, `outside_steps_share` all that is not a training
+step. Trainings that the JSON file holds already, with equal settings, are not repeated.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -27,8 +28,8 @@ from hashing.sessions import STRATEGIES
 from lightning_modules.lifelong_hashing import DIRECTIONS, SUBSETS, LifelongHashing
 from runner.life import build
 
-Histories = dict[str, list[list[dict[str, float]]]]
-"""By strategy, for each training, the metrics after each session."""
+Histories = dict[str, dict[str, list[dict[str, float]]]]
+"""By strategy, for each split and seed, the metrics after each session."""
 
 
 class SaveBefore(pl.Callback):
@@ -71,10 +72,13 @@ def train(
 
 def compare(args: argparse.Namespace, console: Console) -> Histories:
     """Train every strategy for every class split and seed."""
-    histories: Histories = {strategy: [] for strategy in args.strategies}
+    histories = known(args)
     with tempfile.TemporaryDirectory() as folder:
         for split in args.splits:
             for seed in args.seeds:
+                key = f"split {split}, seed {seed}"
+                if all(key in histories[strategy] for strategy in args.strategies):
+                    continue
                 overrides = [
                     f"bits={args.bits}",
                     f"seed={seed}",
@@ -90,18 +94,46 @@ def compare(args: argparse.Namespace, console: Console) -> Histories:
                 checkpoint = Path(folder) / f"{split}-{seed}.ckpt"
                 for strategy in args.strategies:
                     history = train(args.experiment, overrides, strategy, datamodule, checkpoint)
-                    histories[strategy].append(history)
+                    histories[strategy][key] = history
                     last = history[-1]
                     words = ", ".join(
                         f"{name} {last[f'map_{name}_i2t']:.3f}/{last[f'map_{name}_t2i']:.3f}"
                         for name in SUBSETS
                     )
                     seconds = sum(figures["seconds"] for figures in history[1:])
-                    console.print(f"split {split} seed {seed} {strategy}: {words}, {seconds:.2f} s")
+                    console.print(f"{key}, {strategy}: {words}, {seconds:.2f} s", soft_wrap=True)
+                if args.json:
+                    write(args, histories)
     return histories
 
 
-def summarise(histories: Histories) -> dict[str, Any]:
+def asked(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, apart from how often."""
+    left_out = ("json", "splits", "seeds")
+    return {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in left_out
+    }
+
+
+def known(args: argparse.Namespace) -> Histories:
+    """Return the trainings that the JSON file holds already, if it is of the same settings."""
+    if args.json and args.json.exists():
+        before = json.loads(args.json.read_text(encoding="utf-8"))
+        if before["settings"] == asked(args):
+            return before["histories"]
+    return {strategy: {} for strategy in args.strategies}
+
+
+def write(args: argparse.Namespace, histories: Histories) -> dict[str, Any]:
+    """Summarise what was trained so far, and write it."""
+    result = summarise({s: list(trainings.values()) for s, trainings in histories.items()})
+    result |= {"settings": asked(args), "versions": versions(), "histories": histories}
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def summarise(histories: Mapping[str, list[list[dict[str, float]]]]) -> dict[str, Any]:
     """Return means over all trainings, and what the increments saved against retraining."""
 
     def average(strategy: str, name: str, session: int = -1) -> dict[str, float]:
@@ -188,14 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     console = Console()
-    result = summarise(compare(args, console))
-    result["settings"] = {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-    }
-    result["versions"] = versions()
+    result = write(args, compare(args, console))
     console.print(table(result))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 
