@@ -1,11 +1,12 @@
 """Lifelong hashing against no update, fine-tuning and retraining, in one run.
 
-`python -m benchmarks.dlch [--quick] [--data PATH] --json PATH`. Each class split and seed trains the
-original data once; the strategies go on from there, one after the other, in turns. mAP is over the
-whole ranking of the queries, means over splits and seeds. Times are those of the increments, taken in
-the same run: `time_saved` and `steps_saved` are against retraining, `overhead_share` is what lifelong
-increments spend on data access and code updates, `outside_steps_share` all that is not a training
-step. Trainings that the JSON file holds already, with equal settings, are not repeated.
+`python -m benchmarks.dlch [--quick] [--data PATH] --json PATH`. Each class split and seed trains
+the original data once; the strategies go on from there, one after the other, in turns. mAP is over
+the whole ranking of the queries, means over splits and seeds. Times are those of the increments,
+taken in the same run: `time_saved` and `steps_saved` are against retraining, `overhead_share` is
+what lifelong increments spend on data access and code updates, `outside_steps_share` all that is
+not a training step. Trainings that the JSON file holds already, with equal settings, are not
+repeated.
 """
 
 import argparse

@@ -9,7 +9,7 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -340,7 +340,7 @@ class CrossModalDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> PairLoader:
         """Return the loader of the plan's batches, standing where the run stopped."""
         assert self.trainer is not None, "the trainer asks for it"
-        plan: PlansBatches = self.trainer.lightning_module.plan
+        plan = cast(PlansBatches, cast(Any, self.trainer.lightning_module).plan)
         # Lightning restores this counter before it asks for the loader.
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
         position = progress["total"]["processed"]

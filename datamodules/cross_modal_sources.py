@@ -97,9 +97,10 @@ def read_features(
 ) -> CrossModalItems:
     """Read image features, text features and labels from one file or several.
 
-    Several files hold the parts one by one, such as MIRFlickr's `mirflickr25k-iall.mat`, `-yall.mat`
-    and `-lall.mat`. Known field names are found; others are named by `fields`. Labels are multi-hot
-    rows, or one class number for each item. What a row lies along is found by the labels' length.
+    Several files hold the parts one by one, such as MIRFlickr's `mirflickr25k-iall.mat`,
+    `-yall.mat` and `-lall.mat`. Known field names are found; others are named by `fields`. Labels
+    are multi-hot rows, or one class number for each item. What a row lies along is found by the
+    labels' length.
 
     Args:
         paths: .npz, .mat (MATLAB 5 needs scipy, 7.3 needs h5py) or .h5 files.
@@ -167,7 +168,7 @@ def checked(items: CrossModalItems, bad_rows: str = "refuse") -> CrossModalItems
         if rows.any():
             skipped[words] = skipped.get(words, 0) + int(rows.sum())
         bad |= rows
-    present = items.labels[~bad].any(0)
+    present: NDArray[np.bool_] = np.any(items.labels[~bad], axis=0)
     if bad_rows == "refuse" and not present.all():
         absent = [name for name, there in zip(items.classes, present, strict=True) if not there]
         raise ValueError(
@@ -207,7 +208,7 @@ def _not_finite(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _empty(items: CrossModalItems) -> NDArray[np.bool_]:
-    return ~items.labels.any(1)
+    return np.asarray(items.labels.sum(1) == 0)
 
 
 def _parts(
@@ -219,8 +220,10 @@ def _parts(
         parts.append(_multi_hot(content["Y"].T, f"{files}, Y"))
         if "ind_train" not in content or "ind_test" not in content:
             return parts, None
-        rows = [content[key].ravel().astype(np.int64) - 1 for key in ("ind_train", "ind_test")]
-        return parts, {"retrieval": rows[0], "query": rows[1]}
+        return parts, {
+            part: content[key].ravel().astype(np.int64) - 1
+            for part, key in (("retrieval", "ind_train"), ("query", "ind_test"))
+        }
     if fields is None:
         for train, query in SPLIT:
             if set(train + query) <= content.keys():
@@ -287,7 +290,7 @@ def _multi_hot(labels: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file by name, those inside of groups and structs by their own names."""
+    """Return the arrays of a file by name, those of groups and structs by their own names."""
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -1,4 +1,4 @@
-"""Codes as unknowns: set by the networks' outputs at first, then bit by bit for the items of an increment."""
+"""Codes as unknowns: set by outputs at first, then bit by bit for the items of an increment."""
 
 from collections.abc import Mapping
 
@@ -35,14 +35,15 @@ def update_new_codes(
 
     The outputs are held. Bit c of all new items at once:
     b_c = sign(q_c - B'(U'^T u_c + V'^T v_c)), q = K S_n^T (U + V) + alpha N_all K (Ubar + Vbar);
-    a dash leaves bit c out, Ubar has a new item's outputs in its row and 0 where it was not sampled.
-    N_all K turns the means of `increment_loss` into one scale. With codes of their own, each
-    modality has its own terms only. A bit whose argument is 0 stays as it is.
+    a dash leaves bit c out, Ubar has a new item's outputs in its row and 0 where it was not
+    sampled. N_all K turns the means of `increment_loss` into one scale. With codes of their own,
+    each modality has its own terms only. A bit whose argument is 0 stays as it is.
 
     Args:
         codes: int8 codes of the new items before, `image` and `text`, each (N, K); with `shared`
             these must be equal.
-        outputs: tanh of the outputs of the M sampled items, `image` (U) and `text` (V), each (M, K).
+        outputs: tanh of the outputs of the M sampled items, `image` (U) and `text` (V), each (M,
+            K).
         similarity_MN: Label similarity of the sampled and the new items.
         places_M: int64: which new item a sampled one is, -1 for an old one; none twice.
         all_items: N_all, how many items the objective's similarities are over, old ones included.

@@ -1,7 +1,8 @@
-"""What DLCH (arXiv 2304.13357) minimises: outputs whose cosines, then inner products, say similarity.
+"""What DLCH (arXiv 2304.13357) minimises: cosines, then inner products, that say similarity.
 
-Shapes: B items of a batch, N items of a buffer or of a code table, K bits. Everything is a mean over
-its elements, so that a weight means the same at any batch size, code length and amount of data.
+Shapes: B items of a batch, N items of a buffer or of a code table, K bits. Everything is a mean
+over its elements, so that a weight means the same at any batch size, code length and amount of
+data.
 """
 
 from collections.abc import Mapping
@@ -36,8 +37,8 @@ class IncrementWeights:
         beta: Of the balance of the bits.
     """
 
-    alpha: float = 1.0
-    beta: float = 1.0
+    alpha: float = 0.01
+    beta: float = 0.1
 
 
 def similarity_loss(outputs_BK: Tensor, buffer_NK: Tensor, similarity_BN: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""How good a ranking by Hamming distance is: mAP, precision and recall, forgetting; exact under ties.
+"""How good a ranking by Hamming distance is: mAP, precision, recall, forgetting; ties are exact.
 
 Distances of k bits take k + 1 values, so thousands of items tie. All figures here are expectations
 over every order of tied items, in closed form (McSherry and Najork, ECIR 2008): they depend on the
-codes alone, not on the order in which items are stored. Per query the number of items and of relevant
-items at each distance is all they need, so nothing is ever sorted.
+codes alone, not on the order in which items are stored. Per query the number of items and of
+relevant items at each distance is all they need, so nothing is ever sorted.
 
 Relevant is what shares a label with the query. Queries without a relevant item in the database are
 left out of every mean.
@@ -72,8 +72,8 @@ def count_distances(
 def average_precision(counts: DistanceCounts, top: int | None = None) -> Tensor:
     """Expected average precision of each query.
 
-    The precision at the rank of each relevant item, summed, over the number of relevant items in the
-    database; of the first `top` ranks only, over min(top, that number).
+    The precision at the rank of each relevant item, summed, over the number of relevant items in
+    the database; of the first `top` ranks only, over min(top, that number).
 
     Args:
         counts: Of `count_distances`.
@@ -106,8 +106,8 @@ def precision_recall_by_radius(counts: DistanceCounts) -> tuple[Tensor, Tensor]:
         counts: Of `count_distances`.
 
     Returns:
-        Precision, the mean over the queries that have any item within the radius (1 where none has),
-        and recall, the mean over all; each float64 (bits + 1,).
+        Precision, the mean over the queries that have any item within the radius (1 where none
+        has), and recall, the mean over all; each float64 (bits + 1,).
     """
     items, hits = counts.items.cumsum(1), counts.relevant.cumsum(1)
     any_item = items > 0

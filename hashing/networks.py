@@ -1,4 +1,4 @@
-"""Networks that turn a picture, a text or a set of labels into k numbers whose signs are its code."""
+"""Networks that turn a picture, a text or labels into k numbers whose signs are its code."""
 
 from collections.abc import Sequence
 

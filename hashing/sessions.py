@@ -1,7 +1,7 @@
 """Which items each session of a lifelong training may read, for how many steps, and in which order.
 
-Everything is a function of the settings, the seed and the number of a step, so that a training goes on
-at any step without having kept a position.
+Everything is a function of the settings, the seed and the number of a step, so that a training goes
+on at any step without having kept a position.
 """
 
 import functools
@@ -35,7 +35,7 @@ class Lengths:
     rounds: int = 20
     round_epochs: int = 3
     sample: int = 500
-    old_share: float = 0.6
+    old_share: float = 0.75
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("rounds", 1), ("round_epochs", 1), ("sample", 2)):
@@ -93,13 +93,14 @@ class SessionPlan:
 
     Args:
         groups: For each item the session in which it arrives, (n,); each session has one at least.
-        strategy: `lifelong`: an increment reads samples of old and new items. `fine_tune`: new items
-            only. `retrain`: all items so far, with fresh networks. `no_update`: nothing is trained.
+        strategy: `lifelong`: an increment reads samples of old and new items. `fine_tune`: new
+            items only. `retrain`: all items so far, with fresh networks. `no_update`: nothing is
+            trained.
         lengths: See `Lengths`.
         batch_size: Items in a batch at most, at least 1.
         seed: Of the order and of the samples, at least 0.
-        limit: Steps of the whole training at most: sessions are cut short in proportion, to one step
-            at least. None: as the lengths say.
+        limit: Steps of the whole training at most: sessions are cut short in proportion, to one
+            step at least. None: as the lengths say.
 
     Raises:
         ValueError: There are no items in a session, or the limit is too low for a step in each.

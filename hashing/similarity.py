@@ -1,4 +1,4 @@
-"""What labels say about two items: how similar they are, and whether one is relevant to the other."""
+"""What labels say about two items: how similar they are, and whether they are relevant."""
 
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -1,4 +1,4 @@
-"""Lifelong cross-modal hashing: sessions of one training, from the original data to the last increment."""
+"""Lifelong cross-modal hashing: the original data and all increments as one training."""
 
 import itertools
 from collections.abc import Mapping
@@ -57,16 +57,16 @@ class SessionLengths(TypedDict, total=False):
 
 
 class LifelongHashing(pl.LightningModule):
-    """Hash functions that learn new classes from increments, while codes that exist stay as they are.
+    """Hash functions learn new classes from increments; codes that exist stay as they are.
 
-    Paper: "Deep Lifelong Cross-modal Hashing", arXiv 2304.13357. What the paper says and what is our
-    decision stands in docs/methods/dlch.md.
+    Paper: "Deep Lifelong Cross-modal Hashing", arXiv 2304.13357. What the paper says and what is
+    our decision stands in docs/methods/dlch.md.
 
     The first session learns networks and codes of the original items. Each increment then goes by
     the strategy. `lifelong`: networks and the codes of the new items learn from samples of old and
-    new items, the codes of old ones are fixed. `no_update`: nothing is trained, new items are encoded
-    as they come. `fine_tune`: the first session's training goes on, on new items only. `retrain`: it
-    starts anew, on all items, and makes all codes anew.
+    new items, the codes of old ones are fixed. `no_update`: nothing is trained, new items are
+    encoded as they come. `fine_tune`: the first session's training goes on, on new items only.
+    `retrain`: it starts anew, on all items, and makes all codes anew.
 
     All sessions are one `trainer.fit` of `max_steps(datamodule)` steps. The datamodule is a
     `CrossModalDataModule` or has its attributes. Codes, buffers and networks are in the state dict.
@@ -75,8 +75,8 @@ class LifelongHashing(pl.LightningModule):
         strategy: What an increment does.
         bits: Length of a code, a multiple of 8.
         text_width: Hidden units of the text and of the label network; 8,192 in the authors' code.
-        codes: `shared`: one code for both modalities of a new item; `per_modality`: one for each, as
-            in the authors' code.
+        codes: `shared`: one code for both modalities of a new item; `per_modality`: one for each,
+            as in the authors' code.
         optimizer: `name`, `lr`, `increment_lr` (learning rate of `lifelong` increments), `momentum`
             (SGD) and `weight_decay`.
         weights: `gamma`, `eta`, `mu` of the first session, `alpha`, `beta` of an increment.
@@ -88,6 +88,9 @@ class LifelongHashing(pl.LightningModule):
     Raises:
         ValueError: A value is not allowed; the message names its key.
     """
+
+    session: Tensor
+    """Number of the session that was begun last; -1 before the first."""
 
     plans_steps: ClassVar[bool] = True
     """Tells the runner to ask `max_steps` how long the training is."""
@@ -124,7 +127,7 @@ class LifelongHashing(pl.LightningModule):
             if not self.optimizer_settings[key] > 0:
                 value = self.optimizer_settings[key]
                 raise ValueError(f"module.optimizer.{key}={value}: must be above 0")
-        given = {"alpha": 0.01, "beta": 0.3, **(weights or {})}
+        given: dict[str, Any] = {"alpha": 0.01, "beta": 0.1, **(weights or {})}
         self.first_weights = FirstWeights(
             **{k: v for k, v in given.items() if k in ("gamma", "eta", "mu")}
         )
@@ -201,7 +204,6 @@ class LifelongHashing(pl.LightningModule):
             self.register_buffer(f"{m}_codes", codes)
         for m in (*MODALITIES, "label"):
             self.register_buffer(f"{m}_outputs", torch.zeros(items, self.bits, device=self.device))
-        # How many steps and sessions were done; -1: no session has begun.
         self.register_buffer("session", torch.tensor(-1))
 
     def _fresh_networks(self, session: int) -> HashNetworks:
@@ -212,7 +214,7 @@ class LifelongHashing(pl.LightningModule):
             return HashNetworks(*self._shapes, self.bits, self.text_width)
 
     def codes(self, modality: str) -> Tensor:
-        """int8 codes of all items of the retrieval part, (n, bits); 0 where none has arrived yet."""
+        """int8 codes of the retrieval part's items, (n, bits); 0 where none has arrived yet."""
         return cast(Tensor, getattr(self, f"{modality}_codes"))
 
     def outputs(self, modality: str) -> Tensor:
@@ -224,7 +226,7 @@ class LifelongHashing(pl.LightningModule):
         return cast(torch.nn.Module, getattr(self.networks, modality))
 
     def configure_optimizers(self) -> Any:
-        """One optimizer for all networks, whose losses do not meet; the rate falls in each session."""
+        """One optimizer for all networks, whose losses do not meet; the rate falls by session."""
         s = self.optimizer_settings
         parameters = list(cast(torch.nn.Module, self.networks).parameters())
         optimizer: torch.optim.Optimizer
@@ -380,7 +382,7 @@ class LifelongHashing(pl.LightningModule):
             yield {key: value.to(self.device) for key, value in batch.items()}
 
     def _labels(self) -> Tensor:
-        """Labels of all items of the retrieval part: of codes, which stay when their items do not."""
+        """Labels of the retrieval part's items: they belong to the codes, and stay with them."""
         return cast(Tensor, self.data.parts["retrieval"].labels.to(self.device))
 
     def _rows_of(self, session: Session) -> Tensor:
@@ -414,7 +416,8 @@ class LifelongHashing(pl.LightningModule):
 
     @torch.no_grad()
     def score(self, part: str) -> dict[str, float]:
-        """mAP over the whole ranking of the queries of one part, against all codes so far.
+        """Mean average precision over the whole ranking of the queries of one part, against all
+        codes so far.
 
         Args:
             part: `validation` or `query`.

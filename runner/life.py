@@ -318,7 +318,7 @@ class _Run:
 
 
 def _planned_steps(module: Any, datamodule: Any, limit: int) -> int:
-    """Ask a module that plans its steps how many there are for this data, `limit` at most (-1: any).
+    """Ask a module that plans its steps how many there are; `limit` at most, unless it is -1.
 
     Raises:
         ConfigError: The data cannot be used, or do not fit the module.

@@ -422,9 +422,9 @@ def _task(settings: dict[str, Any]) -> list[str]:
         given = settings["resume"]
         return [f"resume={given}: must be never, auto, or a run folder or .ckpt that exists"]
     steps = settings["trainer"].get("max_steps")
-    if task == "train" and not (isinstance(steps, int) and steps > 0):
-        if steps != -1 or not plans_steps(settings):
-            return [f"trainer.max_steps={steps}: at least 1; schedules are fractions of it"]
+    planned = steps == -1 and plans_steps(settings)
+    if task == "train" and not planned and not (isinstance(steps, int) and steps > 0):
+        return [f"trainer.max_steps={steps}: at least 1; schedules are fractions of it"]
     if task == "train" and not (settings["module"] and settings["datamodule"]):
         listed = "".join(f"\n  experiment={name:24} {line}" for name, line in experiments().items())
         return [f"Nothing to train. Choose an experiment, or a module and a datamodule:{listed}"]
