@@ -416,8 +416,7 @@ class LifelongHashing(pl.LightningModule):
 
     @torch.no_grad()
     def score(self, part: str) -> dict[str, float]:
-        """Mean average precision over the whole ranking of the queries of one part, against all
-        codes so far.
+        """Mean average precision of the queries of one part, against all codes so far.
 
         Args:
             part: `validation` or `query`.
