@@ -173,6 +173,22 @@ class PairLoader:
     def __len__(self) -> int:
         return self.length
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many items there are; the position stands in Lightning's own counters."""
+        return {"items": len(self.pairs)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare a checkpoint's number of items with this one.
+
+        Raises:
+            ValueError: They differ, so that the batches would be others.
+        """
+        if state != self.state_dict():
+            raise ValueError(
+                f"datamodule: the checkpoint was trained on {state['items']} items, now there are "
+                f"{len(self.pairs)}; restore its data and split"
+            )
+
     def __iter__(self) -> Iterator[Batch]:
         numbers = map(self.batch, range(self.position, self.length))
         if self.num_workers == 0:  # a DataLoader would take half a millisecond for each batch

@@ -301,10 +301,9 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         loaded = _package("scipy.io", path)
         try:
             return _flatten(loaded.loadmat(path, squeeze_me=False, struct_as_record=True))
-        except NotImplementedError:
-            pass  # MATLAB 7.3 is HDF5
-        except (ValueError, OSError) as error:
-            raise ValueError(f"path={path}: {error}") from error
+        except (NotImplementedError, ValueError, OSError) as error:
+            if not _package("h5py", path).is_hdf5(path):  # MATLAB 7.3 is HDF5
+                raise ValueError(f"path={path}: {error}") from error
     h5py = _package("h5py", path)
     found: dict[str, NDArray[Any]] = {}
     try:
