@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,8 +19,11 @@ import runner
 from runner.validate import CONF, experiments
 from tests.test_methods import assert_equal
 
-PAPER_SCALE = sorted(name for name in experiments() if name.endswith("_paper"))
-SMALL = sorted(set(experiments()) - set(PAPER_SCALE))
+PAPER_SCALE = sorted(
+    name for name in experiments() if name.endswith("_paper") and not name.startswith("dlch")
+)
+HASHING = sorted(name for name in experiments() if name.startswith("dlch"))
+SMALL = sorted(set(experiments()) - set(PAPER_SCALE) - set(HASHING))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,37 @@ def test_small_experiments_run(name: str, text: Path, tmp_path: Path, cache_dir:
     assert record["status"] == "finished"
     assert bool(record["ledgers"]) == (cfg.callbacks.est is not None)
     assert (folder / "plots" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("strategy", ["lifelong", "no_update"])
+@pytest.mark.parametrize("name", HASHING)
+def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> None:
+    """On features of 24 classes, whatever the experiment's data is; the sessions are cut short."""
+    draw = np.random.default_rng(0)
+    labels = np.eye(24, dtype=np.uint8)[np.arange(480) % 24]
+    image, text = (labels @ draw.normal(size=(24, 8)).astype(np.float32) for _ in range(2))
+    np.savez(tmp_path / "features.npz", image=image, text=text, labels=labels)
+    overrides = [
+        f"experiment={name}",
+        "debug=fast",
+        "datamodule=features",
+        f"datamodule.path={tmp_path / 'features.npz'}",
+        "datamodule.classes_per_session=[20,4]",
+        "datamodule.queries=0.2",
+        "datamodule.validation=0.2",
+        "module.text_width=16",
+        f"strategy={strategy}",
+        f"paths.output_dir={tmp_path}",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides)
+    metrics = runner.run(cfg)
+    assert 0 < metrics["val/map_all_i2t"] <= 1
+    assert {"session_0/map_all_t2i", "session_1/map_new_t2i"} <= metrics.keys()
+    (folder,) = (tmp_path / "debug").iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["ledgers"]["module"]["savings"][0]["unit"] == "steps"
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
