@@ -27,7 +27,7 @@ from callbacks.interruption import Interruption, stop_behind
 from ledger import Ledger
 from runner import pretrained, report, resume
 from runner.record import Identity, MetricsFile, Record, now, quiet
-from runner.validate import RUN_DIR, RUNNER_KEYS, TASKS, ConfigError
+from runner.validate import RUN_DIR, RUNNER_KEYS, TASKS, ConfigError, plans_steps
 
 
 @runtime_checkable
@@ -316,6 +316,8 @@ class _Run:
 
     def _trainer(self) -> pl.Trainer:
         node = {**self.settings["trainer"]}
+        if self.task == "train" and plans_steps(self.settings):
+            node["max_steps"] = _planned_steps(self.module, self.datamodule, node["max_steps"])
         if node.get("precision") == "auto":
             node["precision"] = _best_precision(str(node.get("accelerator", "auto")))
         trainer = build(
@@ -332,6 +334,21 @@ class _Run:
         )
         assert isinstance(trainer, pl.Trainer)
         return trainer
+
+
+def _planned_steps(module: Any, datamodule: Any, limit: int) -> int:
+    """Ask a module that plans its steps how many there are; `limit` at most, unless it is -1.
+
+    Raises:
+        ConfigError: The data cannot be used, or do not fit the module.
+    """
+    try:
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        steps: int = module.max_steps(datamodule, None if limit == -1 else limit)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    return steps
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -359,14 +376,17 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     if known.get("architecture"):
         known["pretrained"] = None  # what it is says enough: nothing is trained or downloaded
     settings = settings if base is not None else pretrained.resolve(settings)
-    build("datamodule", settings["datamodule"])
+    datamodule = build("datamodule", settings["datamodule"])
     module = build("module", known if known.get("architecture") else settings["module"])
+    trainer = {**settings["trainer"]}
+    if plans_steps(settings):
+        trainer["max_steps"] = _planned_steps(module, datamodule, trainer["max_steps"])
     # Without weights, at once and at any size; a pretrained model can only be loaded.
     with torch.device("meta" if "pretrained" not in known or known["architecture"] else "cpu"):
         module.configure_model()
     parameters = sum(p.numel() for p in module.parameters())
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    trainer, data = settings["trainer"], settings["datamodule"]
+    data = settings["datamodule"]
     sequences = data.get("batch_size", 1) * trainer.get("accumulate_grad_batches", 1)
     shape = (sequences * resume.device_count(trainer), data.get("context_length", 1))
     tokens = shape[0] * shape[1]

@@ -260,6 +260,12 @@ def own_tasks(settings: dict[str, Any]) -> dict[str, bool]:
     return (signatures.attribute(node["_target_"], "tasks") or {}) if node else {}
 
 
+def plans_steps(settings: dict[str, Any]) -> bool:
+    """Return whether the chosen module says itself how long its training is, once it has data."""
+    node = settings.get("module")
+    return bool(node and signatures.attribute(node["_target_"], "plans_steps"))
+
+
 def dimensions(architecture: dict[str, Any] | None) -> dict[str, int] | None:
     """Return a model's layers, heads and widths by the defaults in its configuration's source.
 
@@ -433,7 +439,8 @@ def _task(settings: dict[str, Any]) -> list[str]:
         given = settings["resume"]
         return [f"resume={given}: must be never, auto, or a run folder or .ckpt that exists"]
     steps = settings["trainer"].get("max_steps")
-    if task == "train" and not (isinstance(steps, int) and steps > 0):
+    planned = steps == -1 and plans_steps(settings)
+    if task == "train" and not planned and not (isinstance(steps, int) and steps > 0):
         return [f"trainer.max_steps={steps}: at least 1; schedules are fractions of it"]
     if task == "train" and not (settings["module"] and settings["datamodule"]):
         listed = "".join(f"\n  experiment={name:24} {line}" for name, line in experiments().items())

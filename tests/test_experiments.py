@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -22,9 +23,12 @@ from datamodules.language_modeling import LanguageModelingDataModule
 from runner.validate import CONF, checked, experiments
 from tests.test_methods import assert_equal
 
-PAPER_SCALE = sorted(name for name in experiments() if name.endswith("_paper"))
+PAPER_SCALE = sorted(
+    name for name in experiments() if name.endswith("_paper") and not name.startswith("dlch")
+)
+HASHING = sorted(name for name in experiments() if name.startswith("dlch"))
 # DELTA's experiment scores files so far: tests/lightning_modules/test_text_to_sql.py.
-SMALL = sorted(set(experiments()) - {*PAPER_SCALE, "delta_sparc"})
+SMALL = sorted(set(experiments()) - {*PAPER_SCALE, *HASHING, "delta_sparc"})
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,37 @@ def test_an_experiment_makes_the_model_that_another_goes_on_from(
         assert record["status"] == "finished"
         # The record names the experiment, so that the run can be repeated elsewhere.
         assert "experiment:base_llama" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("strategy", ["lifelong", "no_update"])
+@pytest.mark.parametrize("name", HASHING)
+def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> None:
+    """On features of 24 classes, whatever the experiment's data is; the sessions are cut short."""
+    draw = np.random.default_rng(0)
+    labels = np.eye(24, dtype=np.uint8)[np.arange(480) % 24]
+    image, text = (labels @ draw.normal(size=(24, 8)).astype(np.float32) for _ in range(2))
+    np.savez(tmp_path / "features.npz", image=image, text=text, labels=labels)
+    overrides = [
+        f"experiment={name}",
+        "debug=fast",
+        "datamodule=features",
+        f"datamodule.path={tmp_path / 'features.npz'}",
+        "datamodule.classes_per_session=[20,4]",
+        "datamodule.queries=0.2",
+        "datamodule.validation=0.2",
+        "module.text_width=16",
+        f"strategy={strategy}",
+        f"paths.output_dir={tmp_path}",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides)
+    metrics = runner.run(cfg)
+    assert 0 < metrics["val/map_all_i2t"] <= 1
+    assert {"session_0/map_all_t2i", "session_1/map_new_t2i"} <= metrics.keys()
+    (folder,) = (tmp_path / "debug").iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["ledgers"]["module"]["savings"][0]["unit"] == "steps"
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own

@@ -1,0 +1,395 @@
+"""Image-text pairs whose classes arrive in sessions: who is original, who is new, who is a query.
+
+From top to bottom: the classes of each session, and from them the session of each item; the split
+into queries, validation and the rest; a part of the data that is read by row, in one place only; a
+loader that serves the batches of the module's plan; the datamodule.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Any, ClassVar, Literal, Protocol, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.cross_modal_items import CrossModalItems
+from datamodules.cross_modal_sources import check, checked, paths_of, read_features
+
+Batch = dict[str, torch.Tensor]
+Rows = NDArray[np.int64]
+
+READ_AT_ONCE = 512  # items in a batch that is only encoded
+
+
+class PlansBatches(Protocol):
+    """What the loader needs to know of a training: `hashing.sessions.SessionPlan` is one."""
+
+    steps: int
+
+    def batch(self, step: int) -> Rows:
+        """Return the items of a step."""
+
+
+def class_order(classes: int, seed: int | None) -> Rows:
+    """Return the order in which classes arrive: as they are, or drawn by a seed."""
+    numbers = np.arange(classes)
+    return numbers if seed is None else np.random.default_rng(seed).permutation(numbers)
+
+
+def session_of_items(
+    labels: NDArray[np.uint8], order: Rows, classes_per_session: Sequence[int]
+) -> Rows:
+    """Return for each item the session in which it arrives.
+
+    An item is original when it has none of the new classes; else it arrives with the last of its
+    classes.
+
+    Args:
+        labels: Multi-hot, (n, classes), at least one class in a row.
+        order: The classes in the order in which they arrive.
+        classes_per_session: How many arrive in each session; their sum is the number of classes.
+
+    Raises:
+        ValueError: The sum differs.
+    """
+    if sum(classes_per_session) != len(order):
+        words = " + ".join(map(str, classes_per_session))
+        raise ValueError(
+            f"datamodule.classes_per_session={list(classes_per_session)}: {words} is "
+            f"{sum(classes_per_session)}, and the data has {len(order)} classes"
+        )
+    session = np.empty(len(order), dtype=np.int64)
+    session[order] = np.repeat(np.arange(len(classes_per_session)), classes_per_session)
+    return np.where(labels > 0, session, -1).max(1)
+
+
+def split(
+    items: CrossModalItems, queries: int | float, validation: float, seed: int
+) -> dict[str, Rows]:
+    """Return the rows of `query`, `validation` and `retrieval` items, each item in one of them.
+
+    Queries are the published ones where there is a published split, else drawn. Validation items
+    are drawn from the rest. What remains is the retrieval part: the items that are learned from and
+    searched.
+
+    Args:
+        items: All of them.
+        queries: How many, or which share, where no split is published.
+        validation: Share of the rest.
+        seed: Of what is drawn.
+
+    Raises:
+        ValueError: A part would be empty.
+    """
+    draw = np.random.default_rng([seed, 7])
+    if items.split is not None:
+        query, rest = items.split["query"], draw.permutation(items.split["retrieval"])
+    else:
+        order = draw.permutation(len(items))
+        count = queries if isinstance(queries, int) else round(queries * len(items))
+        query, rest = order[:count], order[count:]
+    published = items.split.get("validation") if items.split is not None else None
+    if published is not None:
+        parts = {"query": query, "validation": published, "retrieval": rest}
+    else:
+        held_out = round(validation * len(rest))
+        parts = {"query": query, "validation": rest[:held_out], "retrieval": rest[held_out:]}
+    for part, rows in parts.items():
+        if not len(rows):
+            raise ValueError(
+                f"the {part} part of {len(items)} items is empty: change datamodule.queries or "
+                "datamodule.validation"
+            )
+    return {part: np.sort(rows) for part, rows in parts.items()}
+
+
+class Pairs(Dataset[Batch]):
+    """A part of the items; `__getitem__` is the one place where their images and texts are read.
+
+    Args:
+        items: All items.
+        rows: Those of this part.
+        moments: For `image` and `text`, where standardised, mean and standard deviation.
+    """
+
+    def __init__(
+        self,
+        items: CrossModalItems,
+        rows: Rows,
+        moments: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    ) -> None:
+        self.items, self.rows, self.moments = items, rows, moments
+        self.labels = torch.from_numpy(items.labels[rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Rows) -> Batch:
+        """Return some pairs: `rows` (numbers within this part), `image`, `text` and `labels`."""
+        rows = self.rows[indices]
+        return {
+            "rows": torch.from_numpy(np.asarray(indices, dtype=np.int64)),
+            "image": torch.from_numpy(self._values("image", self.items.image[rows])),
+            "text": torch.from_numpy(self._values("text", self.items.text[rows])),
+            "labels": self.labels[torch.from_numpy(np.asarray(indices, dtype=np.int64))],
+        }
+
+    def _values(self, part: str, values: NDArray[Any]) -> NDArray[Any]:
+        if part not in self.moments:
+            return values
+        mean, deviation = self.moments[part]
+        return (values - mean) / deviation
+
+
+class PairLoader:
+    """Serves batches by number, from a position on; not a DataLoader, but built on one.
+
+    Args:
+        pairs: Where they are read.
+        batch: Returns the rows of the batch with a given number.
+        length: Batches in all.
+        num_workers: Processes that read ahead.
+        position: The first number.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        batch: Callable[[int], Rows],
+        length: int,
+        num_workers: int,
+        position: int = 0,
+    ) -> None:
+        self.pairs, self.batch, self.length = pairs, batch, length
+        self.num_workers, self.position = num_workers, position
+        self.seconds = 0.0
+        """Time that was spent waiting for batches."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many items there are; the position stands in Lightning's own counters."""
+        return {"items": len(self.pairs)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare a checkpoint's number of items with this one.
+
+        Raises:
+            ValueError: They differ, so that the batches would be others.
+        """
+        if state != self.state_dict():
+            raise ValueError(
+                f"datamodule: the checkpoint was trained on {state['items']} items, now there are "
+                f"{len(self.pairs)}; restore its data and split"
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        numbers = map(self.batch, range(self.position, self.length))
+        if self.num_workers == 0:  # a DataLoader would take half a millisecond for each batch
+            batches: Iterator[Batch] = map(self.pairs.__getitem__, numbers)
+        else:
+            batches = iter(
+                DataLoader(
+                    self.pairs,
+                    batch_size=None,
+                    sampler=numbers,
+                    num_workers=self.num_workers,
+                    pin_memory=torch.cuda.is_available(),
+                    generator=torch.Generator(),  # else each iterator draws from the global one
+                )
+            )
+        while True:
+            began = perf_counter()
+            batch = next(batches, None)
+            self.seconds += perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+
+class CrossModalDataModule(pl.LightningDataModule):
+    """Image-text pairs with classes that arrive in sessions, for lifelong hashing.
+
+    A batch holds `rows`, `image` ((B, features) or uint8 (B, 3, h, w)), `text` (B, features) and
+    `labels` (B, classes). Training batches are those of the module's plan. The validation part is
+    carved out of the training part; the queries are read by `test` alone.
+
+    Args:
+        source: `features` (files), `generated` (pictures rendered here) or `folder` (raw pictures
+            and texts, encoded by pretrained networks).
+        path: For features: a file (.npz, .mat, .h5) or a list of files; for folder: the folder.
+        fields: For features: the names of `image`, `text` and `labels` in the file; None finds the
+            names that the field uses.
+        class_names: For features: the classes' names.
+        options: For generated and folder: settings of the source.
+        classes_per_session: How many classes are original, and how many arrive in each increment.
+        class_seed: Draws which classes are original; None takes them in the order of their columns.
+        queries: Queries where the source publishes no split: a number, or a share below 1.
+        validation: Share of the training part that is held out for validation.
+        standardise: Of `image` and `text`, those that are brought to mean 0 and deviation 1, by the
+            original items' moments.
+        bad_rows: `refuse` items with NaN or without a class, and classes without items, or `skip`
+            and count them.
+        batch_size: Items in a batch.
+        split_seed: Draws queries and validation items.
+        seed: Orders the batches.
+        num_workers: Processes that read ahead.
+        cache_dir: Where encoded features are kept.
+
+    Raises:
+        ValueError: Settings that cannot work; names the config key. So does `setup`, where the data
+            cannot be used.
+    """
+
+    check: ClassVar[str] = "datamodules.cross_modal_sources:check"
+
+    def __init__(
+        self,
+        source: Literal["features", "generated", "folder"] = "features",
+        path: str | list[str] | None = None,
+        fields: dict[str, str] | None = None,
+        class_names: list[str] | None = None,
+        options: dict[str, Any] | None = None,
+        classes_per_session: list[int] | None = None,
+        class_seed: int | None = None,
+        queries: int | float = 0.1,
+        validation: float = 0.1,
+        standardise: list[str] | None = None,
+        bad_rows: Literal["refuse", "skip"] = "refuse",
+        batch_size: int = 128,
+        split_seed: int = 0,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str = ".cache",
+    ) -> None:
+        classes_per_session = list(classes_per_session or [8, 2])
+        standardise = list(["image", "text"] if standardise is None else standardise)
+        self.settings = {
+            key: value for key, value in locals().items() if key not in ("self", "__class__")
+        }
+        check(self.settings)
+        super().__init__()
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.items: CrossModalItems | None = None
+        self._training: PairLoader | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the items once, and split them.
+
+        Args:
+            stage: "fit", "validate" or "test"; each needs the same.
+        """
+        if self.items is not None:
+            return
+        settings = self.settings
+        items = self._read()
+        order = class_order(len(items.classes), settings["class_seed"])
+        sessions = session_of_items(items.labels, order, settings["classes_per_session"])
+        parts = split(items, settings["queries"], settings["validation"], settings["split_seed"])
+        self.groups = {part: sessions[rows] for part, rows in parts.items()}
+        ends = np.cumsum(settings["classes_per_session"])
+        for part, part_groups in self.groups.items():
+            for number, end in enumerate(ends):
+                if not (part_groups == number).any():
+                    arriving = order[end - settings["classes_per_session"][number] : end]
+                    names = ", ".join(items.classes[column] for column in arriving)
+                    raise ValueError(
+                        f"datamodule: the {part} part has no item of session {number} (classes "
+                        f"{names}); change class_seed, split_seed or classes_per_session"
+                    )
+        original = parts["retrieval"][self.groups["retrieval"] == 0]
+        moments = {}
+        for name in settings["standardise"]:
+            values = getattr(items, name)
+            if values.dtype == np.uint8:
+                continue  # pictures: the network scales them
+            known = values[original].astype(np.float32)
+            deviation = known.std(0)
+            moments[name] = (known.mean(0), np.where(deviation > 0, deviation, np.float32(1)))
+        self.parts = {part: Pairs(items, rows, moments) for part, rows in parts.items()}
+        self.classes, self.order = items.classes, order
+        self.image_shape: tuple[int, ...] = items.image.shape[1:]
+        self.text_features: int = items.text.shape[1]
+        self.items = items
+
+    def _read(self) -> CrossModalItems:
+        settings = self.settings
+        options = settings["options"] or {}
+        if settings["source"] == "features":
+            return read_features(
+                paths_of(settings["path"]),
+                settings["fields"],
+                settings["class_names"],
+                settings["bad_rows"],
+            )
+        if settings["source"] == "generated":
+            render = importlib.import_module("datamodules.generated_pictures").render
+            items = render(**options)
+        else:
+            encode = importlib.import_module("datamodules.encoders").encode_folder
+            items = encode(settings["path"], cache_dir=settings["cache_dir"], **options)
+        return checked(items, settings["bad_rows"])
+
+    def describe(self) -> dict[str, Any]:
+        """Return, after `setup`, what the data is and how large, for reports and run.json."""
+        assert self.items is not None, "setup comes first"
+        counts = np.cumsum(self.settings["classes_per_session"])
+        return {
+            "source": self.settings["source"],
+            "items": len(self.items),
+            "skipped": dict(self.items.skipped),
+            "classes_by_session": [
+                [self.classes[column] for column in part]
+                for part in np.split(self.order, counts[:-1])
+            ],
+            "items_by_session": {
+                part: np.bincount(groups).tolist() for part, groups in self.groups.items()
+            },
+        }
+
+    def train_dataloader(self) -> PairLoader:
+        """Return the loader of the plan's batches, standing where the run stopped."""
+        assert self.trainer is not None, "the trainer asks for it"
+        plan = cast(PlansBatches, cast(Any, self.trainer.lightning_module).plan)
+        # Lightning restores this counter before it asks for the loader.
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
+        position = progress["total"]["processed"]
+        self._training = PairLoader(
+            self.parts["retrieval"], plan.batch, plan.steps, self.num_workers, position
+        )
+        return self._training
+
+    @property
+    def seconds(self) -> float:
+        """Time that training has spent waiting for its batches."""
+        return 0.0 if self._training is None else self._training.seconds
+
+    def val_dataloader(self) -> PairLoader:
+        """Return the loader of the validation part."""
+        return self.in_order("validation")
+
+    def test_dataloader(self) -> PairLoader:
+        """Return the loader of the queries."""
+        return self.in_order("query")
+
+    def in_order(self, part: str, rows: Rows | None = None) -> PairLoader:
+        """Return a loader of a part's items in their order.
+
+        Args:
+            part: `retrieval`, `validation` or `query`.
+            rows: Of these items only.
+        """
+        rows = np.arange(len(self.parts[part])) if rows is None else rows
+        batches = -(-len(rows) // READ_AT_ONCE)
+        cut = functools.partial(_cut, rows)
+        return PairLoader(self.parts[part], cut, batches, 0)
+
+
+def _cut(rows: Rows, number: int) -> Rows:
+    return rows[number * READ_AT_ONCE : (number + 1) * READ_AT_ONCE]

@@ -1,0 +1,145 @@
+"""What DLCH (arXiv 2304.13357) minimises: cosines, then inner products, that say similarity.
+
+Shapes: B items of a batch, N items of a buffer or of a code table, K bits. Everything is a mean
+over its elements, so that a weight means the same at any batch size, code length and amount of
+data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss, normalize, relu
+
+
+@dataclass(frozen=True)
+class FirstWeights:
+    """Weights of the first session's losses.
+
+    Args:
+        gamma: Of the label network's agreement with the texts.
+        eta: Of a network's agreement with itself.
+        mu: Of the distance between outputs and codes.
+    """
+
+    gamma: float = 10.0
+    eta: float = 10.0
+    mu: float = 1.0
+
+
+@dataclass(frozen=True)
+class IncrementWeights:
+    """Weights of an increment's objective.
+
+    Args:
+        alpha: Of the distance between outputs and codes.
+        beta: Of the balance of the bits.
+    """
+
+    alpha: float = 0.01
+    beta: float = 0.1
+
+
+def similarity_loss(outputs_BK: Tensor, buffer_NK: Tensor, similarity_BN: Tensor) -> Tensor:
+    """MS(U, V): mean of (relu(cos(u, v)) - S)^2.
+
+    Args:
+        outputs_BK: A batch's outputs.
+        buffer_NK: The latest outputs of all items of the session, without a gradient.
+        similarity_BN: Their label similarity, in [0, 1].
+    """
+    cosine_BN = normalize(outputs_BK) @ normalize(buffer_NK).T
+    return mse_loss(relu(cosine_BN), similarity_BN)
+
+
+def quantisation_loss(outputs_BK: Tensor, codes_BK: Tensor) -> Tensor:
+    """Mean squared distance of outputs to their codes of -1 and 1."""
+    return mse_loss(outputs_BK, codes_BK.to(outputs_BK.dtype))
+
+
+def balance_loss(outputs_BK: Tensor) -> Tensor:
+    """Mean over the bits of the squared mean output: |U' 1|^2 / (B^2 K), 0 if each bit is even."""
+    return outputs_BK.mean(0).square().mean()
+
+
+def first_session_loss(
+    outputs: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    similarity_BN: Tensor,
+    codes: Mapping[str, Tensor],
+    weights: FirstWeights,
+) -> Tensor:
+    """Sum of the label, the image and the text network's losses on the original data.
+
+    Buffers carry no gradient, so each network learns from its own loss alone.
+
+    Args:
+        outputs: `image`, `text` and `label`, each (B, K).
+        buffers: Likewise, each (N, K).
+        similarity_BN: Label similarity of the batch and the buffers' items.
+        codes: The batch's codes, `image` and `text`, each (B, K).
+        weights: See `FirstWeights`.
+    """
+
+    def match(one: str, other: str) -> Tensor:
+        return similarity_loss(outputs[one], buffers[other], similarity_BN)
+
+    to_codes = [quantisation_loss(outputs["label"], codes[m]) for m in ("image", "text")]
+    label = weights.eta * match("label", "label") + match("label", "image")
+    label = label + weights.gamma * match("label", "text") + weights.mu * sum(to_codes) / 2
+    loss = label
+    for modality in ("image", "text"):
+        loss = loss + weights.eta * match(modality, modality) + match(modality, "label")
+        loss = loss + weights.mu * quantisation_loss(outputs[modality], codes[modality])
+    return loss
+
+
+def increment_loss(
+    outputs_BK: Tensor,
+    codes_NK: Tensor,
+    similarity_BN: Tensor,
+    own_codes_BK: Tensor,
+    weights: IncrementWeights,
+) -> Tensor:
+    """One modality's part of an increment's objective, on a batch of the sample.
+
+    mean (S - u b' / K)^2 + alpha mean (u - b)^2 + beta mean_K (mean_B u)^2, with u = tanh of the
+    network: the terms of the paper, each over the number of its elements.
+
+    Args:
+        outputs_BK: tanh of the network's outputs.
+        codes_NK: Codes of all items, old ones (fixed) and new ones.
+        similarity_BN: Label similarity of the batch and all items.
+        own_codes_BK: The batch's codes.
+        weights: See `IncrementWeights`.
+    """
+    bits = outputs_BK.shape[1]
+    products_BN = outputs_BK @ codes_NK.to(outputs_BK.dtype).T
+    loss = mse_loss(products_BN / bits, similarity_BN)
+    loss = loss + weights.alpha * quantisation_loss(outputs_BK, own_codes_BK)
+    return loss + weights.beta * balance_loss(outputs_BK)
+
+
+@torch.no_grad()
+def increment_objective(
+    outputs: Mapping[str, Tensor],
+    codes: Mapping[str, Tensor],
+    similarity_MN: Tensor,
+    rows_M: Tensor,
+    weights: IncrementWeights,
+) -> Tensor:
+    """An increment's objective over the whole sample and both modalities: what must not rise.
+
+    Args:
+        outputs: `image` and `text`: tanh of the outputs of the M sampled items, each (M, K).
+        codes: `image` and `text`: codes of all N items, each (N, K).
+        similarity_MN: Label similarity of the sampled and all items.
+        rows_M: Rows of the sampled items in the code tables.
+        weights: See `IncrementWeights`.
+    """
+    parts = [
+        increment_loss(outputs[m], codes[m], similarity_MN, codes[m][rows_M], weights)
+        for m in ("image", "text")
+    ]
+    return torch.stack(parts).sum()

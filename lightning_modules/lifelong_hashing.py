@@ -1,0 +1,578 @@
+"""Lifelong cross-modal hashing: the original data and all increments as one training."""
+
+import itertools
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any, ClassVar, Literal, TypedDict, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from hashing.codes import first_codes, update_new_codes
+from hashing.losses import FirstWeights, IncrementWeights, first_session_loss, increment_loss
+from hashing.metrics import average_precision, count_distances, mean_average_precision
+from hashing.networks import HashNetworks, binarise
+from hashing.sessions import Lengths, Session, SessionPlan, Strategy
+from hashing.similarity import label_similarity
+from ledger import Ledger, Quality, Saving
+
+MODALITIES = ("image", "text")
+# The direction, whose network makes the query's code, whose codes are searched.
+DIRECTIONS = (("i2t", "image", "text"), ("t2i", "text", "image"))
+SUBSETS = ("all", "old", "new")
+
+
+class Optimizer(TypedDict, total=False):
+    """Of both kinds of session; the learning rate falls linearly to 0 in each."""
+
+    name: Literal["adam", "sgd"]
+    lr: float
+    increment_lr: float
+    momentum: float
+    weight_decay: float
+
+
+class Weights(TypedDict, total=False):
+    """Weights of the losses, see `hashing.losses`."""
+
+    gamma: float
+    eta: float
+    mu: float
+    alpha: float
+    beta: float
+
+
+class SessionLengths(TypedDict, total=False):
+    """Lengths of the sessions, see `hashing.sessions.Lengths`."""
+
+    epochs: int
+    rounds: int
+    round_epochs: int
+    sample: int
+    old_share: float
+
+
+class LifelongHashing(pl.LightningModule):
+    """Hash functions learn new classes from increments; codes that exist stay as they are.
+
+    Paper: "Deep Lifelong Cross-modal Hashing", arXiv 2304.13357. What the paper says and what is
+    our decision stands in docs/methods/dlch.md.
+
+    The first session learns networks and codes of the original items. Each increment then goes by
+    the strategy. `lifelong`: networks and the codes of the new items learn from samples of old and
+    new items, the codes of old ones are fixed. `no_update`: nothing is trained, new items are
+    encoded as they come. `fine_tune`: the first session's training goes on, on new items only.
+    `retrain`: it starts anew, on all items, and makes all codes anew.
+
+    All sessions are one `trainer.fit` of `max_steps(datamodule)` steps. The datamodule is a
+    `CrossModalDataModule` or has its attributes. Codes, buffers and networks are in the state dict.
+
+    Args:
+        strategy: What an increment does.
+        bits: Length of a code, a multiple of 8.
+        text_width: Hidden units of the text and of the label network; 8,192 in the authors' code.
+        codes: `shared`: one code for both modalities of a new item; `per_modality`: one for each,
+            as in the authors' code.
+        optimizer: `name`, `lr`, `increment_lr` (learning rate of `lifelong` increments), `momentum`
+            (SGD) and `weight_decay`.
+        weights: `gamma`, `eta`, `mu` of the first session, `alpha`, `beta` of an increment.
+        lengths: `epochs`, `rounds`, `round_epochs`, `sample`, `old_share`.
+        evaluate: Which items ask after each session: the `validation` part, or the `query` part for
+            a final report.
+        seed: Of the networks and the order, at least 0.
+
+    Raises:
+        ValueError: A value is not allowed; the message names its key.
+    """
+
+    session: Tensor
+    """Number of the session that was begun last; -1 before the first."""
+
+    plans_steps: ClassVar[bool] = True
+    """Tells the runner to ask `max_steps` how long the training is."""
+
+    def __init__(
+        self,
+        strategy: Literal["lifelong", "no_update", "fine_tune", "retrain"] = "lifelong",
+        bits: int = 32,
+        text_width: int = 1024,
+        codes: Literal["shared", "per_modality"] = "shared",
+        optimizer: Optimizer | None = None,
+        weights: Weights | None = None,
+        lengths: SessionLengths | None = None,
+        evaluate: Literal["validation", "query"] = "validation",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if bits < 8 or bits % 8:
+            raise ValueError(f"module.bits={bits}: must be a multiple of 8, of at least 8")
+        if text_width < 1:
+            raise ValueError(f"module.text_width={text_width}: must be at least 1")
+        self.strategy: Strategy = strategy
+        self.bits, self.text_width, self.shared_codes = bits, text_width, codes == "shared"
+        self.optimizer_settings: dict[str, Any] = {
+            "name": "adam",
+            "lr": 3e-3,
+            "increment_lr": 1e-3,
+            "momentum": 0.9,
+            "weight_decay": 0.0,
+            **(optimizer or {}),
+        }
+        for key in ("lr", "increment_lr"):
+            if not self.optimizer_settings[key] > 0:
+                value = self.optimizer_settings[key]
+                raise ValueError(f"module.optimizer.{key}={value}: must be above 0")
+        given: dict[str, Any] = {"alpha": 0.01, "beta": 0.1, **(weights or {})}
+        self.first_weights = FirstWeights(
+            **{k: v for k, v in given.items() if k in ("gamma", "eta", "mu")}
+        )
+        self.increment_weights = IncrementWeights(given["alpha"], given["beta"])
+        try:
+            self.lengths = Lengths(**(lengths or {}))
+        except ValueError as error:
+            raise ValueError(f"module.lengths.{error}") from error
+        self.evaluate, self.seed = evaluate, seed
+        self.networks: HashNetworks | None = None
+        self.plan: SessionPlan = cast(SessionPlan, None)
+        self.history: list[dict[str, float]] = []
+        """Metrics of each finished session, by name."""
+        self._seconds = dict.fromkeys(("all", "steps", "data", "codes"), 0.0)
+        self._step_began = self._data_before = 0.0
+        self._clock: float | None = None
+        self._asked: dict[str, list[Tensor]] = {}
+
+    # --- what is trained, and for how long --------------------------------------------------
+
+    def max_steps(self, datamodule: Any, limit: int | None = None) -> int:
+        """Plan the sessions of a training on some data, and return their steps.
+
+        Args:
+            datamodule: Set up.
+            limit: Steps at most; sessions are then cut short in proportion.
+
+        Raises:
+            ValueError: The data do not fit the sessions.
+        """
+        self.plan = SessionPlan(
+            datamodule.groups["retrieval"],
+            self.strategy,
+            self.lengths,
+            datamodule.batch_size,
+            self.seed,
+            limit,
+        )
+        self._shapes = (
+            tuple(datamodule.image_shape),
+            int(datamodule.text_features),
+            len(datamodule.classes),
+        )
+        self._items = len(datamodule.groups["retrieval"])
+        return self.plan.steps
+
+    def setup(self, stage: str) -> None:
+        """Plan the sessions, and refuse a trainer that they cannot run on."""
+        self.data = cast(Any, self.trainer).datamodule
+        if stage != "fit":
+            self.max_steps(self.data)
+            return
+        limit = self.trainer.max_steps if self.trainer.max_steps > 0 else None
+        if self.trainer.world_size > 1:
+            raise ValueError("trainer.devices: lifelong hashing trains on one device")
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError("trainer.accumulate_grad_batches: must be 1, batches are the steps")
+        self.max_steps(self.data, limit)
+        if limit is not None and limit > self.plan.steps:
+            cast(Any, self.trainer.fit_loop).epoch_loop.max_steps = self.plan.steps
+
+    def configure_model(self) -> None:
+        """Make networks, codes and buffers, once, as the data needs them."""
+        if self.networks is None:
+            self._make(*self._shapes, self._items)
+
+    def _make(
+        self, image_shape: tuple[int, ...], text_features: int, classes: int, items: int
+    ) -> None:
+        self._shapes, self._items = (image_shape, text_features, classes), items
+        self.networks = self._fresh_networks(0)
+        for m in MODALITIES:
+            codes = torch.zeros(items, self.bits, dtype=torch.int8, device=self.device)
+            self.register_buffer(f"{m}_codes", codes)
+        for m in (*MODALITIES, "label"):
+            self.register_buffer(f"{m}_outputs", torch.zeros(items, self.bits, device=self.device))
+        self.register_buffer("session", torch.tensor(-1))
+
+    def _fresh_networks(self, session: int) -> HashNetworks:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(
+                int(np.random.SeedSequence([self.seed, session]).generate_state(1)[0])
+            )
+            return HashNetworks(*self._shapes, self.bits, self.text_width)
+
+    def codes(self, modality: str) -> Tensor:
+        """int8 codes of the retrieval part's items, (n, bits); 0 where none has arrived yet."""
+        return cast(Tensor, getattr(self, f"{modality}_codes"))
+
+    def outputs(self, modality: str) -> Tensor:
+        """The latest outputs of the items of the current session, (n, bits)."""
+        return cast(Tensor, getattr(self, f"{modality}_outputs"))
+
+    def network(self, modality: str) -> torch.nn.Module:
+        """The `image`, `text` or `label` network."""
+        return cast(torch.nn.Module, getattr(self.networks, modality))
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer for all networks, whose losses do not meet; the rate falls by session."""
+        s = self.optimizer_settings
+        parameters = list(cast(torch.nn.Module, self.networks).parameters())
+        optimizer: torch.optim.Optimizer
+        if s["name"] == "adam":
+            optimizer = torch.optim.Adam(parameters, s["lr"], weight_decay=s["weight_decay"])
+        else:
+            decay, momentum = s["weight_decay"], s["momentum"]
+            optimizer = torch.optim.SGD(parameters, s["lr"], momentum, weight_decay=decay)
+
+        def factor(step: int) -> float:
+            if step >= self.plan.steps:
+                return 0.0
+            session = self.plan.session_at(step)
+            peak = s["increment_lr"] / s["lr"] if session.kind == "lifelong" else 1.0
+            return peak * (1 - (step - session.start) / session.steps)
+
+        schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": {**schedule, "name": "train/lr"}}
+
+    # --- a session --------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self._clock = perf_counter()
+
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Begin a session at its first step."""
+        session = self.plan.session_at(self.global_step)
+        if self.global_step == session.start and int(self.session) < session.number:
+            self._begin(session)
+        self._step_began = perf_counter()
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch, by the kind of its session."""
+        session = self.plan.sessions[int(self.session)]
+        loss = (self._lifelong_loss if session.kind == "lifelong" else self._first_loss)(
+            session, batch
+        )
+        if self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["rows"]))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step; then update codes where that is due, before any checkpoint is written."""
+        super().optimizer_step(*args, **kwargs)
+        self._seconds["steps"] += perf_counter() - self._step_began
+        step = self.global_step  # Lightning counts this step when we are back
+        session = self.plan.session_at(step)
+        if session.updates_codes(step):
+            began = perf_counter()
+            self._update_codes(session, step)
+            self._seconds["codes"] += perf_counter() - began
+        if step + 1 == session.end:
+            self._finish(session)
+            following = self.plan.sessions[session.number + 1 :]
+            for idle in itertools.takewhile(lambda session: not session.steps, following):
+                self._begin(idle)
+                self._finish(idle)
+
+    def _begin(self, session: Session) -> None:
+        """Start a session: its networks, its optimizer state, and first codes of its items."""
+        self.session.fill_(session.number)
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        self._data_before = self.data.seconds
+        self._clock = began = perf_counter()
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+        if session.fresh:
+            state = self._fresh_networks(session.number).state_dict()
+            cast(torch.nn.Module, self.networks).load_state_dict(state)
+        if session.kind == "lifelong":
+            sample = self.plan.sample(session, session.start)
+            self._encode_retrieval(sample)
+            self._update_new_codes(session, sample)
+        elif session.kind == "first":
+            self._encode_retrieval(session.rows, label=True)
+            self._update_codes(session, session.start)
+        else:
+            self._encode_retrieval(session.rows)
+            rows = torch.from_numpy(session.rows)
+            for m in MODALITIES:
+                self.codes(m)[rows] = binarise(self.outputs(m)[rows])
+        self._seconds["codes"] += perf_counter() - began
+
+    def _first_loss(self, session: Session, batch: Mapping[str, Tensor]) -> Tensor:
+        rows = batch["rows"]
+        inputs = {**batch, "label": batch["labels"].float()}
+        outputs = {m: self.network(m)(inputs[m]) for m in (*MODALITIES, "label")}
+        for m in outputs:
+            self.outputs(m)[rows] = outputs[m].detach()
+        known = self._rows_of(session)
+        return first_session_loss(
+            outputs,
+            {m: self.outputs(m)[known] for m in outputs},
+            label_similarity(batch["labels"], self._labels()[known]),
+            {m: self.codes(m)[rows] for m in MODALITIES},
+            self.first_weights,
+        )
+
+    def _lifelong_loss(self, session: Session, batch: Mapping[str, Tensor]) -> Tensor:
+        rows = batch["rows"]
+        known = self._rows_of(session)
+        similarity = label_similarity(batch["labels"], self._labels()[known])
+        loss = torch.zeros((), device=self.device)
+        for m in MODALITIES:
+            output = torch.tanh(self.network(m)(batch[m]))
+            self.outputs(m)[rows] = output.detach()
+            codes = self.codes(m)
+            weights = self.increment_weights
+            loss = loss + increment_loss(output, codes[known], similarity, codes[rows], weights)
+        return loss
+
+    def _update_codes(self, session: Session, step: int) -> None:
+        if session.kind == "lifelong":
+            self._update_new_codes(session, self.plan.sample(session, step))
+            return
+        rows = self._rows_of(session)
+        outputs = {m: self.outputs(m)[rows] for m in (*MODALITIES, "label")}
+        for m, codes in first_codes(outputs).items():
+            self.codes(m)[rows] = codes
+
+    def _update_new_codes(self, session: Session, sample: NDArray[np.int64]) -> None:
+        """Coordinate descent on the new items' codes, from the sample's latest outputs."""
+        new = torch.from_numpy(session.new).to(self.device)
+        rows = torch.from_numpy(sample).to(self.device)
+        place = torch.full((self._items,), -1, device=self.device)
+        place[new] = torch.arange(len(new), device=self.device)
+        labels = self._labels()
+        found = update_new_codes(
+            {m: self.codes(m)[new] for m in MODALITIES},
+            {m: self.outputs(m)[rows] for m in MODALITIES},
+            label_similarity(labels[rows], labels[new]),
+            place[rows],
+            len(session.rows),
+            self.increment_weights.alpha,
+            self.shared_codes,
+        )
+        for m in MODALITIES:
+            self.codes(m)[new] = found[m]
+
+    @torch.no_grad()
+    def _encode_retrieval(self, rows: NDArray[np.int64], label: bool = False) -> None:
+        """Fill the outputs of some items, which this session may read, by one pass over them."""
+        squash = torch.tanh if self.plan.sessions[int(self.session)].kind == "lifelong" else None
+        for batch in self._batches("retrieval", rows):
+            inputs = {**batch, "label": batch["labels"].float()}
+            for m in (*MODALITIES, "label") if label else MODALITIES:
+                output = self.network(m)(inputs[m])
+                self.outputs(m)[batch["rows"]] = output if squash is None else squash(output)
+
+    def _batches(self, part: str, rows: NDArray[np.int64] | None = None) -> Any:
+        for batch in self.data.in_order(part, rows):
+            yield {key: value.to(self.device) for key, value in batch.items()}
+
+    def _labels(self) -> Tensor:
+        """Labels of the retrieval part's items: they belong to the codes, and stay with them."""
+        return cast(Tensor, self.data.parts["retrieval"].labels.to(self.device))
+
+    def _rows_of(self, session: Session) -> Tensor:
+        return torch.from_numpy(session.rows).to(self.device)
+
+    # --- what was reached -------------------------------------------------------------------
+
+    def _finish(self, session: Session) -> None:
+        """Score the session, on items that no session learns from, and stop its clock."""
+        self._pause()
+        seconds = self._seconds
+        figures = {
+            "steps": float(session.steps),
+            "seconds": seconds["all"],
+            "step_seconds": seconds["steps"],
+            "data_seconds": seconds["data"],
+            "code_seconds": seconds["codes"],
+            **self.score(self.evaluate),
+        }
+        if self.history:
+            for direction, *_ in DIRECTIONS:
+                for name, figure in (("forgetting", "original"), ("drift", "original_alone")):
+                    before = max(past[f"map_{figure}_{direction}"] for past in self.history)
+                    figures[f"{name}_{direction}"] = before - figures[f"map_{figure}_{direction}"]
+        self.history.append(figures)
+        named = {f"session/{name}": value for name, value in figures.items()}
+        named["session/number"] = float(session.number)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(named, step=session.end)
+        self._clock = perf_counter()
+
+    @torch.no_grad()
+    def score(self, part: str) -> dict[str, float]:
+        """Mean average precision of the queries of one part, against all codes so far.
+
+        Args:
+            part: `validation` or `query`.
+
+        Returns:
+            `map_{all|old|new|original|original_alone}_{i2t|t2i}`: all queries whose classes have
+            arrived; those of earlier sessions; of the last; of the first; of the first, against the
+            items of the first alone.
+        """
+        outputs: dict[str, list[Tensor]] = {m: [] for m in MODALITIES}
+        for batch in self._batches(part):
+            for m in MODALITIES:
+                outputs[m].append(self.network(m)(batch[m]))
+        return self._maps(part, {m: torch.cat(outputs[m]) for m in MODALITIES})
+
+    def _maps(self, part: str, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        session = int(self.session)
+        groups = torch.from_numpy(self.data.groups[part][: len(outputs["image"])])
+        labels = self.data.parts[part].labels[: len(groups)].to(self.device)
+        known = torch.from_numpy(self.plan.known(session)).to(self.device)
+        asked = (groups <= session).to(self.device)
+        groups = groups[groups <= session]
+        subsets = {
+            "all": groups >= 0,
+            "old": groups < session,
+            "new": groups == session,
+            "original": groups == 0,
+        }
+        figures: dict[str, float] = {}
+        for direction, query, searched in DIRECTIONS:
+            counts = count_distances(
+                binarise(outputs[query][asked]),
+                labels[asked],
+                self.codes(searched)[known],
+                self._labels()[known],
+            )
+            values = average_precision(counts)
+            alone = self.plan.known(0)
+            figures[f"map_original_alone_{direction}"] = mean_average_precision(
+                binarise(outputs[query][asked][subsets["original"]]),
+                labels[asked][subsets["original"]],
+                self.codes(searched)[alone],
+                self._labels()[alone],
+            )
+            for name, chosen in subsets.items():
+                if chosen.any():
+                    figures[f"map_{name}_{direction}"] = float(
+                        values[chosen[counts.queries]].mean()
+                    )
+        return figures
+
+    def on_validation_start(self) -> None:
+        """Leave the time of a validation out of the session's."""
+        self._pause()
+
+    def on_validation_end(self) -> None:
+        """Start the clock again."""
+        self._clock = perf_counter()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what is no tensor: the shapes, and the metrics and times of the sessions."""
+        self._pause()
+        self._clock = perf_counter()
+        checkpoint["lifelong_hashing"] = {
+            "shapes": [list(self._shapes[0]), *self._shapes[1:], self._items],
+            "history": self.history,
+            "seconds": dict(self._seconds),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make networks and codes of the checkpoint's sizes before their values are loaded.
+
+        Raises:
+            ValueError: The data now has another number of items.
+        """
+        kept = checkpoint["lifelong_hashing"]
+        image_shape, text_features, classes, items = kept["shapes"]
+        if self.networks is None:
+            self._make(tuple(image_shape), text_features, classes, items)
+        if items != self._items:
+            raise ValueError(
+                f"datamodule: the checkpoint was trained on {items} items, now there are "
+                f"{self._items}; restore its data and split"
+            )
+        self.history = [dict(figures) for figures in kept["history"]]
+        self._seconds = dict(kept["seconds"])
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Encode a batch of queries."""
+        self._ask(batch)
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Encode a batch of queries."""
+        self._ask(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mAP of the validation part, and what each finished session reached."""
+        self._answer("val", "validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mAP of the queries."""
+        self._answer("test", "query")
+
+    def _ask(self, batch: Mapping[str, Tensor]) -> None:
+        for m in MODALITIES:
+            self._asked.setdefault(m, []).append(self.network(m)(batch[m]))
+
+    def _answer(self, split: str, part: str) -> None:
+        outputs = {m: torch.cat(values) for m, values in self._asked.items()}
+        self._asked = {}
+        if self.trainer.sanity_checking or int(self.session) < 0:
+            return
+        for name, value in self._maps(part, outputs).items():
+            self.log(f"{split}/{name}", value)
+        for number, figures in enumerate(self.history if split == "val" else ()):
+            for name, value in figures.items():
+                self.log(f"session_{number}/{name}", value)
+
+    def _pause(self) -> None:
+        if self._clock is not None:
+            self._seconds["all"] += perf_counter() - self._clock
+            self._seconds["data"] += self.data.seconds - self._data_before
+            self._clock, self._data_before = None, self.data.seconds
+
+    def curves(self) -> tuple[str, ...]:
+        """Logged metrics to draw below the loss."""
+        return ("session/map_all_i2t", "session/map_all_t2i")
+
+    def ledger(self) -> Ledger | None:
+        """What the increments saved against retraining; None before the first, or for retraining.
+
+        Steps of the baseline are those it would take. Its time is known only to a benchmark that
+        runs it.
+        """
+        increments = self.history[1:]
+        if not increments or self.strategy == "retrain":
+            return None
+        plan = SessionPlan(
+            self.plan.groups, "retrain", self.lengths, self.plan.batch_size, self.seed
+        )
+        baseline = sum(s.steps for s in plan.sessions[1 : len(self.history)])
+        steps = sum(figures["steps"] for figures in increments)
+        seconds = sum(figures["seconds"] for figures in increments)
+        last = increments[-1]
+        return Ledger(
+            method=f"DLCH, {self.strategy}",
+            baseline="retraining on all items at each increment",
+            savings=(
+                Saving("mini-batch steps of the increments", "steps", steps, float(baseline)),
+                Saving("time of the increments", "s", seconds, None),
+            ),
+            quality=tuple(
+                Quality(name, last[name], better="higher")
+                for direction, *_ in DIRECTIONS
+                for name in (f"map_{subset}_{direction}" for subset in SUBSETS)
+                if name in last
+            ),
+            notes=(f"mAP on the {self.evaluate} part, after the last increment",),
+        )

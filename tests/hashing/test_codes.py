@@ -1,0 +1,97 @@
+"""The objective of an increment never rises over coordinate descent; codes are never 0."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashing.codes import first_codes, update_new_codes
+from hashing.losses import IncrementWeights, increment_objective, similarity_loss
+from hashing.networks import HashNetworks, binarise, image_network
+from hashing.similarity import label_similarity
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    alpha=st.sampled_from([0.0, 0.01, 1.0]),
+    shared=st.booleans(),
+    old=st.integers(0, 12),
+    new=st.integers(1, 12),
+)
+def test_the_objective_never_rises(
+    seed: int, alpha: float, shared: bool, old: int, new: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    count, bits = old + new, 8
+    labels = torch.randint(0, 2, (count, 4), generator=g)
+    labels[:, 0] |= labels.sum(1) == 0
+    sample = torch.randperm(count, generator=g)[: max(1, count // 2)]
+    outputs = {m: torch.randn(len(sample), bits, generator=g).tanh() for m in ("image", "text")}
+    similarity = label_similarity(labels[sample], labels)
+    codes = {m: binarise(torch.randn(count, bits, generator=g)) for m in ("image", "text")}
+    if shared:
+        codes["text"][old:] = codes["image"][old:]
+    places = torch.where(sample >= old, sample - old, -1)
+    weights = IncrementWeights(alpha, beta=0.3)
+    before = increment_objective(outputs, codes, similarity, sample, weights)
+    for _ in range(3):
+        found = update_new_codes(
+            {m: codes[m][old:] for m in codes},
+            outputs,
+            similarity[:, old:],
+            places,
+            count,
+            alpha,
+            shared,
+        )
+        codes = {m: torch.cat([codes[m][:old], found[m]]) for m in codes}
+        after = increment_objective(outputs, codes, similarity, sample, weights)
+        assert float(after) <= float(before) + 1e-5 * float(before)
+        before = after
+    assert all((c.abs() == 1).all() for c in codes.values())
+    if shared:
+        assert torch.equal(codes["image"][old:], codes["text"][old:])
+
+
+def test_one_bit_is_the_best_of_both() -> None:
+    """A single bit of a single item, checked against both values it can take."""
+    g = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        outputs = {m: torch.randn(5, 1, generator=g).tanh() for m in ("image", "text")}
+        similarity = torch.rand(5, 1, generator=g)
+        sample = torch.zeros(5, dtype=torch.long)
+        values = {}
+        for bit in (-1, 1):
+            codes = {m: torch.full((1, 1), bit, dtype=torch.int8) for m in outputs}
+            weights = IncrementWeights(0.0, 0.0)
+            values[bit] = float(increment_objective(outputs, codes, similarity, sample, weights))
+        found = update_new_codes(codes, outputs, similarity, torch.full((5,), -1), 1, 0.0)
+        assert int(found["image"]) == min(values, key=lambda bit: values[bit])
+
+
+def test_signs_of_zero_are_positive() -> None:
+    zeros = torch.zeros(2, 8)
+    assert binarise(zeros).tolist() == [[1] * 8] * 2
+    assert (first_codes(dict.fromkeys(("image", "text", "label"), zeros))["text"] == 1).all()
+
+
+def test_similarity_loss_wants_no_more_than_a_right_angle() -> None:
+    """Opposite outputs of items that share nothing cost nothing."""
+    u = torch.tensor([[1.0, 0.0]])
+    v = torch.tensor([[-3.0, 0.0], [2.0, 0.0]])
+    assert float(similarity_loss(u, v, torch.tensor([[0.0, 1.0]]))) == 0
+    assert float(similarity_loss(u, v, torch.tensor([[0.0, 0.0]]))) == 0.5
+
+
+@pytest.mark.parametrize("shape", [(20,), (3, 32, 32)])
+def test_networks_of_features_and_of_pictures(shape: tuple[int, ...]) -> None:
+    networks = HashNetworks(shape, 12, 5, bits=16, width=64)
+    kind = torch.float32 if len(shape) == 1 else torch.uint8
+    images = torch.randint(0, 255, (4, *shape)).to(kind)
+    assert networks.image(images).shape == (4, 16)
+    assert torch.equal(networks.image(images[:1]), networks.image(images)[:1]) or torch.allclose(
+        networks.image(images[:1]), networks.image(images)[:1], atol=1e-5
+    )
+    with pytest.raises(ValueError, match=r"images of shape \(1, 4, 4\)"):
+        image_network((1, 4, 4), 16)

@@ -1,0 +1,70 @@
+"""A session reads what its strategy allows, once an epoch, in an order any step can recompute."""
+
+import numpy as np
+import pytest
+
+from hashing.sessions import STRATEGIES, Lengths, SessionPlan, Strategy
+
+GROUPS = np.array([0] * 30 + [1] * 10 + [2] * 5)
+LENGTHS = Lengths(epochs=3, rounds=2, round_epochs=2, sample=12, old_share=0.5)
+
+
+def plan(strategy: Strategy, limit: int | None = None) -> SessionPlan:
+    return SessionPlan(GROUPS, strategy, LENGTHS, batch_size=8, seed=4, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "allowed"),
+    [
+        ("lifelong", [{0}, {0, 1}, {0, 1, 2}]),
+        ("retrain", [{0}, {0, 1}, {0, 1, 2}]),
+        ("fine_tune", [{0}, {1}, {2}]),
+        ("no_update", [{0}]),
+    ],
+)
+def test_sessions_read_what_they_may(strategy: Strategy, allowed: list[set[int]]) -> None:
+    p = plan(strategy)
+    for session in p.sessions:
+        rows = [p.batch(step) for step in range(session.start, session.end)]
+        seen = set(GROUPS[np.concatenate(rows)]) if rows else set()
+        assert seen == (allowed[session.number] if rows else set())
+
+
+def test_an_epoch_has_every_item_once_and_equal_steps_give_equal_batches() -> None:
+    p = plan("retrain")
+    for session in p.sessions:
+        for epoch in range(LENGTHS.epochs):
+            start = session.start + epoch * session.steps_per_epoch
+            rows = np.concatenate([p.batch(start + i) for i in range(session.steps_per_epoch)])
+            assert sorted(rows) == list(session.rows)
+    again = plan("retrain")
+    for step in reversed(range(p.steps)):
+        assert (p.batch(step) == again.batch(step)).all()
+
+
+def test_a_lifelong_increment_reads_its_samples_only() -> None:
+    p = plan("lifelong")
+    session = p.sessions[1]
+    assert session.steps == 2 * 2 * 2
+    for step in range(session.start, session.end):
+        sample = p.sample(session, step)
+        assert len(set(sample)) == len(sample) == 12
+        assert (GROUPS[sample] == 0).sum() == 6
+        assert set(p.batch(step)) <= set(sample)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_sessions_are_cut_short_in_proportion(strategy: Strategy) -> None:
+    p = plan(strategy, limit=5)
+    assert p.steps <= 5
+    assert all(s.steps >= 1 for s in p.sessions if s.kind != "none")
+    assert p.sessions[-1].end == p.steps
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="session 1 has no items"):
+        SessionPlan(np.array([0, 2]), "lifelong", LENGTHS, 8, 0)
+    with pytest.raises(ValueError, match="2 steps are too few for 3 sessions"):
+        plan("lifelong", limit=2)
+    with pytest.raises(ValueError, match="old_share=1"):
+        Lengths(old_share=1.0)

@@ -1,0 +1,229 @@
+"""A lifelong training reads what it may only, keeps old codes, and resumes at any step."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+
+from callbacks.rng_state import RngState
+from datamodules.cross_modal import CrossModalDataModule, Pairs
+from lightning_modules.lifelong_hashing import MODALITIES, LifelongHashing
+
+LENGTHS: Any = {"epochs": 4, "rounds": 3, "round_epochs": 2, "sample": 24, "old_share": 0.5}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 items of 4 classes; image and text features are their class, with noise."""
+    draw = np.random.default_rng(0)
+    numbers = np.arange(150) % 4
+    labels = np.eye(4, dtype=np.uint8)[numbers]
+    image = (labels @ draw.normal(size=(4, 6)) + draw.normal(size=(150, 6)) / 3).astype(np.float32)
+    text = (labels @ draw.normal(size=(4, 5)) + draw.normal(size=(150, 5)) / 3).astype(np.float32)
+    path = tmp_path_factory.mktemp("features") / "four.npz"
+    np.savez(path, image=image, text=text, labels=labels)
+    return path
+
+
+def data(path: Path, classes: list[int] | None = None) -> CrossModalDataModule:
+    datamodule = CrossModalDataModule(
+        path=str(path), classes_per_session=classes or [2, 1, 1], batch_size=16, seed=1
+    )
+    datamodule.setup("fit")
+    return datamodule
+
+
+def module(strategy: Any = "lifelong", **options: Any) -> LifelongHashing:
+    given = {"bits": 16, "text_width": 32, "lengths": LENGTHS, "seed": 1, **options}
+    return LifelongHashing(strategy=strategy, **given)
+
+
+def fit(
+    datamodule: CrossModalDataModule,
+    strategy: Any = "lifelong",
+    callbacks: tuple[pl.Callback, ...] = (),
+    resume: Path | None = None,
+    limit: int | None = None,
+    **options: Any,
+) -> LifelongHashing:
+    pl.seed_everything(1, verbose=False)
+    made = module(strategy, **options)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=made.max_steps(datamodule, limit),
+        max_epochs=-1,
+        logger=False,
+        callbacks=[RngState(seed=1), *callbacks],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(made, datamodule=datamodule, ckpt_path=resume)
+    return made
+
+
+class Watch(pl.Callback):
+    """Keeps the original items' codes after each step, and saves every step."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.codes: list[tuple[int, dict[str, torch.Tensor]]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        kept = {m: pl_module.codes(m).clone() for m in MODALITIES}
+        self.codes.append((int(pl_module.session), kept))
+        if self.folder is not None:
+            trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+@pytest.mark.parametrize("strategy", ["lifelong", "fine_tune", "retrain", "no_update"])
+def test_only_the_items_that_a_session_may_read_are_read(
+    features: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts every access to an image or a text of the retrieval part, by session."""
+    datamodule = data(features)
+    read: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    original, begin = Pairs.__getitem__, LifelongHashing._begin
+    now = 0
+
+    def count(self: Pairs, indices: NDArray[np.int64]) -> Any:
+        if self is datamodule.parts["retrieval"]:
+            read[now].extend(indices.tolist())
+        return original(self, indices)
+
+    def follow(self: LifelongHashing, session: Any) -> None:
+        nonlocal now
+        # Lightning asks for a batch ahead of the session that it belongs to.
+        now = session.number
+        if session.steps:
+            first = self.plan.batch(session.start).tolist()
+            if session.number:
+                for row in first:
+                    read[now - 1].remove(row)
+                read[now].extend(first)
+        begin(self, session)
+
+    monkeypatch.setattr(Pairs, "__getitem__", count)
+    monkeypatch.setattr(LifelongHashing, "_begin", follow)
+    made = fit(datamodule, strategy)
+    groups = datamodule.groups["retrieval"]
+    for session in made.plan.sessions:
+        rows = set(read[session.number])
+        if session.kind == "lifelong":
+            steps = range(session.start, session.end, session.steps_per_round)
+            allowed = {row for step in steps for row in made.plan.sample(session, step).tolist()}
+            assert rows == allowed
+            assert allowed < set(made.plan.known(session.number).tolist())
+        elif strategy == "retrain":
+            assert rows == set(np.flatnonzero(groups <= session.number).tolist())
+        else:
+            assert rows == set(np.flatnonzero(groups == session.number).tolist())
+
+
+def test_what_may_not_be_read_does_not_matter(features: Path) -> None:
+    """Items outside of the samples are replaced by NaN: networks and codes stay the same."""
+    datamodule = data(features)
+    expected = fit(datamodule)
+    allowed = set(expected.plan.sessions[0].rows.tolist())
+    for session in expected.plan.sessions[1:]:
+        for step in range(session.start, session.end):
+            allowed |= set(expected.plan.sample(session, step).tolist())
+    poisoned = data(features)
+    part = poisoned.parts["retrieval"]
+    forbidden = [row for i, row in enumerate(part.rows) if i not in allowed]
+    assert forbidden
+    assert poisoned.items is not None
+    poisoned.items.image[forbidden] = np.nan
+    poisoned.items.text[forbidden] = np.nan
+    actual = fit(poisoned).state_dict()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(actual[name], value), name
+
+
+@pytest.mark.parametrize("codes", ["shared", "per_modality"])
+@pytest.mark.parametrize("strategy", ["lifelong", "fine_tune"])
+def test_codes_of_earlier_sessions_stay_bit_identical(
+    features: Path, strategy: str, codes: str
+) -> None:
+    datamodule = data(features)
+    watch = Watch()
+    made = fit(datamodule, strategy, (watch,), codes=codes)
+    groups = torch.from_numpy(datamodule.groups["retrieval"])
+    final = {m: made.codes(m) for m in MODALITIES}
+    for number in (0, 1):
+        states = [kept for session, kept in watch.codes if session == number]
+        for kept in states[-1:]:
+            for m in MODALITIES:
+                mask = groups <= number
+                assert torch.equal(kept[m][mask], final[m][mask])
+    assert all((final[m].abs() == 1).all() for m in MODALITIES)
+    if strategy == "lifelong":
+        new = groups > 0
+        assert torch.equal(final["image"][new], final["text"][new]) == (codes == "shared")
+
+
+@pytest.mark.parametrize("strategy", ["lifelong", "retrain", "fine_tune"])
+def test_a_training_resumes_bit_for_bit_at_any_step(
+    features: Path, strategy: str, tmp_path: Path
+) -> None:
+    """From within each session, and from the step on which one ends."""
+    datamodule = data(features)
+    watch = Watch(tmp_path)
+    expected = fit(datamodule, strategy, (watch,))
+    ends = [session.end for session in expected.plan.sessions]
+    for step in {3, ends[0] - 1, ends[0], ends[0] + 1, ends[1], ends[1] + 5}:
+        path = tmp_path / f"{step}.ckpt"
+        torch.load(path, weights_only=True)
+        actual = fit(data(features), strategy, resume=path)
+        for name, value in expected.state_dict().items():
+            assert torch.equal(actual.state_dict()[name], value), (step, name)
+        for before, after in zip(expected.history, actual.history, strict=True):
+            assert {k: v for k, v in before.items() if "seconds" not in k} == {
+                k: v for k, v in after.items() if "seconds" not in k
+            }
+
+
+def test_an_increment_learns_its_class_and_saves_steps(features: Path) -> None:
+    long: Any = {**LENGTHS, "epochs": 40, "rounds": 10}
+    made = fit(data(features, [3, 1]), lengths=long)
+    untrained = fit(data(features, [3, 1]), "no_update", lengths=long)
+    for direction in ("i2t", "t2i"):
+        gain = (
+            made.history[1][f"map_new_{direction}"] - untrained.history[1][f"map_new_{direction}"]
+        )
+        assert gain > 0.1
+    ledger = made.ledger()
+    assert ledger is not None
+    steps, seconds = ledger.savings
+    assert steps.spent == made.plan.sessions[1].steps
+    assert (
+        steps.baseline
+        == fit(data(features, [3, 1]), "retrain", lengths=long).plan.sessions[1].steps
+    )
+    assert seconds.baseline is None, "nobody has measured it"
+
+
+def test_strategies_share_the_original_session(features: Path) -> None:
+    histories = [fit(data(features), s).history[0] for s in ("lifelong", "no_update", "retrain")]
+    maps = [{k: v for k, v in h.items() if k.startswith("map")} for h in histories]
+    assert maps[0] == maps[1] == maps[2]
+
+
+def test_a_limit_cuts_every_session_short(features: Path) -> None:
+    made = fit(data(features), limit=9)
+    assert made.plan.steps <= 9
+    assert len(made.history) == 3
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"module\.bits=20: must be a multiple of 8"):
+        LifelongHashing(bits=20)
+    with pytest.raises(ValueError, match=r"module\.lengths\.epochs=0"):
+        LifelongHashing(lengths={"epochs": 0})
+    with pytest.raises(ValueError, match=r"module\.optimizer\.lr=0"):
+        LifelongHashing(optimizer={"lr": 0.0})
