@@ -134,12 +134,13 @@ class Pairs(Dataset[Batch]):
         rows = self.rows[indices]
         return {
             "rows": torch.from_numpy(np.asarray(indices, dtype=np.int64)),
-            "image": torch.from_numpy(self._values("image", self.items.image[rows])),
-            "text": torch.from_numpy(self._values("text", self.items.text[rows])),
+            "image": torch.from_numpy(self.standardised("image", self.items.image[rows])),
+            "text": torch.from_numpy(self.standardised("text", self.items.text[rows])),
             "labels": self.labels[torch.from_numpy(np.asarray(indices, dtype=np.int64))],
         }
 
-    def _values(self, part: str, values: NDArray[Any]) -> NDArray[Any]:
+    def standardised(self, part: str, values: NDArray[Any]) -> NDArray[Any]:
+        """Images or texts as the networks read them."""
         if part not in self.moments:
             return values
         mean, deviation = self.moments[part]
@@ -335,6 +336,41 @@ class CrossModalDataModule(pl.LightningDataModule):
             encode = importlib.import_module("datamodules.encoders").encode_folder
             items = encode(settings["path"], cache_dir=settings["cache_dir"], **options)
         return checked(items, settings["bad_rows"])
+
+    def encode_query(self, query: str) -> tuple[str, torch.Tensor]:
+        """Turn a query into what a network reads, after `setup`.
+
+        Args:
+            query: Words, or a picture's path, where the source has an encoder for them; or
+                `image:17` or `text:17`, that side of the 17th item of the query part.
+
+        Returns:
+            `image` or `text`, and one row.
+
+        Raises:
+            ValueError: The query cannot be encoded.
+        """
+        settings, options = self.settings, self.settings["options"] or {}
+        modality, _, number = query.partition(":")
+        if modality in ("image", "text") and number.isdecimal():
+            if int(number) >= len(self.parts["query"]):
+                raise ValueError(f"query={query}: there are {len(self.parts['query'])} queries")
+            return modality, self.parts["query"][np.array([int(number)])][modality]
+        if settings["source"] == "features":
+            raise ValueError(
+                f"query={query}: feature files come without an encoder for words and pictures; "
+                "give image:NUMBER or text:NUMBER, an item of the query part"
+            )
+        values: NDArray[Any]
+        if settings["source"] == "generated":
+            encode = importlib.import_module("datamodules.generated_pictures").encode_query
+            words = options.get("label_words_in_captions", False)
+            modality, values = encode(query, self.image_shape[-1], words)
+        else:
+            encode = importlib.import_module("datamodules.encoders").encode_query
+            names = ("image_encoder", "text_encoder")
+            modality, values = encode(query, **{n: options[n] for n in names if n in options})
+        return modality, torch.from_numpy(self.parts["query"].standardised(modality, values))
 
     def describe(self) -> dict[str, Any]:
         """Return, after `setup`, what the data is and how large, for reports and run.json."""

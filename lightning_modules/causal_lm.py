@@ -273,8 +273,8 @@ class CausalLM(pl.LightningModule):
             **settings,
         )
         if self.trainer.precision == "bf16-mixed":
-            # A fused optimizer can undo a loss scaling by itself, for which Lightning refuses to clip
-            # its gradients; bf16 has no loss scaling.
+            # A fused optimizer can undo a loss scaling by itself, for which Lightning refuses to
+            # clip its gradients; bf16 has no loss scaling.
             cast(Any, optimizer)._step_supports_amp_scaling = False
         max_steps = int(self.trainer.estimated_stepping_batches)
         s = self.schedule_settings

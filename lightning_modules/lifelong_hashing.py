@@ -1,7 +1,9 @@
 """Lifelong cross-modal hashing: the original data and all increments as one training."""
 
 import itertools
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal, TypedDict, cast
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,8 +19,12 @@ from hashing.codes import first_codes, update_new_codes
 from hashing.losses import FirstWeights, IncrementWeights, first_session_loss, increment_loss
 from hashing.metrics import average_precision, count_distances, mean_average_precision
 from hashing.networks import HashNetworks, binarise
+from hashing.plots import Cell, retrieval_grid
+from hashing.search import results_table
+from hashing.search import search as nearest_items
 from hashing.sessions import Lengths, Session, SessionPlan, Strategy
 from hashing.similarity import label_similarity
+from hashing.store import CodeStore
 from ledger import Ledger, Quality, Saving
 
 MODALITIES = ("image", "text")
@@ -91,6 +98,8 @@ class LifelongHashing(pl.LightningModule):
 
     session: Tensor
     """Number of the session that was begun last; -1 before the first."""
+
+    tasks: ClassVar[dict[str, bool]] = {"search": True}
 
     plans_steps: ClassVar[bool] = True
     """Tells the runner to ask `max_steps` how long the training is."""
@@ -540,6 +549,61 @@ class LifelongHashing(pl.LightningModule):
             self._seconds["all"] += perf_counter() - self._clock
             self._seconds["data"] += self.data.seconds - self._data_before
             self._clock, self._data_before = None, self.data.seconds
+
+    @torch.no_grad()
+    def search(self, datamodule: Any, settings: Mapping[str, Any]) -> dict[str, float]:
+        """Rank the retrieval part's items by the Hamming distance of the other modality's codes.
+
+        Prints the ranking, and draws it beside the run's other files.
+
+        Args:
+            datamodule: That of the training.
+            settings: The config: `query` (see `CrossModalDataModule.encode_query`), `top_k`,
+                `ckpt_path`.
+
+        Returns:
+            The smallest and the largest distance.
+
+        Raises:
+            ValueError: There is no query, it cannot be encoded, or `top_k` is below 1.
+        """
+        query, top = settings.get("query"), settings.get("top_k", 10)
+        if not query:
+            raise ValueError(
+                'query: task=search needs words or a picture, such as query="red bird"'
+            )
+        datamodule.prepare_data()
+        datamodule.setup("test")
+        modality, values = datamodule.encode_query(query)
+        searched = "text" if modality == "image" else "image"
+        codes = self.codes(searched).cpu()
+        known = codes[:, 0] != 0  # the items that have arrived
+        items, part = datamodule.items, datamodule.parts["retrieval"]
+        rows = part.rows[known.numpy()]
+        store = CodeStore(codes[known], [items.names[row] for row in rows])
+        self.eval()
+        code = binarise(self.network(modality)(values.to(self.device))).cpu()
+        matches = nearest_items(store, code, min(top, len(store)))
+        found = [int(rows[match.row]) for match in matches]
+        labels = [", ".join(np.array(items.classes)[items.labels[row] > 0]) for row in found]
+        captions = None if items.captions is None else [items.captions[row] for row in found]
+        Console().print(results_table(query, matches, self.bits, captions, labels))
+
+        def content(row: int) -> Any:
+            if items.image.ndim == 4:
+                return items.image[row]
+            return items.names[row] if captions is None else items.captions[row]
+
+        cells = [
+            Cell(content(row), f"{match.distance}")
+            for row, match in zip(found, matches, strict=True)
+        ]
+        run = Path(settings["ckpt_path"])
+        run = run if run.is_dir() else run.parent.parent
+        name = re.sub(r"[^a-z0-9]+", "-", query.lower()).strip("-")[:60]
+        grid = retrieval_grid([Cell(query)], [cells], run / "search" / f"{name}.png")
+        Console().print(f"grid: {grid}", highlight=False, soft_wrap=True)
+        return {"nearest": float(matches[0].distance), "farthest": float(matches[-1].distance)}
 
     def curves(self) -> tuple[str, ...]:
         """Logged metrics to draw below the loss."""
