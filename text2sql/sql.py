@@ -499,7 +499,8 @@ _RESERVED = frozenset(
     """add all alter and as autoincrement between case check collate commit constraint create
     default deferrable delete distinct drop else escape except exists foreign from group having if
     in index insert intersect into is isnull join limit not notnull null on or order primary
-    references select set table then to transaction union unique update using values when where""".split()  # noqa: SIM905
+    references select set table then to transaction union unique update using values when
+    where""".split()  # noqa: SIM905
 )
 
 
