@@ -61,7 +61,8 @@ def test_one_bit_is_the_best_of_both() -> None:
         outputs = {m: torch.randn(5, 1, generator=g).tanh() for m in ("image", "text")}
         similarity = torch.rand(5, 1, generator=g)
         sample = torch.zeros(5, dtype=torch.long)
-        values = {}
+        values: dict[int, float] = {}
+        codes: dict[str, torch.Tensor] = {}
         for bit in (-1, 1):
             codes = {m: torch.full((1, 1), bit, dtype=torch.int8) for m in outputs}
             weights = IncrementWeights(0.0, 0.0)

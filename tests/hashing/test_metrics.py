@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.retrieval import RetrievalMAP
 
 from hashing.metrics import (
@@ -103,7 +104,12 @@ def test_precision_and_recall_by_radius() -> None:
 
 def test_metrics_add_up_over_batches_of_queries() -> None:
     queries, query_labels, database, labels = draw(5, 40, 60, bits=16)
-    metrics = (HammingMAP(), HammingMAP(5), HammingPrecisionRecall(16), TopPrecision([1, 10]))
+    metrics: tuple[Metric, ...] = (
+        HammingMAP(),
+        HammingMAP(5),
+        HammingPrecisionRecall(16),
+        TopPrecision([1, 10]),
+    )
     for part in (slice(0, 7), slice(7, 40)):
         for metric in metrics:
             metric.update(queries[part], query_labels[part], database, labels)
@@ -114,8 +120,8 @@ def test_metrics_add_up_over_batches_of_queries() -> None:
         torch.stack(precision_recall_by_radius(counts)),
         top_precision(counts, [1, 10]),
     )
-    for metric, value in zip(metrics, expected, strict=True):
-        torch.testing.assert_close(metric.compute(), value)
+    for whole, value in zip(metrics, expected, strict=True):
+        torch.testing.assert_close(whole.compute(), value)
 
 
 def test_queries_without_a_relevant_item_are_left_out() -> None:
