@@ -24,7 +24,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from runner import signatures
 from runner.signatures import nearest
@@ -61,6 +61,10 @@ class ConfigError(ValueError):
 
 class MissingPackage(ConfigError):
     """What was asked for needs a package that is not installed here; says which and how."""
+
+
+class MissingValue(ConfigError):
+    """A key that has no default must be given; says which."""
 
 
 class RefusedSweep(SystemExit):
@@ -209,6 +213,10 @@ def resolve(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
         copy.paths.run_dir = run_dir
     try:
         plain = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise MissingValue(
+            f"{error.full_key}: has no default; give {error.full_key}=..."
+        ) from error
     except OmegaConfBaseException as error:
         message = str(error.msg if hasattr(error, "msg") else error).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {message}") from error
@@ -384,8 +392,8 @@ def main() -> int:
         try:
             checked([f"experiment={name}"])
             words = "ok"
-        except MissingPackage as error:
-            words = f"ok where the package is: {error}"
+        except (MissingPackage, MissingValue) as error:
+            words = f"ok once there is what it needs: {error}"
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             words = str(error) if isinstance(error, ConfigError) else explain(error, [])
             failed += 1

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from callbacks.rng_state import RngState
 from datamodules.cross_modal import CrossModalDataModule, Pairs
+from hashing.networks import binarise
 from lightning_modules.lifelong_hashing import MODALITIES, LifelongHashing
 
 LENGTHS: Any = {"epochs": 4, "rounds": 3, "round_epochs": 2, "sample": 24, "old_share": 0.5}
@@ -227,3 +228,26 @@ def test_refusals() -> None:
         LifelongHashing(lengths={"epochs": 0})
     with pytest.raises(ValueError, match=r"module\.optimizer\.lr=0"):
         LifelongHashing(optimizer={"lr": 0.0})
+
+
+def test_search_ranks_items_by_the_distance_of_their_codes(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The task finds what brute force finds, shows it and draws it; bad queries are refused."""
+    datamodule = data(features)
+    trained = fit(datamodule)
+    given = {"query": "text:3", "top_k": 5, "ckpt_path": str(tmp_path)}
+    found = trained.search(datamodule, given)
+    with torch.no_grad():
+        asked = trained.network("text")(datamodule.parts["query"][np.array([3])]["text"])
+    distances = (trained.codes("image") != binarise(asked)).sum(1).sort().values
+    assert found == {"nearest": float(distances[0]), "farthest": float(distances[4])}
+    assert "Nearest to 'text:3'" in capsys.readouterr().out
+    assert (tmp_path / "search" / "text-3.png").stat().st_size > 5_000
+    for query, words in (
+        (None, "task=search needs words"),
+        ("a red bird", "feature files come without an encoder"),
+        ("text:9999", "there are"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            trained.search(datamodule, {**given, "query": query})
