@@ -51,8 +51,11 @@ lint: setup ## Style, format and the layer contract
 type: setup ## Type check
 	$(VENV)/bin/mypy
 
-bench: setup ## EST against its dense baseline: FLOPs, time, memory, loss
+bench: setup ## Every method against its baseline; ARGS=--quick takes minutes each
 	$(PY) -m benchmarks.est $(ARGS)
+	$(PY) -m benchmarks.sat $(ARGS)
+	$(PY) -m benchmarks.dlch $(ARGS)
+	$(PY) -m benchmarks.hamming_search $(ARGS)
 
 list: setup ## Every experiment with its one line
 	$(PY) -m runner.validate --list

@@ -108,8 +108,8 @@ def test_perplexity_is_weighted_by_tokens() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "either architecture"),
-        ({"architecture": GPT2, "pretrained": "gpt2"}, "either architecture"),
+        ({}, "give architecture"),
+        ({"architecture": GPT2, "pretrained": "/nowhere"}, "module.pretrained=/nowhere"),
         ({"architecture": {"model_type": "gtp2"}}, "module.architecture"),
         ({"pretrained": "/nowhere"}, "module.pretrained=/nowhere"),
         ({"architecture": GPT2, "optimizer": {"lr": -1}}, "module.optimizer.lr=-1"),
