@@ -38,11 +38,12 @@ def image_network(shape: Sequence[int], bits: int) -> nn.Module:
     layers: list[nn.Module] = [_Scaled()]
     width = 3
     for wider in (32, 64, 128):
+        stride = 2 if width == 3 else 1  # at full size the first layer would take most of the time
         layers += [
-            nn.Conv2d(width, wider, 3, padding=1),
+            nn.Conv2d(width, wider, 5 if width == 3 else 3, stride, "same" if stride == 1 else 2),
             nn.GroupNorm(8, wider),  # not batch norm: one item's code depends on that item alone
             nn.ReLU(),
-            nn.MaxPool2d(2),
+            *([nn.MaxPool2d(2)] if stride == 1 else []),
         ]
         width = wider
     # Mean and maximum over the places: colours and textures, and whether a shape is there at all.
