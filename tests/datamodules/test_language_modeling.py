@@ -1,5 +1,6 @@
 """Text becomes the same tokens in the same order each time, also after a run was cut off."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -817,12 +818,16 @@ def test_without_a_network_the_hub_is_refused_at_once(
 
 
 def test_every_config_key_is_an_argument_and_is_explained(root: Path) -> None:
-    arguments = LanguageModelingDataModule.__init__.__annotations__.keys() - {"return"}
     files = sorted((root / "conf" / "datamodule").glob("*.yaml"))
-    assert {file.stem for file in files} >= {"docstrings", "text", "jsonl", "parquet"}
+    assert {file.stem for file in files} >= {"docstrings", "text", "jsonl", "instruction"}
     for file in files:
-        keys = {str(key) for key in OmegaConf.load(file)}
-        assert keys - {"defaults", "_target_"} <= arguments
+        node = base = OmegaConf.load(file)
+        while "_target_" not in base:
+            base = OmegaConf.load(file.with_name(f"{base.defaults[0]}.yaml"))
+        place, _, name = base._target_.rpartition(".")
+        target = getattr(importlib.import_module(place), name)
+        arguments = target.__init__.__annotations__.keys() - {"return"}
+        assert {str(key) for key in node} - {"defaults", "_target_"} <= arguments, file.name
         lines = file.read_text().splitlines()
         for above, line in pairwise(lines):
             key = re.match(r" *(\w+):", line)

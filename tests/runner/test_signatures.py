@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from typing import Any, Literal, TypedDict
@@ -108,4 +109,7 @@ def test_nothing_heavy_is_imported() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count(" ok\n") == result.stdout.count("\n") > 0
+    lines = result.stdout.splitlines()
+    # Of some the user has to give a file, or to install a package.
+    assert lines
+    assert [line for line in lines if not re.search(r" ok$| ok once there is ", line)] == []
