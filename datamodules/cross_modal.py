@@ -372,6 +372,17 @@ class CrossModalDataModule(pl.LightningDataModule):
             modality, values = encode(query, **{n: options[n] for n in names if n in options})
         return modality, torch.from_numpy(self.parts["query"].standardised(modality, values))
 
+    def picture(self, row: int) -> NDArray[np.uint8] | None:
+        """The RGB picture of one of `items`, where there are pictures."""
+        assert self.items is not None, "setup comes first"
+        if self.items.image.ndim == 4:
+            return self.items.image[row]
+        if self.settings["source"] == "folder":
+            return np.asarray(
+                importlib.import_module("datamodules.pictures").read_picture(self.items.names[row])
+            )
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Return, after `setup`, what the data is and how large, for reports and run.json."""
         assert self.items is not None, "setup comes first"

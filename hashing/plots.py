@@ -144,5 +144,5 @@ def _clean(axis: Any) -> None:
 
 def _write(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     return path

@@ -589,19 +589,17 @@ class LifelongHashing(pl.LightningModule):
         captions = None if items.captions is None else [items.captions[row] for row in found]
         Console().print(results_table(query, matches, self.bits, captions, labels))
 
-        def content(row: int) -> Any:
-            if items.image.ndim == 4:
-                return items.image[row]
-            return items.names[row] if captions is None else items.captions[row]
-
+        shown = [datamodule.picture(row) for row in found]
+        words = captions or [items.names[row] for row in found]
         cells = [
-            Cell(content(row), f"{match.distance}")
-            for row, match in zip(found, matches, strict=True)
+            Cell(text if picture is None else picture, f"{match.distance}")
+            for picture, text, match in zip(shown, words, matches, strict=True)
         ]
+        asked = Cell(values[0].numpy() if values.ndim == 4 else query)
         run = Path(settings["ckpt_path"])
         run = run if run.is_dir() else run.parent.parent
         name = re.sub(r"[^a-z0-9]+", "-", query.lower()).strip("-")[:60]
-        grid = retrieval_grid([Cell(query)], [cells], run / "search" / f"{name}.png")
+        grid = retrieval_grid([asked], [cells], run / "search" / f"{name}.png")
         Console().print(f"grid: {grid}", highlight=False, soft_wrap=True)
         return {"nearest": float(matches[0].distance), "farthest": float(matches[-1].distance)}
 
