@@ -266,9 +266,15 @@ class _Run:
             ledgers={name: ledger.to_dict() for name, ledger in self.ledgers.items()},
             checkpoint=None if last is None else str(last.relative_to(folder)),
             best_checkpoint=None if best is None else str(best.relative_to(folder)),
-            data=self.datamodule.describe() if isinstance(self.datamodule, DescribesItself) else {},
+            data=self._data(),
         )
         self.places |= {"checkpoint": last, "best checkpoint": best, "plots": png}
+
+    def _data(self) -> dict[str, Any]:
+        """What the datamodule says of itself; nothing where only spawned processes have set it up."""
+        spawned = isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
+        knows = isinstance(self.datamodule, DescribesItself) and not spawned
+        return self.datamodule.describe() if knows else {}
 
     def _failed(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {error}"
