@@ -271,7 +271,7 @@ class _Run:
         self.places |= {"checkpoint": last, "best checkpoint": best, "plots": png}
 
     def _data(self) -> dict[str, Any]:
-        """What the datamodule says of itself; nothing where only spawned processes have set it up."""
+        """What the datamodule says of itself; nothing where only spawned processes know it."""
         spawned = isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
         knows = isinstance(self.datamodule, DescribesItself) and not spawned
         return self.datamodule.describe() if knows else {}
