@@ -12,6 +12,7 @@ repeated.
 import argparse
 import json
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from rich.table import Table
 
 from benchmarks.est_quality import settings_of
 from benchmarks.stepper import versions
+from hashing.plots import sessions_plot
 from hashing.sessions import STRATEGIES
 from lightning_modules.lifelong_hashing import DIRECTIONS, SUBSETS, LifelongHashing
 from runner.life import build
@@ -131,7 +133,23 @@ def write(args: argparse.Namespace, histories: Histories) -> dict[str, Any]:
     result |= {"settings": asked(args), "versions": versions(), "histories": histories}
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        draw(histories, args.json.with_suffix(".png"))
     return result
+
+
+def draw(histories: Histories, path: Path) -> Path:
+    """Draw mAP after each session, mean of both directions and over the trainings, by strategy."""
+
+    def after(strategy: str, group: str) -> list[float]:
+        trainings = [t for t in histories[strategy].values() if t]
+        names = [f"map_{group}_{direction}" for direction, *_ in DIRECTIONS]
+        sessions = range(len(trainings[0])) if trainings else ()
+        return [mean(t[s].get(n, math.nan) for t in trainings for n in names) for s in sessions]
+
+    curves = {s: {group: after(s, group) for group in SUBSETS} for s, t in histories.items() if t}
+    count = max(len(found["all"]) for found in curves.values())
+    names = ["original", *(f"increment {number}" for number in range(1, count))]
+    return sessions_plot(curves, names, path)
 
 
 def summarise(histories: Mapping[str, list[list[dict[str, float]]]]) -> dict[str, Any]:
