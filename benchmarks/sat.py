@@ -235,7 +235,7 @@ def peak_memory_ratio(args: argparse.Namespace) -> float:
 
 def train(
     experiment: str, arm: Arm, seed: int, steps: float, further: Sequence[str] = ()
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Continue the base model's training in one arm.
 
     Args:
@@ -246,7 +246,8 @@ def train(
         further: Overrides for all arms.
 
     Returns:
-        Losses of both domains, the exact match if the experiment has one, and seconds of training.
+        Losses of both domains, the exact match, each `None` if the experiment has none, and seconds
+        of training.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -289,8 +290,8 @@ def train(
             metrics |= found
     return {
         "new": metrics["val/loss"],
-        "old": metrics.get("old/loss", float("nan")),
-        "exact_match": metrics.get("val/exact_match", float("nan")),
+        "old": metrics.get("old/loss"),
+        "exact_match": metrics.get("val/exact_match"),
         "seconds": seconds,
     }
 
@@ -298,14 +299,14 @@ def train(
 def quality(args: argparse.Namespace, time_left: float, console: Console) -> Any:
     """Losses of every arm by seed; arms of a seed follow each other."""
     keys = ("new", "old", "exact_match", "seconds")
-    results: dict[str, dict[str, list[float]]] = {arm: {k: [] for k in keys} for arm in args.arms}
+    results: dict[str, dict[str, list[Any]]] = {arm: {k: [] for k in keys} for arm in args.arms}
     for seed in args.seeds:
         for arm in args.arms:
             steps = args.steps * (time_left if ARMS[arm].equal_time else ARMS[arm].steps)
             found = train(args.experiment, ARMS[arm], seed, steps, args.overrides)
             for key in keys:
                 results[arm][key].append(found[key])
-            last = {key: round(value, 4) for key, value in found.items()}
+            last = {key: round(value, 4) for key, value in found.items() if value is not None}
             console.print(f"seed {seed}, {arm}: {last}", highlight=False)
     return results
 
@@ -453,7 +454,7 @@ def cost_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def quality_table(trained: dict[str, dict[str, list[float]]]) -> Table:
+def quality_table(trained: dict[str, dict[str, list[Any]]]) -> Table:
     """Validation losses of each arm in both domains."""
     table = Table(title="Validation loss, nats per token, mean over seeds (by seed)")
     for heading in ("arm", "new domain", "old domain", "exact match", "seconds"):
@@ -461,6 +462,9 @@ def quality_table(trained: dict[str, dict[str, list[float]]]) -> Table:
     for arm, found in trained.items():
         cells = []
         for key in ("new", "old", "exact_match"):
+            if None in found[key]:
+                cells.append("")
+                continue
             values = ", ".join(f"{loss:.3f}" for loss in found[key])
             cells.append(f"{mean(found[key]):.4f} ({values})")
         table.add_row(arm, *cells, f"{mean(found['seconds']):.1f}")
