@@ -122,17 +122,21 @@ ARMS = {
 MAIN_ARMS = tuple(ARMS)[:4]
 
 
+def grouped_queries_of(config: PretrainedConfig) -> GroupedQueries:
+    """How heads are chosen on a timed model: of fewer than eight groups none is left out."""
+    return "within_groups" if dimensions_of(config).n_kv_heads < 8 else "groups"
+
+
 def ladder_of(experiment: str, config: PretrainedConfig) -> list[tuple[float, SubnetworkSpec]]:
     """Share of all steps and sub-network of each rung of an experiment's ladder, on a model."""
     node = settings_of(experiment)["callbacks"]["sat"]
-    few = dimensions_of(config).n_kv_heads < 8
     rungs, first = [], 0.0
     for stage in Schedule(stages_of(node)).stages:
         assert stage.start == stage.end, "a ladder's rates are constant on each rung"
         spec = planned_subnetwork(
             dimensions_of(config),
             stage.start,
-            grouped_queries="within_groups" if few else node["grouped_queries"],
+            grouped_queries=grouped_queries_of(config),
             layer_factors=node["layer_factors"],
             multiple_of=node["multiple_of"],
         )
@@ -144,8 +148,7 @@ def ladder_of(experiment: str, config: PretrainedConfig) -> list[tuple[float, Su
 def spec_of(config: PretrainedConfig, omission: float) -> SubnetworkSpec:
     """A sub-network's size at an omission rate of heads and neurons."""
     rates = Rates(heads=1 - omission, neurons=1 - omission)
-    few = dimensions_of(config).n_kv_heads < 8
-    grouped: GroupedQueries = "within_groups" if few else "groups"
+    grouped = grouped_queries_of(config)
     return planned_subnetwork(dimensions_of(config), rates, grouped_queries=grouped)
 
 
@@ -159,11 +162,10 @@ def timing(config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> di
     )
     module.configure_model()
     stepper = Stepper(config, args, bf16, module, args.context_length)
-    few = dimensions_of(config).n_kv_heads < 8
     chooser = UnitChooser(
         stepper.sliced.anatomy,
         args.importance,
-        grouped_queries="within_groups" if few else "groups",
+        grouped_queries=grouped_queries_of(config),
         refresh_every=20 if args.importance in FROM_PROBE else 1,
     )
     dense = spec_of(config, 0.0)

@@ -362,9 +362,10 @@ class InstructionDataModule(LanguageModelingDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Return, after `setup`, what the data is and how large, for run.json."""
-        trained = sum(int((labels != IGNORED).sum()) for _, labels in self._first(1000))
-        read = sum(len(ids) for ids, _ in self._first(1000))
-        blocks = self.blocks["train"]
+        samples, blocks = self.samples["train"], self.blocks["train"]
+        labels = [samples[i][1] for i in range(min(1000, len(samples.ends)))]
+        trained = sum(int((some != IGNORED).sum()) for some in labels)
+        read = sum(map(len, labels))
         return {
             "source": self.settings["source"],
             "cache": str(self.folder),
@@ -372,14 +373,10 @@ class InstructionDataModule(LanguageModelingDataModule):
             "over_long": self.over_long,
             "share_of_answer_tokens": trained / max(1, read),
             "train_blocks": len(blocks),
-            "fill": float(self.samples["train"].lengths.sum() / len(blocks) / self.context_length)
+            "fill": float(samples.lengths.sum() / len(blocks) / self.context_length)
             if self.packed
             else None,
         }
-
-    def _first(self, count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        samples = self.samples["train"]
-        return [samples[i] for i in range(min(count, len(samples.ends)))]
 
 
 def _write(

@@ -6,7 +6,6 @@ interactions whose turns all are (SParC, arXiv 1906.02285).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from text2sql.match import (
     partial_match,
     results_match,
 )
-from text2sql.schema import Schema
+from text2sql.schema import Schema, read_list
 from text2sql.sql import SqlError, parse
 
 Missing = Literal["error", "wrong", "skip"]
@@ -353,7 +352,7 @@ def read_predictions(path: str | Path, golds: Sequence[Sequence[Gold]]) -> list[
     """
     path = Path(path)
     if path.suffix == ".json":
-        content = _json(path)
+        content = read_list(path, "interactions or questions")
         if all(isinstance(turns, list) for turns in content):
             for number, turns in enumerate(content):
                 for position, sql in enumerate(turns):
@@ -414,20 +413,8 @@ def find_databases(folders: Iterable[str | Path], db_ids: Iterable[str]) -> dict
     return found
 
 
-def _json(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: must be a list of interactions or questions")
-    return content
-
-
 def _json_entries(path: Path) -> Iterable[tuple[int, list[Any], str]]:
-    for number, entry in enumerate(_json(path)):
+    for number, entry in enumerate(read_list(path, "interactions or questions")):
         where = f"{path}: entry {number}"
         db_id = _string(entry, ("database_id", "db_id"), where)
         turns = entry.get("interaction", [entry])

@@ -321,6 +321,25 @@ def read_tables(path: str | Path) -> dict[str, Schema]:
         ValueError: There is no such file, it is not JSON, or an entry is malformed; names the
             file, the entry and the field.
     """
+    schemas: dict[str, Schema] = {}
+    for position, entry in enumerate(read_list(path, "schemas, one a database")):
+        schema = Schema.from_entry(entry, f"{path}: entry {position}")
+        if schema.db_id in schemas:
+            raise ValueError(f"{path}: entry {position}: db_id {schema.db_id!r} stands there twice")
+        schemas[schema.db_id] = schema
+    return schemas
+
+
+def read_list(path: str | Path, what: str) -> list[Any]:
+    """Read a JSON file that must hold a list.
+
+    Args:
+        path: The file.
+        what: What it is a list of, for messages.
+
+    Raises:
+        ValueError: There is no such file, it is not JSON, or it is no list; names the file.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -328,14 +347,8 @@ def read_tables(path: str | Path) -> dict[str, Schema]:
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, list):
-        raise ValueError(f"{path}: must be a list of schemas, one a database")
-    schemas: dict[str, Schema] = {}
-    for position, entry in enumerate(content):
-        schema = Schema.from_entry(entry, f"{path}: entry {position}")
-        if schema.db_id in schemas:
-            raise ValueError(f"{path}: entry {position}: db_id {schema.db_id!r} stands there twice")
-        schemas[schema.db_id] = schema
-    return schemas
+        raise ValueError(f"{path}: must be a list of {what}")
+    return content
 
 
 def _indices(values: Any, count: int, where: str, length: int | None = None) -> Iterator[int]:
