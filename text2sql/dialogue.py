@@ -1,0 +1,96 @@
+"""Conversations with a database: what data sources yield and what models read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from text2sql.schema import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a person said, with what annotators added.
+
+    Args:
+        utterance: The words of the turn.
+        query: Its SQL; None if nobody annotated it.
+        rewrite: The same question, understood without the turns before it; None if nobody wrote
+            it. That of a first turn is the utterance itself.
+    """
+
+    utterance: str
+    query: str | None = None
+    rewrite: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """Turns about one database, in order. A single-turn question is an interaction of one turn.
+
+    Args:
+        db_id: The database; "" for a conversation about none (CANARD).
+        turns: At least one.
+    """
+
+    db_id: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One turn as a model meets it. Equal only to itself, so that features can be kept for it.
+
+    Args:
+        interaction: Number of its interaction within its split, from 0.
+        turn: Its number within the interaction, from 0.
+        history: The utterances before it, oldest first.
+        utterance: Its own.
+        rewrite: See `Turn`.
+        query: See `Turn`.
+        schema: Of its database; None for a conversation about none.
+        database: The SQLite file; None if there is none, then no cell values are known.
+    """
+
+    interaction: int
+    turn: int
+    history: tuple[str, ...]
+    utterance: str
+    rewrite: str | None
+    query: str | None
+    schema: Schema | None
+    database: Path | None
+
+
+def examples(
+    interactions: Iterable[Interaction],
+    schemas: Mapping[str, Schema],
+    databases: Mapping[str, Path],
+) -> Iterator[Example]:
+    """Yield every turn of the interactions, in order.
+
+    Args:
+        interactions: Conversations.
+        schemas: By db_id; must hold every db_id but "".
+        databases: SQLite files by db_id; those that are missing are None in the examples.
+
+    Raises:
+        ValueError: A conversation's database has no schema.
+    """
+    for number, interaction in enumerate(interactions):
+        name = interaction.db_id
+        if name and name not in schemas:
+            raise ValueError(f"interaction {number}: there is no schema of database {name!r}")
+        said = tuple(turn.utterance for turn in interaction.turns)
+        for index, turn in enumerate(interaction.turns):
+            yield Example(
+                number,
+                index,
+                said[:index],
+                turn.utterance,
+                turn.rewrite if index else turn.rewrite or turn.utterance,
+                turn.query,
+                schemas.get(name),
+                databases.get(name),
+            )
