@@ -178,7 +178,7 @@ class CausalLM(pl.LightningModule):
         }
         self.schedule_settings: dict[str, Any] = {"warmup": 0.02, "final": 0.1, "decay": "cosine"}
         self.schedule_settings.update(schedule or {})
-        _check(self.optimizer_settings, self.schedule_settings)
+        check_training(self.optimizer_settings, self.schedule_settings)
         self.model: Any = None
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
 
@@ -309,7 +309,12 @@ class CausalLM(pl.LightningModule):
             each.save_pretrained(folder)
 
 
-def _check(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
+def check_training(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
+    """Check the settings of AdamW and of `learning_rate_factor`.
+
+    Raises:
+        ValueError: One is not allowed; the message names its key.
+    """
     allowed = {
         "module.optimizer": (optimizer, {"lr", "betas", "eps", "weight_decay"}),
         "module.schedule": (schedule, {"warmup", "final", "decay"}),

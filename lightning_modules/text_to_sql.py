@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 from rich.console import Console
-from rich.table import Table
 
+from lightning_modules.sql_parser import show_scores
 from text2sql.evaluation import (
     Evaluator,
     Gold,
@@ -109,27 +109,7 @@ def _show(
     scores: Scores, golds: Sequence[Sequence[Gold]], predictions: Path, source: Path | None
 ) -> None:
     console = Console()
-    kinds = ("exact", "execution") if scores.executed else ("exact",)
-    total = {"count": float(len(scores.verdicts)), **scores.metrics()}
-    many = any(len(turns) > 1 for turns in golds)
-    groups = {"turn": scores.by_turn() if many else {}, "hardness": scores.by_hardness()}
-    for title, rows in groups.items():
-        if not rows:
-            continue
-        table = Table(title=f"{predictions.name}, by {title}", title_justify="left")
-        table.add_column(title)
-        for name in ("turns", *(f"{kind} %" for kind in kinds)):
-            table.add_column(name, justify="right")
-        for name, row in rows.items():
-            table.add_row(
-                name, f"{row['count']:.0f}", *(f"{100 * row[kind]:.1f}" for kind in kinds)
-            )
-        table.add_section()
-        table.add_row("all", f"{total['count']:.0f}", *(f"{100 * total[k]:.1f}" for k in kinds))
-        if many:
-            interactions = (f"{100 * total[f'{kind}_interaction']:.1f}" for kind in kinds)
-            table.add_row("interactions", f"{len(golds)}", *interactions)
-        console.print(table)
+    show_scores(scores, predictions.name, console)
     verdicts = scores.verdicts
     notes = [f"foreign keys: {source or 'the SQLite files'}"]
     if unparsed := sum(not v.parsed for v in verdicts):

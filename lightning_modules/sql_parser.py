@@ -1,0 +1,397 @@
+"""Single-turn Text-to-SQL, and the end-to-end baseline that reads the turns before."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from lightning_modules.causal_lm import Optimizer, Schedule, check_training, learning_rate_factor
+from text2sql.dialogue import Example
+from text2sql.encoder import build_encoder, load_encoder, restore_tokenizer, train_tokenizer
+from text2sql.evaluation import Evaluator, Gold, Scores, Verdict
+from text2sql.execute import Limits
+from text2sql.metrics import InteractionMatch
+from text2sql.parser import Features, Featuriser, ParserNetwork, collate, similar
+from text2sql.schema import Schema
+from text2sql.sql import SqlError, to_sql
+
+_BETWEEN = " | "  # stands between the turns that are read together
+
+
+class SqlParser(pl.LightningModule):
+    """Reads a question and a schema, writes SQL by a grammar (RAT-SQL's way, arXiv 1911.04942).
+
+    A batch is a list of `text2sql.dialogue.Example`. The network is built in `configure_model`.
+
+    Args:
+        encoder: `minilm`, a folder or a hub id of a transformers encoder; null: from scratch.
+        architecture: Arguments of a small BERT to train from scratch; `encoder` must be null.
+        vocab_size: Of the tokenizer that is then trained on the training texts.
+        width: Of the relational layers and the decoder.
+        layers: Relational layers.
+        decoder_layers: Layers of the decoder.
+        heads: Attention heads of both; divides `width`.
+        dropout: In both.
+        read: What is read of a turn: `rewrite`, the self-contained question where there is one;
+            `utterance`, its words as they are.
+        history: How many utterances before it are read too, newest first: above 0 this is the
+            end-to-end baseline.
+        beam: Derivations kept at every step of decoding.
+        optimizer: `lr` (of all but the encoder), `betas`, `eps`, `weight_decay` of AdamW.
+        encoder_lr: Learning rate of a pretrained encoder.
+        schedule: `warmup`, `final` and `decay`, as for language models.
+        seconds: What one execution may take in validation and test.
+
+    Raises:
+        ValueError: A value is not allowed; the message names its key.
+    """
+
+    def __init__(
+        self,
+        encoder: str | None = "minilm",
+        architecture: dict[str, Any] | None = None,
+        vocab_size: int = 2000,
+        width: int = 256,
+        layers: int = 3,
+        decoder_layers: int = 3,
+        heads: int = 8,
+        dropout: float = 0.1,
+        read: Literal["rewrite", "utterance"] = "rewrite",
+        history: int = 0,
+        beam: int = 1,
+        optimizer: Optimizer | None = None,
+        encoder_lr: float = 1e-4,
+        schedule: Schedule | None = None,
+        seconds: float = 5.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if (encoder is None) == (architecture is None):
+            raise ValueError(
+                "module: give encoder (pretrained) or architecture (from scratch), and one only"
+            )
+        for key, value, least in (
+            ("layers", layers, 0), ("decoder_layers", decoder_layers, 1), ("beam", beam, 1),
+            ("history", history, 0), ("vocab_size", vocab_size, 100),
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(f"module.{key}={value}: must be at least {least}")
+        if width % heads:
+            raise ValueError(f"module.width={width}: must be a multiple of heads={heads}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"module.dropout={dropout}: must be in [0, 1)")
+        if encoder_lr < 0:
+            raise ValueError(f"module.encoder_lr={encoder_lr}: must be at least 0")
+        self.encoder, self.architecture, self.vocab_size = encoder, architecture, vocab_size
+        self.sizes: dict[str, Any] = {
+            "width": width, "layers": layers, "decoder_layers": decoder_layers, "heads": heads,
+            "dropout": dropout,
+        }  # fmt: skip
+        self.read, self.history, self.beam = read, history, beam
+        self.encoder_lr = encoder_lr
+        self.optimizer_settings: dict[str, Any] = {
+            "lr": 5e-4,
+            "betas": (0.9, 0.98),
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            **(optimizer or {}),
+        }
+        self.schedule_settings: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
+        self.schedule_settings.update(schedule or {})
+        check_training(self.optimizer_settings, self.schedule_settings)
+        self.network: ParserNetwork | None = None
+        self.featuriser: Featuriser | None = None
+        self.features: dict[Example, Features | None] = {}
+        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.matches = nn.ModuleDict(
+            {f"{s} {kind}": InteractionMatch() for s in ("val", "test") for kind in _MATCHES}
+        )
+        self.judge = Judge(seconds)
+        self.rows: list[dict[str, Any]] = []
+
+    # --- the model
+
+    def configure_model(self) -> None:
+        """Build the network, once, in training mode."""
+        if self.network is None:
+            self._build(None)
+
+    def _build(self, tokenizer_text: str | None) -> None:
+        if self.encoder is not None:
+            tokenizer, encoder = load_encoder(self.encoder)
+        else:
+            assert self.architecture is not None
+            if tokenizer_text is None:
+                texts = _texts(cast(Any, self.trainer).datamodule.examples("train"))
+                tokenizer = train_tokenizer(texts, self.vocab_size)
+            else:
+                tokenizer = restore_tokenizer(tokenizer_text)
+            encoder = build_encoder(tokenizer, self.architecture)
+        self.featuriser = Featuriser(tokenizer)
+        self.network = ParserNetwork(encoder, **self.sizes)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep a tokenizer that was trained here."""
+        if self.encoder is None and self.featuriser is not None:
+            checkpoint["tokenizer"] = self.featuriser.tokenizer.backend_tokenizer.to_str()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network before its weights are loaded outside of a trainer."""
+        if self.network is None:
+            self._build(checkpoint.get("tokenizer"))
+
+    def question(self, example: Example) -> str:
+        """Return what is read of an example: the turn and, newest first, turns before it."""
+        rewrite = example.rewrite if self.read == "rewrite" else None
+        before = example.history[::-1][: self.history]
+        return _BETWEEN.join([rewrite or example.utterance, *before])
+
+    # --- training
+
+    def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor | None:
+        """Mean negative log-likelihood of the gold derivations, in nats per choice.
+
+        Turns without a gold query, and gold queries that the grammar does not derive, are left out
+        (of Spider's training part 1 in 250); of none but such there is no step.
+        """
+        found = [f for f in map(self._of, batch) if f is not None]
+        if not found:
+            return None
+        loss = self._loss(found)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(found))
+        self.log("train/left_out", float(len(batch) - len(found)), batch_size=len(batch))
+        return loss
+
+    def _of(self, example: Example) -> Features | None:
+        """Features of a training example; None if there is nothing to learn from it."""
+        if example not in self.features:
+            assert self.featuriser is not None, "configure_model builds it"
+            self.features[example] = None
+            if example.query is not None and example.schema is not None:
+                try:
+                    self.features[example] = self.featuriser(
+                        self.question(example), example.schema, example.database, example.query
+                    )
+                except SqlError:
+                    self.features[example] = None
+        return self.features[example]
+
+    def _loss(self, features: Sequence[Features]) -> Tensor:
+        assert self.network is not None, "configure_model builds the network"
+        total, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for group in similar(features):
+            batch = collate([features[index] for index in group], self.device)
+            likelihood, choices = self.network.log_likelihood(batch)
+            total, count = total - likelihood.sum(), count + choices.sum()
+        return total / count.clamp_min(1)
+
+    # --- use
+
+    @torch.no_grad()
+    def parse(
+        self, questions: Sequence[tuple[str, Schema, Path | None]], beam: int | None = None
+    ) -> list[str]:
+        """Return the SQL of each question.
+
+        Args:
+            questions: What is asked, the schema, and the SQLite file whose cells are looked up.
+            beam: Derivations kept at every step; None: the module's.
+        """
+        assert self.network is not None, "configure_model builds the network"
+        assert self.featuriser is not None, "configure_model builds it"
+        features = [self.featuriser(*question) for question in questions]
+        found = [""] * len(features)
+        for group in similar(features):
+            batch = collate([features[index] for index in group], self.device)
+            for index, parses in zip(
+                group, self.network.parse(batch, beam or self.beam), strict=True
+            ):
+                found[index] = to_sql(parses[0].query, features[index].schema)
+        return found
+
+    # --- validation and test
+
+    def validation_step(self, batch: Sequence[Example], batch_idx: int) -> None:
+        """Parse and judge a batch."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Sequence[Example], batch_idx: int) -> None:
+        """Parse and judge a batch."""
+        self._evaluate("test", batch)
+
+    def _evaluate(self, split: str, batch: Sequence[Example]) -> None:
+        known = [f for f in map(self._of, batch) if f is not None]
+        if known:
+            cast(MeanMetric, self.losses[split]).update(self._loss(known), len(known))
+        asked = [e for e in batch if e.schema is not None and e.query is not None]
+        sql = self.parse([(self.question(e), cast(Schema, e.schema), e.database) for e in asked])
+        verdicts = [self.judge(e, s) for e, s in zip(asked, sql, strict=True)]
+        update_matches(self.matches, split, verdicts)
+        self.rows += [
+            {"history": list(e.history), "utterance": e.utterance, "question": self.question(e),
+             "sql": v.prediction, "gold": v.gold, "database": v.db_id, "turn": v.turn,
+             "interaction": v.interaction, "hardness": v.hardness, "exact": v.exact,
+             "execution": v.execution}
+            for e, v in zip(asked, verdicts, strict=True)
+        ]  # fmt: skip
+        self.judge.verdicts += verdicts
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the verdicts of the last validation."""
+        self.rows, self.judge.verdicts = [], []
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the verdicts of the last test."""
+        self.rows, self.judge.verdicts = [], []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss, question and interaction match."""
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log them, and print match by turn and hardness."""
+        self._log("test")
+        if self.trainer.is_global_zero and self.judge.verdicts:
+            show_scores(Scores(tuple(self.judge.verdicts)), "test", Console())
+
+    def _log(self, split: str) -> None:
+        loss = cast(MeanMetric, self.losses[split])
+        if loss.update_called:
+            self.log(f"{split}/loss", loss.compute(), sync_dist=True, prog_bar=True)
+            loss.reset()
+        log_matches(self, self.matches, split)
+
+    # --- optimizer
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, slower for a pretrained encoder, and the learning rate by step."""
+        assert self.network is not None, "configure_model builds the network"
+        settings = {**self.optimizer_settings, "betas": tuple(self.optimizer_settings["betas"])}
+        inner = [p for p in self.network.encoder.parameters() if p.requires_grad]
+        known = set(map(id, inner))
+        outer = [p for p in self.network.parameters() if id(p) not in known]
+        inner_lr = settings["lr"] if self.encoder is None else self.encoder_lr
+        optimizer = AdamW(
+            [{"params": outer}, {"params": inner, "lr": inner_lr}], fused=True, **settings
+        )
+        if self.trainer.precision == "bf16-mixed":
+            # See CausalLM: a fused optimizer can undo a loss scaling, of which bf16 has none.
+            cast(Any, optimizer)._step_supports_amp_scaling = False
+        steps = int(self.trainer.estimated_stepping_batches)
+        s = self.schedule_settings
+        scheduler = LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(step, steps, s["warmup"], s["final"], s["decay"]),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
+        }
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Leave examples where they are: they hold no tensors."""
+        return batch
+
+
+# --- judging -------------------------------------------------------------------------------------
+
+_MATCHES = ("exact", "execution")
+
+
+class Judge:
+    """Judges SQL against the gold queries of examples; executes where there is a database.
+
+    Args:
+        seconds: What one execution may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        limits = Limits(seconds=seconds)
+        self.schemas: dict[str, Schema] = {}
+        self.databases: dict[str, Path] = {}
+        self.executing = Evaluator(self.schemas, self.databases, limits)
+        self.reading = Evaluator(self.schemas, {}, limits)
+        self.verdicts: list[Verdict] = []
+
+    def __call__(self, example: Example, sql: str) -> Verdict:
+        """Return the verdict on one turn; the example must have a schema and a gold query."""
+        assert example.schema is not None, "a gold query is of a database"
+        assert example.query is not None, "there must be a gold query"
+        name = example.schema.db_id
+        self.schemas[name] = example.schema
+        if example.database is not None:
+            self.databases[name] = example.database
+        evaluator = self.reading if example.database is None else self.executing
+        gold = Gold(example.query, name)
+        return evaluator.judge(gold, sql, example.interaction, example.turn)
+
+
+def update_matches(matches: nn.ModuleDict, split: str, verdicts: Sequence[Verdict]) -> None:
+    """Add verdicts to the metrics of a split; those without execution to exact match only."""
+    for kind in _MATCHES:
+        counted = [v for v in verdicts if getattr(v, kind) is not None]
+        if counted:
+            cast(InteractionMatch, matches[f"{split} {kind}"]).update(
+                [v.interaction for v in counted], [bool(getattr(v, kind)) for v in counted]
+            )
+
+
+def log_matches(module: pl.LightningModule, matches: nn.ModuleDict, split: str) -> None:
+    """Log `exact`, `exact_interaction` and, where anything was executed, both of execution."""
+    for kind in _MATCHES:
+        metric = cast(InteractionMatch, matches[f"{split} {kind}"])
+        if metric.update_called:
+            found = metric.compute()
+            module.log(f"{split}/{kind}", found["turns"], sync_dist=True, prog_bar=kind == "exact")
+            module.log(f"{split}/{kind}_interaction", found["interactions"], sync_dist=True)
+            metric.reset()
+
+
+def _texts(examples: Sequence[Example]) -> list[str]:
+    """What a tokenizer is trained on: all that is said, and the names of the databases."""
+    schemas = {e.schema.db_id: e.schema for e in examples if e.schema is not None}
+    names = [n.words for s in schemas.values() for n in (*s.columns, *s.tables)]
+    said = [text for e in examples for text in (e.utterance, e.rewrite or "")]
+    return [*said, *names]
+
+
+def show_scores(scores: Scores, title: str, console: Console) -> None:
+    """Print match by turn and by hardness.
+
+    Args:
+        scores: Of all turns.
+        title: What was scored.
+        console: Where to.
+    """
+    kinds = ("exact", "execution") if scores.executed else ("exact",)
+    metrics = scores.metrics()
+    interactions = len({verdict.interaction for verdict in scores.verdicts})
+    many = len(scores.verdicts) > interactions
+    groups = {"turn": scores.by_turn() if many else {}, "hardness": scores.by_hardness()}
+    for group, rows in groups.items():
+        if not rows:
+            continue
+        table = Table(title=f"{title}, by {group}", title_justify="left")
+        table.add_column(group)
+        for name in ("turns", *(f"{kind} %" for kind in kinds)):
+            table.add_column(name, justify="right")
+        for name, row in rows.items():
+            table.add_row(
+                name, f"{row['count']:.0f}", *(f"{100 * row[kind]:.1f}" for kind in kinds)
+            )
+        table.add_section()
+        table.add_row("all", str(len(scores.verdicts)), *(f"{100 * metrics[k]:.1f}" for k in kinds))
+        if many:
+            shares = (f"{100 * metrics[f'{kind}_interaction']:.1f}" for kind in kinds)
+            table.add_row("interactions", str(interactions), *shares)
+        console.print(table)

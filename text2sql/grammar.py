@@ -1,0 +1,551 @@
+"""SQL as a sequence of choices, each among what the grammar and the schema allow.
+
+A parser that decodes by these choices can only write queries that parse, name what exists and run.
+In the spirit of grammar-based decoders over abstract syntax (IRNet, arXiv 1905.08205; RAT-SQL,
+arXiv 1911.04942); the grammar itself is ours. FROM is not chosen: it holds the tables of the
+columns that were named, joined over foreign keys, and what `*` and JOIN name beside them.
+
+`derive` is the grammar, written once: a coroutine that yields what may come next, is sent the
+choice, and returns the tree. `linearise` turns a tree into the choices that lead to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from text2sql.schema import Schema
+from text2sql.sql import (
+    AGGREGATES,
+    ARITHMETIC,
+    COMBINATIONS,
+    STAR,
+    ColumnUnit,
+    Condition,
+    Query,
+    SelectItem,
+    SqlError,
+    Value,
+    ValueUnit,
+)
+
+Kind = Literal["symbol", "column", "table", "value"]
+Literals = Sequence["float | str"]
+"""What values may be: those of a question, in the order in which a model scores them."""
+
+_ROOTS = ("single", *COMBINATIONS)
+_SELECTS = ("select", "select distinct")
+_UNITS = ("plain", *AGGREGATES, "count distinct")
+_OPERATORS = (
+    "=", ">", "<", ">=", "<=", "!=", "like", "not like", "in", "not in", "between",
+)  # fmt: skip
+_RIGHTS = ("value", "column", "query")
+_ORDERS = ("order asc", "order desc")
+SYMBOLS: tuple[str, ...] = (
+    *_ROOTS, *_SELECTS, *_UNITS, *ARITHMETIC, "where", "and", "or", *_OPERATORS, *_RIGHTS,
+    "group", "having", *_ORDERS, "limit", "join", "end",
+)  # fmt: skip
+_INDEX = {symbol: index for index, symbol in enumerate(SYMBOLS)}
+# Bounds that no gold query of Spider's training part exceeds; with them every derivation ends.
+_ITEMS, _CONDITIONS, _GROUPS, _SORTS, _DEPTH = 8, 8, 4, 4, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen.
+
+    Args:
+        kind: What it is among.
+        index: Of SYMBOLS, of the schema's columns or tables, or of the question's values.
+    """
+
+    kind: Kind
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What may be chosen next.
+
+    Args:
+        kind: Among what.
+        allowed: Indices; never empty.
+    """
+
+    kind: Kind
+    allowed: tuple[int, ...]
+
+
+Derivation = Generator[Slot, int, Query]
+
+
+def symbol(name: str) -> Choice:
+    """Return the choice of a symbol."""
+    return Choice("symbol", _INDEX[name])
+
+
+# --- the grammar ---------------------------------------------------------------------------------
+
+
+def derive(schema: Schema, literals: Literals) -> Derivation:
+    """Derive a query: yields slots, takes indices, returns the tree.
+
+    Args:
+        schema: Whose columns and tables are named; must have a table with a column.
+        literals: The values to choose from; at least one.
+    """
+    return _query(_Names(schema, literals), 0)
+
+
+class _Names:
+    """What the grammar knows about a schema: which tables keys connect, and the values."""
+
+    def __init__(self, schema: Schema, literals: Literals) -> None:
+        assert literals, "there must be a value to choose"
+        self.schema, self.literals = schema, literals
+        self.component = schema.joinable.components
+
+    def columns(self, near: int | None, star: bool) -> tuple[int, ...]:
+        """Columns of the tables that can be joined with table `near` (None: any)."""
+        found = tuple(
+            index
+            for index, column in enumerate(self.schema.columns)
+            if index != STAR and self._joins(column.table, near)
+        )
+        return (STAR, *found) if star else found
+
+    def tables(self, near: int | None) -> tuple[int, ...]:
+        return tuple(
+            index
+            for index, table in enumerate(self.schema.tables)
+            if table.columns and self._joins(index, near)
+        )
+
+    def _joins(self, table: int, near: int | None) -> bool:
+        return near is None or self.component[table] == self.component[near]
+
+
+class _Core:
+    """One SELECT while it is derived: which tables it has named so far."""
+
+    def __init__(self, names: _Names) -> None:
+        self.names = names
+        self.used: list[int] = []
+
+    @property
+    def near(self) -> int | None:
+        return self.used[0] if self.used else None
+
+    def column(self, star: bool = False) -> Generator[Slot, int, int]:
+        index = yield Slot("column", self.names.columns(self.near, star))
+        if index == STAR:
+            yield from self.table()
+        else:
+            self.used.append(self.names.schema.columns[index].table)
+        return index
+
+    def table(self) -> Generator[Slot, int, None]:
+        self.used.append((yield Slot("table", self.names.tables(self.near))))
+
+    def unit(self, name: str) -> Generator[Slot, int, ColumnUnit]:
+        """The column under an aggregate; `*` is one for count alone."""
+        aggregate, _, distinct = name.partition(" ")
+        column = yield from self.column(star=name == "count")
+        return ColumnUnit(column, "" if name == "plain" else aggregate, bool(distinct))
+
+
+def _choose(*names: str) -> Generator[Slot, int, str]:
+    if len(names) == 1:
+        return names[0]
+    return SYMBOLS[(yield Slot("symbol", tuple(_INDEX[name] for name in names)))]
+
+
+def _query(names: _Names, depth: int, items: int | None = None) -> Derivation:
+    """A query; `items` is how many result columns it must have, None for any number."""
+    root = yield from _choose(*(_ROOTS if depth == 0 else ("single",)))
+    left = yield from _core(names, depth, items, root != "single")
+    if root == "single":
+        return left
+    right = yield from _core(names, depth, len(left.select), True)
+    return _replace(left, combination=root, combined=right)
+
+
+def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Derivation:
+    """One SELECT; as a part of a combination it has no ORDER BY, which SQLite would refuse."""
+    core = _Core(names)
+    distinct = (yield from _choose(*_SELECTS)) == "select distinct"
+    select: list[SelectItem] = []
+    # All columns (`*`) are one item whose width is not known here.
+    starry = items is None and not is_part and depth == 0
+    following = yield from _choose(*_UNITS, *ARITHMETIC)
+    more: tuple[str, ...]
+    while True:
+        select.append((yield from _item(core, following, starry)))
+        more = (*_UNITS, *ARITHMETIC) if len(select) < (items or _ITEMS) else ()
+        ends = _after(is_part, "where", "group") if items in (None, len(select)) else ()
+        following = yield from _choose(*more, *ends)
+        if following not in (*_UNITS, *ARITHMETIC):
+            break
+    where: list[Condition | str] = []
+    while following in ("where", "and", "or"):
+        where += [] if following == "where" else [following]
+        where.append((yield from _condition(core, depth, False)))
+        more = ("and", "or") if len(where) < 2 * _CONDITIONS else ()
+        following = yield from _choose(*more, *_after(is_part, "group"))
+    groups: list[ColumnUnit] = []
+    while following == "group":
+        groups.append(ColumnUnit((yield from core.column())))
+        more = ("group",) if len(groups) < _GROUPS else ()
+        following = yield from _choose(*more, *_after(is_part, "having"))
+    having: list[Condition | str] = []
+    while following in ("having", "and", "or"):
+        having += [] if following == "having" else [following]
+        having.append((yield from _condition(core, depth, True)))
+        more = ("and", "or") if len(having) < 2 * _CONDITIONS else ()
+        following = yield from _choose(*more, *_after(is_part))
+    sorts: list[ValueUnit] = []
+    order, limit = "", None
+    while following in (*_ORDERS, "and"):
+        order = order if following == "and" else following.removeprefix("order ")
+        sorts.append((yield from _value_unit(core)))
+        more = ("and",) if len(sorts) < _SORTS else ()
+        following = yield from _choose(*more, "limit", "join", "end")
+    if following == "limit":
+        value = names.literals[(yield from _value(names))]
+        limit = int(value) if isinstance(value, float) and 1 <= value < 10**6 else 1
+        following = yield from _choose("join", "end")
+    joins = 0
+    while following == "join":
+        yield from core.table()
+        joins += 1
+        following = yield from _choose(*(("join", "end") if joins < _ITEMS else ("end",)))
+    sources, on = join(names.schema, core.used)
+    return Query(
+        tuple(select), sources, on, tuple(where), tuple(groups), tuple(having), tuple(sorts),
+        order, limit, distinct,
+    )  # fmt: skip
+
+
+def _after(is_part: bool, *clauses: str) -> tuple[str, ...]:
+    return (*clauses, *(() if is_part else _ORDERS), "join", "end")
+
+
+def _item(core: _Core, name: str, starry: bool) -> Generator[Slot, int, SelectItem]:
+    operator, right = "", None
+    if name in ARITHMETIC:
+        operator = name
+        name = yield from _choose(*_UNITS)
+    aggregate, _, distinct = name.partition(" ")
+    star = not operator and (name == "count" or (name == "plain" and starry))
+    left = ColumnUnit((yield from core.column(star)), "", bool(distinct))
+    if operator:
+        right = yield from core.unit((yield from _choose(*_UNITS)))
+    return SelectItem(ValueUnit(left, operator, right), "" if name == "plain" else aggregate)
+
+
+def _value_unit(core: _Core) -> Generator[Slot, int, ValueUnit]:
+    name = yield from _choose(*_UNITS, *ARITHMETIC)
+    if name not in ARITHMETIC:
+        return ValueUnit((yield from core.unit(name)))
+    left = yield from core.unit((yield from _choose(*_UNITS)))
+    return ValueUnit(left, name, (yield from core.unit((yield from _choose(*_UNITS)))))
+
+
+def _value(names: _Names) -> Generator[Slot, int, int]:
+    return (yield Slot("value", tuple(range(len(names.literals)))))
+
+
+def _condition(core: _Core, depth: int, grouped: bool) -> Generator[Slot, int, Condition]:
+    """A condition; of rows (no aggregates) or of groups."""
+    names = core.names
+    nested = depth + 1 < _DEPTH
+    operator = yield from _choose(*(o for o in _OPERATORS if nested or not o.endswith("in")))
+    if grouped:
+        left = yield from _value_unit(core)
+    else:
+        name = yield from _choose("plain", *ARITHMETIC)
+        unit = ColumnUnit((yield from core.column()))
+        left = ValueUnit(unit)
+        if name in ARITHMETIC:
+            left = ValueUnit(unit, name, ColumnUnit((yield from core.column())))
+    negated = operator.startswith("not ")
+    operator = operator.removeprefix("not ")
+    right: Value
+    upper: Value | None = None
+    if operator == "in":
+        right = yield from _query(names, depth + 1, items=1)
+    elif operator in ("like", "between"):
+        right = names.literals[(yield from _value(names))]
+        if operator == "like":
+            right = f"%{_text(right)}%"
+        else:
+            upper = _typed(names.literals[(yield from _value(names))], left, names.schema)
+            right = _typed(right, left, names.schema)
+    else:
+        kind = yield from _choose(*(_RIGHTS if nested else _RIGHTS[:2]))
+        if kind == "query":
+            right = yield from _query(names, depth + 1, items=1)
+        elif kind == "column":
+            right = ColumnUnit((yield from core.column()))
+        else:
+            right = _typed(names.literals[(yield from _value(names))], left, names.schema)
+    return Condition(left, operator, right, upper, negated)
+
+
+def _typed(value: float | str, left: ValueUnit, schema: Schema) -> float | str:
+    """A number beside a column of texts is a text, but not beside its count."""
+    unit = left.left
+    is_text = schema.columns[unit.column].kind == "text" and unit.column != STAR
+    return _text(value) if is_text and not unit.aggregate and not left.operator else value
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _replace(query: Query, combination: str, combined: Query) -> Query:
+    return Query(
+        query.select, query.sources, query.on, query.where, query.group_by, query.having,
+        query.order_by, query.order, query.limit, query.distinct, combination, combined,
+    )  # fmt: skip
+
+
+# --- joins ---------------------------------------------------------------------------------------
+
+
+def join(
+    schema: Schema, tables: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[Condition | str, ...]]:
+    """Return FROM: the tables, those needed between them, and the conditions that join them.
+
+    Args:
+        schema: Its foreign keys; tables that none connects are joined over columns of equal name.
+        tables: At least one; all of one component.
+    """
+    wanted = set(tables)
+    path = schema.join_path(wanted) or schema.joinable.join_path(wanted)
+    assert path is not None, "the grammar allows tables of one component only"
+    sources = [min(wanted)]
+    on: list[Condition | str] = []
+    for own, its in path:
+        sources.append(schema.columns[its].table)
+        on += ["and"] * bool(on)
+        on.append(Condition(ValueUnit(ColumnUnit(own)), "=", ColumnUnit(its)))
+    return tuple(sources), tuple(on)
+
+
+# --- from trees ----------------------------------------------------------------------------------
+
+
+def linearise(query: Query, schema: Schema, literals: Literals) -> list[Choice | None]:
+    """Return the choices that derive a query; None stands for a value that is not on offer.
+
+    What the grammar does not have is left out (self-joins, other join conditions, bounds on LIKE)
+    where the rest says nearly the same; `derive` tells by its result.
+
+    Args:
+        query: A tree of `parse(..., scoped=True)`.
+        schema: Of the query.
+        literals: As for `derive`.
+
+    Raises:
+        SqlError: The grammar has no such query: sub-queries in FROM, tables that nothing connects,
+            lists, and what else is outside.
+    """
+    return list(_Lineariser(schema, literals).query(query, 0))
+
+
+def replay(
+    choices: Sequence[Choice | None], schema: Schema, literals: Literals
+) -> tuple[Query, list[Slot]]:
+    """Derive by given choices.
+
+    Returns:
+        The tree, in which the first value stands for a missing one, and the slots of the choices.
+
+    Raises:
+        SqlError: A choice is not allowed where it stands.
+    """
+    derivation = derive(schema, literals)
+    slots: list[Slot] = []
+    sent: int | None = None
+    for choice in (*choices, Choice("symbol", -1)):
+        try:
+            slot = derivation.send(sent) if sent is not None else next(derivation)
+        except StopIteration as done:
+            if len(slots) != len(choices):
+                raise SqlError("the derivation ends before its choices") from None
+            return done.value, slots
+        index = 0 if choice is None else choice.index
+        if index not in slot.allowed or (slot.kind != (choice.kind if choice else "value")):
+            raise SqlError(f"choice {len(slots)} of the derivation is not allowed: {choice}")
+        slots.append(slot)
+        sent = index
+    raise AssertionError("the last choice is never allowed")
+
+
+class _Lineariser:
+    def __init__(self, schema: Schema, literals: Literals) -> None:
+        self.schema, self.literals = schema, literals
+        self.values = {_key(value): index for index, value in reversed([*enumerate(literals)])}
+
+    def query(self, query: Query, depth: int) -> Iterator[Choice | None]:
+        if depth == 0:
+            yield symbol(query.combination or "single")
+        elif query.combined:
+            raise SqlError("a sub-query that combines two")
+        yield from self.core(query, depth)
+        if query.combined:
+            yield from self.core(query.combined, depth)
+
+    def core(self, query: Query, depth: int) -> Iterator[Choice | None]:
+        tables = [source for source in query.sources if isinstance(source, int)]
+        if len(tables) != len(query.sources):
+            raise SqlError("a sub-query in FROM")
+        extras = self.extras(query, list(dict.fromkeys(tables)))
+        yield symbol(_SELECTS[query.distinct])
+        for item in query.select:
+            yield from self.item(item, extras)
+        for clause, conditions in (("where", query.where), ("having", query.having)):
+            if clause == "having":
+                for unit in query.group_by:
+                    yield symbol("group")
+                    yield from self.column(unit, extras)
+            word = clause
+            for part in conditions:
+                if isinstance(part, str):
+                    word = part
+                    continue
+                yield symbol(word)
+                yield from self.condition(part, depth, clause == "having", extras)
+        for position, value in enumerate(query.order_by):
+            yield symbol(f"order {query.order}" if position == 0 else "and")
+            yield from self.value_unit(value, extras)
+        if query.limit is not None:
+            if not query.order_by:
+                raise SqlError("LIMIT without ORDER BY")
+            yield symbol("limit")
+            yield self.value(float(query.limit))
+        for table in extras.rest():
+            yield symbol("join")
+            yield Choice("table", table)
+        yield symbol("end")
+
+    def extras(self, query: Query, tables: list[int]) -> _Extras:
+        """Tables of FROM that no column of the query leads to."""
+        units = [item.value for item in query.select]
+        units += [c.left for c in (*query.where, *query.having) if isinstance(c, Condition)]
+        units += query.order_by
+        columns = [unit for value in units for unit in (value.left, value.right) if unit]
+        columns += query.group_by
+        columns += [
+            c.right
+            for c in (*query.where, *query.having)
+            if isinstance(c, Condition) and isinstance(c.right, ColumnUnit)
+        ]
+        named = {self.schema.columns[unit.column].table for unit in columns if unit.column != STAR}
+        if not named <= set(tables):
+            raise SqlError("a column of a query around it")
+        return _Extras(self.schema, tables, named)
+
+    def item(self, item: SelectItem, extras: _Extras) -> Iterator[Choice | None]:
+        value = item.value
+        if value.operator:
+            yield symbol(value.operator)
+        name = item.aggregate or value.left.aggregate or "plain"
+        yield from self.unit(name, value.left, extras)
+        if value.right:
+            yield from self.unit(value.right.aggregate or "plain", value.right, extras)
+
+    def value_unit(self, value: ValueUnit, extras: _Extras) -> Iterator[Choice | None]:
+        if value.operator:
+            yield symbol(value.operator)
+        for unit in (value.left, value.right):
+            if unit:
+                yield from self.unit(unit.aggregate or "plain", unit, extras)
+
+    def unit(self, name: str, unit: ColumnUnit, extras: _Extras) -> Iterator[Choice | None]:
+        # DISTINCT before another aggregate than count changes sums only, and no exact match.
+        yield symbol("count distinct" if name == "count" and unit.distinct else name)
+        yield from self.column(unit, extras)
+
+    def column(self, unit: ColumnUnit, extras: _Extras) -> Iterator[Choice | None]:
+        yield Choice("column", unit.column)
+        if unit.column == STAR:
+            yield Choice("table", extras.next())
+
+    def value(self, value: float | str) -> Choice | None:
+        index = self.values.get(_key(value))
+        return None if index is None else Choice("value", index)
+
+    def condition(
+        self, condition: Condition, depth: int, grouped: bool, extras: _Extras
+    ) -> Iterator[Choice | None]:
+        operator = ("not " if condition.negated else "") + condition.operator
+        if operator not in _OPERATORS:
+            raise SqlError(f"the operator {operator}")
+        yield symbol(operator)
+        if grouped:
+            yield from self.value_unit(condition.left, extras)
+        else:
+            yield symbol(condition.left.operator or "plain")
+            for unit in (condition.left.left, condition.left.right):
+                if unit and (unit.aggregate or unit.column == STAR):
+                    raise SqlError("an aggregate in WHERE")
+                if unit:
+                    yield from self.column(unit, extras)
+        right = condition.right
+        if isinstance(right, Query):
+            if condition.operator != "in":
+                yield symbol("query")
+            yield from self.query(right, depth + 1)
+        elif condition.operator == "in":
+            raise SqlError("a list")
+        elif isinstance(right, ColumnUnit):
+            yield symbol("column")
+            yield from self.column(right, extras)
+        else:
+            if condition.operator not in ("like", "between"):
+                yield symbol("value")
+            yield self.value(right)
+        if condition.upper is not None:
+            if isinstance(condition.upper, (Query, ColumnUnit)):
+                raise SqlError("an upper bound that is no value")
+            yield self.value(condition.upper)
+
+
+class _Extras:
+    """Hands the tables that no column leads to out to the stars, one each, and the rest to JOIN."""
+
+    def __init__(self, schema: Schema, tables: list[int], named: set[int]) -> None:
+        self.schema, self.tables = schema, tables
+        self.reached = set(named)
+        self._close()
+
+    def _close(self) -> None:
+        """Add the tables that the joins pass through."""
+        component = self.schema.joinable.components
+        if len({component[table] for table in self.reached}) == 1:
+            self.reached = set(join(self.schema, sorted(self.reached))[0])
+
+    def next(self) -> int:
+        table = next((t for t in self.tables if t not in self.reached), self.tables[0])
+        self.reached.add(table)
+        self._close()
+        return table
+
+    def rest(self) -> Iterator[int]:
+        while not self.reached.issuperset(self.tables):
+            yield self.next()
+
+
+def _key(value: object) -> str:
+    """Values are the same if they read alike: case, `%` of LIKE and the form of numbers aside."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value).strip("%").strip().casefold()
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text

@@ -1,0 +1,289 @@
+"""Links between a question and a database: names, cell values, and the schema's own structure.
+
+The relations are those of RAT-SQL (arXiv 1911.04942); values found in the database serve as in
+BRIDGE (arXiv 2012.12627). Which values a query may contain is decided here: those of `values`.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import snowballstemmer
+from numpy.typing import NDArray
+
+from text2sql.schema import Schema
+from text2sql.sql import STAR
+
+_WORD = re.compile(r"\d+(?:[.,:/-]\d+)*|\w+|[^\w\s]")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
+_SPAN = 6  # words of the longest name or value that is looked for
+_NUMERALS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen", "twenty",
+)  # fmt: skip
+_TIMES = {"once": 1, "twice": 2, **{word: number for number, word in enumerate(_NUMERALS)}}
+# Words that name nothing by themselves, though a column or cell may be called so.
+_STOP = frozenset(
+    """a about all an and any are as at be by can did do does each every find for from give had has
+    have how i in is it its list many me much of on or out please show tell than that the their
+    them there these they this those to was were what when where which who whom whose with you
+    """.split()  # noqa: SIM905
+)
+
+# What relates two nodes of an example; `r` marks the same relation seen from the other side.
+RELATIONS: tuple[str, ...] = (
+    "none",
+    *(f"distance {d}" for d in (-2, -1, 0, 1, 2)),
+    *(f"{kind} {what}{r}" for what in ("column", "table") for kind in ("partial", "exact")
+      for r in ("", " r")),
+    "value column", "value column r",
+    "same column", "same table", "foreign key", "foreign key r",
+    "of table", "of table r", "primary key", "primary key r",
+    "table", "table key", "table key r", "table key both",
+)  # fmt: skip
+_RELATION = {name: index for index, name in enumerate(RELATIONS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A value that a query may contain.
+
+    Args:
+        value: A number or a text.
+        first: Its first word in the question; -1 if it is not from the question.
+        last: Its last word, included.
+        columns: Columns that hold it; empty if that is not known.
+    """
+
+    value: float | str
+    first: int
+    last: int
+    columns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Links:
+    """What is known about a question before a model reads it.
+
+    Nodes are the question's words, then the schema's columns, then its tables.
+
+    Args:
+        words: Of the question.
+        candidates: Values, at least one; the first is the number 1.
+        relations: For each pair of nodes, an index of RELATIONS; uint8 of shape (nodes, nodes).
+    """
+
+    words: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    relations: NDArray[np.uint8]
+
+    @property
+    def values(self) -> tuple[float | str, ...]:
+        """The candidates' values."""
+        return tuple(candidate.value for candidate in self.candidates)
+
+
+def link(question: str, schema: Schema, database: Path | None = None) -> Links:
+    """Find what a question may mean in a database.
+
+    Args:
+        question: Any text; of a conversation, all of it that the parser reads.
+        schema: Its database's.
+        database: The SQLite file whose cells are looked up; None: no cell is known.
+    """
+    words = tuple(_WORD.findall(question))
+    stems = [stem(word) for word in words]
+    cells = _cells(database, schema) if database else {}
+    candidates = tuple(_candidates(words, schema, cells))
+    count, columns = len(words), len(schema.columns)
+    relations = np.zeros((count + columns + len(schema.tables),) * 2, dtype=np.uint8)
+    offsets = np.clip(np.arange(count)[None, :] - np.arange(count)[:, None], -2, 2)
+    relations[:count, :count] = _RELATION["distance 0"] + offsets
+    relations[count:, count:] = _structure(schema)
+
+    def relate(kind: str, word: int, node: int) -> None:
+        relations[word, node] = _RELATION[kind]
+        relations[node, word] = _RELATION[f"{kind} r"]
+
+    # Stronger links are written later, over the weaker ones.
+    for candidate in candidates:
+        for column in candidate.columns:
+            for word in range(candidate.first, candidate.last + 1):
+                relate("value column", word, count + column)
+    for what, named, start in (
+        ("column", [column.words for column in schema.columns], count),
+        ("table", [table.words for table in schema.tables], count + columns),
+    ):
+        for index, text in enumerate(named):
+            if what == "column" and index == STAR:
+                continue
+            name = _stems(text)
+            hits = [i for i, s in enumerate(stems) if s in name and s not in _STOP]
+            for word in hits:
+                if relations[word, start + index] == 0:
+                    relate(f"partial {what}", word, start + index)
+            for first in range(count - len(name) + 1):
+                if name and tuple(stems[first : first + len(name)]) == name:
+                    for word in range(first, first + len(name)):
+                        relate(f"exact {what}", word, start + index)
+    return Links(words, candidates, relations)
+
+
+@lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """Return a word's stem (Snowball's English stemmer), lower case."""
+    return _stemmer().stemWord(word.casefold())
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> snowballstemmer.english_stemmer.EnglishStemmer:
+    return snowballstemmer.stemmer("english")
+
+
+@lru_cache(maxsize=100_000)
+def _stems(words: str) -> tuple[str, ...]:
+    return tuple(stem(word) for word in _WORD.findall(words))
+
+
+@lru_cache(maxsize=1000)
+def _structure(schema: Schema) -> NDArray[np.uint8]:
+    """Relations among columns and tables."""
+    columns, tables = len(schema.columns), len(schema.tables)
+    of = np.array([column.table for column in schema.columns])
+    found = np.zeros((columns + tables,) * 2, dtype=np.uint8)
+    found[:columns, :columns][of[:, None] == of[None, :]] = _RELATION["same table"]
+    found[range(columns), range(columns)] = _RELATION["same column"]
+    keys = set(schema.primary_keys)
+    for index, table in enumerate(of):
+        if index == STAR:
+            continue
+        kind = "primary key" if index in keys else "of table"
+        found[index, columns + table] = _RELATION[kind]
+        found[columns + table, index] = _RELATION[f"{kind} r"]
+    found[range(columns, columns + tables), range(columns, columns + tables)] = _RELATION["table"]
+    for own, its in schema.foreign_keys:
+        found[own, its] = _RELATION["foreign key"]
+        found[its, own] = _RELATION["foreign key r"]
+        here, there = columns + of[own], columns + of[its]
+        if here == there:
+            continue
+        both = found[here, there] == _RELATION["table key r"]
+        found[here, there] = _RELATION["table key both" if both else "table key"]
+        found[there, here] = _RELATION["table key both" if both else "table key r"]
+    return found
+
+
+# --- values --------------------------------------------------------------------------------------
+
+Cells = dict[str, tuple[tuple[str, tuple[int, ...]], ...]]
+"""By normalised text: the cells that read so, each with the columns that hold it."""
+
+
+def _candidates(words: Sequence[str], schema: Schema, cells: Cells) -> Iterator[Candidate]:
+    yield Candidate(1.0, -1, -1)
+    taken: set[int] = set()
+    for first, last in _quoted(words):
+        text = " ".join(words[first : last + 1])
+        found = list(_lookup(text, first, last, cells))
+        yield from found or [Candidate(_joined(words[first : last + 1]), first, last)]
+        taken.update(range(first, last + 1))
+    spans = (
+        (first, first + size - 1)
+        for size in range(min(_SPAN, len(words)), 0, -1)
+        for first in range(len(words) - size + 1)
+    )
+    for first, last in spans:
+        span = words[first : last + 1]
+        # A value inside of a longer one says nothing new.
+        if taken.issuperset(range(first, last + 1)) or all(w.casefold() in _STOP for w in span):
+            continue
+        found = list(_lookup(" ".join(span), first, last, cells))
+        if found:
+            yield from found
+            taken.update(range(first, last + 1))
+    for index, word in enumerate(words):
+        if _NUMBER.fullmatch(word):
+            yield Candidate(float(word.replace(",", "")), index, index)
+        elif word[0].isdigit():  # a date or a time
+            yield Candidate(word, index, index)
+        elif word.casefold() in _TIMES:
+            yield Candidate(float(_TIMES[word.casefold()]), index, index)
+    # Names that no cell holds: runs of capitalised words, not the one that begins the question.
+    index = 1
+    while index < len(words):
+        end = index
+        while end < len(words) and words[end][0].isupper() and end not in taken:
+            end += 1
+        if end > index and not (end == index + 1 and words[index].casefold() in _STOP):
+            yield Candidate(" ".join(words[index:end]), index, end - 1)
+        index = max(end, index + 1)
+    # Whatever else may be meant by a word, such as the part of a name after "containing".
+    for index, word in enumerate(words):
+        lowered = word.casefold()
+        if index not in taken and word[0].isalpha() and lowered not in _STOP:
+            yield Candidate(word, index, index)
+
+
+def _quoted(words: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Spans between quotation marks; an apostrophe inside of a word is none of them here."""
+    opened: int | None = None
+    for index, word in enumerate(words):
+        if word not in _QUOTES:
+            continue
+        if opened is not None and 0 < index - opened - 1 <= 12:
+            yield opened + 1, index - 1
+            opened = None
+        elif not (word == "'" and index + 1 < len(words) and words[index + 1] in ("s", "t", "re")):
+            opened = index
+
+
+def _joined(words: Sequence[str]) -> str:
+    return re.sub(r" ([^\w\s]) ?", r"\1", " ".join(words)) if len(words) > 1 else words[0]
+
+
+def _lookup(text: str, first: int, last: int, cells: Cells) -> Iterator[Candidate]:
+    for value, columns in cells.get(_normal(text), ())[:4]:
+        number = float(value) if _NUMBER.fullmatch(value) and "," not in value else value
+        yield Candidate(number, first, last, columns)
+
+
+def _normal(text: str) -> str:
+    return " ".join(_stems(text))
+
+
+@lru_cache(maxsize=400)
+def _cells(database: Path, schema: Schema) -> Cells:
+    """The distinct texts of a database, at most 5,000 of a column, of at most 60 characters."""
+    found: dict[str, dict[str, set[int]]] = {}
+    with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        db.text_factory = lambda raw: raw.decode(errors="ignore")
+        for index, column in enumerate(schema.columns):
+            if index == STAR:
+                continue
+            name = column.name.replace('"', '""')
+            table = schema.tables[column.table].name.replace('"', '""')
+            try:
+                rows = db.execute(
+                    f'SELECT DISTINCT "{name}" FROM "{table}" WHERE typeof("{name}") = \'text\' '
+                    f'AND length("{name}") BETWEEN 1 AND 60 LIMIT 5000'
+                ).fetchall()
+            except sqlite3.OperationalError:
+                # A tables.json may name what the file does not have: no cells, but no failure.
+                continue
+            for (value,) in rows:
+                normal = _normal(value)
+                if normal:
+                    found.setdefault(normal, {}).setdefault(value, set()).add(index)
+    return {
+        normal: tuple((value, tuple(sorted(columns))) for value, columns in values.items())
+        for normal, values in found.items()
+    }

@@ -1,0 +1,554 @@
+"""A single-turn parser: pretrained encoder, relation-aware layers, decoder over the grammar.
+
+Question and schema are read together by the encoder; relation-aware self-attention (RAT-SQL, arXiv
+1911.04942) then sees words, columns and tables as nodes with the links of `linking`; a transformer
+decoder chooses among what `grammar` allows, pointing at columns, tables and values.
+
+Shapes: B examples, N nodes (words, columns, tables), V values, T choices, D width, S symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from text2sql.grammar import SYMBOLS, Choice, Kind, Slot, derive, linearise, replay
+from text2sql.linking import RELATIONS, Links, link
+from text2sql.schema import KINDS, Schema
+from text2sql.sql import Query, parse
+
+_KINDS: tuple[Kind, ...] = ("symbol", "column", "table", "value")
+_ROW = 512  # wordpieces that the encoder reads at once; longer schemas are read in several rows
+_QUESTION = 256  # wordpieces of a question; what follows is not read
+_LONGEST = 160  # choices; the bounds of the grammar would allow more than any question needs
+_GROUP = 1024  # wordpieces that are encoded together, of rows of like length
+
+
+# --- features ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """An example as the network reads it.
+
+    Args:
+        links: Words, values and relations.
+        schema: The database's.
+        rows: Wordpieces of the encoder's rows.
+        nodes: For each wordpiece the node it belongs to, or -1.
+        choices: The gold query's derivation; None stands for a value that is not on offer.
+        slots: What the grammar allowed at each choice.
+    """
+
+    links: Links
+    schema: Schema
+    rows: tuple[tuple[int, ...], ...]
+    nodes: tuple[tuple[int, ...], ...]
+    choices: tuple[Choice | None, ...] = ()
+    slots: tuple[Slot, ...] = ()
+
+
+class Featuriser:
+    """Turns questions and schemas into features.
+
+    Args:
+        tokenizer: The encoder's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.separator = int(cast(int, tokenizer.sep_token_id))
+        self.start = int(cast(int, tokenizer.cls_token_id))
+        self.pieces: dict[str, tuple[int, ...]] = {}
+
+    def __call__(
+        self, question: str, schema: Schema, database: Path | None = None, query: str | None = None
+    ) -> Features:
+        """Return the features of a question.
+
+        Args:
+            question: What is asked.
+            schema: Of the database.
+            database: The SQLite file whose cells are looked up, or None.
+            query: The gold SQL, to train on.
+
+        Raises:
+            SqlError: The grammar does not derive the gold query.
+        """
+        links = link(question, schema, database)
+        rows, nodes = self._rows(links, schema)
+        if query is None:
+            return Features(links, schema, rows, nodes)
+        choices = linearise(parse(query, schema, scoped=True), schema, links.values)
+        _, slots = replay(choices, schema, links.values)
+        return Features(links, schema, rows, nodes, tuple(choices), tuple(slots))
+
+    def _rows(
+        self, links: Links, schema: Schema
+    ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+        """Write [CLS] question [SEP] table, column, column [SEP] table ...
+
+        Every row that a long schema needs has the question again.
+        """
+        head, head_nodes = [self.start], [-1]
+        for node, word in enumerate(links.words):
+            pieces = self._pieces(word)
+            if len(head) + len(pieces) > _QUESTION:
+                break
+            head += pieces
+            head_nodes += [node] * len(pieces)
+        rows, nodes = [[*head, self.separator]], [[*head_nodes, -1]]
+
+        def write(words: str, node: int, after: int) -> None:
+            pieces = self._pieces(words)[: _ROW - len(head) - 3]
+            if len(rows[-1]) + len(pieces) + 1 > _ROW:
+                rows.append([*head, self.separator])
+                nodes.append([*head_nodes, -1])
+            rows[-1].extend((*pieces, after))
+            nodes[-1].extend([node] * len(pieces) + [-1])
+
+        first = len(links.words)
+        comma = self._pieces(",")[0]
+        write(schema.columns[0].words, first, self.separator)
+        for index, table in enumerate(schema.tables):
+            write(table.words, first + len(schema.columns) + index, comma)
+            for column in table.columns:
+                is_last = column == table.columns[-1]
+                write(
+                    schema.columns[column].words,
+                    first + column,
+                    self.separator if is_last else comma,
+                )
+        return tuple(map(tuple, rows)), tuple(map(tuple, nodes))
+
+    def _pieces(self, words: str) -> tuple[int, ...]:
+        if words not in self.pieces:
+            found = self.tokenizer(words, add_special_tokens=False)["input_ids"]
+            self.pieces[words] = tuple(cast(list[int], found)) or (self.separator,)
+        return self.pieces[words]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Features of several examples, padded.
+
+    Args:
+        features: The examples.
+        relations: uint8 (B, N, N), 0 where padded.
+        is_node: bool (B, N).
+        node_kind: Word, table, or a column's kind: int64 (B, N).
+        span: First and last node of each value: int64 (B, V, 2); -1: not from the question.
+        value_kind: 0 the constant, 1 text, 2 number, 3 cell: int64 (B, V).
+        is_value: bool (B, V).
+    """
+
+    features: Sequence[Features]
+    relations: Tensor
+    is_node: Tensor
+    node_kind: Tensor
+    span: Tensor
+    value_kind: Tensor
+    is_value: Tensor
+
+
+def collate(features: Sequence[Features], device: torch.device | str = "cpu") -> Batch:
+    """Pad features to a batch."""
+    size, nodes = len(features), max(len(f.links.relations) for f in features)
+    values = max(len(f.links.candidates) for f in features)
+    relations = np.zeros((size, nodes, nodes), dtype=np.uint8)
+    node_kind = np.zeros((size, nodes), dtype=np.int64)
+    is_node = np.zeros((size, nodes), dtype=bool)
+    span = np.full((size, values, 2), -1, dtype=np.int64)
+    value_kind = np.zeros((size, values), dtype=np.int64)
+    is_value = np.zeros((size, values), dtype=bool)
+    for b, f in enumerate(features):
+        count = len(f.links.relations)
+        relations[b, :count, :count] = f.links.relations
+        is_node[b, :count] = True
+        words, columns = len(f.links.words), len(f.schema.columns)
+        node_kind[b, words : words + columns] = [2 + KINDS.index(c.kind) for c in f.schema.columns]
+        node_kind[b, words + columns : count] = 1
+        for v, candidate in enumerate(f.links.candidates):
+            span[b, v] = candidate.first, candidate.last
+            kind = 2 if isinstance(candidate.value, float) else 1
+            value_kind[b, v] = 3 if candidate.columns else kind if candidate.first >= 0 else 0
+            is_value[b, v] = True
+    arrays = (relations, is_node, node_kind, span, value_kind, is_value)
+    return Batch(features, *(torch.from_numpy(array).to(device) for array in arrays))
+
+
+# --- network -------------------------------------------------------------------------------------
+
+
+class RelationalLayer(nn.Module):
+    """Self-attention over nodes whose scores also know the relation of the two (arXiv 1803.02155).
+
+    Relations act on the keys; which relations a node takes part in is added to its input instead of
+    to the values, which costs no (B, heads, N, N, width) product.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.relation_keys = nn.Parameter(torch.randn(len(RELATIONS), width // heads) * 0.02)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, relations: Tensor, is_node: Tensor) -> Tensor:
+        """Nodes (B, N, D), relations int64 (B, N, N) and mask (B, N) to nodes."""
+        b, n, d = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        by_relation = q @ self.relation_keys.T.to(q.dtype)  # (B, heads, N, relations)
+        bias = by_relation.gather(3, relations[:, None].expand(b, self.heads, n, n))
+        bias = bias / q.shape[-1] ** 0.5
+        bias = bias.masked_fill(~is_node[:, None, None, :], torch.finfo(bias.dtype).min)
+        # Written out: on a CPU the fused function's backward pass in bf16 takes five times as long.
+        weights = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + bias).softmax(-1).to(v.dtype)
+        mixed = self.out((weights @ v).transpose(1, 2).reshape(b, n, d))
+        x = x + F.dropout(mixed, self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.norm_after(x)), self.dropout, self.training)
+
+
+class ParserNetwork(nn.Module):
+    """Scores derivations of SQL.
+
+    All that a choice can be made from stands in one row of options: S symbols, then N nodes
+    (columns and tables are chosen, words never), then V values.
+
+    Args:
+        encoder: A transformers encoder.
+        width: D of the relational layers and the decoder; divisible by `heads`.
+        layers: Relational layers.
+        decoder_layers: Layers of the decoder.
+        heads: Attention heads of both.
+        dropout: In both, on states; not on attention, which on a CPU costs a third of the time.
+    """
+
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        width: int = 256,
+        layers: int = 3,
+        decoder_layers: int = 3,
+        heads: int = 8,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.width, self.dropout = width, dropout
+        self.project = nn.Linear(int(encoder.config.hidden_size), width)
+        self.node_kinds = nn.Embedding(2 + len(KINDS), width)
+        self.takes_part = nn.Linear(len(RELATIONS), width, bias=False)
+        self.layers = nn.ModuleList(RelationalLayer(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.value_kinds = nn.Embedding(4, width)
+        self.value = nn.Linear(2 * width, width)
+        self.symbols = nn.Embedding(len(SYMBOLS), width)
+        self.start = nn.Parameter(torch.randn(width) * 0.02)
+        self.chosen = nn.Linear(width, width)  # a node or value as the decoder's input
+        self.slots = nn.Embedding(len(_KINDS), width)
+        self.positions = nn.Embedding(_LONGEST + 1, width)
+        layer = nn.TransformerDecoderLayer(
+            width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        layer.self_attn.dropout = layer.multihead_attn.dropout = 0.0
+        self.decoder = nn.TransformerDecoder(layer, decoder_layers, norm=nn.LayerNorm(width))
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)  # a node or value as an option
+        self.symbol_keys = nn.Embedding(len(SYMBOLS), width)
+        for table in (self.node_kinds, self.value_kinds, self.symbols, self.slots, self.positions,
+                      self.symbol_keys):  # fmt: skip
+            nn.init.normal_(table.weight, std=0.02)
+
+    # -- encoding
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return nodes and values, (B, N + V, D)."""
+        nodes = self._pool(batch)
+        relations = batch.relations.long()
+        b, n = batch.is_node.shape
+        there = torch.zeros(b, n, len(RELATIONS), device=relations.device)
+        there.scatter_(2, relations, 1.0)
+        x = self.project(nodes) + self.node_kinds(batch.node_kind) + self.takes_part(there)
+        x = F.dropout(x, self.dropout, self.training)
+        for layer in self.layers:
+            x = layer(x, relations, batch.is_node)
+        x = self.norm(x)
+        ends = batch.span.clamp_min(0).flatten(1)[..., None].expand(-1, -1, self.width)
+        spans = x.gather(1, ends).view(b, -1, 2 * self.width)
+        spans = spans * (batch.span[..., :1] >= 0)
+        values = self.value(spans) + self.value_kinds(batch.value_kind)
+        return torch.cat([x, values.to(x.dtype)], 1)
+
+    def _pool(self, batch: Batch) -> Tensor:
+        """Means of the encoder's states over the wordpieces of each node, (B, N, width)."""
+        size, nodes = batch.is_node.shape
+        device = batch.is_node.device
+        rows = [
+            (row, [b * nodes + node if node >= 0 else -1 for node in places])
+            for b, f in enumerate(batch.features)
+            for row, places in zip(f.rows, f.nodes, strict=True)
+        ]
+        sums = torch.zeros(size * nodes, int(self.encoder.config.hidden_size), device=device)
+        counts = torch.zeros(size * nodes, 1, device=device)
+        for group in _groups(rows):
+            longest = max(len(row) for row, _ in group)
+            ids = torch.zeros(len(group), longest, dtype=torch.long)
+            places = torch.full((len(group), longest), -1)
+            for i, (row, targets) in enumerate(group):
+                ids[i, : len(row)] = torch.tensor(row)
+                places[i, : len(row)] = torch.tensor(targets)
+            mask = torch.arange(longest) < torch.tensor([len(row) for row, _ in group])[:, None]
+            states = self.encoder(
+                input_ids=ids.to(device), attention_mask=mask.long().to(device)
+            ).last_hidden_state
+            used = (places >= 0).to(device)
+            index = places.to(device)[used]
+            sums = sums.index_add(0, index, states[used].to(sums.dtype))
+            counts.index_add_(0, index, torch.ones(len(index), 1, device=device))
+        return (sums / counts.clamp_min(1)).view(size, nodes, -1)
+
+    # -- decoding
+
+    def log_likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods of the gold derivations in nats, and their numbers of choices, (B,)."""
+        logits, targets = self._teacher_forced(batch)
+        found = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none"
+        )
+        return -found.view(targets.shape).sum(1), (targets != -100).sum(1)
+
+    def _teacher_forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        device = batch.is_node.device
+        memory = self.encode(batch)
+        length = max(len(f.choices) for f in batch.features)
+        nodes = batch.is_node.shape[1]
+        kinds = torch.zeros(len(batch.features), length, dtype=torch.long)
+        chosen = torch.zeros_like(kinds)
+        targets = torch.full_like(kinds, -100)
+        symbols = torch.zeros(*kinds.shape, len(SYMBOLS), dtype=torch.bool)
+        for b, f in enumerate(batch.features):
+            for t, (choice, slot) in enumerate(zip(f.choices, f.slots, strict=True)):
+                option = _option(f, slot.kind, choice.index if choice else 0, nodes)
+                kinds[b, t] = _KINDS.index(slot.kind)
+                chosen[b, t] = option
+                if choice is not None:
+                    targets[b, t] = option
+                if slot.kind == "symbol":
+                    symbols[b, t, list(slot.allowed)] = True
+        kinds, chosen = kinds.to(device), chosen.to(device)
+        hidden = self._decode(batch, memory, chosen[:, :-1], kinds)
+        of_kind = _of_kind(batch)[:, None].expand(-1, length, -1)
+        allowed = of_kind == kinds[..., None]
+        allowed[..., : len(SYMBOLS)] &= symbols.to(device)
+        # Padding has all symbols to choose from, so that no row is without an option.
+        empty = torch.arange(length, device=device) >= torch.tensor(
+            [len(f.choices) for f in batch.features], device=device
+        ).unsqueeze(1)
+        allowed[..., : len(SYMBOLS)] |= empty[..., None]
+        return self._scores(memory, hidden).masked_fill(~allowed, -torch.inf), targets.to(device)
+
+    def _decode(self, batch: Batch, memory: Tensor, chosen: Tensor, kinds: Tensor) -> Tensor:
+        """States for the slots: what was chosen so far (B, T - 1), all kinds (B, T)."""
+        b, t = kinds.shape
+        options = torch.cat(
+            [self.symbols.weight.expand(b, -1, -1).to(memory.dtype), self.chosen(memory)], 1
+        )
+        before = options.gather(1, chosen[..., None].expand(-1, -1, self.width))
+        before = torch.cat([self.start.expand(b, 1, -1).to(before.dtype), before], 1)
+        x = before + self.slots(kinds) + self.positions(torch.arange(t, device=kinds.device))
+        ahead = torch.ones(t, t, dtype=torch.bool, device=kinds.device).triu(1)
+        empty = ~torch.cat([batch.is_node, batch.is_value], 1)
+        return self.decoder(x, memory, tgt_mask=ahead, memory_key_padding_mask=empty)
+
+    def _scores(self, memory: Tensor, hidden: Tensor) -> Tensor:
+        """Logits of all options, (B, T, S + N + V)."""
+        keys = torch.cat(
+            [self.symbol_keys.weight.expand(len(memory), -1, -1).to(memory.dtype),
+             self.key(memory)], 1
+        )  # fmt: skip
+        return self.query(hidden) @ keys.transpose(1, 2) / self.width**0.5
+
+    @torch.no_grad()
+    def parse(self, batch: Batch, beam: int = 1) -> list[list[Parse]]:
+        """Return the best derivations of each example, best first.
+
+        Args:
+            batch: The examples; their gold queries are not looked at.
+            beam: Derivations that are kept at every step; 1 is greedy.
+        """
+        memory = self.encode(batch)
+        kind_of = _of_kind(batch)
+        nodes = batch.is_node.shape[1]
+        alive = [[_Path(f)] for f in batch.features]
+        done: list[list[_Path]] = [[] for _ in batch.features]
+        while any(alive):
+            rows = [(b, path) for b, paths in enumerate(alive) for path in paths]
+            at = torch.tensor([b for b, _ in rows], device=memory.device)
+            chosen = torch.tensor([p.options(nodes) for _, p in rows], device=memory.device)
+            kinds = torch.tensor([p.kinds for _, p in rows], device=memory.device)
+            part = _Padding(batch.is_node[at], batch.is_value[at])
+            hidden = self._decode(cast(Batch, part), memory[at], chosen.long(), kinds)
+            logits = self._scores(memory[at], hidden[:, -1:])[:, 0].float()
+            allowed = kind_of[at] == kinds[:, -1:]
+            for i, (_, path) in enumerate(rows):
+                open_to = [
+                    _option(path.features, path.slot.kind, index, nodes)
+                    for index in path.slot.allowed
+                ]
+                narrow = torch.zeros_like(allowed[i])
+                narrow[open_to] = True
+                allowed[i] &= narrow
+            scores = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+            best = scores.topk(min(beam, scores.shape[1]))
+            found: list[list[_Path]] = [[] for _ in alive]
+            for i, (b, path) in enumerate(rows):
+                for score, option in zip(
+                    best.values[i].tolist(), best.indices[i].tolist(), strict=True
+                ):
+                    if score > -torch.inf:
+                        found[b].append(path.then(option, score, nodes))
+            for b, paths in enumerate(found):
+                paths.sort(key=lambda path: -path.score)
+                for path in paths[:beam]:
+                    (done[b] if path.query is not None else []).append(path)
+                alive[b] = [p for p in paths[:beam] if p.query is None and len(p.chosen) < _LONGEST]
+                # No open derivation can overtake a finished one: scores only fall.
+                finished = sorted((p.score for p in done[b]), reverse=True)[:beam]
+                if len(finished) == beam and alive[b] and alive[b][0].score <= finished[-1]:
+                    alive[b] = []
+        return [
+            [
+                Parse(cast(Query, path.query), path.score)
+                for path in sorted(paths, key=lambda path: -path.score)[:beam]
+            ]
+            for paths in done
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Parse:
+    """A query that was decoded.
+
+    Args:
+        query: The tree.
+        score: Its log-likelihood in nats.
+    """
+
+    query: Query
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Padding:
+    is_node: Tensor
+    is_value: Tensor
+
+
+class _Path:
+    """A derivation under way: what was chosen, and what may come next."""
+
+    def __init__(
+        self, features: Features, chosen: tuple[int, ...] = (), score: float = 0.0
+    ) -> None:
+        self.features, self.chosen, self.score = features, chosen, score
+        self.slots: list[Slot] = []
+        self.query: Query | None = None
+        derivation = derive(features.schema, features.links.values)
+        self.slots.append(next(derivation))
+        for index in chosen:
+            try:
+                self.slots.append(derivation.send(index))
+            except StopIteration as end:
+                self.query = end.value
+
+    @property
+    def slot(self) -> Slot:
+        return self.slots[-1]
+
+    @property
+    def kinds(self) -> list[int]:
+        return [_KINDS.index(slot.kind) for slot in self.slots]
+
+    def options(self, nodes: int) -> list[int]:
+        return [
+            _option(self.features, slot.kind, index, nodes)
+            for slot, index in zip(self.slots, self.chosen, strict=False)
+        ]
+
+    def then(self, option: int, score: float, nodes: int) -> _Path:
+        start = _option(self.features, self.slot.kind, 0, nodes)
+        return _Path(self.features, (*self.chosen, option - start), self.score + score)
+
+
+def _option(features: Features, kind: Kind, index: int, nodes: int) -> int:
+    """Where a symbol, column, table or value stands in the row of options."""
+    words, columns = len(features.links.words), len(features.schema.columns)
+    starts = {
+        "symbol": 0,
+        "column": len(SYMBOLS) + words,
+        "table": len(SYMBOLS) + words + columns,
+        "value": len(SYMBOLS) + nodes,
+    }
+    return starts[kind] + index
+
+
+def _of_kind(batch: Batch) -> Tensor:
+    """For each option the index of its kind, -1 for words and padding: (B, S + N + V)."""
+    b = len(batch.features)
+    device = batch.is_node.device
+    symbols = torch.zeros(b, len(SYMBOLS), dtype=torch.long, device=device)
+    nodes = torch.where(
+        batch.node_kind >= 2,
+        _KINDS.index("column"),
+        torch.where(batch.node_kind == 1, _KINDS.index("table"), -1),
+    )
+    nodes = torch.where(batch.is_node, nodes, -1)
+    values = torch.where(batch.is_value, _KINDS.index("value"), -1)
+    return torch.cat([symbols, nodes, values], 1)
+
+
+def similar(features: Sequence[Features], area: int = 200_000) -> list[list[int]]:
+    """Group examples of like size: relations cost the square of the largest number of nodes.
+
+    Args:
+        features: The examples.
+        area: Largest number of pairs of nodes of a group, padding included.
+
+    Returns:
+        Their positions, small ones first.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(features)), key=lambda i: len(features[i].links.relations)):
+        size = len(features[index].links.relations)
+        if not groups or (len(groups[-1]) + 1) * size**2 > area:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def _groups(
+    rows: list[tuple[tuple[int, ...], list[int]]],
+) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
+    """Rows of like length together, so that little is padded."""
+    group: list[tuple[tuple[int, ...], list[int]]] = []
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if group and len(row[0]) * (len(group) + 1) > _GROUP:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
