@@ -279,9 +279,8 @@ class SqlParser(pl.LightningModule):
         known = set(map(id, inner))
         outer = [p for p in self.network.parameters() if id(p) not in known]
         inner_lr = settings["lr"] if self.encoder is None else self.encoder_lr
-        optimizer = AdamW(
-            [{"params": outer}, {"params": inner, "lr": inner_lr}], fused=True, **settings
-        )
+        groups: list[dict[str, Any]] = [{"params": outer}, {"params": inner, "lr": inner_lr}]
+        optimizer = AdamW(groups, fused=True, **settings)
         if self.trainer.precision == "bf16-mixed":
             # See CausalLM: a fused optimizer can undo a loss scaling, of which bf16 has none.
             cast(Any, optimizer)._step_supports_amp_scaling = False
@@ -360,7 +359,8 @@ def log_matches(module: pl.LightningModule, matches: nn.ModuleDict, split: str) 
 def _texts(examples: Sequence[Example]) -> list[str]:
     """What a tokenizer is trained on: all that is said, and the names of the databases."""
     schemas = {e.schema.db_id: e.schema for e in examples if e.schema is not None}
-    names = [n.words for s in schemas.values() for n in (*s.columns, *s.tables)]
+    names = [column.words for schema in schemas.values() for column in schema.columns]
+    names += [table.words for schema in schemas.values() for table in schema.tables]
     said = [text for e in examples for text in (e.utterance, e.rewrite or "")]
     return [*said, *names]
 

@@ -191,7 +191,7 @@ def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Deriva
     while following in ("where", "and", "or"):
         where += [] if following == "where" else [following]
         where.append((yield from _condition(core, depth, False)))
-        more = ("and", "or") if len(where) < 2 * _CONDITIONS else ()
+        more = _joined(where)
         following = yield from _choose(*more, *_after(is_part, "group"))
     groups: list[ColumnUnit] = []
     while following == "group":
@@ -202,13 +202,14 @@ def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Deriva
     while following in ("having", "and", "or"):
         having += [] if following == "having" else [following]
         having.append((yield from _condition(core, depth, True)))
-        more = ("and", "or") if len(having) < 2 * _CONDITIONS else ()
+        more = _joined(having)
         following = yield from _choose(*more, *_after(is_part))
     sorts: list[ValueUnit] = []
     order, limit = "", None
     while following in (*_ORDERS, "and"):
         order = order if following == "and" else following.removeprefix("order ")
-        sorts.append((yield from _value_unit(core)))
+        # SQLite refuses to sort distinct rows by an aggregate of all of them.
+        sorts.append((yield from _value_unit(core, bool(groups) or not distinct)))
         more = ("and",) if len(sorts) < _SORTS else ()
         following = yield from _choose(*more, "limit", "join", "end")
     if following == "limit":
@@ -235,21 +236,22 @@ def _item(core: _Core, name: str, starry: bool) -> Generator[Slot, int, SelectIt
     operator, right = "", None
     if name in ARITHMETIC:
         operator = name
-        name = yield from _choose(*_UNITS)
+        name = yield from _choose(*_UNITS[:-1])
     aggregate, _, distinct = name.partition(" ")
     star = not operator and (name == "count" or (name == "plain" and starry))
     left = ColumnUnit((yield from core.column(star)), "", bool(distinct))
     if operator:
-        right = yield from core.unit((yield from _choose(*_UNITS)))
+        right = ColumnUnit((yield from core.column()))
     return SelectItem(ValueUnit(left, operator, right), "" if name == "plain" else aggregate)
 
 
-def _value_unit(core: _Core) -> Generator[Slot, int, ValueUnit]:
-    name = yield from _choose(*_UNITS, *ARITHMETIC)
+def _value_unit(core: _Core, aggregates: bool = True) -> Generator[Slot, int, ValueUnit]:
+    units = _UNITS if aggregates else _UNITS[:1]
+    name = yield from _choose(*units, *ARITHMETIC)
     if name not in ARITHMETIC:
         return ValueUnit((yield from core.unit(name)))
-    left = yield from core.unit((yield from _choose(*_UNITS)))
-    return ValueUnit(left, name, (yield from core.unit((yield from _choose(*_UNITS)))))
+    left = yield from core.unit((yield from _choose(*units)))
+    return ValueUnit(left, name, (yield from core.unit((yield from _choose(*units)))))
 
 
 def _value(names: _Names) -> Generator[Slot, int, int]:
@@ -291,6 +293,15 @@ def _condition(core: _Core, depth: int, grouped: bool) -> Generator[Slot, int, C
         else:
             right = _typed(names.literals[(yield from _value(names))], left, names.schema)
     return Condition(left, operator, right, upper, negated)
+
+
+def _joined(conditions: Sequence[Condition | str]) -> tuple[str, ...]:
+    """Words that may go on; the benchmarks' SQL cannot read OR after a column on the right."""
+    if len(conditions) >= 2 * _CONDITIONS:
+        return ()
+    last = conditions[-1]
+    is_column = isinstance(last, Condition) and isinstance(last.right, ColumnUnit)
+    return ("and",) if is_column else ("and", "or")
 
 
 def _typed(value: float | str, left: ValueUnit, schema: Schema) -> float | str:
@@ -456,7 +467,7 @@ class _Lineariser:
         name = item.aggregate or value.left.aggregate or "plain"
         yield from self.unit(name, value.left, extras)
         if value.right:
-            yield from self.unit(value.right.aggregate or "plain", value.right, extras)
+            yield from self.column(value.right, extras)
 
     def value_unit(self, value: ValueUnit, extras: _Extras) -> Iterator[Choice | None]:
         if value.operator:
