@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -94,7 +95,7 @@ def freeze(encoder: PreTrainedModel, layers: int) -> None:
     """
     if not layers:
         return
-    found = getattr(getattr(encoder, "encoder", None), "layer", ())
+    found: Any = getattr(getattr(encoder, "encoder", None), "layer", nn.ModuleList())
     if layers > len(found):
         raise ValueError(f"module.frozen_layers={layers}: the encoder has {len(found)} layers")
     encoder.get_input_embeddings().requires_grad_(False)

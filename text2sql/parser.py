@@ -26,8 +26,8 @@ from text2sql.schema import KINDS, Schema
 from text2sql.sql import Query, parse
 
 _KINDS: tuple[Kind, ...] = ("symbol", "column", "table", "value")
-# Wordpieces that the encoder reads at once. Longer schemas are read in several rows: attention costs
-# the square of a row, and the relational layers see all of them.
+# Wordpieces that the encoder reads at once. Longer schemas are read in several rows: attention
+# costs the square of a row, and the relational layers see all of them.
 _ROW = 192
 _QUESTION = 128  # wordpieces of a question; what follows is not read
 _LONGEST = 160  # choices; the bounds of the grammar would allow more than any question needs
