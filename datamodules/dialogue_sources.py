@@ -193,8 +193,10 @@ def _dialogue(entry: _Entry, skipped: Counter[str]) -> Interaction | None:
         if turn.fields.get("type") != "INFORM_SQL":
             skipped["what users said that no query answers"] += 1
             continue
-        answered = answer is not None and answer.fields.get("isUser") is False
-        turns.append(Turn(turn.text("text"), answer.optional("query") if answered else None))
+        query = None
+        if answer is not None and answer.fields.get("isUser") is False:
+            query = answer.optional("query")
+        turns.append(Turn(turn.text("text"), query))
     if not turns:
         skipped["dialogues without a question"] += 1
         return None
@@ -202,7 +204,7 @@ def _dialogue(entry: _Entry, skipped: Counter[str]) -> Interaction | None:
 
 
 def _passage(entry: _Entry, skipped: Counter[str]) -> Interaction | None:
-    """Read a question with what was said before, which begins with an article's and section's title."""
+    """Read a question with what was said before, from an article's and a section's title on."""
     last = Turn(entry.text("Question"), rewrite=entry.text("Rewrite"))
     return Interaction("", (*map(Turn, entry.texts("History")), last))
 
