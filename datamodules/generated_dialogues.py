@@ -395,8 +395,8 @@ def _fresh(talk: _Talk, noun: str) -> Question:
     if kind == "named":
         name = str(draw.choice(talk.world.rows[noun])[things.name.words])
         asked = draw.choice(things.fields[1:]).words
-        known = Restriction(things.name.words, "=", name, NAMED)
-        return Question(noun, draw.choice(SHOW), (asked,), (known,))
+        called = Restriction(things.name.words, "=", name, NAMED)
+        return Question(noun, draw.choice(SHOW), (asked,), (called,))
     wanted = draw.choices((0, 1, 2), (45, 43, 12))[0]
     group = draw.choice(things.categories).words if kind in ("each", "most", "which") else ""
     restrictions: list[Restriction] = []
@@ -497,8 +497,8 @@ def _negate(talk: _Talk) -> _Step:
     else:
         phrase = f"not {given.phrase}"
     new = replace(given, operator=opposite, phrase=phrase)
-    forms = (f"And those {new.words}?", f"What about the ones {new.words}?", "And the others?")
-    forms += ("What about all the other ones?", f"No, those {new.words}.")
+    forms = [f"And those {new.words}?", f"What about the ones {new.words}?", "And the others?"]
+    forms += ["What about all the other ones?", f"No, those {new.words}."]
     return talk.pick(*forms), replace(last, restrictions=(*known, new))
 
 
@@ -842,8 +842,9 @@ def _switch(talk: _Talk) -> _Step:
 
 def _back(talk: _Talk) -> _Step:
     """Go back to rows that were left: "back to the singers, what are their ages?"."""
-    left = next((q for q in reversed(talk.questions) if q.noun != talk.last.noun), None)
-    if left is None or not left.is_set or left.form != "plain" or left.parent:
+    others = (q for q in reversed(talk.questions) if q.noun != talk.last.noun)
+    left = next((q for q in others if q.is_set and q.form == "plain" and not q.parent), None)
+    if left is None:
         return None
     things = talk.domain.table(left.noun)
     words = talk.other_field(things, left.shown)
@@ -942,7 +943,7 @@ def _next_step(talk: _Talk, draw: random.Random) -> tuple[str, tuple[str, Questi
     names = draw.sample(list(DIALOGUE), len(DIALOGUE))
     if draw.random() < 0.9:  # a switch fits always: left to chance it would be the most frequent
         names.append(names.pop(names.index("switch")))
-    if draw.random() < 0.4:  # and a way back fits hardly ever
+    if draw.random() < 0.8:  # and a way back fits hardly ever
         names.insert(0, names.pop(names.index("back")))
     for name in names:
         step = DIALOGUE[name](talk)

@@ -45,10 +45,12 @@ class Spoken:
         interaction: The turns.
         in_domain: False for single questions (Spider) and for dialogues about something else than a
             database (CANARD): their annotation is there already, wherever a parser is to be used.
+        rewritten: Whether it is one later turn of a dialogue, in the words of its rewrite.
     """
 
     interaction: Interaction
     in_domain: bool
+    rewritten: bool = False
 
     @property
     def group(self) -> str:
@@ -188,7 +190,7 @@ def _as_single_turns(part: Sequence[Spoken], name: Part, dropped: Counter[str]) 
                 dropped[f"{name}: turns without a rewrite, which cannot be single questions"] += 1
                 continue
             alone = Interaction(spoken.interaction.db_id, (Turn(words, turn.query, words),))
-            found.append(Spoken(alone, spoken.in_domain))
+            found.append(Spoken(alone, spoken.in_domain, rewritten=index > 0))
     return found
 
 
@@ -358,8 +360,9 @@ class MultiTurnSql(pl.LightningDataModule):
         if unknown:
             raise ValueError(
                 f"datamodule.tables: no schema of {', '.join(unknown[:5])}"
-                f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; give a tables.json "
-                "that has them (datamodule.tables), or their SQLite files (datamodule.databases)"
+                f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; give a "
+                "tables.json that has them (datamodule.tables), or their SQLite files "
+                "(datamodule.databases)"
             )
         if paths["databases"] and (missing := names - self.databases.keys()):
             self.dropped["databases without a SQLite file (no cell values)"] += len(missing)
@@ -389,14 +392,12 @@ class MultiTurnSql(pl.LightningDataModule):
         """
         spoken = parts["train"]
         used = [e for e in self._parts["train"].all if spoken[e.interaction].in_domain]
-        alone = self.settings["as_single_turn"]
         self.annotation = {
             "turns": len(used),
             "query": sum(example.query is not None for example in used),
             "rewrite": sum(
-                example.rewrite is not None
-                and (example.turn > 0 or self.settings["as_single_turn"])
-                for example in used
+                e.rewrite is not None and (e.turn > 0 or spoken[e.interaction].rewritten)
+                for e in used
             ),
         }
 
