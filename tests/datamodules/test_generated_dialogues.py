@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections import Counter
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_a_dialogue_begins_on_its_own_and_goes_on(talks: dict[str, list[Conversa
         assert talk.patterns[0] == OPENING
         assert turns[0].utterance == turns[0].rewrite
         assert OPENING not in talk.patterns[1:]
-        for before, after in zip(turns, turns[1:], strict=False):
+        for before, after in pairwise(turns):
             assert before.rewrite != after.rewrite
     assert set(lengths) == {2, 3, 4, 5}
 
