@@ -244,15 +244,19 @@ def jsonl_rows(file: Path, example: str) -> Iterator[tuple[str, Any]]:
                 yield where, record
 
 
-def parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+def parquet_rows(file: Path, where: str | None = None) -> Iterator[tuple[str, Any]]:
     """Read a parquet file: yields where each row stands, for messages, and the row.
+
+    Args:
+        file: The file.
+        where: What messages call it; None: one of `datamodule.files`.
 
     Raises:
         ValueError: It cannot be read as parquet.
     """
     from datasets import load_dataset  # type: ignore[import-untyped]
 
-    where = f"datamodule.files: {file}"
+    where = where or f"datamodule.files: {file}"
     try:
         rows = load_dataset("parquet", data_files=str(file), split="train", streaming=True)
     except (OSError, ValueError) as error:
