@@ -32,18 +32,16 @@ from text2sql.rewards import (
     natural_share,
 )
 from text2sql.rewrite_metrics import RewriteScores
-from text2sql.rewriting import (
+from text2sql.rewriter_networks import (
     PointerGenerator,
     PretrainedSeq2Seq,
-    Rewriter,
     SpanEditor,
     build_encoder,
     load_encoder,
-    to_rewrite,
-    to_simplify,
     tokenizer_from,
     train_tokenizer,
 )
+from text2sql.rewriting import Rewriter, to_rewrite, to_simplify
 
 Batch = Sequence[Example]
 
