@@ -67,8 +67,11 @@ def schema_lemmas(schema: Schema) -> frozenset[str]:
 def cell_values(database: Path) -> Mapping[str, frozenset[tuple[str, ...]]]:
     """Texts in the cells of a database, as words, by their first word.
 
-    The first 2,000 different ones of each column, of up to 6 words. A database that cannot be read
-    has none.
+    The first 2,000 different ones of each column, of up to 6 words; none of a column that cannot be
+    read within 2 seconds.
+
+    Raises:
+        ValueError: There is no such database.
     """
     found: dict[str, set[tuple[str, ...]]] = {}
     reader = Database(database, Limits(seconds=2.0))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -73,19 +74,29 @@ def find_pretrained(name: str) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000) -> PreTrainedTokenizerFast:
-    """Learn lower-case word pieces, with BERT's special tokens, from texts.
+    """Make lower-case word pieces, with BERT's special tokens, from texts.
+
+    Pieces are the most frequent words, twice at least, and single characters for all others. That
+    is enough to copy names, and the same texts give the same pieces, which the trainers of the
+    package tokenizers do not promise [D].
 
     Args:
-        texts: Read once, in order; the same texts give the same tokenizer.
-        vocab_size: Word pieces at most.
+        texts: Read once.
+        vocab_size: Pieces at most, characters included.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word
+        for text in texts
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    characters = sorted({character for word in counts for character in word})
+    pieces = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    words = sorted((-count, word) for word, count in counts.items() if count > 1 < len(word))
+    pieces += [word for _, word in words[: max(0, vocab_size - len(pieces))]]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     return tokenizer_from(tokenizer.to_str())
 
 
