@@ -195,7 +195,7 @@ def advantages(rewards: Tensor) -> Tensor:
 
 
 def _sums(parts: Mapping[str, Sequence[float]], count: int) -> list[float]:
-    return [sum(values[row] for values in parts.values()) for row in range(count)]
+    return [sum((values[row] for values in parts.values()), 0.0) for row in range(count)]
 
 
 @contextmanager
