@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.text_sources import parquet_rows
+from datamodules.text_sources import choices, parquet_rows
 from text2sql.dialogue import Interaction, Turn
 from text2sql.schema import read_list
 from text2sql.sql import SqlError, tokenise
@@ -193,8 +193,10 @@ def _dialogue(entry: _Entry, skipped: Counter[str]) -> Interaction | None:
         if turn.fields.get("type") != "INFORM_SQL":
             skipped["what users said that no query answers"] += 1
             continue
-        answered = answer is not None and answer.fields.get("isUser") is False
-        turns.append(Turn(turn.text("text"), answer.optional("query") if answered else None))
+        query = None
+        if answer is not None and answer.fields.get("isUser") is False:
+            query = answer.optional("query")
+        turns.append(Turn(turn.text("text"), query))
     if not turns:
         skipped["dialogues without a question"] += 1
         return None
@@ -202,7 +204,7 @@ def _dialogue(entry: _Entry, skipped: Counter[str]) -> Interaction | None:
 
 
 def _passage(entry: _Entry, skipped: Counter[str]) -> Interaction | None:
-    """Read a question with what was said before, which begins with an article's and section's title."""
+    """Read a question with what was said before, from an article's and a section's title on."""
     last = Turn(entry.text("Question"), rewrite=entry.text("Rewrite"))
     return Interaction("", (*map(Turn, entry.texts("History")), last))
 
@@ -242,3 +244,78 @@ def _recognise(entry: Any, where: str) -> tuple[str, _Layout]:
     raise ValueError(
         f"{where}: its fields are of no layout that is known here: {has}. Known: {known}"
     )
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+KEEP = ("all", "first", "last", "query", "rewrite")
+_LEAST = {
+    "batch_size": 1,
+    "seed": 0,
+    "split_seed": 0,
+    "dialogues": 10,
+    "test_dialogues": 1,
+    "questions": 0,
+}
+
+
+def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = None) -> None:
+    """Refuse settings that cannot work, before anything is read.
+
+    Args:
+        settings: The config node or the arguments of the datamodule; absent ones keep their
+            defaults.
+        dimensions: Not used: the sizes of a model, which other checks take.
+
+    Raises:
+        ValueError: Names the config key, what is wrong with it and what is allowed.
+    """
+    for key, allowed in (
+        ("source", ("files", "generated")),
+        ("keep", KEEP),
+        ("leaks", ("error", "drop")),
+    ):
+        value = settings.get(key, allowed[0])
+        if value not in allowed:
+            raise ValueError(f"datamodule.{key}={value}: {choices(value, allowed)}")
+    for key, least in {**_LEAST, "limit": 1}.items():
+        value = settings.get(key, least)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (is_whole and value >= least) and not (key == "limit" and value is None):
+            raise ValueError(f"datamodule.{key}={value}: give a whole number of at least {least}")
+    held_out = settings.get("val_databases", 0.1)
+    is_share = isinstance(held_out, float) and 0 < held_out < 1
+    if not (is_share or (type(held_out) is int and held_out >= 1)):
+        raise ValueError(
+            f"datamodule.val_databases={held_out}: give a number of databases, at least 1, or a "
+            "share between 0 and 1"
+        )
+    annotated = settings.get("annotated", 1.0)
+    if isinstance(annotated, bool) or not (
+        isinstance(annotated, int | float) and 0 <= annotated <= 1
+    ):
+        raise ValueError(f"datamodule.annotated={annotated}: give a share from 0 to 1")
+    files = ("root", "train", "test", "tables", "databases")
+    if settings.get("source", "generated") == "generated":
+        for key in files:
+            if settings.get(key):
+                raise ValueError(f"datamodule.{key} is read by source=files only")
+        return
+    for key in ("train", "test"):
+        if not settings.get(key):
+            raise ValueError(f"datamodule.{key}: source=files needs at least one file")
+    for key, places in paths_of(settings).items():
+        for place in places:
+            if not (place.is_dir() if key == "databases" else place.is_file()):
+                what = "folder" if key == "databases" else "file"
+                raise ValueError(f"datamodule.{key}: no such {what}: {place}")
+
+
+def paths_of(settings: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """Return what `train`, `test`, `tables` and `databases` name, each under `root`."""
+    root = Path(settings.get("root") or ".").expanduser()
+    found: dict[str, list[Path]] = {}
+    for key in ("train", "test", "tables", "databases"):
+        given = settings.get(key) or []
+        found[key] = [root / name for name in ([given] if isinstance(given, str) else given)]
+    return found

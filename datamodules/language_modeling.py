@@ -156,7 +156,7 @@ class BlockLoader:
 
     def __init__(
         self,
-        blocks: Dataset[Batch],
+        blocks: Dataset[Any],
         batch: Callable[[int], NDArray[np.int64]],
         length: int,
         num_workers: int,
@@ -167,10 +167,10 @@ class BlockLoader:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return self._serve(range(self.length))
 
-    def _serve(self, numbers: range) -> Iterator[Batch]:
+    def _serve(self, numbers: range) -> Iterator[Any]:
         yield from DataLoader(
             self.blocks,
             batch_size=None,
@@ -189,23 +189,33 @@ class TrainLoader(BlockLoader):
         batch: See `BlockLoader`; numbers run on over the epochs.
         length: Batches in an epoch.
         num_workers: See `BlockLoader`.
-        position: The number of the next batch: how many batches the run has trained on.
+        trainer: Knows how many batches the run has trained on; None starts with the first one.
         order: What the order depends on; a checkpoint made under another one is refused.
     """
 
     def __init__(
         self,
-        blocks: Dataset[Batch],
+        blocks: Dataset[Any],
         batch: Callable[[int], NDArray[np.int64]],
         length: int,
         num_workers: int,
-        position: int,
+        trainer: pl.Trainer | None,
         order: dict[str, Any],
     ) -> None:
         super().__init__(blocks, batch, length, num_workers)
-        self.position, self.order = position, order
+        self.position, self.order = 0, order
+        if trainer is None:
+            return
+        # Lightning restores this counter before it asks for the loader; it counts, over all
+        # epochs, the batches that were trained on, and is never reset.
+        progress = trainer.fit_loop.epoch_loop.batch_progress.state_dict()
+        self.position = progress["total"]["processed"]
+        overfit = getattr(trainer, "overfit_batches", 0)
+        if overfit > 0:  # the same few batches again and again
+            cycle = max(1, overfit if isinstance(overfit, int) else int(overfit * length))
+            self.batch = lambda number: batch(number % cycle)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self._serve(range(self.position, self.position + self.length)):
             self.position += 1
             yield batch
@@ -477,19 +487,6 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         _, world_size = self._place()
         blocks = self.blocks["train"]
         length = len(blocks) // (self.batch_size * world_size)
-        position, cycle = 0, None
-        if self.trainer is not None:
-            # Lightning restores this counter before it asks for the loader; it counts, over all
-            # epochs, the batches that were trained on, and is never reset.
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
-            position = progress["total"]["processed"]
-            overfit = getattr(self.trainer, "overfit_batches", 0)
-            if overfit > 0:  # the same few batches again and again
-                cycle = max(1, overfit if isinstance(overfit, int) else int(overfit * length))
-
-        def batch(number: int) -> NDArray[np.int64]:
-            return self._train_batch(number if cycle is None else number % cycle)
-
         assert self.folder is not None
         order = {
             "text and tokenizer": self.folder.name,
@@ -497,7 +494,9 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             "datamodule.seed": self.seed,
             "datamodule.batch_size x devices": self.batch_size * world_size,
         }
-        loader = TrainLoader(blocks, batch, length, self.num_workers, position, order)
+        loader = TrainLoader(
+            blocks, self._train_batch, length, self.num_workers, self.trainer, order
+        )
         if self._restored is not None:
             loader.load_state_dict(self._restored)
         self._train_loader = loader

@@ -17,7 +17,7 @@ class Turn:
         utterance: The words of the turn.
         query: Its SQL; None if nobody annotated it.
         rewrite: The same question, understood without the turns before it; None if nobody wrote
-            it. That of a first turn is the utterance itself.
+            it. That of the first turn of a conversation about a database is the utterance itself.
     """
 
     utterance: str
@@ -89,7 +89,7 @@ def examples(
                 index,
                 said[:index],
                 turn.utterance,
-                turn.rewrite if index else turn.rewrite or turn.utterance,
+                turn.utterance if turn.rewrite is None and name and not index else turn.rewrite,
                 turn.query,
                 schemas.get(name),
                 databases.get(name),

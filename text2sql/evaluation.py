@@ -374,15 +374,18 @@ def read_predictions(path: str | Path, golds: Sequence[Sequence[Gold]]) -> list[
     return [list(block) for block in blocks]
 
 
-def find_databases(folders: Iterable[str | Path], db_ids: Iterable[str]) -> dict[str, Path]:
+def find_databases(
+    folders: Iterable[str | Path], db_ids: Iterable[str], all_needed: bool = True
+) -> dict[str, Path]:
     """Find the SQLite file of every database: DB/DB.sqlite, DB.sqlite, or FOLDER/DB/DB.sqlite.
 
     Args:
         folders: Where to look, in order.
         db_ids: The databases.
+        all_needed: Whether a file that is not there is an error.
 
     Raises:
-        ValueError: A folder or a file is not there; names all files that are missing.
+        ValueError: A folder or a needed file is not there; names all files that are missing.
     """
     places = [Path(folder) for folder in folders]
     for place in places:
@@ -405,7 +408,7 @@ def find_databases(folders: Iterable[str | Path], db_ids: Iterable[str]) -> dict
             missing.append(db_id)
         else:
             found[db_id] = file
-    if missing:
+    if missing and all_needed:
         raise ValueError(
             f"no SQLite file for {', '.join(missing)}; looked for {missing[0]}/{missing[0]}.sqlite "
             f"in {', '.join(map(str, places))} and one folder below"
