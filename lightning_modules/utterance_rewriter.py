@@ -243,8 +243,8 @@ class UtteranceRewriter(pl.LightningModule):
         return tokenizer_from(self._tokenizer)
 
     def _training_examples(self) -> list[Example]:
-        loader = cast(Any, self.trainer).datamodule.train_dataloader()
-        return list(loader.dataset)
+        found: list[Example] = cast(Any, self.trainer).datamodule.examples("train")
+        return found
 
     def _begin_with(self, state: dict[str, Tensor]) -> None:
         for name in ("rewriter", "simplifier"):

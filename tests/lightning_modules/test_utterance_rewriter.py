@@ -1,4 +1,4 @@
-"""UtteranceRewriter: trains, tests and resumes bit for bit, supervised and dual; errors in words."""
+"""UtteranceRewriter trains, tests and resumes bit for bit, supervised and dual; errors in words."""
 
 import json
 from dataclasses import replace
@@ -23,27 +23,17 @@ from text2sql.schema import Schema
 class Concerts(pl.LightningDataModule):
     """The turns about concerts, as every part of the data."""
 
-    def __init__(self, examples: list[Example], batch_size: int = 4) -> None:
+    def __init__(self, turns: list[Example], batch_size: int = 4) -> None:
         super().__init__()
-        self.examples, self.batch_size = examples, batch_size
+        self.turns, self.batch_size = turns, batch_size
 
-    def _loader(self, shuffle: bool) -> Any:
-        return DataLoader(
-            self.examples,  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            collate_fn=list,
-            generator=torch.Generator().manual_seed(1),
-        )
+    def examples(self, split: str) -> list[Example]:
+        return self.turns
 
-    def train_dataloader(self) -> Any:
-        return self._loader(shuffle=False)
+    def _loader(self) -> Any:
+        return DataLoader(self.turns, self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
-    def val_dataloader(self) -> Any:
-        return self._loader(shuffle=False)
-
-    def test_dataloader(self) -> Any:
-        return self._loader(shuffle=False)
+    train_dataloader = val_dataloader = test_dataloader = _loader
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +92,7 @@ def trained(folder: Path, data: Concerts, steps: int, **options: Any) -> tuple[A
 def test_it_learns_writes_samples_and_scores(data: Concerts, tmp_path: Path) -> None:
     made = module()
     run = trainer(
-        tmp_path, 80, ModuleSamples(str(tmp_path)), val_check_interval=40,
+        tmp_path, 120, ModuleSamples(str(tmp_path)), val_check_interval=40,
         check_val_every_n_epoch=None,
     )  # fmt: skip
     run.fit(made, datamodule=data)
@@ -111,10 +101,10 @@ def test_it_learns_writes_samples_and_scores(data: Concerts, tmp_path: Path) -> 
     assert {f"val/{name}" for name in names} <= metrics.keys()
     assert metrics["val/exact"] > 0.5
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in rows} == {40, 80}
+    assert {row["step"] for row in rows} == {40, 80, 120}
     assert rows[-7]["utterance"] == "Which of them are from France?"  # 7 turns are later ones
     assert {"history", "rewrite", "gold", "split"} <= rows[0].keys()
-    first, *_, last = data.examples
+    first, *_, last = data.turns
     written = made.rewrite([first, replace(last, history=()), last])
     assert written[1] == last.utterance  # a first turn stands as it is
     assert made.rewrite([last]) == written[2:]
@@ -135,11 +125,11 @@ def test_at_most_so_many_rewrites_are_scored_at_a_validation_and_all_at_a_test(
 def test_turns_without_a_rewrite_are_left_out_of_supervised_training(
     data: Concerts, tmp_path: Path
 ) -> None:
-    golds = data.examples[:4]
-    data.examples = [*golds, *(replace(e, rewrite=None) for e in data.examples[4:])]
+    golds = data.turns[:4]
+    data.turns = [*golds, *(replace(e, rewrite=None) for e in data.turns[4:])]
     made = module()
     trainer(tmp_path, 4).fit(made, datamodule=data)
-    data.examples = [replace(e, rewrite=None) for e in data.examples]
+    data.turns = [replace(e, rewrite=None) for e in data.turns]
     with pytest.raises(ValueError, match="no turn of the training data has a rewrite"):
         trainer(tmp_path, 4).fit(module(), datamodule=data)
 
@@ -185,7 +175,7 @@ class StopAt(pl.Callback):
 def test_a_checkpoint_brings_its_tokenizer(data: Concerts, tmp_path: Path) -> None:
     """On other data the word pieces would be others: those of the checkpoint count."""
     made, path = trained(tmp_path, data, 2)
-    other = Concerts(data.examples[:1])
+    other = Concerts(data.turns[:1])
     again = module()
     trainer(tmp_path, 1).test(again, datamodule=other, ckpt_path=path, verbose=False)
     for name, value in made.state_dict().items():
@@ -195,13 +185,13 @@ def test_a_checkpoint_brings_its_tokenizer(data: Concerts, tmp_path: Path) -> No
     alone = module()
     alone.on_load_checkpoint(content)
     alone.load_state_dict(content["state_dict"])
-    assert alone.rewrite(data.examples) == again.rewrite(data.examples)
+    assert alone.rewrite(data.turns) == again.rewrite(data.turns)
 
 
 def test_dual_learning_begins_with_a_supervised_training(data: Concerts, tmp_path: Path) -> None:
     """Zero annotation: pairs of another source first, then turns that nobody rewrote."""
     supervised, start = trained(tmp_path, data, 3, simplifier=True)
-    unlabelled = Concerts([replace(e, rewrite=None) for e in data.examples])
+    unlabelled = Concerts([replace(e, rewrite=None) for e in data.turns])
     made = module(mode="dual", init=str(start), dual={"samples": 2})
     run = trainer(tmp_path, 2, limit_val_batches=0)
     run.fit(made, datamodule=unlabelled)
@@ -236,7 +226,7 @@ def test_the_other_networks_train(kind: str, data: Concerts, tmp_path: Path) -> 
     made = module(network=network)
     run = trainer(tmp_path, 2)
     run.fit(made, datamodule=data)
-    assert len(made.rewrite(data.examples)) == len(data.examples)
+    assert len(made.rewrite(data.turns)) == len(data.turns)
 
 
 @pytest.mark.parametrize(
