@@ -1,4 +1,4 @@
-"""Samples of what a language model writes, and how often its answers are right."""
+"""Samples of what a model writes, and how often a language model's answers are right."""
 
 from __future__ import annotations
 
@@ -100,19 +100,59 @@ class GenerationSamples(pl.Callback):
             right, asked = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
             # Summed over the ranks already; `sync_dist` averages equal values.
             pl_module.log(f"{split}/exact_match", right / asked, sync_dist=True)
-        if not trainer.is_global_zero or not rows:
-            return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):
-                shown = [list(row.values()) for row in rows[: self.prompts]]
-                logger.log_table(f"{split}/samples", columns=list(rows[0]), data=shown)
+        _write(trainer, split, rows, self.file, self.prompts)
 
     def places(self) -> dict[str, Path]:
         """The file of the samples, for the run's report."""
         return {"samples": self.file}
+
+
+class ModuleSamples(pl.Callback):
+    """Writes down what a module wrote while it was validated or tested.
+
+    The module keeps a list of rows, `samples`, dictionaries with the same keys: say, what it was
+    asked, what it answered, what is right. They go to `samples.jsonl` in the run folder, and some
+    of them as a table to loggers that have tables (W&B). Of several processes the first one's.
+
+    Args:
+        folder: Where the file is written.
+        shown: Rows of a table, at least 1.
+
+    Raises:
+        ValueError: `shown` is below 1.
+    """
+
+    def __init__(self, folder: str, shown: int = 16) -> None:
+        if shown < 1:
+            raise ValueError(f"shown={shown}: must be at least 1")
+        self.file, self.shown = Path(folder) / "samples.jsonl", shown
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the rows of the validation."""
+        if not trainer.sanity_checking:
+            _write(trainer, "val", cast(Any, pl_module).samples, self.file, self.shown)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the rows of the test."""
+        _write(trainer, "test", cast(Any, pl_module).samples, self.file, self.shown)
+
+    def places(self) -> dict[str, Path]:
+        """The file of the samples, for the run's report."""
+        return {"samples": self.file}
+
+
+def _write(
+    trainer: pl.Trainer, split: str, rows: list[dict[str, Any]], file: Path, shown: int
+) -> None:
+    if not trainer.is_global_zero or not rows:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table"):
+            data = [list(row.values()) for row in rows[:shown]]
+            logger.log_table(f"{split}/samples", columns=list(rows[0]), data=data)
 
 
 def generate(

@@ -1,7 +1,7 @@
 """Language modelling: any Hugging Face causal language model, from scratch or pretrained."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -178,7 +178,7 @@ class CausalLM(pl.LightningModule):
         }
         self.schedule_settings: dict[str, Any] = {"warmup": 0.02, "final": 0.1, "decay": "cosine"}
         self.schedule_settings.update(schedule or {})
-        check_training(self.optimizer_settings, self.schedule_settings)
+        check_optimization(self.optimizer_settings, self.schedule_settings)
         self.model: Any = None
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
 
@@ -261,34 +261,7 @@ class CausalLM(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and the learning rate by step."""
-        settings = dict(self.optimizer_settings)
-        decay = settings.pop("weight_decay")
-        settings["betas"] = tuple(settings["betas"])
-        optimizer = AdamW(
-            [
-                {"params": self._parameters_where(lambda p: p.ndim >= 2), "weight_decay": decay},
-                {"params": self._parameters_where(lambda p: p.ndim < 2), "weight_decay": 0.0},
-            ],
-            fused=True,
-            **settings,
-        )
-        if self.trainer.precision == "bf16-mixed":
-            # A fused optimizer can undo a loss scaling by itself, for which Lightning refuses to
-            # clip its gradients; bf16 has no loss scaling.
-            cast(Any, optimizer)._step_supports_amp_scaling = False
-        max_steps = int(self.trainer.estimated_stepping_batches)
-        s = self.schedule_settings
-        scheduler = LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(step, max_steps, s["warmup"], s["final"], s["decay"]),
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
-        }
-
-    def _parameters_where(self, condition: Callable[[Tensor], bool]) -> list[nn.Parameter]:
-        return [p for p in self.parameters() if p.requires_grad and condition(p)]
+        return adamw_with_schedule(self, self.optimizer_settings, self.schedule_settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the model before its weights are loaded outside of a trainer."""
@@ -309,11 +282,58 @@ class CausalLM(pl.LightningModule):
             each.save_pretrained(folder)
 
 
-def check_training(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
-    """Check the settings of AdamW and of `learning_rate_factor`.
+def adamw_with_schedule(
+    module: pl.LightningModule,
+    optimizer: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    slower: nn.Module | None = None,
+    slower_lr: float = 0.0,
+) -> dict[str, Any]:
+    """Return what `configure_optimizers` does: AdamW, and `learning_rate_factor` by step.
+
+    Args:
+        module: Attached to a trainer; all of its parameters that need a gradient are trained.
+        optimizer: Complete, see `Optimizer`; decay applies to matrices and embeddings only.
+        schedule: Complete, see `Schedule`.
+        slower: A part of the module with a learning rate of its own, say a pretrained encoder.
+        slower_lr: That learning rate, at its peak.
+    """
+    settings = dict(optimizer)
+    decay = settings.pop("weight_decay")
+    settings["betas"] = tuple(settings["betas"])
+
+    inner = set() if slower is None else {id(p) for p in slower.parameters()}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for is_inner, lr in ((False, settings["lr"]), (True, slower_lr)):
+        part = [p for p in trained if (id(p) in inner) == is_inner]
+        if part or not is_inner:
+            groups += [
+                {"params": [p for p in part if p.ndim >= 2], "lr": lr, "weight_decay": decay},
+                {"params": [p for p in part if p.ndim < 2], "lr": lr, "weight_decay": 0.0},
+            ]
+    adamw = AdamW(groups, fused=True, **settings)
+    if module.trainer.precision == "bf16-mixed":
+        # A fused optimizer can undo a loss scaling by itself, for which Lightning refuses to
+        # clip its gradients; bf16 has no loss scaling.
+        cast(Any, adamw)._step_supports_amp_scaling = False
+    max_steps = int(module.trainer.estimated_stepping_batches)
+    s = schedule
+    scheduler = LambdaLR(
+        adamw,
+        lambda step: learning_rate_factor(step, max_steps, s["warmup"], s["final"], s["decay"]),
+    )
+    return {
+        "optimizer": adamw,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
+    }
+
+
+def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
+    """Refuse settings of optimizer and schedule that are unknown or out of range.
 
     Raises:
-        ValueError: One is not allowed; the message names its key.
+        ValueError: Names the key below `module`.
     """
     allowed = {
         "module.optimizer": (optimizer, {"lr", "betas", "eps", "weight_decay"}),

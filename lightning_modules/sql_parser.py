@@ -9,13 +9,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from lightning_modules.causal_lm import Optimizer, Schedule, check_training, learning_rate_factor
+from lightning_modules.causal_lm import (
+    Optimizer,
+    Schedule,
+    adamw_with_schedule,
+    check_optimization,
+)
 from text2sql.dialogue import Example
-from text2sql.encoder import build_encoder, freeze, load_encoder, restore_tokenizer, train_tokenizer
+from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.evaluation import Evaluator, Gold, Scores, Verdict
 from text2sql.execute import Limits
 from text2sql.metrics import InteractionMatch
@@ -32,8 +35,9 @@ class SqlParser(pl.LightningModule):
     A batch is a list of `text2sql.dialogue.Example`. The network is built in `configure_model`.
 
     Args:
-        encoder: `minilm`, a folder or a hub id of a transformers encoder; null: from scratch.
-        architecture: Arguments of a small BERT to train from scratch; `encoder` must be null.
+        encoder: A pretrained one: a folder, hub id or `package:MODULE/FOLDER`; null: from scratch.
+        architecture: `model_type` and arguments of an encoder to train from scratch; `encoder` must
+            be null.
         vocab_size: Of the tokenizer that is then trained on the training texts.
         width: Of the relational layers and the decoder.
         layers: Relational layers.
@@ -60,7 +64,7 @@ class SqlParser(pl.LightningModule):
 
     def __init__(
         self,
-        encoder: str | None = "minilm",
+        encoder: str | None = None,
         architecture: dict[str, Any] | None = None,
         vocab_size: int = 2000,
         width: int = 256,
@@ -113,7 +117,7 @@ class SqlParser(pl.LightningModule):
         }
         self.schedule_settings: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
         self.schedule_settings.update(schedule or {})
-        check_training(self.optimizer_settings, self.schedule_settings)
+        check_optimization(self.optimizer_settings, self.schedule_settings)
         self.network: ParserNetwork | None = None
         self.featuriser: Featuriser | None = None
         self.features: dict[Example, Features | None] = {}
@@ -122,7 +126,7 @@ class SqlParser(pl.LightningModule):
             {f"{s} {kind}": InteractionMatch() for s in ("val", "test") for kind in _MATCHES}
         )
         self.judge = Judge(seconds)
-        self.rows: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
 
     # --- the model
 
@@ -131,30 +135,33 @@ class SqlParser(pl.LightningModule):
         if self.network is None:
             self._build(None)
 
-    def _build(self, tokenizer_text: str | None) -> None:
-        if self.encoder is not None:
-            tokenizer, encoder = load_encoder(self.encoder)
-            freeze(encoder, self.frozen_layers)
-        else:
-            assert self.architecture is not None
-            if tokenizer_text is None:
-                texts = _texts(cast(Any, self.trainer).datamodule.examples("train"))
-                tokenizer = train_tokenizer(texts, self.vocab_size)
+    def _build(self, written: str | None) -> None:
+        """Build it, with the tokenizer that a checkpoint wrote if it was trained with it."""
+        try:
+            if self.encoder is not None:
+                encoder, tokenizer = load_encoder(self.encoder, dropout=False)
+                freeze(encoder, self.frozen_layers)
             else:
-                tokenizer = restore_tokenizer(tokenizer_text)
-            encoder = build_encoder(tokenizer, self.architecture)
+                if written is None:
+                    texts = _texts(cast(Any, self.trainer).datamodule.examples("train"))
+                    tokenizer = train_tokenizer(texts, self.vocab_size)
+                else:
+                    tokenizer = tokenizer_from(written)
+                encoder = build_encoder(self.architecture or {}, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"module.encoder: {error}") from error
         self.featuriser = Featuriser(tokenizer)
         self.network = ParserNetwork(encoder, **self.sizes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a tokenizer that was trained here."""
         if self.encoder is None and self.featuriser is not None:
-            checkpoint["tokenizer"] = self.featuriser.tokenizer.backend_tokenizer.to_str()
+            checkpoint["parser_tokenizer"] = self.featuriser.tokenizer.backend_tokenizer.to_str()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network before its weights are loaded outside of a trainer."""
         if self.network is None:
-            self._build(checkpoint.get("tokenizer"))
+            self._build(checkpoint.get("parser_tokenizer"))
 
     def question(self, example: Example) -> str:
         """Return what is read of an example: the turn and, newest first, turns before it."""
@@ -247,7 +254,7 @@ class SqlParser(pl.LightningModule):
         sql = self.parse([(self.question(e), cast(Schema, e.schema), e.database) for e in asked])
         verdicts = [self.judge(e, s) for e, s in zip(asked, sql, strict=True)]
         update_matches(self.matches, split, verdicts)
-        self.rows += [
+        self.samples += [
             {"history": list(e.history), "utterance": e.utterance, "question": self.question(e),
              "sql": v.prediction, "gold": v.gold, "database": v.db_id, "turn": v.turn,
              "interaction": v.interaction, "hardness": v.hardness, "exact": v.exact,
@@ -258,11 +265,11 @@ class SqlParser(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the verdicts of the last validation."""
-        self.rows, self.judge.verdicts = [], []
+        self.samples, self.judge.verdicts = [], []
 
     def on_test_epoch_start(self) -> None:
         """Forget the verdicts of the last test."""
-        self.rows, self.judge.verdicts = [], []
+        self.samples, self.judge.verdicts = [], []
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, question and interaction match."""
@@ -286,26 +293,10 @@ class SqlParser(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, slower for a pretrained encoder, and the learning rate by step."""
         assert self.network is not None, "configure_model builds the network"
-        settings = {**self.optimizer_settings, "betas": tuple(self.optimizer_settings["betas"])}
-        inner = [p for p in self.network.encoder.parameters() if p.requires_grad]
-        known = set(map(id, inner))
-        outer = [p for p in self.network.parameters() if id(p) not in known]
-        inner_lr = settings["lr"] if self.encoder is None else self.encoder_lr
-        groups: list[dict[str, Any]] = [{"params": outer}, {"params": inner, "lr": inner_lr}]
-        optimizer = AdamW(groups, fused=True, **settings)
-        if self.trainer.precision == "bf16-mixed":
-            # See CausalLM: a fused optimizer can undo a loss scaling, of which bf16 has none.
-            cast(Any, optimizer)._step_supports_amp_scaling = False
-        steps = int(self.trainer.estimated_stepping_batches)
-        s = self.schedule_settings
-        scheduler = LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(step, steps, s["warmup"], s["final"], s["decay"]),
+        slower = None if self.encoder is None else self.network.encoder
+        return adamw_with_schedule(
+            self, self.optimizer_settings, self.schedule_settings, slower, self.encoder_lr
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
-        }
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int

@@ -113,6 +113,8 @@ def quiet() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         # peft 0.21 asks transformers 5 for activation checkpointing by its old name.
         "`is_gradient_checkpointing` is deprecated",
+        # Modules that read examples keep Lightning from moving them to a device.
+        "You have overridden `transfer_batch_to_device` in `LightningModule`",
     ):
         warnings.filterwarnings("ignore", message=message)
 

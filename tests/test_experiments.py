@@ -27,8 +27,9 @@ PAPER_SCALE = sorted(
     name for name in experiments() if name.endswith("_paper") and not name.startswith("dlch")
 )
 HASHING = sorted(name for name in experiments() if name.startswith("dlch"))
-# DELTA's experiment scores files so far: tests/lightning_modules/test_text_to_sql.py.
-SMALL = sorted(set(experiments()) - {*PAPER_SCALE, *HASHING, "delta_sparc"})
+# delta_sparc scores files: tests/lightning_modules/test_text_to_sql.py.
+REWRITING = sorted(name for name in experiments() if name.startswith("delta_rewriter"))
+SMALL = sorted(set(experiments()) - {*PAPER_SCALE, *HASHING, *REWRITING, "delta_sparc"})
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,47 @@ def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> No
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["ledgers"]["module"]["savings"][0]["unit"] == "steps"
+
+
+@pytest.mark.parametrize("name", REWRITING)
+def test_rewriting_experiments_run_and_dual_learning_goes_on_from_them(
+    name: str, tmp_path: Path, cache_dir: Path
+) -> None:
+    """On few generated dialogues and with a tiny encoder, whatever the experiment has."""
+    sizes = "model_type: bert, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2"
+    common = [
+        f"experiment={name}",
+        "debug=fast",
+        "datamodule=generated_dialogues",
+        "datamodule.dialogues=90",
+        "datamodule.test_dialogues=6",
+        "datamodule.batch_size=4",
+        "module.network.pretrained=null",
+        f"module.network.architecture={{{sizes}, intermediate_size: 32}}",
+        "module.network.decoder_layers=1",
+        "module.scored_rewrites=4",
+        "module.beam=2",
+        f"paths.output_dir={tmp_path}",
+        f"paths.cache_dir={cache_dir}",
+    ]
+
+    def run(*overrides: str) -> dict[str, float]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", [*common, *overrides])
+        return runner.run(cfg)
+
+    supervised = run("name=supervised")
+    assert {"val/loss", "val/bleu", "train/simplifier_loss"} <= supervised.keys()
+    (folder,) = (tmp_path / "supervised").iterdir()
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {"history", "utterance", "rewrite", "gold"} <= rows[0].keys()
+    dual = ["module.mode=dual", f"module.init={folder}", "module.dual.samples=2"]
+    zero = ["datamodule.annotated=0", "datamodule.keep=all"]
+    learned = run("name=dual", *dual, *zero)
+    assert {"dual/rewriter/reward", "dual/simplifier/reward_reconstruction"} <= learned.keys()
+    (folder,) = (tmp_path / "dual").iterdir()
+    tested = run("name=tested", *dual, "task=test", f"ckpt_path={folder}")
+    assert 0 <= tested["test/restored_f1"] <= 1
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own

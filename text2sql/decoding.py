@@ -1,0 +1,115 @@
+"""Writing sequences token by token: beam search and sampling, all sources of a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+# Takes the last tokens, (N,), and for each the row of the call before that it goes on from, (N,);
+# returns log-probabilities of the next token, (N, V).
+Advance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def beam_search(
+    advance: Advance,
+    batch: int,
+    beam: int,
+    *,
+    begin: int,
+    end: int,
+    max_tokens: int,
+    length_penalty: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Find the most likely sequences, all sources at once.
+
+    Hypotheses are ranked by log-probability / tokens ** length_penalty, the end counted as a token.
+    A finished one stays in the beam while its rank holds; with a beam that never drops anything the
+    result is exact.
+
+    Args:
+        advance: The model; keeps its own state.
+        batch: B.
+        beam: K, at least 1.
+        begin: The token before the first one.
+        end: The token after the last one.
+        max_tokens: Tokens at most; what has no end by then is taken as it is.
+        length_penalty: 0 ranks by log-probability.
+        device: Of the model.
+
+    Returns:
+        Tokens without the beginning, padded with `end`, (B, K, T), and scores, (B, K), best first.
+    """
+    tokens = torch.full((batch * beam, 1), begin, dtype=torch.long, device=device)
+    first = torch.arange(batch, device=device)[:, None] * beam
+    rows = torch.arange(batch * beam, device=device)
+    totals = torch.full((batch, beam), -torch.inf, device=device)
+    totals[:, 0] = 0.0  # all are the same at first
+    lengths = torch.zeros_like(totals)
+    done = torch.zeros_like(totals, dtype=torch.bool)
+    for _ in range(max_tokens):
+        log_probs = advance(tokens[:, -1], rows).float().view(batch, beam, -1)
+        log_probs = log_probs.masked_fill(done[..., None], -torch.inf)
+        log_probs[..., end] = log_probs[..., end].masked_fill(done, 0.0)
+        grown = totals[..., None] + log_probs
+        lengths = lengths + ~done
+        ranked = grown / lengths[..., None] ** length_penalty
+        best = ranked.flatten(1).topk(beam).indices
+        origin, token = best // ranked.shape[-1], best % ranked.shape[-1]
+        totals = grown.flatten(1).gather(1, best)
+        lengths, done = lengths.gather(1, origin), done.gather(1, origin) | (token == end)
+        rows = (first + origin).flatten()
+        tokens = torch.cat((tokens[rows], token.reshape(-1, 1)), dim=1)
+        if bool(done.all()):
+            break
+    scores, order = (totals / lengths.clamp_min(1) ** length_penalty).sort(-1, descending=True)
+    found = tokens[:, 1:].view(batch, beam, -1)
+    return found.gather(1, order[..., None].expand_as(found)), scores
+
+
+def draw_samples(
+    advance: Advance,
+    rows: int,
+    *,
+    begin: int,
+    end: int,
+    max_tokens: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Draw sequences from a model, token by token.
+
+    Args:
+        advance: The model; keeps its own state.
+        rows: N.
+        begin: The token before the first one.
+        end: The token after the last one.
+        max_tokens: Tokens at most.
+        temperature: Log-probabilities are divided by it before the draw; above 0.
+        generator: Source of the draws, on the CPU; None: torch's own.
+        device: Of the model.
+
+    Returns:
+        Tokens without the beginning, padded with `end`, (N, T), and log-probabilities under the
+        model itself, (N,).
+    """
+    tokens = torch.full((rows, 1), begin, dtype=torch.long, device=device)
+    order = torch.arange(rows, device=device)
+    totals = torch.zeros(rows, device=device)
+    done = torch.zeros(rows, dtype=torch.bool, device=device)
+    for _ in range(max_tokens):
+        log_probs = advance(tokens[:, -1], order).float()
+        chances = (log_probs / temperature).softmax(-1).cpu()
+        token = torch.multinomial(chances, 1, generator=generator)[:, 0].to(device)
+        token = token.masked_fill(done, end)
+        gained = log_probs.gather(1, token[:, None])[:, 0]
+        totals = totals + gained.masked_fill(done, 0.0)
+        tokens = torch.cat((tokens, token[:, None]), dim=1)
+        done = done | (token == end)
+        if bool(done.all()):
+            break
+    return tokens[:, 1:], totals

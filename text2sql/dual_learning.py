@@ -1,0 +1,210 @@
+"""Dual learning of rewriter and simplifier on dialogues that nobody annotated (DELTA, 2106.02282).
+
+The rewriter makes a complete question of a turn; the simplifier should get the turn back from it.
+The simplifier makes a short question of a complete one; the rewriter should get that back. How well
+that goes is a part of the reward, with those of `text2sql.rewards`; the gradient is the policy
+gradient (REINFORCE) with the batch's mean as baseline. Where there are pairs, both also learn from
+them [D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from text2sql.dialogue import Example
+from text2sql.rewards import Rewards
+from text2sql.rewriting import Generator, Source, to_rewrite, to_simplify
+
+Score = Callable[[Sequence[Example], Sequence[str]], dict[str, list[float]]]
+# Row and drawn text to what the other model reads, and what it should write.
+Back = Callable[[int, str], tuple[Source, str]]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """How one of the two models learned in a step.
+
+    Args:
+        policy: Minus the mean over samples of advantage x log-probability, over the mean length.
+        reconstruction: Negative log-likelihood, by the other model and in nats per token, of what
+            the samples were made from. Its gradient is the other model's.
+        parts: Mean of each part of the reward.
+        best: The text of highest reward for each example.
+    """
+
+    policy: Tensor
+    reconstruction: Tensor
+    parts: dict[str, float]
+    best: list[str]
+
+
+@dataclass(frozen=True)
+class DualStep:
+    """Both directions, and the likelihood of the pairs.
+
+    Args:
+        rewriter: From utterances.
+        simplifier: From complete questions.
+        supervised: Negative log-likelihood of the pairs in both directions, in nats per token; None
+            if no example is one.
+    """
+
+    rewriter: Direction
+    simplifier: Direction
+    supervised: Tensor | None
+
+    def loss(self, reconstruction: float = 0.5, supervised: float = 1.0) -> Tensor:
+        """The sum of the two policies' losses, and with weights of the other parts."""
+        total = self.rewriter.policy + self.simplifier.policy
+        total = total + reconstruction * (
+            self.rewriter.reconstruction + self.simplifier.reconstruction
+        )
+        return total if self.supervised is None else total + supervised * self.supervised
+
+    def metrics(self) -> dict[str, float]:
+        """Mean parts of both rewards, and the losses, by name."""
+        found: dict[str, float] = {}
+        for name, direction in (("rewriter", self.rewriter), ("simplifier", self.simplifier)):
+            found |= {f"{name}/reward_{part}": mean for part, mean in direction.parts.items()}
+            found[f"{name}/reward"] = sum(direction.parts.values())
+            found[f"{name}/reconstruction"] = float(direction.reconstruction.detach())
+        if self.supervised is not None:
+            found["supervised"] = float(self.supervised.detach())
+        return found
+
+
+def dual_step(
+    rewriter: Generator,
+    simplifier: Generator,
+    examples: Sequence[Example],
+    rewards: Rewards,
+    samples: int = 4,
+    *,
+    schema_words: bool = False,
+    generator: torch.Generator | None = None,
+) -> DualStep:
+    """Let both models learn from a batch of turns; the caller takes the gradient.
+
+    The complete question from which the simplifier starts is the gold rewrite, else the rewriter's
+    sample of highest reward [D].
+
+    Args:
+        rewriter: History and utterance to complete question.
+        simplifier: History and complete question to utterance.
+        examples: B turns; a rewrite is used where there is one.
+        rewards: Of the samples.
+        samples: K drawn for each turn and direction, at least 2.
+        schema_words: Whether both read the names of tables and columns.
+        generator: Source of the draws, on the CPU.
+
+    Raises:
+        ValueError: There are less than 2 samples, of which none differs from their mean.
+    """
+    if samples < 2:
+        raise ValueError(f"samples={samples}: must be at least 2, whose mean is the baseline")
+    weight = rewards.weights.reconstruction
+
+    def to_utterance(row: int, text: str) -> tuple[Source, str]:
+        return to_simplify(examples[row], text, schema_words), examples[row].utterance
+
+    there = _learn(
+        (rewriter, simplifier),
+        examples,
+        [to_rewrite(example, schema_words) for example in examples],
+        (rewards.of_rewrites, to_utterance, weight),
+        samples,
+        generator,
+    )
+    questions = [e.rewrite or best for e, best in zip(examples, there.best, strict=True)]
+
+    def to_question(row: int, text: str) -> tuple[Source, str]:
+        source = to_rewrite(examples[row], schema_words)
+        return Source(source.context, text, source.hints), questions[row]
+
+    back = _learn(
+        (simplifier, rewriter),
+        examples,
+        [to_simplify(e, q, schema_words) for e, q in zip(examples, questions, strict=True)],
+        (rewards.of_simplified, to_question, weight),
+        samples,
+        generator,
+    )
+    return DualStep(there, back, supervised_loss(rewriter, simplifier, examples, schema_words))
+
+
+def supervised_loss(
+    rewriter: Generator,
+    simplifier: Generator,
+    examples: Sequence[Example],
+    schema_words: bool = False,
+) -> Tensor | None:
+    """Negative log-likelihood of both models on the pairs among examples; None without any."""
+    pairs = [(example, example.rewrite) for example in examples if example.rewrite]
+    if not pairs:
+        return None
+    rewrites = [rewrite for _, rewrite in pairs]
+    there = rewriter.loss([to_rewrite(e, schema_words) for e, _ in pairs], rewrites)
+    back = simplifier.loss(
+        [to_simplify(e, rewrite, schema_words) for e, rewrite in pairs],
+        [e.utterance for e, _ in pairs],
+    )
+    return there + back
+
+
+def _learn(
+    models: tuple[Generator, Generator],
+    examples: Sequence[Example],
+    sources: Sequence[Source],
+    judged: tuple[Score, Back, float],
+    samples: int,
+    generator: torch.Generator | None,
+) -> Direction:
+    model, other = models
+    score, back, weight = judged
+    drawn = model.sample(sources, samples, generator=generator)
+    rows = [row for row in range(len(sources)) for _ in range(samples)]
+    written = [hypothesis for some in drawn for hypothesis in some]
+    texts = [hypothesis.text for hypothesis in written]
+    parts: dict[str, list[float]] = score([examples[row] for row in rows], texts)
+    reconstructed = [back(row, text) for row, text in zip(rows, texts, strict=True)]
+    # Dropout off: the policy that is scored is the one that drew.
+    with _dropout_off(model, other):
+        found, lengths = other.log_prob(*zip(*reconstructed, strict=True))
+        log_probs, own_lengths = model.log_prob(
+            [sources[row] for row in rows], [hypothesis.tokens for hypothesis in written]
+        )
+    reached = found / lengths
+    if weight:
+        parts = {**parts, "reconstruction": (weight * reached.detach()).tolist()}
+    total = torch.tensor(_sums(parts, len(rows)), device=log_probs.device)
+    policy = -(advantages(total) * log_probs).mean() / own_lengths.float().mean()
+    table = total.view(len(sources), samples)
+    best = [texts[row * samples + int(place)] for row, place in enumerate(table.argmax(1).tolist())]
+    means = {name: sum(values) / len(values) for name, values in parts.items()}
+    return Direction(policy, -reached.mean(), means, best)
+
+
+def advantages(rewards: Tensor) -> Tensor:
+    """Rewards less the batch's mean, (N,) [D]."""
+    return rewards - rewards.mean()
+
+
+def _sums(parts: Mapping[str, Sequence[float]], count: int) -> list[float]:
+    return [sum((values[row] for values in parts.values()), 0.0) for row in range(count)]
+
+
+@contextmanager
+def _dropout_off(*networks: Generator) -> Iterator[None]:
+    before = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, was_training in zip(networks, before, strict=True):
+            network.train(was_training)

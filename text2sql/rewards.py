@@ -1,0 +1,336 @@
+"""What makes a rewritten question good when nobody wrote the right one (DELTA, arXiv 2106.02282).
+
+The parts of the reward are pure functions of texts and schemas, and are logged apart: words that
+name something in the database, co-reference pronouns, fluency, a parser's verdict. The fifth part,
+how well the dual model gets back what it was made from, is in `text2sql.dual_learning`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from text2sql.dialogue import Example
+from text2sql.execute import Database, Limits
+from text2sql.schema import Schema
+
+# Words that stand for something said before. `that` and `which` are left out: in complete questions
+# they begin relative clauses.
+PRONOUNS = frozenset(
+    """it its they them their theirs these those this he him his she her hers one ones
+    itself themselves former latter above aforementioned""".split()  # noqa: SIM905
+)
+# Words of column names that say nothing: `of` in `number of heads`.
+_EMPTY = frozenset(
+    """a an and are as at by for from in is of on or per the to with""".split()  # noqa: SIM905
+)
+_WORD = re.compile(r"\w+|[^\w\s]")
+_VALUES = 2000  # distinct values of a column that are known, at most
+_VALUE_WORDS = 6  # longer cells are texts, which nobody quotes whole
+
+# --- words of the database -----------------------------------------------------------------------
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and punctuation marks."""
+    return _WORD.findall(text.lower())
+
+
+def lemma(word: str) -> str:
+    """A word without its plural ending, by rule; enough to match names of columns [D]."""
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "zes")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
+
+
+@cache
+def schema_lemmas(schema: Schema) -> frozenset[str]:
+    """Lemmas of the words in names of tables and columns."""
+    names = [table.words for table in schema.tables] + [c.words for c in schema.columns[1:]]
+    found = {lemma(word) for name in names for word in re.findall(r"\w+", name.lower())}
+    return frozenset(found - _EMPTY)
+
+
+@cache
+def cell_values(database: Path) -> Mapping[str, frozenset[tuple[str, ...]]]:
+    """Texts in the cells of a database, as words, by their first word.
+
+    The first 2,000 different ones of each column, of up to 6 words; none of a column that cannot be
+    read within 2 seconds.
+
+    Raises:
+        ValueError: There is no such database.
+    """
+    found: dict[str, set[tuple[str, ...]]] = {}
+    reader = Database(database, Limits(seconds=2.0))
+    schema = Schema.from_sqlite(database)
+    for column in schema.columns[1:]:
+        table = schema.tables[column.table].name
+        name, place = (part.replace('"', '""') for part in (column.name, table))
+        sql = f'SELECT DISTINCT "{name}" FROM "{place}" LIMIT {_VALUES}'
+        for (value,) in reader.execute(sql).rows:
+            words = tuple(words_of(value)) if isinstance(value, str) else ()
+            if 0 < len(words) <= _VALUE_WORDS and any(word.isalpha() for word in words):
+                found.setdefault(words[0], set()).add(words)
+    return {first: frozenset(values) for first, values in found.items()}
+
+
+def database_words(text: str, schema: Schema, database: Path | None = None) -> set[str]:
+    """The different lemmas of a text that name a table, a column or, with a database, a cell."""
+    words = words_of(text)
+    known = schema_lemmas(schema)
+    found = {lemma(word) for word in words} & known
+    values = cell_values(database) if database is not None else {}
+    for start, word in enumerate(words):
+        for value in values.get(word, ()):
+            if tuple(words[start : start + len(value)]) == value:
+                found.update(value)
+    return found
+
+
+def database_share(text: str, schema: Schema, database: Path | None = None) -> float:
+    """Different database words of a text, as a share of its words, in [0, 1].
+
+    A word counts once, however often it is said, and every other word makes the share smaller.
+    """
+    count = sum(word.isalnum() for word in words_of(text))
+    return len(database_words(text, schema, database)) / count if count else 0.0
+
+
+def naturalness(share: float, natural: float) -> float:
+    """How near a share of database words is to that of questions people ask, at most 1.
+
+    Rises to 1 at the natural share and falls at the same rate beyond it: the paper's reward for
+    each such word would be farmed by listing columns, whose share is 1 [D].
+
+    Args:
+        share: Of a text.
+        natural: Of complete questions, above 0.
+    """
+    return 1 - abs(share - natural) / natural
+
+
+def pronouns(text: str) -> int:
+    """Number of words that refer to something said before."""
+    return sum(word in PRONOUNS for word in words_of(text))
+
+
+# --- fluency -------------------------------------------------------------------------------------
+
+
+class Fluency(Protocol):
+    """A frozen language model."""
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Mean log-probability of each text, in nats per word or token."""
+
+
+class TrigramModel:
+    """A language model that counts: interpolated trigrams of words, fitted on questions [D].
+
+    P(w | u v) is the sum of the relative frequencies after two, one and no words, with weights 0.6,
+    0.25 and 0.1, and 0.05 over a vocabulary of which unseen words are one. Small, exact, and
+    nothing is downloaded; `PretrainedFluency` takes any causal language model instead.
+
+    Args:
+        texts: Complete questions.
+    """
+
+    WEIGHTS = (0.1, 0.25, 0.6)
+    REST = 0.05
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._counts: dict[tuple[str, ...], int] = Counter()
+        self._after: dict[tuple[str, ...], int] = Counter()
+        for text in texts:
+            words = ["<s>", "<s>", *words_of(text), "</s>"]
+            for at in range(2, len(words)):
+                for order in range(3):
+                    before = tuple(words[at - order : at])
+                    self._counts[(*before, words[at])] += 1
+                    self._after[before] += 1
+        if not self._counts:
+            raise ValueError("fluency: there is no text to fit the trigrams on")
+        self._vocabulary = sum(len(gram) == 1 for gram in self._counts) + 1
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Mean log-probability of each text, in nats per word, its end included."""
+        return [self._mean(text) for text in texts]
+
+    def _mean(self, text: str) -> float:
+        words = ["<s>", "<s>", *words_of(text), "</s>"]
+        total = 0.0
+        for at in range(2, len(words)):
+            chance = self.REST / self._vocabulary
+            for order, weight in enumerate(self.WEIGHTS):
+                before = tuple(words[at - order : at])
+                if seen := self._after.get(before, 0):
+                    chance += weight * self._counts.get((*before, words[at]), 0) / seen
+            total += math.log(chance)
+        return total / (len(words) - 2)
+
+
+class PretrainedFluency:
+    """A frozen causal language model of Hugging Face.
+
+    Args:
+        name: A folder or hub id.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+
+    def __init__(self, name: str) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            self.model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{name}: cannot be loaded: {error}") from error
+        self.model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Mean log-probability of each text, in nats per token, its end included."""
+        end = self.tokenizer.eos_token_id
+        rows = [[end, *self.tokenizer.encode(t, add_special_tokens=False), end] for t in texts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[*row, *[end] * (longest - len(row))] for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(longest) < lengths[:, None]
+        logits = self.model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].float()
+        scored = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] * mask[:, 1:]
+        means: list[float] = (scored.sum(1) / (lengths - 1)).tolist()
+        return means
+
+
+# --- the reward ----------------------------------------------------------------------------------
+
+# Says how good a rewritten question is for a parser, in [0, 1]: whether it gives valid SQL, or the
+# right one. Questions come together, so that the parser can read them in one batch.
+Verify = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """How much each part counts; a part of weight 0 is not computed.
+
+    Args:
+        database: Of `naturalness` of the share of database words; falls for the simplifier.
+        pronoun: Taken off for each pronoun of a rewrite; given once to a simplified text with one.
+        fluency: Of the mean log-probability by the frozen language model.
+        parser: Of the verdict on the rewrite.
+        reconstruction: Of the dual model's mean log-probability of what the text was made from.
+    """
+
+    database: float = 1.0
+    pronoun: float = 0.1
+    fluency: float = 0.1
+    parser: float = 1.0
+    reconstruction: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: must be at least 0")
+
+
+@dataclass
+class Rewards:
+    """Scores texts of both models; the parts come back apart, weighted.
+
+    Args:
+        weights: See `RewardWeights`.
+        natural_share: Share of database words in complete questions, see `natural_share`.
+        fluency: A frozen language model; None to leave it out.
+        verify: A parser's verdict; None to leave it out.
+        values: Whether cell values count as database words.
+    """
+
+    weights: RewardWeights = field(default_factory=RewardWeights)
+    natural_share: float = 0.3
+    fluency: Fluency | None = None
+    verify: Verify | None = None
+    values: bool = True
+
+    def of_rewrites(
+        self, examples: Sequence[Example], texts: Sequence[str]
+    ) -> dict[str, list[float]]:
+        """Score complete questions, each for its example."""
+        parts = self._shared(texts)
+        w = self.weights
+        if w.database:
+            parts["database"] = [
+                0.0
+                if share is None
+                else w.database * max(-1.0, naturalness(share, self.natural_share))
+                for share in self._shares(examples, texts)
+            ]
+        if w.pronoun:
+            parts["pronoun"] = [-w.pronoun * pronouns(text) for text in texts]
+        if w.parser and self.verify is not None:
+            verdicts = self.verify(examples, texts)
+            parts["parser"] = [w.parser * verdict for verdict in verdicts]
+        return parts
+
+    def of_simplified(
+        self, examples: Sequence[Example], texts: Sequence[str]
+    ) -> dict[str, list[float]]:
+        """Score short questions, each for its example: fewer database words, one pronoun pays."""
+        parts = self._shared(texts)
+        w = self.weights
+        if w.database:
+            parts["database"] = [
+                0.0 if share is None else -w.database * min(1.0, share / self.natural_share)
+                for share in self._shares(examples, texts)
+            ]
+        if w.pronoun:
+            parts["pronoun"] = [w.pronoun * min(1, pronouns(text)) for text in texts]
+        return parts
+
+    def _shared(self, texts: Sequence[str]) -> dict[str, list[float]]:
+        if not self.weights.fluency or self.fluency is None:
+            return {}
+        return {"fluency": [self.weights.fluency * mean for mean in self.fluency(texts)]}
+
+    def _shares(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float | None]:
+        return [
+            None
+            if example.schema is None
+            else database_share(text, example.schema, example.database if self.values else None)
+            for example, text in zip(examples, texts, strict=True)
+        ]
+
+
+def complete_questions(examples: Collection[Example]) -> list[str]:
+    """The questions among examples that stand alone: first turns, and gold rewrites."""
+    return [e.rewrite or e.utterance for e in examples if e.rewrite or not e.turn]
+
+
+def natural_share(examples: Collection[Example], values: bool = True) -> float:
+    """Mean share of database words in the complete questions among examples.
+
+    Raises:
+        ValueError: No complete question is about a database, or none names anything in it.
+    """
+    shares = [
+        database_share(e.rewrite or e.utterance, e.schema, e.database if values else None)
+        for e in examples
+        if e.schema is not None and (e.rewrite or not e.turn)
+    ]
+    if not sum(shares):
+        raise ValueError("rewards: no question of the training data names a table or a column")
+    return sum(shares) / len(shares)

@@ -1,0 +1,428 @@
+"""The networks that rewrite questions; see `text2sql.rewriting` for what they share.
+
+* `PointerGenerator`: a pretrained encoder and a small decoder that generates word pieces or copies
+  them from what it reads (arXiv 1704.04368); small enough for a CPU;
+* `PretrainedSeq2Seq`: BART, T5 and their like, as in the paper;
+* `SpanEditor`: which words stay, and which spans of the dialogue go in between; an ablation.
+
+Shapes: B sources, N rows (sources or hypotheses), S positions of a source, T of a target, V word
+pieces, H width.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from text2sql.encoder import find_pretrained
+from text2sql.rewriting import (
+    HINTS,
+    TEXT,
+    Features,
+    Generator,
+    Hypothesis,
+    Memory,
+    Rewriter,
+    Source,
+)
+
+# --- the pointer-generator -----------------------------------------------------------------------
+
+
+class PointerGenerator(Generator):
+    """Generates word pieces or copies them from the source (See et al., arXiv 1704.04368).
+
+    P(y) = p_gen * P_vocab(y) + (1 - p_gen) * sum of the copying attention where the source has y.
+    Transformers take the place of the paper's LSTMs [D]: the encoder is a pretrained one, the
+    decoder has some of its layers with cross-attention added, begins with their weights (as in
+    arXiv 1907.12461) and shares the word embeddings, which are the output's as well. The encoder
+    is told how many turns ago a position was said, from an embedding that begins at zero. The
+    copying attention has a learned bias for positions whose one or two predecessors are the tokens
+    that were just written: a copied span goes on [D].
+
+    Args:
+        encoder: A BERT-like model of Hugging Face that can be a decoder as well.
+        tokenizer: Its own, with `[CLS]` and `[SEP]` or their like.
+        decoder_layers: At least 1.
+        source_tokens: See `Rewriter`.
+        target_tokens: See `Rewriter`.
+
+    Raises:
+        ValueError: The encoder or its tokenizer is not of that kind.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        tokenizer: Any,
+        decoder_layers: int = 3,
+        source_tokens: int = 128,
+        target_tokens: int = 64,
+    ) -> None:
+        super().__init__(tokenizer, source_tokens, target_tokens)
+        if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+            raise ValueError("encoder: its tokenizer has no [CLS] and [SEP] to begin and end with")
+        if max(source_tokens, target_tokens) > encoder.config.max_position_embeddings:
+            raise ValueError(
+                f"source_tokens={source_tokens}, target_tokens={target_tokens}: the encoder reads "
+                f"{encoder.config.max_position_embeddings} at most"
+            )
+        self.begin, self.end = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self.encoder = encoder
+        self.decoder = _decoder_of(encoder, decoder_layers)
+        width = encoder.config.hidden_size
+        self.roles = nn.Embedding(HINTS + 1, width)
+        nn.init.zeros_(self.roles.weight)
+        self.transform = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, width)
+        )
+        self.bias = nn.Parameter(torch.zeros(encoder.get_input_embeddings().num_embeddings))
+        self.copy_query, self.copy_key = nn.Linear(width, width), nn.Linear(width, width)
+        self.goes_on = nn.Parameter(torch.ones(2))
+        self.generates = nn.Linear(3 * width, 1)
+        dropout = getattr(encoder.config, "hidden_dropout_prob", 0.0)
+        self.dropout = nn.Dropout(dropout)
+
+    def _encode(self, features: Features) -> Memory:
+        words = self.encoder.get_input_embeddings()(features.ids) + self.roles(features.roles)
+        states = self.encoder(inputs_embeds=words, attention_mask=features.mask).last_hidden_state
+        return Memory(states, features, self.copy_key(states))
+
+    def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        hidden = self._hidden(memory, inputs_BT)
+        attention, generates = self._mixture(memory, hidden, inputs_BT, inputs_BT)
+        logits = self._logits(hidden)
+        picked = logits.gather(-1, targets_BT[..., None])[..., 0]
+        generated = picked - logits.logsumexp(-1)
+        here = memory.features.ids[:, None] == targets_BT[..., None]
+        copied = (attention * here).sum(-1)
+        return _mixed(generates, generated, copied)
+
+    def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
+        new = tokens_N[:, None]
+        memory.written = new if memory.written is None else torch.cat((memory.written, new), 1)
+        hidden = self._hidden(memory, new, cached=True)
+        attention, generates = self._mixture(memory, hidden, new, memory.written[:, -2:])
+        log_probs = self._logits(hidden)[:, 0].log_softmax(-1)
+        copied = torch.zeros_like(log_probs).scatter_add_(1, memory.features.ids, attention[:, 0])
+        return _mixed(generates, log_probs, copied)
+
+    def _hidden(self, memory: Memory, inputs: Tensor, cached: bool = False) -> Tensor:
+        output = self.decoder(
+            input_ids=inputs,
+            encoder_hidden_states=memory.states,
+            encoder_attention_mask=memory.features.mask,
+            past_key_values=memory.past,
+            use_cache=cached,
+        )
+        if cached:
+            memory.past = output.past_key_values
+        return output.last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        embeddings = self.encoder.get_input_embeddings().weight
+        return F.linear(self.transform(hidden), embeddings, self.bias.to(hidden.dtype)).float()
+
+    def _mixture(
+        self, memory: Memory, hidden: Tensor, inputs: Tensor, written: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Copying attention, (N, T, S), and the logit of generating, (N, T, 1).
+
+        Args:
+            memory: The source.
+            hidden: The decoder's output, (N, T, H).
+            inputs: The tokens just written, (N, T).
+            written: The same, with as many before them as there are, (N, >= T).
+        """
+        assert memory.keys is not None
+        scores = self.copy_query(hidden) @ memory.keys.transpose(1, 2)
+        scores = scores.float() / hidden.shape[-1] ** 0.5
+        ids = memory.features.ids
+        before = F.pad(ids, (2, 0), value=-1)
+        longer = F.pad(written, (max(0, inputs.shape[1] + 1 - written.shape[1]), 0), value=-2)
+        one = before[:, None, 1:-1] == inputs[..., None]
+        two = one & (before[:, None, :-2] == longer[:, -inputs.shape[1] - 1 : -1, None])
+        scores = scores + self.goes_on[0] * one + self.goes_on[1] * two
+        scores = scores.masked_fill(~memory.features.content[:, None], -torch.inf)
+        attention = scores.softmax(-1).nan_to_num()  # a source without content has nothing to copy
+        context = attention.to(memory.states.dtype) @ memory.states
+        word = self.encoder.get_input_embeddings()(inputs)
+        seen = torch.cat((hidden, context, word.to(hidden.dtype)), dim=-1)
+        return attention, self.generates(self.dropout(seen)).float()
+
+
+def _mixed(generates: Tensor, generated: Tensor, copied: Tensor) -> Tensor:
+    """Log of the mixture; `generates` is a logit, (N, T, 1), the others (N, T) or (N, V)."""
+    weight = generates[..., 0] if generates.shape[:2] == generated.shape else generates[:, 0]
+    tiny = torch.finfo(torch.float32).tiny
+    return torch.logaddexp(
+        F.logsigmoid(weight) + generated, F.logsigmoid(-weight) + copied.clamp_min(tiny).log()
+    )
+
+
+def _decoder_of(encoder: Any, layers: int) -> Any:
+    """A decoder with some of the encoder's layers, evenly spaced, whose weights it begins with."""
+    config = copy.deepcopy(encoder.config)
+    config.is_decoder, config.add_cross_attention = True, True
+    config.num_hidden_layers = layers
+    try:
+        decoder = type(encoder)(config, add_pooling_layer=False)
+    except TypeError as error:
+        raise ValueError(
+            f"encoder: {encoder.config.model_type} cannot be a decoder; take BERT, RoBERTa, "
+            "ELECTRA or their like"
+        ) from error
+    deepest = encoder.config.num_hidden_layers - 1
+    state = {}
+    for name, value in encoder.state_dict().items():
+        if match := re.match(r"encoder\.layer\.(\d+)\.(.*)", name):
+            for layer in range(layers):
+                if int(match[1]) == round(layer * deepest / max(1, layers - 1)):
+                    state[f"encoder.layer.{layer}.{match[2]}"] = value
+                    crossed = match[2].replace("attention.", "crossattention.", 1)
+                    if match[2].startswith("attention."):
+                        state[f"encoder.layer.{layer}.{crossed}"] = value
+        elif not name.startswith("pooler."):
+            state[name] = value
+    missing, unexpected = decoder.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ValueError(
+            f"encoder: {encoder.config.model_type} as a decoder has other weights "
+            f"({[*missing, *unexpected][0]}); take BERT, RoBERTa, ELECTRA or their like"
+        )
+    decoder.set_input_embeddings(encoder.get_input_embeddings())
+    return decoder
+
+
+# --- BART, T5 and their like ---------------------------------------------------------------------
+
+
+class PretrainedSeq2Seq(Generator):
+    """Any encoder-decoder of Hugging Face, as the paper's BART.
+
+    Args:
+        model: With a language-modelling head.
+        tokenizer: Its own.
+        source_tokens: See `Rewriter`.
+        target_tokens: See `Rewriter`.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, source_tokens: int = 128, target_tokens: int = 64
+    ) -> None:
+        super().__init__(tokenizer, source_tokens, target_tokens)
+        self.model = model
+        self.begin = model.config.decoder_start_token_id
+        self.end = tokenizer.eos_token_id
+        for name, token in (("decoder_start_token_id", self.begin), ("eos_token", self.end)):
+            if token is None:
+                raise ValueError(f"pretrained: the model has no {name} to write with")
+
+    @classmethod
+    def pretrained(cls, name: str, **options: Any) -> PretrainedSeq2Seq:
+        """Load model and tokenizer, in training mode.
+
+        Args:
+            name: A folder, a hub id, or `package:MODULE/FOLDER`.
+            options: Of `PretrainedSeq2Seq`.
+
+        Raises:
+            ValueError: There is no such encoder-decoder.
+        """
+        folder = find_pretrained(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
+        return cls(model.train(), tokenizer, **options)
+
+    def target(self, text: str) -> list[int]:
+        """Word pieces with the special tokens that the model was trained to write."""
+        ids = self.tokenizer.encode(text, verbose=False)
+        ids = ids[:-1] if ids[-1] == self.end else ids
+        return [*ids[: self.target_tokens - 1], self.end]
+
+    def _encode(self, features: Features) -> Memory:
+        encoder = self.model.get_encoder()
+        output = encoder(input_ids=features.ids, attention_mask=features.mask)
+        return Memory(output.last_hidden_state, features)
+
+    def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        logits = self._logits(memory, inputs_BT, cached=False)
+        return logits.gather(-1, targets_BT[..., None])[..., 0] - logits.logsumexp(-1)
+
+    def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
+        return self._logits(memory, tokens_N[:, None], cached=True)[:, 0].log_softmax(-1)
+
+    def _logits(self, memory: Memory, inputs: Tensor, cached: bool) -> Tensor:
+        output = self.model(
+            encoder_outputs=(memory.states,),
+            attention_mask=memory.features.mask,
+            decoder_input_ids=inputs,
+            past_key_values=memory.past,
+            use_cache=cached,
+        )
+        if cached:
+            memory.past = output.past_key_values
+        return output.logits.float()
+
+
+# --- edits ---------------------------------------------------------------------------------------
+
+
+class Edits(NamedTuple):
+    """How a text becomes another one.
+
+    Gap i stands before token i of the text, the last gap after it.
+    """
+
+    kept: list[bool]
+    """For every token of the text."""
+    spans: list[tuple[int, int] | None]
+    """For every gap, the first and last position of the context that goes in there, or None."""
+
+
+def edits_between(context: Sequence[int], text: Sequence[int], target: Sequence[int]) -> Edits:
+    """Find edits that bring a text near to a target; not every target can be reached.
+
+    What the target has in common with the text, in order, is kept. Of the tokens that are new in a
+    gap the longest run that the context has goes in, the latest one where it stands there twice.
+
+    Args:
+        context: Tokens, separators included.
+        text: Tokens.
+        target: Tokens.
+    """
+    kept = [False] * len(text)
+    spans: list[tuple[int, int] | None] = [None] * (len(text) + 1)
+    matcher = SequenceMatcher(None, text, target, autojunk=False)
+    for kind, first, last, begin, end in matcher.get_opcodes():
+        if kind == "equal":
+            kept[first:last] = [True] * (last - first)
+        elif end > begin:
+            run = SequenceMatcher(None, context[::-1], target[begin:end][::-1], autojunk=False)
+            match = run.find_longest_match()
+            if match.size:
+                stop = len(context) - match.a
+                spans[first] = (stop - match.size, stop - 1)
+    return Edits(kept, spans)
+
+
+class SpanEditor(Rewriter):
+    """Says which words of a text stay, and which spans of the context go in between them.
+
+    In the spirit of RUN (arXiv 2009.13166), which edits by segmenting a matrix of word pairs, and
+    of LaserTagger (arXiv 1909.01187), whose tags it has: one tag for each token, and two pointers
+    into the context for each gap, position 0 (`[CLS]`) for none [D]. It decides all at once, so
+    that it is fast and writes no word that nobody said; it has no beam and no probability of a
+    text, so that it cannot learn by rewards. An ablation.
+
+    Args:
+        encoder: A BERT-like model of Hugging Face.
+        tokenizer: Its own, with `[CLS]` and `[SEP]`.
+        source_tokens: See `Rewriter`.
+        target_tokens: See `Rewriter`.
+        longest_span: Tokens of a span at most.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        tokenizer: Any,
+        source_tokens: int = 128,
+        target_tokens: int = 64,
+        longest_span: int = 16,
+    ) -> None:
+        super().__init__(tokenizer, source_tokens, target_tokens)
+        if tokenizer.cls_token_id is None:
+            raise ValueError("encoder: its tokenizer has no [CLS], which stands for `no span`")
+        self.encoder, self.longest_span = encoder, longest_span
+        width = encoder.config.hidden_size
+        self.roles = nn.Embedding(HINTS + 1, width)
+        nn.init.zeros_(self.roles.weight)
+        self.keeps = nn.Linear(width, 1)
+        # A gap is the pair of tokens around it.
+        self.gaps = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(2))
+        self.places = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
+        """Mean negative log-likelihood of the edits, in nats per decision."""
+        features = self.features(sources)
+        keep, first, last = self._scores(features)
+        losses = []
+        for row, target in enumerate(targets):
+            at, context, text = self._parts(features, row)
+            edits = edits_between(context, text, self.ids(target)[: self.target_tokens - 1])
+            kept = torch.tensor(edits.kept, dtype=torch.float32, device=self.device)
+            losses.append(
+                F.binary_cross_entropy_with_logits(
+                    keep[row, at : at + len(text)], kept, reduction="none"
+                )
+            )
+            for scores, side in ((first, 0), (last, 1)):
+                # A gap's scores stand at the token after it, the last gap's at the separator.
+                wanted = [0 if span is None else span[side] for span in edits.spans]
+                losses.append(
+                    F.cross_entropy(
+                        scores[row, at : at + len(wanted)],
+                        torch.tensor(wanted, device=self.device),
+                        reduction="none",
+                    )
+                )
+        return torch.cat(losses).mean()
+
+    @torch.no_grad()
+    def generate(self, sources: Sequence[Source], beam: int = 1) -> list[list[Hypothesis]]:
+        """Write one text for each source, whatever the beam; see `Rewriter.generate`."""
+        was_training = self.training
+        self.eval()
+        try:
+            features = self.features(sources)
+            keep, first, last = self._scores(features)
+        finally:
+            self.train(was_training)
+        written = []
+        for row, source in enumerate(sources):
+            at, _, text = self._parts(features, row)
+            ids = features.ids[row].tolist()
+            tokens: list[int] = []
+            for gap in range(len(text) + 1):
+                begin = int(first[row, at + gap].argmax())
+                if begin:
+                    ends = last[row, at + gap, begin : begin + self.longest_span]
+                    span = ids[begin : begin + int(ends.argmax()) + 1]
+                    tokens += [token for token in span if token != self.separator]
+                if gap < len(text) and keep[row, at + gap] > 0:
+                    tokens.append(text[gap])
+            written.append([Hypothesis(self.words(tokens, source), 0.0, tuple(tokens))])
+        return written
+
+    def _parts(self, features: Features, row: int) -> tuple[int, list[int], list[int]]:
+        """Where the text begins, all before it, and the text."""
+        here = ((features.roles[row] == TEXT) & features.content[row]).nonzero()[:, 0].tolist()
+        ids = features.ids[row].tolist()
+        at = here[0] if here else int(features.mask[row].sum()) - 1
+        return at, ids[:at], ids[at : at + len(here)]
+
+    def _scores(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits: of keeping, (B, S); of a span's first and last position, (B, S, S)."""
+        words = self.encoder.get_input_embeddings()(features.ids) + self.roles(features.roles)
+        states = self.encoder(inputs_embeds=words, attention_mask=features.mask).last_hidden_state
+        gaps = torch.cat((states.roll(1, dims=1), states), dim=-1)
+        allowed = (features.roles > TEXT) & (features.roles < HINTS)
+        allowed = allowed & features.content
+        allowed[:, 0] = True
+        found = []
+        for gap, place in zip(self.gaps, self.places, strict=True):
+            scores = gap(gaps) @ place(states).transpose(1, 2) / states.shape[-1] ** 0.5
+            found.append(scores.float().masked_fill(~allowed[:, None], -torch.inf))
+        return self.keeps(states)[..., 0].float(), found[0], found[1]

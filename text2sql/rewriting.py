@@ -1,0 +1,405 @@
+"""Utterance rewriting: from the dialogue so far and a short question to one that stands alone.
+
+The first half of DELTA (arXiv 2106.02282), and its dual: the simplifier, which makes of a complete
+question what a person would say at that point of the dialogue. Both are the same networks
+(`text2sql.rewriter_networks`) on other layouts. Here stands what all of them share.
+
+Shapes: B sources, K hypotheses for each, N = B x K, S positions of a source, T of a target,
+V word pieces, H width.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from text2sql.decoding import Advance, beam_search, draw_samples
+from text2sql.dialogue import Example
+
+TURNS = 4  # of a dialogue that are read before the current one
+TEXT, HINTS = 0, TURNS + 1  # roles of positions; between them, how many turns ago a position is
+
+# --- what is read and written --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a network reads.
+
+    Args:
+        context: Turns before, oldest first.
+        text: What is to be written anew.
+        hints: Further words that may be of use: names of the database's tables and columns.
+    """
+
+    context: tuple[str, ...]
+    text: str
+    hints: str = ""
+
+
+def to_rewrite(example: Example, schema_words: bool = False) -> Source:
+    """Lay a turn out for the rewriter: history and utterance, in go; the complete question out."""
+    return Source(example.history[-TURNS:], example.utterance, _hints(example, schema_words))
+
+
+def to_simplify(example: Example, question: str, schema_words: bool = False) -> Source:
+    """Lay a turn out for the simplifier: history and complete question; the utterance out."""
+    return Source(example.history[-TURNS:], question, _hints(example, schema_words))
+
+
+def _hints(example: Example, schema_words: bool) -> str:
+    if not schema_words or example.schema is None:
+        return ""
+    schema = example.schema
+    return "; ".join(
+        ", ".join([table.words, *(schema.columns[column].words for column in table.columns)])
+        for table in schema.tables
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A text that a network wrote.
+
+    Args:
+        text: In words.
+        score: Its log-probability; of a beam search divided by its length to the given power.
+        tokens: Word pieces with the end, without the beginning.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...]
+
+
+# --- what all networks share ---------------------------------------------------------------------
+
+
+class Features(NamedTuple):
+    """A batch of sources as numbers, all (B, S)."""
+
+    ids: Tensor
+    mask: Tensor
+    """1 where there is a token."""
+    roles: Tensor
+    """TEXT, how many turns ago, or HINTS."""
+    content: Tensor
+    """Where a word piece stands that is no special token."""
+
+
+@dataclass
+class Memory:
+    """What a decoder reads, a row for each text that is written, and what it has written.
+
+    Args:
+        states: The encoder's output, (N, S, H).
+        features: Of the sources.
+        keys: Of the copying attention, (N, S, H); None for a decoder that does not copy.
+        past: Cached keys and values of the decoder.
+        written: Tokens so far, (N, T); only where copying goes on from them.
+    """
+
+    states: Tensor
+    features: Features
+    keys: Tensor | None = None
+    past: Any = None
+    written: Tensor | None = None
+
+    def repeated(self, copies: int) -> Memory:
+        """K rows for each one."""
+        features = Features(*(f.repeat_interleave(copies, 0) for f in self.features))
+        keys = None if self.keys is None else self.keys.repeat_interleave(copies, 0)
+        return Memory(self.states.repeat_interleave(copies, 0), features, keys)
+
+    def reordered(self, rows: Tensor) -> None:
+        """Let what was written go with its row; sources stay, rows only move within one."""
+        if self.written is not None:
+            self.written = self.written[rows]
+
+
+class Rewriter(nn.Module, ABC):
+    """What reads a source and writes a text.
+
+    Args:
+        tokenizer: Of Hugging Face.
+        source_tokens: Longest source; hints give way first, then the oldest words.
+        target_tokens: Longest text, its end included.
+    """
+
+    def __init__(self, tokenizer: Any, source_tokens: int, target_tokens: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.source_tokens, self.target_tokens = source_tokens, target_tokens
+        self.uncased = tokenizer.tokenize("A") == tokenizer.tokenize("a")
+        self.separator: int = (
+            tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+        )
+        self._known: dict[str, list[int]] = {}
+
+    @abstractmethod
+    def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
+        """Mean negative log-likelihood of the targets, in nats per decision."""
+
+    @abstractmethod
+    def generate(self, sources: Sequence[Source], beam: int = 1) -> list[list[Hypothesis]]:
+        """Write texts; no gradient, dropout off.
+
+        Args:
+            sources: B.
+            beam: K.
+
+        Returns:
+            K hypotheses for every source, best first.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def ids(self, text: str) -> list[int]:
+        """Word pieces of a text, without special tokens."""
+        found = self._known.get(text)
+        if found is None:
+            found = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            self._known[text] = found
+        return found
+
+    def features(self, sources: Sequence[Source]) -> Features:
+        """Tokenise sources as `[CLS] oldest turn [SEP] ... [SEP] text [SEP] hints [SEP]`."""
+        rows = [self._row(source) for source in sources]
+        longest = max(len(row) for row in rows)
+        pad = self.tokenizer.pad_token_id
+        table = torch.tensor(
+            [[*row, *[(pad, 0, TEXT, 0)] * (longest - len(row))] for row in rows],
+            device=self.device,
+        )
+        ids, mask, roles, content = table.unbind(-1)
+        return Features(ids, mask, roles, content.bool())
+
+    def _row(self, source: Source) -> list[tuple[int, int, int, int]]:
+        """(id, 1, role, whether it is content) of every position."""
+        first = self.tokenizer.cls_token_id
+        head = [] if first is None else [(first, 1, TEXT, 0)]
+        left = self.source_tokens - len(head)
+
+        def segment(ids: Sequence[int], role: int) -> list[tuple[int, int, int, int]]:
+            return [*((i, 1, role, 1) for i in ids), (self.separator, 1, role, 0)]
+
+        middle = segment(self.ids(source.text)[: left - 1], TEXT)
+        left -= len(middle)
+        for ago, turn in enumerate(reversed(source.context), start=1):
+            if left < 2:
+                break
+            ids = self.ids(turn)[-(left - 1) :]
+            middle = segment(ids, min(ago, TURNS)) + middle
+            left -= len(ids) + 1
+        tail = []
+        if source.hints and left > 1:
+            tail = segment(self.ids(source.hints)[: left - 1], HINTS)
+        return head + middle + tail
+
+    def words(self, tokens: Sequence[int], source: Source) -> str:
+        """Turn word pieces into text, spelled as the source spells it."""
+        text = self.tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        text = " ".join(text.split())
+        return spelled(text, (*source.context, source.text, source.hints)) if self.uncased else text
+
+
+_PIECE = re.compile(r"\w+|[^\w\s]")
+_CLOSING, _OPENING = re.compile(r" ([.,;:?!%)\]}])"), re.compile(r"([(\[{$]) ")
+
+
+def spelled(text: str, sources: Sequence[str]) -> str:
+    """Undo what an uncased tokenizer did to a text: its words are spelled as the sources do.
+
+    Words with inner punctuation (2.5, O'Brien, name@mail.com) are put together again, names get
+    their capitals, and so does the sentence.
+
+    Args:
+        text: Lower-case words and punctuation, parted by spaces.
+        sources: What it was made from; the last one to hold a word counts.
+    """
+    forms: dict[tuple[str, ...], str] = {}
+    for source in sources:
+        for position, word in enumerate(source.split()):
+            for form in (word, word.strip(".,;:?!\"'()")):
+                pieces = tuple(_PIECE.findall(form.lower()))
+                # The capital of a sentence's first word says nothing about the word.
+                plain = position == 0 and form[1:].islower()
+                if pieces:
+                    forms[pieces] = form.lower() if plain else form
+    longest = max(map(len, forms), default=1)
+    written = _PIECE.findall(text)
+    words: list[str] = []
+    at = 0
+    while at < len(written):
+        for length in range(min(longest, len(written) - at), 0, -1):
+            found = forms.get(tuple(piece.lower() for piece in written[at : at + length]))
+            if found is not None or length == 1:
+                words.append(found or written[at])
+                at += length
+                break
+    joined = _OPENING.sub(r"\1", _CLOSING.sub(r"\1", " ".join(words)))
+    joined = re.sub(r"(\w) (['\u2019]) ?(s|t|re|ve|ll|d|m)\b", r"\1\2\3", joined)
+    return joined[:1].upper() + joined[1:]
+
+
+class Generator(Rewriter):
+    """A rewriter that writes token by token, so that its texts have log-probabilities.
+
+    A subclass says how sources are encoded, and what the log-probabilities of tokens are.
+    """
+
+    begin: int
+    end: int
+
+    @abstractmethod
+    def _encode(self, features: Features) -> Memory:
+        """Read the sources."""
+
+    @abstractmethod
+    def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Log-probabilities of the targets, each after the inputs up to its place, (B, T)."""
+
+    @abstractmethod
+    def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
+        """Log-probabilities of what follows, (N, V); the memory keeps what it has read so far."""
+
+    def target(self, text: str) -> list[int]:
+        """Word pieces of a text to be written, with its end."""
+        return [*self.ids(text)[: self.target_tokens - 1], self.end]
+
+    def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
+        """Mean negative log-likelihood of the targets, in nats per token."""
+        log_probs, mask = self._token_log_probs(sources, [self.target(text) for text in targets])
+        return -log_probs.sum() / mask.sum()
+
+    def log_prob(
+        self, sources: Sequence[Source], targets: Sequence[str | Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Score texts.
+
+        Args:
+            sources: B.
+            targets: Texts, or the tokens of hypotheses.
+
+        Returns:
+            Log-probabilities in nats, (B,), and lengths in tokens, (B,).
+        """
+        ids = [self.target(each) if isinstance(each, str) else each for each in targets]
+        log_probs, mask = self._token_log_probs(sources, ids)
+        return log_probs.sum(1), mask.sum(1)
+
+    def _token_log_probs(
+        self, sources: Sequence[Source], targets: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        longest = max(map(len, targets))
+        padded = torch.tensor(
+            [[*ids, *[self.end] * (longest - len(ids))] for ids in targets], device=self.device
+        )
+        lengths = torch.tensor([len(ids) for ids in targets], device=self.device)
+        mask = torch.arange(longest, device=self.device) < lengths[:, None]
+        begin = torch.full_like(padded[:, :1], self.begin)
+        inputs = torch.cat((begin, padded[:, :-1]), dim=1)
+        scored = self._scored(self._encode(self.features(sources)), inputs, padded)
+        return scored.masked_fill(~mask, 0.0), mask
+
+    @torch.no_grad()
+    def generate(
+        self, sources: Sequence[Source], beam: int = 1, length_penalty: float = 1.0
+    ) -> list[list[Hypothesis]]:
+        """Write texts by beam search; see `Rewriter.generate` and `beam_search`."""
+
+        def search(advance: Advance) -> tuple[Tensor, Tensor]:
+            return beam_search(
+                advance,
+                len(sources),
+                beam,
+                begin=self.begin,
+                end=self.end,
+                max_tokens=self.target_tokens,
+                length_penalty=length_penalty,
+                device=self.device,
+            )
+
+        tokens, scores = self._decode(sources, beam, search)
+        return self._hypotheses(sources, tokens, scores)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        sources: Sequence[Source],
+        samples: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Draw texts; dropout off.
+
+        Args:
+            sources: B.
+            samples: K for each of them.
+            temperature: See `draw_samples`.
+            generator: See `draw_samples`.
+        """
+
+        def search(advance: Advance) -> tuple[Tensor, Tensor]:
+            tokens, scores = draw_samples(
+                advance,
+                len(sources) * samples,
+                begin=self.begin,
+                end=self.end,
+                max_tokens=self.target_tokens,
+                temperature=temperature,
+                generator=generator,
+                device=self.device,
+            )
+            return (
+                tokens.view(len(sources), samples, -1),
+                scores.view(len(sources), samples),
+            )
+
+        return self._hypotheses(sources, *self._decode(sources, samples, search))
+
+    def _decode(
+        self,
+        sources: Sequence[Source],
+        copies: int,
+        search: Callable[[Advance], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        was_training = self.training
+        self.eval()
+        try:
+            memory = self._encode(self.features(sources)).repeated(copies)
+
+            def advance(tokens: Tensor, rows: Tensor) -> Tensor:
+                if memory.past is not None:
+                    memory.past.reorder_cache(rows)
+                memory.reordered(rows)
+                return self._next(memory, tokens)
+
+            return search(advance)
+        finally:
+            self.train(was_training)
+
+    def _hypotheses(
+        self, sources: Sequence[Source], tokens: Tensor, scores: Tensor
+    ) -> list[list[Hypothesis]]:
+        found = []
+        for source, rows, row_scores in zip(sources, tokens.tolist(), scores.tolist(), strict=True):
+            ended = [row[: row.index(self.end) + 1 if self.end in row else None] for row in rows]
+            found.append(
+                [
+                    Hypothesis(self.words(row, source), score, tuple(row))
+                    for row, score in zip(ended, row_scores, strict=True)
+                ]
+            )
+        return found
