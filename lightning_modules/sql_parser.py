@@ -17,6 +17,7 @@ from lightning_modules.causal_lm import (
     adamw_with_schedule,
     check_optimization,
 )
+from lightning_modules.utterance_rewriter import read_checkpoint
 from text2sql.dialogue import Example
 from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.evaluation import Evaluator, Gold, Scores, Verdict
@@ -26,6 +27,7 @@ from text2sql.parser import Features, Featuriser, ParserNetwork, collate, simila
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, to_sql
 
+Question = tuple[str, Schema, Path | None]
 _BETWEEN = " | "  # stands between the turns that are read together
 
 
@@ -53,6 +55,7 @@ class SqlParser(pl.LightningModule):
         history: How many utterances before it are read too, newest first: above 0 this is the
             end-to-end baseline.
         beam: Derivations kept at every step of decoding.
+        init: A checkpoint of this module, or the folder of its run, whose network to begin with.
         optimizer: `lr` (of all but the encoder), `betas`, `eps`, `weight_decay` of AdamW.
         encoder_lr: Learning rate of a pretrained encoder.
         schedule: `warmup`, `final` and `decay`, as for language models.
@@ -77,6 +80,7 @@ class SqlParser(pl.LightningModule):
         read: Literal["rewrite", "utterance"] = "rewrite",
         history: int = 0,
         beam: int = 1,
+        init: str | None = None,
         optimizer: Optimizer | None = None,
         encoder_lr: float = 1e-4,
         schedule: Schedule | None = None,
@@ -106,7 +110,7 @@ class SqlParser(pl.LightningModule):
             "width": width, "layers": layers, "decoder_layers": decoder_layers, "heads": heads,
             "dropout": dropout,
         }  # fmt: skip
-        self.read, self.history, self.beam = read, history, beam
+        self.read, self.history, self.beam, self.init = read, history, beam, init
         self.encoder_lr, self.frozen_layers, self.max_nodes = encoder_lr, frozen_layers, max_nodes
         self.optimizer_settings: dict[str, Any] = {
             "lr": 5e-4,
@@ -122,9 +126,7 @@ class SqlParser(pl.LightningModule):
         self.featuriser: Featuriser | None = None
         self.features: dict[Example, Features | None] = {}
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
-        self.matches = nn.ModuleDict(
-            {f"{s} {kind}": InteractionMatch() for s in ("val", "test") for kind in _MATCHES}
-        )
+        self.matches = matches("val", "test")
         self.judge = Judge(seconds)
         self.samples: list[dict[str, Any]] = []
 
@@ -132,8 +134,17 @@ class SqlParser(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Build the network, once, in training mode."""
-        if self.network is None:
+        if self.network is not None:
+            return
+        if self.init is None:
             self._build(None)
+            return
+        try:
+            begin = read_checkpoint(self.init)
+            self._build(begin.get("parser_tokenizer"))
+            self.load_state_dict(begin["state_dict"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise ValueError(f"module.init={self.init}: {error}") from error
 
     def _build(self, written: str | None) -> None:
         """Build it, with the tokenizer that a checkpoint wrote if it was trained with it."""
@@ -160,6 +171,7 @@ class SqlParser(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network before its weights are loaded outside of a trainer."""
+        self.init = None  # the checkpoint says all
         if self.network is None:
             self._build(checkpoint.get("parser_tokenizer"))
 
@@ -172,19 +184,23 @@ class SqlParser(pl.LightningModule):
     # --- training
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor | None:
-        """Mean negative log-likelihood of the gold derivations, in nats per choice.
+        """Mean negative log-likelihood of the gold derivations, in nats per choice."""
+        found = self.learnable(batch)
+        self.log("train/left_out", float(len(batch) - len(found)), batch_size=len(batch))
+        if not found:
+            return None
+        loss = self.likelihood_loss(found)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(found))
+        return loss
+
+    def learnable(self, batch: Sequence[Example]) -> list[Features]:
+        """Return the features of those examples that there is something to learn from.
 
         Turns without a gold query, gold queries that the grammar does not derive (of Spider's
         training part 1 in 250) and schemas above `max_nodes` are left out; of none but such there
-        is no step.
+        is no training step.
         """
-        found = [f for f in map(self._of, batch) if f is not None and self._fits(f)]
-        if not found:
-            return None
-        loss = self._loss(found)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(found))
-        self.log("train/left_out", float(len(batch) - len(found)), batch_size=len(batch))
-        return loss
+        return [f for f in map(self._of, batch) if f is not None and self._fits(f)]
 
     def _fits(self, features: Features) -> bool:
         return self.max_nodes is None or len(features.links.relations) <= self.max_nodes
@@ -203,7 +219,8 @@ class SqlParser(pl.LightningModule):
                     self.features[example] = None
         return self.features[example]
 
-    def _loss(self, features: Sequence[Features]) -> Tensor:
+    def likelihood_loss(self, features: Sequence[Features]) -> Tensor:
+        """Mean negative log-likelihood of gold derivations, in nats per choice."""
         assert self.network is not None, "configure_model builds the network"
         total, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for group in similar(features):
@@ -214,26 +231,30 @@ class SqlParser(pl.LightningModule):
 
     # --- use
 
-    @torch.no_grad()
-    def parse(
-        self, questions: Sequence[tuple[str, Schema, Path | None]], beam: int | None = None
-    ) -> list[str]:
+    def parse(self, questions: Sequence[Question], beam: int | None = None) -> list[str]:
         """Return the SQL of each question.
 
         Args:
             questions: What is asked, the schema, and the SQLite file whose cells are looked up.
             beam: Derivations kept at every step; None: the module's.
         """
+        return [sql for ((sql, _), *_) in self._ranked(questions, beam or self.beam)]
+
+    def ranked(self, question: Question, beam: int) -> list[tuple[str, float]]:
+        """Return the best SQL of a question, best first, with log-likelihoods in nats."""
+        return self._ranked([question], beam)[0]
+
+    @torch.no_grad()
+    def _ranked(self, questions: Sequence[Question], beam: int) -> list[list[tuple[str, float]]]:
         assert self.network is not None, "configure_model builds the network"
         assert self.featuriser is not None, "configure_model builds it"
         features = [self.featuriser(*question) for question in questions]
-        found = [""] * len(features)
+        found: list[list[tuple[str, float]]] = [[] for _ in features]
         for group in similar(features):
             batch = collate([features[index] for index in group], self.device)
-            for index, parses in zip(
-                group, self.network.parse(batch, beam or self.beam), strict=True
-            ):
-                found[index] = to_sql(parses[0].query, features[index].schema)
+            for index, parses in zip(group, self.network.parse(batch, beam), strict=True):
+                schema = features[index].schema
+                found[index] = [(to_sql(parse.query, schema), parse.score) for parse in parses]
         return found
 
     # --- validation and test
@@ -249,7 +270,7 @@ class SqlParser(pl.LightningModule):
     def _evaluate(self, split: str, batch: Sequence[Example]) -> None:
         known = [f for f in map(self._of, batch) if f is not None]
         if known:
-            cast(MeanMetric, self.losses[split]).update(self._loss(known), len(known))
+            cast(MeanMetric, self.losses[split]).update(self.likelihood_loss(known), len(known))
         asked = [e for e in batch if e.schema is not None and e.query is not None]
         sql = self.parse([(self.question(e), cast(Schema, e.schema), e.database) for e in asked])
         verdicts = [self.judge(e, s) for e, s in zip(asked, sql, strict=True)]
@@ -338,24 +359,35 @@ class Judge:
         return evaluator.judge(gold, sql, example.interaction, example.turn)
 
 
-def update_matches(matches: nn.ModuleDict, split: str, verdicts: Sequence[Verdict]) -> None:
-    """Add verdicts to the metrics of a split; those without execution to exact match only."""
+def matches(*prefixes: str) -> nn.ModuleDict:
+    """Return the metrics of exact and execution match for each prefix."""
+    return nn.ModuleDict({f"{p} {kind}": InteractionMatch() for p in prefixes for kind in _MATCHES})
+
+
+def update_matches(metrics: nn.ModuleDict, prefix: str, verdicts: Sequence[Verdict]) -> None:
+    """Add verdicts to the metrics of a prefix; those without execution to exact match only."""
     for kind in _MATCHES:
         counted = [v for v in verdicts if getattr(v, kind) is not None]
         if counted:
-            cast(InteractionMatch, matches[f"{split} {kind}"]).update(
+            cast(InteractionMatch, metrics[f"{prefix} {kind}"]).update(
                 [v.interaction for v in counted], [bool(getattr(v, kind)) for v in counted]
             )
 
 
-def log_matches(module: pl.LightningModule, matches: nn.ModuleDict, split: str) -> None:
-    """Log `exact`, `exact_interaction` and, where anything was executed, both of execution."""
+def log_matches(module: pl.LightningModule, metrics: nn.ModuleDict, prefix: str) -> None:
+    """Log `exact`, `exact_interaction` and, where anything was executed, both of execution.
+
+    Args:
+        module: Logs them, under the prefix with slashes for its blanks.
+        metrics: Of `matches`.
+        prefix: One of its prefixes.
+    """
     for kind in _MATCHES:
-        metric = cast(InteractionMatch, matches[f"{split} {kind}"])
+        metric = cast(InteractionMatch, metrics[f"{prefix} {kind}"])
         if metric.update_called:
-            found = metric.compute()
-            module.log(f"{split}/{kind}", found["turns"], sync_dist=True, prog_bar=kind == "exact")
-            module.log(f"{split}/{kind}_interaction", found["interactions"], sync_dist=True)
+            found, name = metric.compute(), f"{prefix.replace(' ', '/')}/{kind}"
+            module.log(name, found["turns"], sync_dist=True, prog_bar=kind == "exact")
+            module.log(f"{name}_interaction", found["interactions"], sync_dist=True)
             metric.reset()
 
 

@@ -1,56 +1,394 @@
-"""Text-to-SQL over several turns: so far, the evaluation that its parsers will be measured by."""
+"""DELTA whole: a rewriter, then a parser; its evaluation, and a conversation with a database."""
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import pytorch_lightning as pl
+import sqlparse
+import torch
 from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
 
-from lightning_modules.sql_parser import show_scores
+from lightning_modules.causal_lm import (
+    Optimizer,
+    Schedule,
+    adamw_with_schedule,
+    check_optimization,
+)
+from lightning_modules.sql_parser import (
+    Judge,
+    SqlParser,
+    log_matches,
+    matches,
+    show_scores,
+    update_matches,
+)
+from lightning_modules.utterance_rewriter import UtteranceRewriter, read_checkpoint
+from text2sql.dialogue import Example
 from text2sql.evaluation import (
+    TURNS,
     Evaluator,
     Gold,
     Scores,
+    Verdict,
     evaluate,
     find_databases,
     read_gold,
     read_predictions,
 )
-from text2sql.execute import Limits
+from text2sql.execute import Database, Limits
+from text2sql.linking import link
 from text2sql.schema import Schema, read_tables
+
+READINGS = ("raw", "rewritten", "gold")
+"""What the parser reads: the utterance as it is, its rewrite, or the annotators' rewrite."""
+Part = TypeVar("Part", SqlParser, UtteranceRewriter)
 
 
 class TextToSql(pl.LightningModule):
-    """Multi-turn Text-to-SQL. It has no model yet: it scores predictions that others made.
+    """Multi-turn Text-to-SQL by two models that need not know of each other.
+
+    Paper: DELTA, "Decoupled Dialogue Modeling and Semantic Parsing for Multi-Turn Text-to-SQL",
+    arXiv 2106.02282: SQL_t = Parser(Rewrite(u_1 ... u_t), schema). Parts that come from runs of
+    their own stay as they are; the others are trained here, side by side: the parser on the turns
+    with SQL, in the words of their rewrite, the rewriter on the turns with a rewrite. Validation
+    and test parse each turn three times, see READINGS. A batch is a list of `Example`.
 
     Args:
-        tables: A tables.json with the schemas and their foreign keys. null: the one beside the gold
-            file, in a folder of databases or above it; without any, the SQLite files' own keys.
-        missing: What a missing prediction is: an `error`, `wrong`, or left out of all counts as the
-            official script does (`skip`).
-        keep_distinct: Execute queries with their DISTINCT, which the official default takes out.
+        parser: A `SqlParser`; None with `parser_from`, or to evaluate files only.
+        rewriter: An `UtteranceRewriter`; None with `rewriter_from`, or to parse utterances as they
+            are.
+        parser_from: A checkpoint of `SqlParser`, or the folder of its run.
+        rewriter_from: A checkpoint of `UtteranceRewriter`, or the folder of its run.
+        recursive: Rewrite from the rewrite of the turn before alone, not from all utterances.
+        optimizer: As in `CausalLM`, for the parts that are trained here.
+        schedule: As in `CausalLM`.
+        tables: For task=evaluate, a tables.json with the schemas and their foreign keys. None: the
+            one beside the gold file, in a folder of databases or above it; without any, the SQLite
+            files' own keys.
+        missing: For task=evaluate, what a missing prediction is: an `error`, `wrong`, or left out
+            of all counts as the official script does (`skip`).
+        keep_distinct: For task=evaluate, execute queries with their DISTINCT, which the official
+            default takes out.
         seconds: What one execution may take.
+
+    Raises:
+        ValueError: A value is not allowed; the message names its key.
     """
 
-    # The runner's tasks of this module, each with whether it needs a checkpoint.
-    tasks: ClassVar[dict[str, bool]] = {"evaluate": False}
+    # The runner's tasks of this module; none needs a checkpoint, because its parts may bring theirs.
+    tasks: ClassVar[dict[str, bool]] = {"evaluate": False, "chat": False, "test": False}
+    # Those that read no datamodule.
+    without_data: ClassVar[tuple[str, ...]] = ("evaluate", "chat")
 
     def __init__(
         self,
+        parser: SqlParser | None = None,
+        rewriter: UtteranceRewriter | None = None,
+        parser_from: str | None = None,
+        rewriter_from: str | None = None,
+        recursive: bool = False,
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
         tables: str | None = None,
         missing: Literal["error", "wrong", "skip"] = "error",
         keep_distinct: bool = False,
         seconds: float = 30.0,
     ) -> None:
         super().__init__()
+        for name, part, place in (
+            ("parser", parser, parser_from),
+            ("rewriter", rewriter, rewriter_from),
+        ):
+            if part is not None and place is not None:
+                raise ValueError(f"module.{name}_from={place}: module.{name}=null goes with it")
+        if rewriter is not None and rewriter.mode != "supervised":
+            raise ValueError("module.rewriter.mode: train dual learning by itself (rewriter_from)")
+        self.parser, self.rewriter = parser, rewriter
+        self.parser_from, self.rewriter_from = parser_from, rewriter_from
+        self.recursive = recursive
+        self.optimizer_settings: dict[str, Any] = {
+            "lr": 5e-4,
+            "betas": (0.9, 0.98),
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            **(optimizer or {}),
+        }
+        self.schedule_settings: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
+        self.schedule_settings.update(schedule or {})
+        check_optimization(self.optimizer_settings, self.schedule_settings)
         self.tables, self.missing = tables, missing
-        self.keep_distinct = keep_distinct
-        # The official script fetches everything: rows are bounded by memory only.
-        self.limits = replace(Limits(), seconds=seconds, rows=2_000_000, result_bytes=512_000_000)
+        self.keep_distinct, self.seconds = keep_distinct, seconds
+        self.matches = matches(*(f"{split} {r}" for split in ("val", "test") for r in READINGS))
+        self.judge = Judge(seconds)
+        self.verdicts: dict[str, list[Verdict]] = {}
+        self.samples: list[dict[str, Any]] = []
+        self._rewrites: dict[tuple[int, int], str] = {}
+
+    # --- the parts
+
+    def configure_model(self) -> None:
+        """Build the parts, or load them from their checkpoints; once."""
+        if self.parser_from is not None:
+            self.parser = _restored(SqlParser, "parser_from", self.parser_from)
+        if self.rewriter_from is not None:
+            self.rewriter = _restored(UtteranceRewriter, "rewriter_from", self.rewriter_from)
+        self.parser_from = self.rewriter_from = None
+        if self.parser is None:
+            raise ValueError(
+                "module: give parser (to train it here) or parser_from (a run of its own)"
+            )
+        self.parser.configure_model()
+        if self.rewriter is not None:
+            self.rewriter.configure_model()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the parts are and the tokenizers that were trained with them."""
+        for name, part in self._parts():
+            part.on_save_checkpoint(checkpoint)
+            checkpoint[f"{name}_settings"] = dict(part.hparams)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the parts that the checkpoint's weights are of."""
+        kinds: dict[str, Any] = {"parser": SqlParser, "rewriter": UtteranceRewriter}
+        for name, kind in kinds.items():
+            if f"{name}_settings" in checkpoint and getattr(self, name) is None:
+                setattr(self, name, kind(**checkpoint[f"{name}_settings"]))
+        self.parser_from = self.rewriter_from = None
+        for _, part in self._parts():
+            part.on_load_checkpoint(checkpoint)
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        named = (("parser", self.parser), ("rewriter", self.rewriter))
+        return [(name, part) for name, part in named if part is not None]
+
+    # --- training
+
+    def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor | None:
+        """The parser's loss and the rewriter's; they share no parameter."""
+        losses = []
+        if self._is_trained(self.parser):
+            learnable = cast(SqlParser, self.parser).learnable(batch)
+            if learnable:
+                losses.append(cast(SqlParser, self.parser).likelihood_loss(learnable))
+                self.log("train/parser_loss", losses[-1].detach(), batch_size=len(learnable))
+        if self._is_trained(self.rewriter):
+            pairs = [example for example in batch if example.rewrite and example.history]
+            if pairs:
+                losses.append(cast(UtteranceRewriter, self.rewriter).rewriting_loss(pairs))
+                self.log("train/rewriter_loss", losses[-1].detach(), batch_size=len(pairs))
+        if not losses:
+            return None
+        loss = torch.stack(losses).sum()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def _is_trained(self, part: nn.Module | None) -> bool:
+        return part is not None and any(p.requires_grad for p in part.parameters())
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with decay groups, and the learning rate by step, as CausalLM's."""
+        if not any(p.requires_grad for p in self.parameters()):
+            raise ValueError(
+                "module: parser and rewriter both come from runs of their own, there is nothing to "
+                "train; take task=test or task=chat"
+            )
+        return adamw_with_schedule(self, self.optimizer_settings, self.schedule_settings)
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leave examples as they are: they hold no tensors."""
+        return batch
+
+    # --- use
+
+    @torch.no_grad()
+    def rewrite(self, batch: Sequence[Example]) -> list[str]:
+        """Return the self-contained question of each turn.
+
+        Args:
+            batch: Turns; with `recursive`, the turns before them must have been rewritten already.
+        """
+        if self.rewriter is None:
+            return [example.utterance for example in batch]
+        if not self.recursive:
+            return self.rewriter.rewrite(batch)
+        for turn in sorted({example.turn for example in batch}):
+            now = [example for example in batch if example.turn == turn]
+            shortened = [
+                replace(e, history=(self._rewrites[e.interaction, turn - 1],) if turn else ())
+                for e in now
+            ]
+            for example, text in zip(now, self.rewriter.rewrite(shortened), strict=True):
+                self._rewrites[example.interaction, turn] = text
+        return [self._rewrites[e.interaction, e.turn] for e in batch]
+
+    def parse(self, batch: Sequence[Example], questions: Sequence[str]) -> list[str]:
+        """Return the SQL of questions about the databases of their turns."""
+        assert self.parser is not None, "configure_model builds the parts"
+        return self.parser.parse(
+            [(q, cast(Schema, e.schema), e.database) for e, q in zip(batch, questions, strict=True)]
+        )
+
+    # --- validation and test
+
+    def validation_step(self, batch: Sequence[Example], batch_idx: int) -> None:
+        """Parse each turn in three readings and judge them."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Sequence[Example], batch_idx: int) -> None:
+        """Parse each turn in three readings and judge them."""
+        self._evaluate("test", batch)
+
+    def _evaluate(self, split: str, batch: Sequence[Example]) -> None:
+        asked = [e for e in batch if e.schema is not None and e.query is not None]
+        questions = {
+            "raw": [(e, e.utterance) for e in asked],
+            "rewritten": list(zip(asked, self.rewrite(asked), strict=True)),
+            "gold": [(e, e.rewrite) for e in asked if e.rewrite is not None],
+        }
+        found: dict[str, dict[Example, Verdict]] = {}
+        for reading, pairs in questions.items():
+            sql = self.parse([e for e, _ in pairs], [q for _, q in pairs])
+            judged = [self.judge(e, s) for (e, _), s in zip(pairs, sql, strict=True)]
+            update_matches(self.matches, f"{split} {reading}", judged)
+            self.verdicts.setdefault(reading, []).extend(judged)
+            found[reading] = dict(zip([e for e, _ in pairs], judged, strict=True))
+        for example, question in questions["rewritten"]:
+            verdicts = {r: found[r].get(example) for r in READINGS}
+            written = cast(Verdict, verdicts["rewritten"])
+            self.samples.append(
+                {
+                    "step": self.global_step,
+                    "split": split,
+                    "interaction": example.interaction,
+                    "turn": example.turn,
+                    "database": written.db_id,
+                    "history": " | ".join(example.history),
+                    "utterance": example.utterance,
+                    "rewrite": question,
+                    "gold rewrite": example.rewrite,
+                    "SQL": written.prediction,
+                    "gold SQL": example.query,
+                    "hardness": written.hardness,
+                    **{f"{r} exact": v and v.exact for r, v in verdicts.items()},
+                    **{f"{r} execution": v and v.execution for r, v in verdicts.items()},
+                }
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what was judged before."""
+        self.verdicts, self.samples, self._rewrites = {}, [], {}
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what was judged before."""
+        self.verdicts, self.samples, self._rewrites = {}, [], {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log question and interaction match of the three readings."""
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log them, and print them side by side, by turn and by hardness."""
+        self._log("test")
+        if self.trainer.is_global_zero:
+            show_readings(self.verdicts, Console())
+
+    def _log(self, split: str) -> None:
+        for reading in READINGS:
+            log_matches(self, self.matches, f"{split} {reading}")
+
+    # --- task=chat
+
+    def chat(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
+        """Talk with a database in a terminal: question, SQL and result of every turn.
+
+        `:why` shows what the last turn was read as and what it was linked with, `:schema` the
+        tables, `:reset` forgets the conversation, `:quit` or the end of the input ends it.
+
+        Args:
+            datamodule: Not used.
+            settings: The config: `database` (a SQLite file), which is opened read-only.
+
+        Returns:
+            `turns`, and `seconds_per_turn`, the slowest one's.
+
+        Raises:
+            ValueError: There is no such file, or it is no SQLite database.
+        """
+        if not settings.get("database"):
+            raise ValueError("database: task=chat needs database=FILE, a SQLite file")
+        path = Path(settings["database"])
+        schema, database = Schema.from_sqlite(path), Database(path, Limits(seconds=self.seconds))
+        self.configure_model()
+        self.eval()
+        console = Console()
+        console.print(f"{path.name}: {len(schema.tables)} tables. :why :schema :reset :quit")
+        said: list[Example] = []
+        slowest, turns = 0.0, 0
+        while (line := _ask(console)) is not None:
+            if line == ":schema":
+                _show_schema(schema, console)
+            elif line == ":reset":
+                said, self._rewrites = [], {}
+                console.print("The conversation is forgotten.")
+            elif line == ":why":
+                self._show_why(said, console)
+            elif line.startswith(":"):
+                console.print("Commands: :why :schema :reset :quit", markup=False)
+            elif line:
+                start = time.perf_counter()
+                history = tuple(example.utterance for example in said)
+                example = Example(0, len(said), history, line, None, None, schema, path)
+                said.append(example)
+                (question,) = self.rewrite([example])
+                (sql,) = self.parse([example], [question])
+                result = database.execute(sql)
+                seconds = time.perf_counter() - start
+                self._rewrites[0, example.turn] = question
+                console.print(f"question  {question}", markup=False, highlight=False)
+                text = sqlparse.format(sql, reindent=True, keyword_case="upper")
+                console.print(text, markup=False, highlight=False)
+                if result.status == "ok":
+                    _show_rows(result.columns, result.rows, console)
+                else:
+                    console.print(f"{result.status}: {result.message}", markup=False)
+                console.print(f"[dim]{seconds:.2f} s[/dim]")
+                slowest, turns = max(slowest, seconds), turns + 1
+        return {"turns": float(turns), "seconds_per_turn": slowest}
+
+    def _show_why(self, said: Sequence[Example], console: Console) -> None:
+        if not said:
+            console.print("Nothing was asked yet.")
+            return
+        assert self.parser is not None, "configure_model builds the parts"
+        example = said[-1]
+        question = self._rewrites[0, example.turn]
+        schema = cast(Schema, example.schema)
+        table = Table(show_header=False, title_justify="left")
+        table.add_row("history", "\n".join(example.history) or "none")
+        table.add_row("utterance", example.utterance)
+        table.add_row("question", question)
+        links = link(question, schema, example.database)
+        for what, names in links.named(schema).items():
+            table.add_row(f"names {what}", ", ".join(names) or "none")
+        values = {
+            f"{c.value} ({', '.join(schema.full_name(i) for i in c.columns)})"
+            for c in links.candidates
+            if c.columns
+        }
+        table.add_row("cells", ", ".join(sorted(values)) or "none")
+        ranked = self.parser.ranked((question, schema, example.database), beam=3)
+        for sql, score in ranked:
+            table.add_row(f"{score:.2f} nats", sql)
+        console.print(table)
+
+    # --- task=evaluate
 
     def evaluate(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
         """Score a file of predictions against a file of gold queries; print tables, write JSON.
@@ -89,7 +427,9 @@ class TextToSql(pl.LightningModule):
             if source
             else {name: Schema.from_sqlite(file) for name, file in databases.items()}
         )
-        evaluator = Evaluator(schemas, databases, self.limits, self.keep_distinct)
+        # The official script fetches everything: rows are bounded by memory only.
+        limits = replace(Limits(), seconds=self.seconds, rows=2_000_000, result_bytes=512_000_000)
+        evaluator = Evaluator(schemas, databases, limits, self.keep_distinct)
         scores = evaluate(golds, predictions, evaluator, self.missing)
         _show(scores, golds, Path(settings["predictions"]), source)
         if target is not None:
@@ -103,6 +443,59 @@ class TextToSql(pl.LightningModule):
         places = [gold.absolute().parent, *(f for place in folders for f in (place, place.parent))]
         files = (place / "tables.json" for place in places)
         return next((file for file in files if file.is_file()), None)
+
+
+def _restored(kind: type[Part], key: str, place: str) -> Part:
+    """Build a part as its checkpoint says, with its weights, which are not trained further."""
+    try:
+        checkpoint = read_checkpoint(place)
+        part = kind(**checkpoint["hyper_parameters"])
+        part.on_load_checkpoint(checkpoint)
+        part.load_state_dict(checkpoint["state_dict"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"module.{key}={place}: is no checkpoint of {kind.__name__}, or run folder with one: "
+            f"{error}"
+        ) from error
+    part.requires_grad_(False)
+    return part
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def show_readings(verdicts: dict[str, list[Verdict]], console: Console) -> None:
+    """Print the readings side by side: question and interaction match, by turn and by hardness.
+
+    Args:
+        verdicts: By reading.
+        console: Where to.
+    """
+    scores = {reading: Scores(tuple(v)) for reading, v in verdicts.items() if v}
+    executed = all(s.executed for s in scores.values())
+    kinds = ("exact", "execution") if executed else ("exact",)
+    table = Table(title="match of turns and interactions, %", title_justify="left")
+    for name in ("reading", "turns", *(f"{k} {w}" for k in kinds for w in ("QM", "IM"))):
+        table.add_column(name, justify="left" if name == "reading" else "right")
+    for reading, found in scores.items():
+        m = found.metrics()
+        shares = [m[name] for kind in kinds for name in (kind, f"{kind}_interaction")]
+        cells = (f"{100 * share:.1f}" for share in shares)
+        table.add_row(reading, str(len(found.verdicts)), *cells)
+    console.print(table)
+    by_turn = {reading: found.by_turn() for reading, found in scores.items()}
+    by_level = {reading: found.by_hardness() for reading, found in scores.items()}
+    levels = ("easy", "medium", "hard", "extra")
+    for title, groups, by in (("turn", TURNS, by_turn), ("hardness", levels, by_level)):
+        table = Table(title=f"exact match by {title}, %", title_justify="left")
+        table.add_column("reading")
+        shown = [group for group in groups if any(group in rows for rows in by.values())]
+        for group in shown:
+            table.add_column(group, justify="right")
+        for reading, rows in by.items():
+            cells = (f"{100 * rows[g]['exact']:.1f}" if g in rows else "-" for g in shown)
+            table.add_row(reading, *cells)
+        console.print(table)
 
 
 def _show(
@@ -126,3 +519,37 @@ def _show(
             notes.append(f"{where}: {v.status}: {v.message}")
     for note in notes:
         console.print(note, highlight=False, markup=False)
+
+
+def _ask(console: Console) -> str | None:
+    """Read a line; None at the end of the input or at `:quit`."""
+    try:
+        line = console.input("[bold]> [/bold]").strip()
+    except EOFError:
+        return None
+    return None if line == ":quit" else line
+
+
+def _show_schema(schema: Schema, console: Console) -> None:
+    table = Table("table", "columns", title=schema.db_id, title_justify="left")
+    keys = dict(schema.foreign_keys)
+    for entry in schema.tables:
+        columns = [
+            schema.columns[index].name
+            + (f" -> {schema.full_name(keys[index])}" if index in keys else "")
+            for index in entry.columns
+        ]
+        table.add_row(entry.name, ", ".join(columns))
+    console.print(table)
+
+
+def _show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
+    table = Table(*columns)
+    for row in rows[:_ROWS]:
+        table.add_row(*("NULL" if value is None else str(value) for value in row))
+    console.print(table)
+    if len(rows) > _ROWS:
+        console.print(f"... {len(rows)} rows in all")
+
+
+_ROWS = 20  # of a result that a conversation shows

@@ -199,7 +199,7 @@ class UtteranceRewriter(pl.LightningModule):
         """Build or load the networks, once, in training mode."""
         if self.rewriter is not None:
             return
-        begin = None if self.init is None else _load(self.init)
+        begin = None if self.init is None else self._initial()
         if begin is not None and self._tokenizer is None:
             self._tokenizer = begin.get("rewriter_tokenizer")
         self.rewriter = self._network()
@@ -207,6 +207,12 @@ class UtteranceRewriter(pl.LightningModule):
             self.simplifier = self._network()
         if begin is not None:
             self._begin_with(begin["state_dict"])
+
+    def _initial(self) -> dict[str, Any]:
+        try:
+            return read_checkpoint(cast(str, self.init))
+        except ValueError as error:
+            raise ValueError(f"module.init={error}") from error
 
     def _network(self) -> Rewriter:
         n = self.network_settings
@@ -306,7 +312,7 @@ class UtteranceRewriter(pl.LightningModule):
         pairs = [example for example in batch if example.rewrite]
         if not pairs:  # a loss without a gradient that says so: nothing is learned from this batch
             return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)  # type: ignore[return-value]
-        loss = self._rewriting_loss(pairs)
+        loss = self.rewriting_loss(pairs)
         if self.simplifier is not None:
             sources = [to_simplify(e, cast(str, e.rewrite), self.schema_words) for e in pairs]
             simplifying = self.simplifier.loss(sources, [e.utterance for e in pairs])
@@ -314,7 +320,8 @@ class UtteranceRewriter(pl.LightningModule):
             loss = loss + simplifying
         return loss
 
-    def _rewriting_loss(self, pairs: Batch) -> Tensor:
+    def rewriting_loss(self, pairs: Batch) -> Tensor:
+        """Mean negative log-likelihood of gold rewrites, in nats per word piece."""
         sources = [to_rewrite(example, self.schema_words) for example in pairs]
         loss: Tensor = self.rewriter.loss(sources, [cast(str, e.rewrite) for e in pairs])
         return loss
@@ -377,7 +384,7 @@ class UtteranceRewriter(pl.LightningModule):
         if not pairs:
             return
         loss = cast(MeanMetric, self.losses[split])
-        loss.update(self._rewriting_loss(pairs), len(pairs))
+        loss.update(self.rewriting_loss(pairs), len(pairs))
         self.log(f"{split}/loss", loss, on_epoch=True, prog_bar=True, batch_size=len(pairs))
         # First turns are complete as they are: they would only make the scores look better.
         later = [example for example in pairs if example.history]
@@ -424,15 +431,22 @@ def _fluency(name: str) -> Fluency:
         raise ValueError(f"module.dual.language_model={error}") from error
 
 
-def _load(path: str) -> dict[str, Any]:
-    """A checkpoint's content, from its file or its run's folder: the best one, else the last."""
-    place = Path(path).expanduser()
-    files: Iterable[Path] = [place]
-    if place.is_dir():
-        folder = place / "checkpoints"
+def read_checkpoint(place: str) -> dict[str, Any]:
+    """Return a checkpoint's content.
+
+    Args:
+        place: Its file, or the folder of its run: then the best one, else the last.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = Path(place).expanduser()
+    files: Iterable[Path] = [path]
+    if path.is_dir():
+        folder = path / "checkpoints"
         files = [folder / "best.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
-        raise ValueError(f"module.init={path}: no such checkpoint, or run folder with one")
+        raise ValueError(f"{place}: no such checkpoint, or run folder with one")
     content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     return content

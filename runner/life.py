@@ -218,7 +218,8 @@ class _Run:
         return metrics
 
     def _evaluate(self) -> dict[str, float]:
-        checkpoint = checkpoint_of(Path(self.settings["ckpt_path"]))
+        given = self.settings["ckpt_path"]  # None where the module's parts bring their own
+        checkpoint = None if given is None else checkpoint_of(Path(given))
         self.console.print(f"checkpoint: {checkpoint}", highlight=False)
         do = self.trainer.validate if self.task == "validate" else self.trainer.test
         with warnings.catch_warnings():
@@ -228,7 +229,7 @@ class _Run:
             do(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
         metrics = self._metrics()
         if self.record is not None:
-            self.record.update(metrics=metrics, checkpoint=str(checkpoint))
+            self.record.update(metrics=metrics, checkpoint=checkpoint and str(checkpoint))
         return metrics
 
     def _fetch_states(self, saving: list[Checkpointing]) -> int:

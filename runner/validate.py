@@ -211,6 +211,8 @@ def resolve(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
     copy = cfg.copy()
     with open_dict(copy):
         copy.paths.run_dir = run_dir
+        if _needs_no_data(copy):
+            copy.datamodule = None
     try:
         plain = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -222,6 +224,14 @@ def resolve(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key}: {message}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _needs_no_data(cfg: DictConfig) -> bool:
+    """Whether the module says that the task does without the datamodule, whose root may be open."""
+    target = (cfg.get("module") or {}).get("_target_")
+    return bool(target) and cfg.get("task") in (
+        signatures.attribute(str(target), "without_data") or ()
+    )
 
 
 def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

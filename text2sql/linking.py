@@ -39,6 +39,7 @@ _STOP = frozenset(
     """.split()  # noqa: SIM905
 )
 
+_NAMED = ("column", "table")
 # What relates two nodes of an example; `r` marks the same relation seen from the other side.
 RELATIONS: tuple[str, ...] = (
     "none",
@@ -90,6 +91,16 @@ class Links:
     def values(self) -> tuple[float | str, ...]:
         """The candidates' values."""
         return tuple(candidate.value for candidate in self.candidates)
+
+    def named(self, schema: Schema) -> dict[str, list[str]]:
+        """Return the tables and columns that words of the question name, by `tables`, `columns`."""
+        words, columns = len(self.words), len(schema.columns)
+        kinds = [_RELATION[f"{how} {what}"] for how in ("partial", "exact") for what in _NAMED]
+        hit = np.isin(self.relations[:words, words:], kinds).any(axis=0).tolist()
+        return {
+            "tables": [t.name for i, t in enumerate(schema.tables) if hit[columns + i]],
+            "columns": [schema.full_name(i) for i in range(columns) if hit[i]],
+        }
 
 
 def link(question: str, schema: Schema, database: Path | None = None) -> Links:

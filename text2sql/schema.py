@@ -93,6 +93,11 @@ class Schema:
         """Return the index of a table's column, None if it has no such column."""
         return self._columns.get((table, name.lower()))
 
+    def full_name(self, column: int) -> str:
+        """Return `table.column` of a column's index; `*` is itself."""
+        found = self.columns[column]
+        return found.name if found.table < 0 else f"{self.tables[found.table].name}.{found.name}"
+
     @cached_property
     def _tables(self) -> dict[str, int]:
         return {table.name.lower(): index for index, table in enumerate(self.tables)}

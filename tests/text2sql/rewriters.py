@@ -7,12 +7,11 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from text2sql.dialogue import Example
+from text2sql.encoder import build_encoder, train_tokenizer
 from text2sql.rewriter_networks import (
     PointerGenerator,
     PretrainedSeq2Seq,
     SpanEditor,
-    build_encoder,
-    train_tokenizer,
 )
 from text2sql.rewriting import Generator, Rewriter
 from text2sql.schema import Schema
