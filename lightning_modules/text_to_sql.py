@@ -82,7 +82,7 @@ class TextToSql(pl.LightningModule):
         ValueError: A value is not allowed; the message names its key.
     """
 
-    # The runner's tasks of this module; none needs a checkpoint, because its parts may bring theirs.
+    # The runner's tasks of this module; none needs a checkpoint: its parts may bring theirs.
     tasks: ClassVar[dict[str, bool]] = {"evaluate": False, "chat": False, "test": False}
     # Those that read no datamodule.
     without_data: ClassVar[tuple[str, ...]] = ("evaluate", "chat")

@@ -96,7 +96,7 @@ class Links:
         """Return the tables and columns that words of the question name, by `tables`, `columns`."""
         words, columns = len(self.words), len(schema.columns)
         kinds = [_RELATION[f"{how} {what}"] for how in ("partial", "exact") for what in _NAMED]
-        hit = np.isin(self.relations[:words, words:], kinds).any(axis=0).tolist()
+        hit = np.atleast_1d(np.isin(self.relations[:words, words:], kinds).any(axis=0))
         return {
             "tables": [t.name for i, t in enumerate(schema.tables) if hit[columns + i]],
             "columns": [schema.full_name(i) for i in range(columns) if hit[i]],
