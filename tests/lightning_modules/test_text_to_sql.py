@@ -14,7 +14,7 @@ from tests.text2sql.conftest import make
 def run(**settings: str) -> dict[str, float]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         pairs = [f"{key}={value}" for key, value in settings.items()]
-        return runner.run(compose("config", ["experiment=delta_sparc", *pairs]))
+        return runner.run(compose("config", ["experiment=delta_sparc", "task=evaluate", *pairs]))
 
 
 @pytest.fixture

@@ -1,0 +1,109 @@
+"""Names, cells and numbers of a question are found in the database, and nothing is made up."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from text2sql.linking import RELATIONS, Links, link, stem
+from text2sql.schema import Schema
+
+
+def relation(links: Links, schema: Schema, word: str, name: str) -> str:
+    """The relation of a word of the question to `table` or `table.column`."""
+    table, _, column = name.partition(".")
+    index = schema.find_table(table)
+    node = len(links.words) + len(schema.columns) + index
+    if column:
+        node = len(links.words) + schema.find_column(index, column)
+    return RELATIONS[links.relations[links.words.index(word), node]]
+
+
+def test_words_are_linked_with_the_names_that_they_name(schema: Schema) -> None:
+    links = link("What are the ages and the names of all singers?", schema)
+    assert relation(links, schema, "singers", "singer") == "exact table"
+    assert relation(links, schema, "ages", "singer.Age") == "exact column"
+    assert relation(links, schema, "singers", "singer.Singer_ID") == "partial column"
+    assert relation(links, schema, "singers", "Stadium") == "none"
+    assert relation(links, schema, "the", "singer.Age") == "none"
+
+
+def test_a_name_of_several_words_is_found_whole(schema: Schema) -> None:
+    links = link("Show the stadium id of each concert", schema)
+    assert relation(links, schema, "stadium", "concert.Stadium_ID") == "exact column"
+    assert relation(links, schema, "id", "concert.Stadium_ID") == "exact column"
+    assert relation(links, schema, "id", "singer.Singer_ID") == "partial column"
+
+
+def test_cells_are_candidates_and_linked_with_their_columns(schema: Schema, database: Path) -> None:
+    links = link("Which singers from france sang in 2014?", schema, database)
+    france = next(c for c in links.candidates if c.value == "France")
+    assert france.columns == (schema.find_column(schema.find_table("singer"), "Country"),)
+    assert links.words[france.first : france.last + 1] == ("france",)
+    assert relation(links, schema, "france", "singer.Country") == "value column"
+    assert 2014.0 in links.values
+    unknown = link("Which singers from france sang in 2014?", schema)
+    assert "France" not in unknown.values
+
+
+@pytest.mark.parametrize(
+    ("question", "values"),
+    [
+        ("older than 30", {30.0}),
+        ("at least two concerts, or twice as many", {2.0}),
+        ("more than 1,500 people, or 2.5", {1500.0, 2.5}),
+        ("titles that contain 'Ice Show'", {"Ice Show"}),
+        ('the album "A Kind of Magic"', {"A Kind of Magic"}),
+        ("Is Mary Ann there?", {"Mary Ann"}),
+        ("before 2002-06-21", {"2002-06-21"}),
+        ("names starting with Al", {"Al"}),
+    ],
+)
+def test_values_come_from_the_question(
+    schema: Schema, question: str, values: set[float | str]
+) -> None:
+    found = link(question, schema).values
+    assert values <= set(found)
+    assert found[0] == 1.0  # what LIMIT says where the question does not
+
+
+def test_an_apostrophe_opens_no_quotation(schema: Schema) -> None:
+    assert (
+        "s name and the singer"
+        not in link("the stadium's name and the singer's age", schema).values
+    )
+
+
+def test_relations_are_seen_from_both_sides(schema: Schema, database: Path) -> None:
+    links = link("Which singers from France are older than 30?", schema, database)
+    mirror = {name: name.removesuffix(" r") for name in RELATIONS}
+    names = np.array(RELATIONS)[links.relations]
+    words = len(links.words)
+    for row in range(words):
+        for column in range(words, len(names)):
+            assert mirror[names[column, row]] == names[row, column]
+
+
+def test_keys_relate_columns_and_tables(schema: Schema) -> None:
+    links = link("?", schema)
+    words, columns = len(links.words), len(schema.columns)
+    names = np.array(RELATIONS)[links.relations[words:, words:]]
+    own, its = schema.foreign_keys[0]
+    assert (names[own, its], names[its, own]) == ("foreign key", "foreign key r")
+    here, there = (columns + schema.columns[c].table for c in (own, its))
+    assert names[here, there].startswith("table key")
+    assert names[own, here] in ("of table", "primary key")
+
+
+def test_stems_join_the_forms_of_a_word() -> None:
+    assert stem("Airlines") == stem("airline")
+    assert stem("countries") == stem("Country")
+
+
+def test_a_tables_json_may_name_what_the_file_does_not_have(schema: Schema, database: Path) -> None:
+    entry = schema.to_entry()
+    entry["column_names"].append([0, "colour"])
+    entry["column_names_original"].append([0, "colour"])
+    entry["column_types"].append("text")
+    links = link("Which stadium is named Park?", Schema.from_entry(entry), database)
+    assert "Park" in links.values

@@ -1,0 +1,128 @@
+"""The parser learns, writes only what runs, and scores what it decodes as it is trained to."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.text2sql.questions import dialogues, tiny_parser
+from text2sql.dialogue import Example
+from text2sql.execute import Database
+from text2sql.grammar import linearise
+from text2sql.match import exact_match
+from text2sql.parser import Features, Featuriser, collate, similar
+from text2sql.schema import Schema
+from text2sql.sql import SqlError, parse, to_sql
+
+
+@pytest.fixture
+def turns(schema: Schema, database: Path) -> list[Example]:
+    return dialogues(schema, database)
+
+
+def features(featuriser: Featuriser, turns: list[Example]) -> list[Features]:
+    return [featuriser(e.rewrite, e.schema, e.database, e.query) for e in turns]
+
+
+def test_it_learns_questions_by_heart_and_beam_search_finds_nothing_better(
+    turns: list[Example],
+) -> None:
+    featuriser, network = tiny_parser()
+    known = features(featuriser, turns)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    for _ in range(200):
+        likelihood, choices = network.log_likelihood(collate(known))
+        loss = -likelihood.sum() / choices.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
+    greedy, wide = network.parse(collate(known)), network.parse(collate(known), beam=4)
+    for turn, one, several in zip(turns, greedy, wide, strict=True):
+        schema = turn.schema
+        text = to_sql(one[0].query, schema)
+        assert exact_match(parse(text, schema), parse(turn.query, schema), schema), text
+        assert several[0].score >= one[0].score - 1e-4
+        assert [p.score for p in several] == sorted((p.score for p in several), reverse=True)
+    # Values are those of the question and of the cells.
+    assert "'France'" in to_sql(greedy[1][0].query, turns[1].schema)
+
+
+def test_what_an_untrained_parser_writes_runs(turns: list[Example], database: Path) -> None:
+    for seed in range(5):
+        featuriser, network = tiny_parser()
+        torch.manual_seed(seed)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        network.eval()
+        for parses in network.parse(collate(features(featuriser, turns)), beam=2):
+            for found in parses:
+                text = to_sql(found.query, turns[0].schema)
+                assert Database(database).execute(text).status == "ok", text
+                parse(text, turns[0].schema)
+
+
+def test_a_decoded_query_scores_what_training_would_say_of_it(turns: list[Example]) -> None:
+    featuriser, network = tiny_parser()
+    network.eval()
+    bare = [featuriser(e.rewrite, e.schema, e.database) for e in turns]
+    compared = 0
+    for turn, plain, parses in zip(turns, bare, network.parse(collate(bare), beam=3), strict=True):
+        for found in parses:
+            try:
+                linearise(found.query, turn.schema, plain.links.values)
+                sql = to_sql(found.query, turn.schema)
+                known = featuriser(turn.rewrite, turn.schema, turn.database, sql)
+            except SqlError:
+                continue
+            if any(choice is None for choice in known.choices):
+                continue
+            with torch.no_grad():
+                likelihood, _ = network.log_likelihood(collate([known]))
+            # Training normalises over the columns of all tables, decoding over those that join.
+            assert float(likelihood) <= found.score + 1e-3
+            compared += 1
+    assert compared
+
+
+def test_padding_changes_nothing(turns: list[Example]) -> None:
+    featuriser, network = tiny_parser()
+    network.eval()
+    known = features(featuriser, turns)
+    together, counts = network.log_likelihood(collate(known))
+    alone = [network.log_likelihood(collate([f])) for f in known]
+    assert torch.allclose(together, torch.cat([a for a, _ in alone]), atol=1e-4)
+    assert counts.tolist() == [int(c) for _, c in alone]
+
+
+def test_a_long_schema_is_read_in_rows_that_all_have_the_question(schema: Schema) -> None:
+    entry = schema.to_entry()
+    for number in range(120):
+        for key in ("column_names", "column_names_original"):
+            entry[key].append([0, f"measure number {number}"])
+        entry["column_types"].append("number")
+    long = Schema.from_entry(entry)
+    featuriser, network = tiny_parser()
+    found = featuriser("How many singers are there?", long)
+    assert len(found.rows) > 1
+    assert all(len(row) <= 192 for row in found.rows)
+    named = {node for nodes in found.nodes for node in nodes} - {-1}
+    assert named == set(range(len(found.links.relations)))
+    for row, nodes in zip(found.rows, found.nodes, strict=True):
+        assert len(row) == len(nodes)
+        assert set(range(len(found.links.words))) <= set(nodes)
+    assert network.eval().parse(collate([found]))[0]
+
+
+def test_groups_hold_every_example_once(turns: list[Example]) -> None:
+    featuriser, _ = tiny_parser()
+    known = features(featuriser, turns)
+    groups = similar(known, area=2 * len(known[0].links.relations) ** 2)
+    assert sorted(index for group in groups for index in group) == list(range(len(known)))
+    assert len(groups) > 1
+
+
+def test_the_gold_query_must_be_derivable(schema: Schema) -> None:
+    featuriser, _ = tiny_parser()
+    with pytest.raises(SqlError, match="FROM"):
+        featuriser("How many?", schema, None, "SELECT count(*) FROM (SELECT * FROM singer)")
