@@ -433,10 +433,7 @@ class ParserNetwork(nn.Module):
                 if len(finished) == beam and alive[b] and alive[b][0].score <= finished[-1]:
                     alive[b] = []
         return [
-            [
-                Parse(cast(Query, path.query), path.score)
-                for path in sorted(paths, key=lambda path: -path.score)[:beam]
-            ]
+            [path.parse() for path in sorted(paths, key=lambda path: -path.score)[:beam]]
             for paths in done
         ]
 
@@ -448,10 +445,14 @@ class Parse:
     Args:
         query: The tree.
         score: Its log-likelihood in nats.
+        choices: That lead to it.
+        slots: What could be chosen each time.
     """
 
     query: Query
     score: float
+    choices: tuple[Choice, ...]
+    slots: tuple[Slot, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,6 +485,12 @@ class _Path:
     @property
     def kinds(self) -> list[int]:
         return [_KINDS.index(slot.kind) for slot in self.slots]
+
+    def parse(self) -> Parse:
+        assert self.query is not None, "the derivation has ended"
+        chosen = zip(self.slots, self.chosen, strict=True)
+        choices = tuple(Choice(slot.kind, index) for slot, index in chosen)
+        return Parse(self.query, self.score, choices, tuple(self.slots))
 
     def options(self, nodes: int) -> list[int]:
         return [

@@ -1,5 +1,6 @@
 """The parser learns, writes only what runs, and scores what it decodes as it is trained to."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from tests.text2sql.questions import dialogues, tiny_parser
 from text2sql.dialogue import Example
 from text2sql.execute import Database
-from text2sql.grammar import linearise
 from text2sql.match import exact_match
 from text2sql.parser import Features, Featuriser, collate, similar
 from text2sql.schema import Schema
@@ -49,13 +49,13 @@ def test_it_learns_questions_by_heart_and_beam_search_finds_nothing_better(
 
 
 def test_what_an_untrained_parser_writes_runs(turns: list[Example], database: Path) -> None:
-    for seed in range(5):
+    for seed in range(3):
         featuriser, network = tiny_parser()
         torch.manual_seed(seed)
         for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.2)
         network.eval()
-        for parses in network.parse(collate(features(featuriser, turns)), beam=2):
+        for parses in network.parse(collate(features(featuriser, turns[:3])), beam=2):
             for found in parses:
                 text = to_sql(found.query, turns[0].schema)
                 assert Database(database).execute(text).status == "ok", text
@@ -65,24 +65,17 @@ def test_what_an_untrained_parser_writes_runs(turns: list[Example], database: Pa
 def test_a_decoded_query_scores_what_training_would_say_of_it(turns: list[Example]) -> None:
     featuriser, network = tiny_parser()
     network.eval()
-    bare = [featuriser(e.rewrite, e.schema, e.database) for e in turns]
-    compared = 0
-    for turn, plain, parses in zip(turns, bare, network.parse(collate(bare), beam=3), strict=True):
+    bare = [featuriser(e.rewrite, e.schema, e.database) for e in turns[:4]]
+    for plain, parses in zip(bare, network.parse(collate(bare), beam=3), strict=True):
+        assert parses
         for found in parses:
-            try:
-                linearise(found.query, turn.schema, plain.links.values)
-                sql = to_sql(found.query, turn.schema)
-                known = featuriser(turn.rewrite, turn.schema, turn.database, sql)
-            except SqlError:
-                continue
-            if any(choice is None for choice in known.choices):
-                continue
+            known = replace(plain, choices=found.choices, slots=found.slots)
             with torch.no_grad():
-                likelihood, _ = network.log_likelihood(collate([known]))
-            # Training normalises over the columns of all tables, decoding over those that join.
+                likelihood, count = network.log_likelihood(collate([known]))
+            assert int(count) == len(found.choices)
+            # Training normalises over all columns, decoding over those that may stand there.
             assert float(likelihood) <= found.score + 1e-3
-            compared += 1
-    assert compared
+            assert float(likelihood) > found.score - 0.2 * len(found.choices)
 
 
 def test_padding_changes_nothing(turns: list[Example]) -> None:
