@@ -329,6 +329,15 @@ def adamw_with_schedule(
     }
 
 
+def no_loss(module: nn.Module) -> Tensor:
+    """Return a loss from which nothing is learned, though every trained parameter has part in it.
+
+    For batches that hold nothing to learn: DDP waits for a gradient of every parameter.
+    """
+    zeros = [p.sum() * 0.0 for p in module.parameters() if p.requires_grad]
+    return torch.stack(zeros).sum()
+
+
 def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
     """Refuse settings of optimizer and schedule that are unknown or out of range.
 

@@ -16,6 +16,7 @@ from lightning_modules.causal_lm import (
     Schedule,
     adamw_with_schedule,
     check_optimization,
+    no_loss,
 )
 from lightning_modules.utterance_rewriter import read_checkpoint
 from text2sql.dialogue import Example
@@ -95,7 +96,8 @@ class SqlParser(pl.LightningModule):
         for key, value, least in (
             ("layers", layers, 0), ("decoder_layers", decoder_layers, 1), ("beam", beam, 1),
             ("history", history, 0), ("vocab_size", vocab_size, 100),
-            ("frozen_layers", frozen_layers, 0), ("max_nodes", max_nodes or 1, 1),
+            ("frozen_layers", frozen_layers, 0),
+            ("max_nodes", 1 if max_nodes is None else max_nodes, 1),
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"module.{key}={value}: must be at least {least}")
@@ -183,22 +185,19 @@ class SqlParser(pl.LightningModule):
 
     # --- training
 
-    def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the gold derivations, in nats per choice."""
         found = self.learnable(batch)
         self.log("train/left_out", float(len(batch) - len(found)), batch_size=len(batch))
-        if not found:
-            return None
-        loss = self.likelihood_loss(found)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(found))
+        loss = self.likelihood_loss(found) if found else no_loss(self)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
     def learnable(self, batch: Sequence[Example]) -> list[Features]:
         """Return the features of those examples that there is something to learn from.
 
         Turns without a gold query, gold queries that the grammar does not derive (of Spider's
-        training part 1 in 250) and schemas above `max_nodes` are left out; of none but such there
-        is no training step.
+        training part 1 in 250) and schemas above `max_nodes` are left out.
         """
         return [f for f in map(self._of, batch) if f is not None and self._fits(f)]
 

@@ -20,6 +20,7 @@ from lightning_modules.causal_lm import (
     Schedule,
     adamw_with_schedule,
     check_optimization,
+    no_loss,
 )
 from lightning_modules.sql_parser import (
     Judge,
@@ -170,7 +171,7 @@ class TextToSql(pl.LightningModule):
 
     # --- training
 
-    def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """The parser's loss and the rewriter's; they share no parameter."""
         losses = []
         if self._is_trained(self.parser):
@@ -183,9 +184,7 @@ class TextToSql(pl.LightningModule):
             if pairs:
                 losses.append(cast(UtteranceRewriter, self.rewriter).rewriting_loss(pairs))
                 self.log("train/rewriter_loss", losses[-1].detach(), batch_size=len(pairs))
-        if not losses:
-            return None
-        loss = torch.stack(losses).sum()
+        loss = torch.stack(losses).sum() if losses else no_loss(self)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 

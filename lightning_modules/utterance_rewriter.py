@@ -18,6 +18,7 @@ from lightning_modules.causal_lm import (
     Schedule,
     adamw_with_schedule,
     check_optimization,
+    no_loss,
 )
 from text2sql.dialogue import Example
 from text2sql.dual_learning import dual_step
@@ -310,8 +311,8 @@ class UtteranceRewriter(pl.LightningModule):
 
     def _supervised_loss(self, batch: Batch) -> Tensor:
         pairs = [example for example in batch if example.rewrite]
-        if not pairs:  # a loss without a gradient that says so: nothing is learned from this batch
-            return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)  # type: ignore[return-value]
+        if not pairs:
+            return no_loss(self)
         loss = self.rewriting_loss(pairs)
         if self.simplifier is not None:
             sources = [to_simplify(e, cast(str, e.rewrite), self.schema_words) for e in pairs]

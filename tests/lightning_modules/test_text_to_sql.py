@@ -1,14 +1,23 @@
-"""task=evaluate scores files from run.py, and says in words what is wrong with them."""
+"""The pipeline trains, tests three readings and talks; task=evaluate scores anybody's files."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+import torch
 from hydra import compose, initialize_config_dir
 
 import runner
+from lightning_modules.text_to_sql import READINGS, TextToSql
+from lightning_modules.utterance_rewriter import UtteranceRewriter
 from runner.validate import CONF, ConfigError
+from tests.lightning_modules.test_sql_parser import module as parser
+from tests.lightning_modules.test_utterance_rewriter import Concerts, trainer
 from tests.text2sql.conftest import make
+from tests.text2sql.questions import SIZES, dialogues
+from text2sql.schema import Schema
 
 
 def run(**settings: str) -> dict[str, float]:
@@ -73,3 +82,162 @@ def test_a_missing_prediction_is_refused_unless_asked_for(files: dict[str, str])
 def test_what_is_missing_is_named(key: str, value: str, words: str, files: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=words):
         run(**{**files, key: value})
+
+
+# --- the pipeline --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Concerts:
+    database = make(tmp_path / "concerts.sqlite")
+    return Concerts(dialogues(Schema.from_sqlite(database), database), batch_size=9)
+
+
+def rewriter() -> UtteranceRewriter:
+    network: Any = {"architecture": {**SIZES, "max_position_embeddings": 96}, "vocab_size": 300}
+    network |= {"decoder_layers": 1, "source_tokens": 64, "target_tokens": 24}
+    return UtteranceRewriter(network=network, beam=2)
+
+
+def pipeline(**options: Any) -> TextToSql:
+    settings: dict[str, Any] = {"optimizer": {"lr": 3e-3}, **options}
+    if "parser_from" not in options:
+        settings.setdefault("parser", parser())
+    if "rewriter_from" not in options:
+        settings.setdefault("rewriter", rewriter())
+    return TextToSql(**settings)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A pipeline's checkpoint, trained until it knows the dialogues, and their database."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    database = make(folder / "concerts" / "concerts.sqlite")
+    data = Concerts(dialogues(Schema.from_sqlite(database), database), batch_size=9)
+    run = trainer(folder, 250, limit_val_batches=0)
+    pl.seed_everything(1, verbose=False)
+    run.fit(pipeline(), datamodule=data)
+    run.save_checkpoint(folder / "pipeline.ckpt")
+    return folder / "pipeline.ckpt", database
+
+
+def restored(path: Path, **options: Any) -> TextToSql:
+    content = torch.load(path, weights_only=True)
+    module = TextToSql(**options)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
+    return module
+
+
+def test_rewrites_are_parsed_better_than_utterances(
+    trained: tuple[Path, Path], data: Concerts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = trained
+    module = pipeline()
+    run = trainer(tmp_path, 1)
+    run.test(module, datamodule=data, ckpt_path=str(path), verbose=False)
+    metrics = {name: float(value) for name, value in run.callback_metrics.items()}
+    names = ("exact", "exact_interaction", "execution", "execution_interaction")
+    assert {f"test/{r}/{name}" for r in READINGS for name in names} <= metrics.keys()
+    assert metrics["test/gold/exact"] >= metrics["test/rewritten/exact"]
+    assert metrics["test/rewritten/exact"] > metrics["test/raw/exact"]
+    assert len(module.samples) == len(data.turns)
+    assert {"rewrite", "gold rewrite", "SQL", "raw exact", "gold execution"} <= set(
+        module.samples[0]
+    )
+    assert "exact match by turn" in capsys.readouterr().out
+
+
+def test_a_checkpoint_alone_says_what_the_parts_are(trained: tuple[Path, Path]) -> None:
+    path, database = trained
+    module = restored(path)
+    turns = dialogues(Schema.from_sqlite(database), database)
+    assert module.rewrite(turns[:1]) == [turns[0].utterance]
+    assert len(module.parse(turns, module.rewrite(turns))) == len(turns)
+
+
+def test_parts_of_runs_of_their_own_stay_as_they_are(
+    trained: tuple[Path, Path], data: Concerts, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, 2, limit_val_batches=0)
+    run.fit(parser(), datamodule=data)
+    run.save_checkpoint(tmp_path / "parser.ckpt")
+    module = pipeline(parser_from=str(tmp_path / "parser.ckpt"))
+    further = trainer(tmp_path, 2, limit_val_batches=0)
+    further.fit(module, datamodule=data)
+    expected = torch.load(tmp_path / "parser.ckpt", weights_only=True)["state_dict"]
+    for name, value in module.parser.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    alone = TextToSql(parser_from=str(tmp_path / "parser.ckpt"))
+    with pytest.raises(ValueError, match="nothing to train"):
+        trainer(tmp_path, 1).fit(alone, datamodule=data)
+    trainer(tmp_path, 1).test(alone, datamodule=data, verbose=False)
+
+
+def test_recursive_rewriting_reads_the_rewrite_before(
+    trained: tuple[Path, Path], data: Concerts
+) -> None:
+    path, _ = trained
+    module = restored(path, recursive=True)
+    seen: list[tuple[str, ...]] = []
+    inner = module.rewriter.rewrite
+
+    def watched(examples: Any, beam: int | None = None) -> list[str]:
+        seen.extend(example.history for example in examples)
+        return inner(examples, beam)
+
+    module.rewriter.rewrite = watched
+    written = module.rewrite(data.turns[:3])
+    assert seen == [(), (written[0],), (written[1],)]
+
+
+def test_a_conversation_shows_question_sql_and_result(
+    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, database = trained
+    before = database.read_bytes()
+    lines = iter(
+        [
+            ":why", "Show all singers.", "Which of them are from France?", "How many are there?",
+            ":why", ":schema", ":what", "", ":reset", "Which singers are older than 30?", ":quit",
+        ]
+    )  # fmt: skip
+    monkeypatch.setattr("builtins.input", lambda *_: next(lines))
+    metrics = restored(path).chat(None, {"database": str(database)})
+    assert metrics["turns"] == 4
+    assert 0 < metrics["seconds_per_turn"] < 30
+    out = capsys.readouterr().out
+    for words in ("question", "SELECT", "Nothing was asked yet", "names tables", "forgotten"):
+        assert words in out
+    assert "singer_in_concert" in out  # :schema
+    assert database.read_bytes() == before
+
+
+def test_a_conversation_ends_with_its_input(
+    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: Any) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ended)
+    path, database = trained
+    assert restored(path).chat(None, {"database": str(database)})["turns"] == 0
+
+
+def test_what_a_conversation_needs_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = trained
+    with pytest.raises(ValueError, match="database=FILE"):
+        restored(path).chat(None, {"database": None})
+    with pytest.raises(ValueError, match=r"nothing\.sqlite"):
+        restored(path).chat(None, {"database": f"{tmp_path}/nothing.sqlite"})
+
+
+def test_parts_must_be_given_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"module\.parser_from"):
+        TextToSql(parser=parser(), parser_from="somewhere")
+    with pytest.raises(ValueError, match=r"parser_from"):
+        TextToSql().configure_model()
+    (tmp_path / "other.ckpt").write_bytes(b"")
+    torch.save({"hyper_parameters": {"no": 1}, "state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"module\.rewriter_from=.*UtteranceRewriter"):
+        TextToSql(parser=parser(), rewriter_from=str(tmp_path / "other.ckpt")).configure_model()

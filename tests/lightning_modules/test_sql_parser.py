@@ -1,0 +1,129 @@
+"""SqlParser trains, validates, resumes bit for bit, and says in words what is wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from lightning_modules.sql_parser import SqlParser
+from tests.lightning_modules.test_utterance_rewriter import Concerts, StopAt, trainer
+from tests.test_methods import assert_equal
+from tests.text2sql.conftest import make
+from tests.text2sql.questions import SIZES, dialogues
+from text2sql.schema import Schema
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Concerts:
+    database = make(tmp_path / "concerts.sqlite")
+    return Concerts(dialogues(Schema.from_sqlite(database), database), batch_size=3)
+
+
+def module(**options: Any) -> SqlParser:
+    settings: dict[str, Any] = {
+        "architecture": {"model_type": "bert", **SIZES}, "vocab_size": 300, "width": 32,
+        "layers": 1, "decoder_layers": 1, "heads": 2, "optimizer": {"lr": 3e-3}, **options,
+    }  # fmt: skip
+    return SqlParser(**settings)
+
+
+def test_it_learns_and_scores_exact_and_execution_match(
+    data: Concerts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = module(dropout=0.0)
+    run = trainer(tmp_path, 240, limit_val_batches=0)
+    run.fit(made, datamodule=data)
+    run.test(made, datamodule=data, verbose=False)
+    metrics = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert metrics["test/exact"] > 0.6
+    assert metrics["test/execution"] >= metrics["test/exact"] - 0.2
+    assert {"test/loss", "test/exact_interaction", "test/execution_interaction"} <= metrics.keys()
+    assert "by hardness" in capsys.readouterr().out
+    assert len(made.samples) == len(data.turns)
+    assert {"question", "sql", "gold", "exact", "execution"} <= made.samples[0].keys()
+
+
+def test_the_baseline_reads_the_turns_before_newest_first(data: Concerts) -> None:
+    example = data.turns[2]
+    assert module().question(example) == "How many singers are from France?"
+    assert module(read="utterance").question(example) == "How many are there?"
+    both = module(read="utterance", history=1).question(example)
+    assert both == "How many are there? | Which of them are from France?"
+    every = module(read="utterance", history=9).question(example)
+    assert every.endswith("Which of them are from France? | Show all singers.")
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(data: Concerts, tmp_path: Path) -> None:
+    def save(run: pl.Trainer, name: str) -> Path:
+        run.save_checkpoint(tmp_path / name)
+        return tmp_path / name
+
+    run = trainer(tmp_path, 6)
+    run.fit(module(), datamodule=data)
+    whole = save(run, "whole.ckpt")
+    stopped = trainer(tmp_path, 6, StopAt(3))
+    stopped.fit(module(), datamodule=data)
+    half = save(stopped, "half.ckpt")
+    again = trainer(tmp_path, 6)
+    again.fit(module(), datamodule=data, ckpt_path=half)
+    expected, actual = (
+        torch.load(path, weights_only=True) for path in (whole, save(again, "again.ckpt"))
+    )
+    assert actual["global_step"] == 6
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "rng_states"):
+        assert_equal(actual[key], expected[key], key)
+    assert actual["parser_tokenizer"] == expected["parser_tokenizer"]
+
+
+def test_a_training_goes_on_from_another_ones_network(data: Concerts, tmp_path: Path) -> None:
+    run = trainer(tmp_path, 3)
+    first = module()
+    run.fit(first, datamodule=data)
+    run.save_checkpoint(tmp_path / "first.ckpt")
+    second = module(init=str(tmp_path / "first.ckpt"), history=2, read="utterance")
+    second.configure_model()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"module\.init=.*nowhere"):
+        module(init=str(tmp_path / "nowhere.ckpt")).configure_model()
+
+
+def test_nothing_is_learned_from_turns_without_sql(data: Concerts, tmp_path: Path) -> None:
+    data.turns = [replace(example, query=None) for example in data.turns]
+    made = module(optimizer={"lr": 1e-2, "weight_decay": 0.0})
+    run = trainer(tmp_path, 2, limit_val_batches=0)
+    run.fit(made, datamodule=data)
+    assert float(run.callback_metrics["train/loss"]) == 0
+    assert float(run.callback_metrics["train/left_out"]) > 0
+
+
+def test_large_schemas_are_left_out_of_training_and_counted(data: Concerts, tmp_path: Path) -> None:
+    made = module(max_nodes=10)
+    trainer(tmp_path, 1, limit_val_batches=0, max_epochs=1).fit(made, datamodule=data)
+    assert made.learnable(data.turns) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"encoder": "bert", "architecture": {}}, "one only"),
+        ({"architecture": None}, "encoder .pretrained. or architecture"),
+        ({"width": 30, "heads": 4}, r"module\.width=30"),
+        ({"beam": 0}, r"module\.beam=0"),
+        ({"dropout": 1.0}, r"module\.dropout=1.0"),
+        ({"max_nodes": 0}, r"module\.max_nodes=0"),
+        ({"optimizer": {"lr": 0.0}}, r"module\.optimizer\.lr"),
+    ],
+)
+def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        module(**options)
+
+
+def test_an_encoder_that_is_not_there_is_named() -> None:
+    made = module(architecture=None, encoder="package:no_such_package/model")
+    with pytest.raises(ValueError, match=r"module\.encoder.*no_such_package"):
+        made.configure_model()
