@@ -62,11 +62,11 @@ class TextToSql(pl.LightningModule):
     and test parse each turn three times, see READINGS. A batch is a list of `Example`.
 
     Args:
-        parser: A `SqlParser`; None with `parser_from`, or to evaluate files only.
-        rewriter: An `UtteranceRewriter`; None with `rewriter_from`, or to parse utterances as they
-            are.
-        parser_from: A checkpoint of `SqlParser`, or the folder of its run.
-        rewriter_from: A checkpoint of `UtteranceRewriter`, or the folder of its run.
+        parser: A `SqlParser`, to train here.
+        rewriter: An `UtteranceRewriter`, to train here; None parses utterances as they are.
+        parser_from: A checkpoint of `SqlParser`, or the folder of its run, in place of `parser`.
+        rewriter_from: A checkpoint of `UtteranceRewriter`, or the folder of its run, in place of
+            `rewriter`.
         recursive: Rewrite from the rewrite of the turn before alone, not from all utterances.
         optimizer: As in `CausalLM`, for the parts that are trained here.
         schedule: As in `CausalLM`.
@@ -103,15 +103,10 @@ class TextToSql(pl.LightningModule):
         seconds: float = 30.0,
     ) -> None:
         super().__init__()
-        for name, part, place in (
-            ("parser", parser, parser_from),
-            ("rewriter", rewriter, rewriter_from),
-        ):
-            if part is not None and place is not None:
-                raise ValueError(f"module.{name}_from={place}: module.{name}=null goes with it")
         if rewriter is not None and rewriter.mode != "supervised":
             raise ValueError("module.rewriter.mode: train dual learning by itself (rewriter_from)")
-        self.parser, self.rewriter = parser, rewriter
+        self.parser = None if parser_from is not None else parser
+        self.rewriter = None if rewriter_from is not None else rewriter
         self.parser_from, self.rewriter_from = parser_from, rewriter_from
         self.recursive = recursive
         self.optimizer_settings: dict[str, Any] = {
