@@ -31,7 +31,7 @@ class Concerts(pl.LightningDataModule):
         return self.turns
 
     def _loader(self) -> Any:
-        return DataLoader(self.turns, self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(self.turns, self.batch_size, collate_fn=list)
 
     train_dataloader = val_dataloader = test_dataloader = _loader
 
@@ -61,7 +61,7 @@ def module(**options: Any) -> UtteranceRewriter:
     network = {"architecture": {**SIZES, **dropout}, "vocab_size": 300, "decoder_layers": 1}
     network |= {**LENGTHS, **options.pop("network", {})}
     settings: dict[str, Any] = {"optimizer": {"lr": 3e-3}, "beam": 2, **options}
-    return UtteranceRewriter(network=network, **settings)  # type: ignore[arg-type]
+    return UtteranceRewriter(network=network, **settings)
 
 
 def trainer(folder: Path, steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:

@@ -72,7 +72,8 @@ def test_a_narrow_beam_is_greedy_and_scores_what_it_returns(seed: int) -> None:
     tokens, scores = beam_search(
         toy.advance, 1, 1, begin=BEGIN, end=END, max_tokens=LONGEST, length_penalty=0.0
     )
-    prefix, total = (0, BEGIN), 0.0
+    prefix: tuple[int, ...] = (0, BEGIN)
+    total = 0.0
     for word in until_end(tokens[0, 0].tolist()):
         assert word == int(toy.log_probs(prefix).argmax())
         total += float(toy.log_probs(prefix).max())

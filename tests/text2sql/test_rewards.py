@@ -118,7 +118,7 @@ def test_each_part_comes_apart_and_a_weight_of_zero_leaves_it_out(
     seen: list[str] = []
 
     def verify(examples: object, texts: object) -> list[float]:
-        seen.extend(texts)  # type: ignore[call-overload]
+        seen.extend(texts)
         return [0.5 for _ in seen]
 
     given = rewards(schema, database)

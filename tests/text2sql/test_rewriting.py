@@ -251,7 +251,7 @@ def test_edits_keep_what_is_common_and_insert_what_was_said(
 def test_the_editor_learns_and_writes_only_what_was_said() -> None:
     model = span_editor()
     chosen = [0, 3, 4, 6]  # turns whose edits reach the gold text
-    sources, golds = ([some[i] for i in chosen] for some in (SOURCES, GOLDS))
+    sources, golds = [SOURCES[i] for i in chosen], [GOLDS[i] for i in chosen]
     fit(model, sources, golds, steps=100)
     written = [some[0] for some in model.generate(sources)]
     for hypothesis, source in zip(written, sources, strict=True):
