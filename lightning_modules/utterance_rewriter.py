@@ -38,6 +38,7 @@ from text2sql.rewriter_networks import PointerGenerator, PretrainedSeq2Seq, Span
 from text2sql.rewriting import Rewriter, to_rewrite, to_simplify
 
 Batch = Sequence[Example]
+TOGETHER = 32  # turns that are rewritten in one batch
 
 
 class Network(TypedDict, total=False):
@@ -356,12 +357,14 @@ class UtteranceRewriter(pl.LightningModule):
             examples: Turns; their rewrites and queries are not read.
             beam: Hypotheses of the search; None: the module's.
         """
-        later = [example for example in examples if example.history]
+        # Longest first, so that texts of a batch are about as long; their order changes nothing.
+        later = sorted((e for e in examples if e.history), key=_length, reverse=True)
         written: dict[Example, str] = {}
-        if later:
-            sources = [to_rewrite(example, self.schema_words) for example in later]
+        for start in range(0, len(later), TOGETHER):
+            some = later[start : start + TOGETHER]
+            sources = [to_rewrite(example, self.schema_words) for example in some]
             found = self.rewriter.generate(sources, self.beam if beam is None else beam)
-            written = {e: some[0].text for e, some in zip(later, found, strict=True)}
+            written |= {e: best.text for e, (best, *_) in zip(some, found, strict=True)}
         return [written.get(example, example.utterance) for example in examples]
 
     def on_validation_epoch_start(self) -> None:
@@ -423,6 +426,10 @@ class UtteranceRewriter(pl.LightningModule):
             named = {f"{split}/{name}": value for name, value in scores.compute().items()}
             self.log_dict(named, sync_dist=True)
         scores.reset()
+
+
+def _length(example: Example) -> int:
+    return sum(map(len, (*example.history, example.utterance)))
 
 
 def _fluency(name: str) -> Fluency:

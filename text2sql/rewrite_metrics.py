@@ -54,7 +54,7 @@ class RewriteScores(BLEUScore):
             ("restored", 3),
             ("shares", 3),
         ):
-            zeros = torch.zeros(size, dtype=torch.float64)
+            zeros = torch.zeros(size)
             self.add_state(name, default=zeros, dist_reduce_fx="sum")
 
     def update(  # type: ignore[override]
@@ -82,10 +82,10 @@ class RewriteScores(BLEUScore):
             self.count += 1
             new, wanted = Counter(ours) - before, Counter(theirs) - before
             counts = ((new & wanted).total(), new.total(), wanted.total())
-            self.restored += torch.tensor(counts, dtype=torch.float64, device=self.device)
+            self.restored += torch.tensor(counts, device=self.device)
             if schema is not None:
                 shares = (database_share(text, schema), database_share(gold, schema), 1.0)
-                self.shares += torch.tensor(shares, dtype=torch.float64, device=self.device)
+                self.shares += torch.tensor(shares, device=self.device)
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the scores by name; NaN-free: a set without rewrites scores 0."""

@@ -23,6 +23,7 @@ from text2sql.decoding import Advance, beam_search, draw_samples
 from text2sql.dialogue import Example
 
 TURNS = 4  # of a dialogue that are read before the current one
+KNOWN = 50_000  # texts whose word pieces are kept, some 1 kB each
 TEXT, HINTS = 0, TURNS + 1  # roles of positions; between them, how many turns ago a position is
 
 # --- what is read and written --------------------------------------------------------------------
@@ -117,8 +118,10 @@ class Memory:
         keys = None if self.keys is None else self.keys.repeat_interleave(copies, 0)
         return Memory(self.states.repeat_interleave(copies, 0), features, keys)
 
-    def reordered(self, rows: Tensor) -> None:
-        """Let what was written go with its row; sources stay, rows only move within one."""
+    def reorder(self, rows: Tensor) -> None:
+        """Let what was written come from these rows; sources stay, rows only move within one."""
+        if self.past is not None:
+            self.past.self_attention_cache.reorder_cache(rows)
         if self.written is not None:
             self.written = self.written[rows]
 
@@ -167,6 +170,8 @@ class Rewriter(nn.Module, ABC):
         """Word pieces of a text, without special tokens."""
         found = self._known.get(text)
         if found is None:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
             found = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
             self._known[text] = found
         return found
@@ -381,9 +386,7 @@ class Generator(Rewriter):
             memory = self._encode(self.features(sources)).repeated(copies)
 
             def advance(tokens: Tensor, rows: Tensor) -> Tensor:
-                if memory.past is not None:
-                    memory.past.reorder_cache(rows)
-                memory.reordered(rows)
+                memory.reorder(rows)
                 return self._next(memory, tokens)
 
             return search(advance)
