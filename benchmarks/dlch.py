@@ -90,7 +90,7 @@ def compare(args: argparse.Namespace, console: Console) -> Histories:
                     f"datamodule.class_seed={split}",
                     f"datamodule.classes_per_session=[{args.increments.replace('+', ',')}]",
                     f"module.evaluate={args.evaluate}",
-                    *([f"datamodule.path={args.data}"] if args.data else []),
+                    *source_of(args.data),
                     *args.override,
                 ]
                 settings = settings_of(args.experiment, overrides)
@@ -110,6 +110,14 @@ def compare(args: argparse.Namespace, console: Console) -> Histories:
                 if args.json:
                     write(args, histories)
     return histories
+
+
+def source_of(data: Path | None) -> list[str]:
+    """Overrides for a feature file, or a folder of pictures and texts."""
+    if data is None:
+        return []
+    source = "pictures_folder" if data.is_dir() else "features"
+    return [f"datamodule={source}", f"datamodule.path={data}"]
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def known(args: argparse.Namespace) -> Histories:
 def write(
     args: argparse.Namespace, histories: Histories, search: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Summarise what was trained so far, and write it, with what searching took once it is known."""
+    """Summarise what was trained so far, and write it; with what searching took, once known."""
     result = summarise({s: list(trainings.values()) for s, trainings in histories.items()})
     if search is not None:
         result |= {"search_ratio_to_faiss": search["search_ratio_to_faiss"], "search": search}
@@ -153,9 +161,7 @@ def draw(histories: Histories, path: Path) -> Path:
         return [mean(t[s].get(n, math.nan) for t in trainings for n in names) for s in sessions]
 
     curves = {s: {group: after(s, group) for group in SUBSETS} for s, t in histories.items() if t}
-    count = max(len(found["all"]) for found in curves.values())
-    names = ["original", *(f"increment {number}" for number in range(1, count))]
-    return sessions_plot(curves, names, path)
+    return sessions_plot(curves, path)
 
 
 def summarise(histories: Mapping[str, list[list[dict[str, float]]]]) -> dict[str, Any]:
@@ -205,7 +211,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dlch", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one split, one seed, few epochs")
-    parser.add_argument("--data", type=Path, help="a feature file; else generated pictures")
+    parser.add_argument("--data", type=Path, help="feature file or folder; else generated pictures")
     parser.add_argument("--json", type=Path, help="write one JSON object here")
     parser.add_argument("--experiment", help="dlch_wikipedia with --data, dlch without")
     parser.add_argument("--bits", type=int, default=32, help="length of a code")
@@ -231,9 +237,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             *args.override,
         ]
     if args.increments is None:
-        settings = settings_of(
-            args.experiment, [f"datamodule.path={args.data}"] if args.data else []
-        )
+        settings = settings_of(args.experiment, source_of(args.data))
         counts = settings["datamodule"]["classes_per_session"]
         args.increments = "+".join(map(str, counts))
     return args

@@ -234,9 +234,7 @@ def mean_average_precisions(
     for _ in range(rounds):
         start = perf_counter()
         found = [
-            mean_average_precision(
-                asking[items:], labels[items:], searched[:items], labels[:items]
-            )
+            mean_average_precision(asking[items:], labels[items:], searched[:items], labels[:items])
             for asking, searched in (codes, codes[::-1])
         ]
         seconds.append(perf_counter() - start)
@@ -258,9 +256,7 @@ def measure_map(
     """Run `mean_average_precisions` in a process of its own, whose memory is its own."""
     alone = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=alone) as pool:
-        return pool.submit(
-            mean_average_precisions, items, queries, bits, classes, rounds
-        ).result()
+        return pool.submit(mean_average_precisions, items, queries, bits, classes, rounds).result()
 
 
 def table(result: dict[str, Any]) -> Table:

