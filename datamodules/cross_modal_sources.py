@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from datamodules.cross_modal_items import CrossModalItems
 
-# What `datamodule.options` may hold: arguments of generated_pictures.render, encoders.encode_folder.
+# Keys of `datamodule.options`: arguments of generated_pictures.render and encoders.encode_folder.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "features": (),
     "generated": ("count", "size", "seed", "label_words_in_captions"),
