@@ -233,8 +233,9 @@ def _encode(
 
 
 def _bad(pair: Pair, problem: str) -> str:
+    file = "" if str(pair.file) in problem else f" ({pair.file})"
     return (
-        f"{pair.where}: {problem} ({pair.file}); mend or remove it, or leave such pairs out with "
+        f"{pair.where}: {problem}{file}; mend or remove it, or leave such pairs out with "
         "datamodule.options.on_bad=skip"
     )
 

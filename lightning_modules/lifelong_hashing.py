@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal, TypedDict, cast
@@ -613,10 +614,11 @@ class LifelongHashing(pl.LightningModule):
         """The items that have arrived and are nearest to a code, and their rows in `items`."""
         codes = self.codes(searched).cpu()
         known = codes[:, 0] != 0
-        rows = datamodule.parts["retrieval"].rows[known.numpy()]
-        store = CodeStore(codes[known], [datamodule.items.names[row] for row in rows])
-        matches = nearest_items(store, code.cpu(), min(top, len(store)))
-        return matches, [int(rows[match.row]) for match in matches]
+        matches = nearest_items(CodeStore(codes[known]), code.cpu(), top)
+        arrived = datamodule.parts["retrieval"].rows[known.numpy()]
+        rows = [int(arrived[match.row]) for match in matches]
+        names = datamodule.items.names  # not the store's: several texts may have one picture
+        return [replace(m, name=names[row]) for m, row in zip(matches, rows, strict=True)], rows
 
     def figures(self, folder: Path) -> dict[str, Path]:
         """Draw what was reached: after each session, at each radius, and for some queries.
@@ -638,10 +640,9 @@ class LifelongHashing(pl.LightningModule):
             for direction, *_ in DIRECTIONS
         }
         outputs = self._encoded(self.evaluate)
+        counted = self._counted(self.evaluate, outputs, int(self.session))
         curves = {}
-        for direction, (counts, groups) in self._counted(
-            self.evaluate, outputs, int(self.session)
-        ).items():
+        for direction, (counts, groups) in counted.items():
             for name, chosen in self._subsets(groups).items():
                 if chosen.any():
                     precision, recall = precision_recall_by_radius(counts.of(chosen))
@@ -650,30 +651,29 @@ class LifelongHashing(pl.LightningModule):
             "mAP by session": sessions_plot(maps, folder / "map_by_session.png"),
             "PR curves": precision_recall_plot(curves, folder / "precision_recall.png"),
         }
-        part = self.data.parts[self.evaluate]
-        if self.data.picture(int(part.rows[0])) is None:
-            return drawn
-        queries, rows = [], []
+        if self.data.picture(0) is not None:
+            queries, found = self._grid(outputs)
+            drawn["retrieved"] = retrieval_grid(queries, found, folder / "retrieved.png")
+        return drawn
+
+    def _grid(self, outputs: Mapping[str, Tensor]) -> tuple[list[Cell], list[list[Cell]]]:
+        """The first query of each session in both directions, and what each finds."""
+        labels = self.data.items.labels
+        queries, found = [], []
         for _, query, searched in DIRECTIONS:
             for number in range(int(self.session) + 1):
                 first = int(np.flatnonzero(self.data.groups[self.evaluate] == number)[0])
-                asked = int(part.rows[first])
+                asked = int(self.data.parts[self.evaluate].rows[first])
                 queries.append(Cell(_shown(self.data, asked, words=query == "text")))
                 code = binarise(outputs[query][first])
-                labels = self.data.items.labels
-                rows.append(
-                    [
-                        Cell(
-                            _shown(self.data, row, words=searched == "text"),
-                            f"{match.distance}",
-                            bool((labels[row] & labels[asked]).any()),
-                        )
-                        for match, row in zip(
-                            *self._nearest(self.data, searched, code, GRID_COLUMNS), strict=True
-                        )
-                    ]
-                )
-        return drawn | {"retrieved": retrieval_grid(queries, rows, folder / "retrieved.png")}
+                matches, rows = self._nearest(self.data, searched, code, GRID_COLUMNS)
+                cells = []
+                for match, row in zip(matches, rows, strict=True):
+                    shown = _shown(self.data, row, words=searched == "text")
+                    related = bool((labels[row] & labels[asked]).any())
+                    cells.append(Cell(shown, f"{match.distance}", related))
+                found.append(cells)
+        return queries, found
 
     def curves(self) -> tuple[str, ...]:
         """Logged metrics to draw below the loss."""

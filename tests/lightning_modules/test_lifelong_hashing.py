@@ -1,5 +1,6 @@
 """A lifelong training reads what it may only, keeps old codes, and resumes at any step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,8 @@ def test_what_was_reached_is_drawn_with_pictures_where_there_are_some(
         batch_size=64,
     )
     pictures.setup("fit")
+    assert pictures.items is not None
+    pictures.items = replace(pictures.items, names=("one",) * 240)  # several texts of a picture
     untrained = module()
     assert untrained.figures(tmp_path / "none") == {}
     for datamodule, extra in ((pictures, {"retrieved.png"}), (data(features), set())):
