@@ -230,7 +230,8 @@ def mean_average_precisions(
         binarise(labels.float() @ directions + 4 * torch.randn(len(labels), bits, generator=draw))
         for _ in ("image", "text")
     ]
-    seconds = []
+    seconds: list[float] = []
+    found: list[float] = []
     for _ in range(rounds):
         start = perf_counter()
         found = [

@@ -197,7 +197,9 @@ def test_openclipart_reads_raw_pictures_and_says_what_it_skips(tmp_path: Path) -
         assert drawn.captions is not None
         lines.append(f"{row}.png\t{labels}\t{drawn.captions[row]}")
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "pairs.tsv").write_text("\n".join([*lines, f"empty.png\t{labels}\twords\n"]))
+    (tmp_path / "pairs.tsv").write_text(
+        "\n".join([*lines, f"empty.png\t{drawn.classes[0]}\twords\n"])
+    )
 
     def run(*own: str) -> dict[str, float]:
         overrides = [
