@@ -5,8 +5,9 @@ the original data once; the strategies go on from there, one after the other, in
 the whole ranking of the queries, means over splits and seeds. Times are those of the increments,
 taken in the same run: `time_saved` and `steps_saved` are against retraining, `overhead_share` is
 what lifelong increments spend on data access and code updates, `outside_steps_share` all that is
-not a training step. Trainings that the JSON file holds already, with equal settings, are not
-repeated.
+not a training step. `search_ratio_to_faiss` is from `benchmarks.hamming_search`, on random codes as
+long as the trained ones; `search` holds its figures. Trainings that the JSON file holds already,
+with equal settings, are not repeated.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.est_quality import settings_of
+from benchmarks.hamming_search import measure
 from benchmarks.stepper import versions
 from hashing.plots import sessions_plot
 from hashing.sessions import STRATEGIES
@@ -88,7 +90,7 @@ def compare(args: argparse.Namespace, console: Console) -> Histories:
                     f"datamodule.class_seed={split}",
                     f"datamodule.classes_per_session=[{args.increments.replace('+', ',')}]",
                     f"module.evaluate={args.evaluate}",
-                    *([f"datamodule.path={args.data}"] if args.data else []),
+                    *source_of(args.data),
                     *args.override,
                 ]
                 settings = settings_of(args.experiment, overrides)
@@ -110,6 +112,14 @@ def compare(args: argparse.Namespace, console: Console) -> Histories:
     return histories
 
 
+def source_of(data: Path | None) -> list[str]:
+    """Overrides for a feature file, or a folder of pictures and texts."""
+    if data is None:
+        return []
+    source = "pictures_folder" if data.is_dir() else "features"
+    return [f"datamodule={source}", f"datamodule.path={data}"]
+
+
 def asked(args: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, apart from how often."""
     left_out = ("json", "splits", "seeds")
@@ -127,9 +137,13 @@ def known(args: argparse.Namespace) -> Histories:
     return {strategy: {} for strategy in args.strategies}
 
 
-def write(args: argparse.Namespace, histories: Histories) -> dict[str, Any]:
-    """Summarise what was trained so far, and write it."""
+def write(
+    args: argparse.Namespace, histories: Histories, search: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Summarise what was trained so far, and write it; with what searching took, once known."""
     result = summarise({s: list(trainings.values()) for s, trainings in histories.items()})
+    if search is not None:
+        result |= {"search_ratio_to_faiss": search["search_ratio_to_faiss"], "search": search}
     result |= {"settings": asked(args), "versions": versions(), "histories": histories}
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -147,9 +161,7 @@ def draw(histories: Histories, path: Path) -> Path:
         return [mean(t[s].get(n, math.nan) for t in trainings for n in names) for s in sessions]
 
     curves = {s: {group: after(s, group) for group in SUBSETS} for s, t in histories.items() if t}
-    count = max(len(found["all"]) for found in curves.values())
-    names = ["original", *(f"increment {number}" for number in range(1, count))]
-    return sessions_plot(curves, names, path)
+    return sessions_plot(curves, path)
 
 
 def summarise(histories: Mapping[str, list[list[dict[str, float]]]]) -> dict[str, Any]:
@@ -199,7 +211,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dlch", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one split, one seed, few epochs")
-    parser.add_argument("--data", type=Path, help="a feature file; else generated pictures")
+    parser.add_argument("--data", type=Path, help="feature file or folder; else generated pictures")
     parser.add_argument("--json", type=Path, help="write one JSON object here")
     parser.add_argument("--experiment", help="dlch_wikipedia with --data, dlch without")
     parser.add_argument("--bits", type=int, default=32, help="length of a code")
@@ -225,9 +237,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             *args.override,
         ]
     if args.increments is None:
-        settings = settings_of(
-            args.experiment, [f"datamodule.path={args.data}"] if args.data else []
-        )
+        settings = settings_of(args.experiment, source_of(args.data))
         counts = settings["datamodule"]["classes_per_session"]
         args.increments = "+".join(map(str, counts))
     return args
@@ -239,7 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     console = Console()
-    result = write(args, compare(args, console))
+    histories = compare(args, console)
+    search = measure(100_000 if args.quick else 1_000_000, args.bits, rounds=5)
+    result = write(args, histories, search)
     console.print(table(result))
     return result
 
@@ -260,11 +272,11 @@ def table(result: dict[str, Any]) -> Table:
     for strategy, maps in result["map"].items():
         rows = [*maps.values(), result["forgetting"][strategy], result["drift"][strategy]]
         table.add_row(strategy, *(f"{row['i2t']:.3f} / {row['t2i']:.3f}" for row in rows))
-    table.caption = "\n".join(
-        f"{name}: {result[name]:.1%}"
-        for name in ("time_saved", "steps_saved", "overhead_share", "outside_steps_share")
-        if name in result
-    )
+    shares = ("time_saved", "steps_saved", "overhead_share", "outside_steps_share")
+    lines = [f"{name}: {result[name]:.1%}" for name in shares if name in result]
+    ratio, items = result["search_ratio_to_faiss"], result["search"]["items"]
+    lines.append(f"search_ratio_to_faiss: {ratio:.2f} ({items:,} codes)")
+    table.caption = "\n".join(lines)
     return table
 
 

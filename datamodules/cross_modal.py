@@ -24,6 +24,7 @@ Batch = dict[str, torch.Tensor]
 Rows = NDArray[np.int64]
 
 READ_AT_ONCE = 512  # items in a batch that is only encoded
+SHOWN_SIDE = 256  # pixels of a file's picture in a grid, at most
 
 
 class PlansBatches(Protocol):
@@ -373,14 +374,15 @@ class CrossModalDataModule(pl.LightningDataModule):
         return modality, torch.from_numpy(self.parts["query"].standardised(modality, values))
 
     def picture(self, row: int) -> NDArray[np.uint8] | None:
-        """The RGB picture of one of `items`, where there are pictures."""
+        """The RGB picture of one of `items`, where there are pictures; a file's, made small."""
         assert self.items is not None, "setup comes first"
         if self.items.image.ndim == 4:
             return self.items.image[row]
         if self.settings["source"] == "folder":
-            return np.asarray(
-                importlib.import_module("datamodules.pictures").read_picture(self.items.names[row])
-            )
+            read = importlib.import_module("datamodules.pictures").read_picture
+            picture = read(self.items.names[row])
+            picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+            return np.asarray(picture)
         return None
 
     def describe(self) -> dict[str, Any]:

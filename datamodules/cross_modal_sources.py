@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from datamodules.cross_modal_items import CrossModalItems
 
-SOURCES = ("features", "generated", "folder")
+# Keys of `datamodule.options`: arguments of generated_pictures.render and encoders.encode_folder.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "features": (),
+    "generated": ("count", "size", "seed", "label_words_in_captions"),
+    "folder": ("table", "image_encoder", "text_encoder", "batch_size_encode", "on_bad"),
+}
+SOURCES = tuple(OPTIONS)
 SUFFIXES = (".npz", ".mat", ".h5", ".hdf5")
 FIELDS = ("image", "text", "labels")
 
@@ -45,6 +51,10 @@ def check(settings: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -
     source = settings.get("source", "features")
     if source not in SOURCES:
         raise ValueError(f"source={source!r}: must be one of {', '.join(SOURCES)}")
+    for name in settings.get("options") or {}:
+        if name not in OPTIONS[source]:
+            known = ", ".join(OPTIONS[source]) or "none"
+            raise ValueError(f"options.{name}: source={source} has no such option; it has {known}")
     paths = paths_of(settings.get("path"))
     if source == "features":
         if not paths:

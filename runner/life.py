@@ -55,6 +55,14 @@ class HasCurves(Protocol):
 
 
 @runtime_checkable
+class HasFigures(Protocol):
+    """A callback or module that draws what its run has reached."""
+
+    def figures(self, folder: Path) -> dict[str, Path]:
+        """Draw PNG files in a folder; return them by name."""
+
+
+@runtime_checkable
 class HasPlaces(Protocol):
     """A callback or module that writes files of its own."""
 
@@ -245,21 +253,26 @@ class _Run:
 
     def _report(self, metrics: dict[str, float], saving: list[Checkpointing], step: int) -> None:
         assert self.record is not None
+        folder = self.start.folder
         curves: list[str] = []
+        figures: dict[str, Path] = {}
         for name, source in {**self.named, "module": self.module}.items():
             if isinstance(source, HasLedger) and (ledger := source.ledger()) is not None:
                 self.ledgers[name] = ledger
             if isinstance(source, HasCurves):
                 curves += source.curves()
+            if isinstance(source, HasFigures):
+                figures |= source.figures(folder / "plots")
             if isinstance(source, HasPlaces):
                 self.places |= source.places()
         flat: dict[str, float] = {}
         for name, ledger in self.ledgers.items():
             flat |= ledger.metrics(name)
-        for logger in self.loggers if flat else ():
+        for logger in self.loggers if flat or figures else ():
             logger.log_metrics(flat, step=step)
+            for path in figures.values() if hasattr(logger, "log_image") else ():
+                logger.log_image(f"plots/{path.stem}", [str(path)], step=step)
             logger.save()
-        folder = self.start.folder
         png = report.plot(report.read_rows(folder), curves, folder / "plots" / "curves.png")
         last, best = (next((getattr(cb, w) for cb in saving), None) for w in ("last", "best"))
         self.record.update(
@@ -269,7 +282,7 @@ class _Run:
             best_checkpoint=None if best is None else str(best.relative_to(folder)),
             data=self._data(),
         )
-        self.places |= {"checkpoint": last, "best checkpoint": best, "plots": png}
+        self.places |= {"checkpoint": last, "best checkpoint": best, "plots": png, **figures}
 
     def _data(self) -> dict[str, Any]:
         """What the datamodule says of itself; nothing where only spawned processes know it."""

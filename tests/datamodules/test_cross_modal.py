@@ -1,15 +1,21 @@
 """Feature files of the field are read, refused by file and row, split by the protocol."""
 
+import inspect
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
 from datamodules.cross_modal import CrossModalDataModule, session_of_items
-from datamodules.cross_modal_sources import check, read_features
+from datamodules.cross_modal_sources import OPTIONS, check, read_features
+from datamodules.encoders import encode_folder
+from datamodules.generated_pictures import render
+from runner.validate import CONF
 
 LABELS = np.eye(3, dtype=np.uint8)[np.arange(30) % 3]
 IMAGE = np.arange(120, dtype=np.float32).reshape(30, 4)
@@ -162,12 +168,31 @@ def test_parts_do_not_meet_and_moments_are_of_the_originals(tmp_path: Path) -> N
         ({"validation": 0.0}, "validation=0.0"),
         ({"standardise": ["video"]}, "standardise"),
         ({"fields": {"picture": "X"}}, r"fields\.picture"),
+        ({"options": {"count": 5}}, r"options\.count: source=features has no such option"),
+        ({"source": "generated", "options": {"sise": 5}}, r"options\.sise: .*it has count, size"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     given = {"path": str(npz(tmp_path, **broken())), "classes_per_session": [2, 1], **settings}
     with pytest.raises(ValueError, match=words):
         check(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "own"),
+    [("pictures_folder", encode_folder, {"path", "cache_dir"}), ("generated_pictures", render, ())],
+)
+def test_options_are_those_of_the_config_and_of_messages(
+    name: str, function: Callable[..., Any], own: Collection[str]
+) -> None:
+    """Each source's options stand in its config, and messages name keys that are there."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"datamodule={name}"]).datamodule
+    taken = set(inspect.signature(function).parameters) - set(own)
+    assert set(OPTIONS[config.source]) == taken == set(config.options)
+    source = Path(inspect.getfile(function)).read_text()
+    keys = set(re.findall(r"\bdatamodule\.([a-z_]+(?:\.[a-z_]+)*)", source)) - {"options"}
+    assert keys <= {*config, *(f"options.{key}" for key in config.options)}
 
 
 @pytest.mark.skipif("FRUGAL_DATA" not in os.environ, reason="FRUGAL_DATA: a folder of real data")

@@ -225,7 +225,7 @@ def test_bad_pairs_are_skipped_and_counted_in_the_cache_too(
 def test_what_cannot_be_read_at_all_is_refused(source: Path, models: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"datamodule.path=/none: no such folder"):
         encode_folder("/none")
-    with pytest.raises(ValueError, match=r"datamodule.table=other.tsv: give a"):
+    with pytest.raises(ValueError, match=r"datamodule.options.table=other.tsv: give a"):
         encode_folder(str(source), table="other.tsv")
     (source / "bad.tsv").write_text("file\ttext\na\tb\n")
     with pytest.raises(ValueError, match=r"bad.tsv:2: needs path, labels and text, it has file"):
@@ -233,9 +233,11 @@ def test_what_cannot_be_read_at_all_is_refused(source: Path, models: dict[str, s
     (source / "bad.jsonl").write_text("\n{\n")
     with pytest.raises(ValueError, match=r"bad.jsonl:2 is not JSON"):
         encode_folder(str(source), table="bad.jsonl")
-    with pytest.raises(ValueError, match=r"datamodule.image_encoder=/none: cannot be loaded"):
+    with pytest.raises(
+        ValueError, match=r"datamodule.options.image_encoder=/none: cannot be loaded"
+    ):
         encode_folder(str(source), image_encoder="/none", text_encoder=models["text_encoder"])
-    with pytest.raises(ValueError, match="on_bad=drop: must be refuse or skip"):
+    with pytest.raises(ValueError, match=r"options\.on_bad=drop: must be refuse or skip"):
         encode_folder(str(source), on_bad="drop")
     with pytest.raises(ValueError, match="batch_size_encode=0"):
         encode_folder(str(source), batch_size_encode=0)

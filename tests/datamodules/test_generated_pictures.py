@@ -156,5 +156,5 @@ def test_a_query_becomes_features(tmp_path: Path) -> None:
     [({"count": 0}, "count=0"), ({"size": 8}, "size=8"), ({"seed": -1}, "seed=-1")],
 )
 def test_values_out_of_range_are_refused(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=f"datamodule.{message}: must be at least"):
+    with pytest.raises(ValueError, match=f"datamodule.options.{message}: must be at least"):
         render(**arguments)

@@ -26,7 +26,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     }
     curves = {"64 bits": ([1.0, 0.5], [0.1, 1.0])}
     for path in (
-        sessions_plot(results, ["original", "+2"], tmp_path / "a.png"),
+        sessions_plot(results, tmp_path / "a.png"),
         precision_recall_plot(curves, tmp_path / "b.png"),
     ):
         with Image.open(path) as image:

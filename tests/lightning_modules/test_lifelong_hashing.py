@@ -1,5 +1,6 @@
 """A lifelong training reads what it may only, keeps old codes, and resumes at any step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from callbacks.rng_state import RngState
 from datamodules.cross_modal import CrossModalDataModule, Pairs
 from hashing.networks import binarise
+from hashing.plots import OTHER, RELEVANT
 from lightning_modules.lifelong_hashing import MODALITIES, LifelongHashing
 
 LENGTHS: Any = {"epochs": 4, "rounds": 3, "round_epochs": 2, "sample": 24, "old_share": 0.5}
@@ -228,6 +231,36 @@ def test_refusals() -> None:
         LifelongHashing(lengths={"epochs": 0})
     with pytest.raises(ValueError, match=r"module\.optimizer\.lr=0"):
         LifelongHashing(optimizer={"lr": 0.0})
+
+
+def test_what_was_reached_is_drawn_with_pictures_where_there_are_some(
+    features: Path, tmp_path: Path
+) -> None:
+    """Curves have every session and direction; the grid's frames say what is relevant."""
+    pictures = CrossModalDataModule(
+        source="generated",
+        options={"count": 240, "size": 16},
+        classes_per_session=[6, 2, 2],
+        standardise=[],
+        queries=0.2,
+        validation=0.2,
+        batch_size=64,
+    )
+    pictures.setup("fit")
+    assert pictures.items is not None
+    pictures.items = replace(pictures.items, names=("one",) * 240)  # several texts of a picture
+    untrained = module()
+    assert untrained.figures(tmp_path / "none") == {}
+    for datamodule, extra in ((pictures, {"retrieved.png"}), (data(features), set())):
+        folder = tmp_path / f"{len(extra)}"
+        drawn = fit(datamodule, limit=9).figures(folder).values()
+        names = {"map_by_session.png", "precision_recall.png"} | extra
+        assert {path.name for path in drawn} == names
+        assert set(drawn) == set(folder.iterdir())
+    with Image.open(tmp_path / "1" / "retrieved.png") as image:
+        shown = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    for colour in (RELEVANT, OTHER):
+        assert (shown == tuple(bytes.fromhex(colour[1:]))).all(1).any(), colour
 
 
 def test_search_ranks_items_by_the_distance_of_their_codes(

@@ -185,6 +185,8 @@ def test_multirun_keeps_runs_apart_and_goes_on_after_a_failure(tmp_path: Path) -
         (offline,) = folder.glob("wandb/offline-run-*")
         assert offline.name.endswith(f"-{record['id']}")
         assert (offline / f"run-{record['id']}.wandb").stat().st_size > 0
+        sent = list(offline.glob("files/media/images/plots/square_*.png"))  # what a method draws
+        assert len(sent) == (record["status"] == "finished")
     assert states == {1: "finished", 2: "failed", 3: "finished"}
 
 

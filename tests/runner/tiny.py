@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -153,6 +154,11 @@ class Method(pl.Callback):
 
     def curves(self) -> tuple[str, ...]:
         return ("method/rate",)
+
+    def figures(self, folder: Path) -> dict[str, Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / "square.png")
+        return {"square": folder / "square.png"}
 
     def ledger(self) -> Ledger:
         return Ledger("tiny", "dense", (Saving("steps", "steps", self.steps, 2 * self.steps),))
