@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -50,16 +51,18 @@ class Stepper:
         length = context_length or config.max_position_embeddings
         shape = (args.micro_batches, args.batch_size, length)
         self.ids = torch.randint(config.vocab_size, shape, device=self.device)
-        self.bf16, self.steps = bf16, 0
+        self.bf16 = bf16
+        self.steps: Counter[SubnetworkSpec] = Counter()
+        """Steps taken by sub-network: what is renewed every so many steps is so for each of them."""
 
     def step(self, spec: SubnetworkSpec, chooser: UnitChooser | None = None) -> float:
         """One optimizer step; returns its seconds."""
-        self.steps += 1
+        self.steps[spec] += 1
         self._synchronize()
         start = perf_counter()
         precision = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         if chooser is not None:
-            chooser.begin_step(self.steps)
+            chooser.begin_step(self.steps[spec])
             if not spec.is_full and chooser.needs_probe:
                 with precision:
                     chooser.probe(

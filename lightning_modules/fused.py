@@ -1,9 +1,9 @@
-"""The loss and the norms of a causal language model in fewer passes over memory; values are equal.
+"""The loss and the norms of a causal language model in fewer passes over memory, equal in value.
 
-Where a processor multiplies matrices fast, what remains is reading and writing: logits in fp32 three
-times over, a norm in nine operations, and a cast of the same input for each projection. `fuse`
-replaces the norms of a Hugging Face model, `loss_from_hidden` its loss, both only where they are known
-to be the plain ones; the model's code runs unchanged around them.
+Where a processor multiplies matrices fast, what remains is reading and writing: logits in fp32
+three times over, a norm in nine operations, and a cast of one input for each projection. `fuse`
+replaces the norms of a Hugging Face model and `loss_from_hidden` its loss, both only where they
+are known to be the plain ones; the model's code runs unchanged around them.
 """
 
 from collections.abc import Iterator
@@ -109,7 +109,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
 
 @contextmanager
 def loss_from_hidden(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model's forward pass compute its loss by `linear_cross_entropy`, if its head is plain.
+    """Let the model compute its loss by `linear_cross_entropy`, if its head is a plain one.
 
     Inside, the head hands on what it reads, and the output's `logits` are that.
 
@@ -126,7 +126,7 @@ def loss_from_hidden(model: PreTrainedModel) -> Iterator[None]:
         shifted = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
         return linear_cross_entropy(logits, head.weight, shifted)
 
-    head.forward = _identity  # type: ignore[method-assign]
+    head.forward = _identity  # type: ignore[assignment, method-assign]
     model.loss_function = loss_of
     try:
         yield
@@ -168,17 +168,20 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _rms_norm(norm: Any, x: Tensor) -> Tensor:
-    """The forward pass of a plain norm."""
+    """The forward pass of a plain norm; evaluation stays bit-equal to Hugging Face's."""
+    if not norm.training:
+        own: Tensor = type(norm).forward(norm, x)
+        return own
     normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon, _autocast_dtype(x))
     return normed
 
 
 def fuse(model: nn.Module) -> None:
-    """Replace the forward passes of all plain norms; parameters and names stay.
+    """Replace the forward passes of all plain norms in training; parameters and names stay.
 
     Args:
         model: A model, changed in place.
     """
     for norm in model.modules():
         if type(norm).__name__ in PLAIN_NORMS:
-            norm.forward = partial(_rms_norm, norm)  # type: ignore[method-assign]
+            norm.forward = partial(_rms_norm, norm)
