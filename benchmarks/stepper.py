@@ -53,7 +53,7 @@ class Stepper:
         self.ids = torch.randint(config.vocab_size, shape, device=self.device)
         self.bf16 = bf16
         self.steps: Counter[SubnetworkSpec] = Counter()
-        """Steps taken by sub-network: what is renewed every so many steps is so for each of them."""
+        """Steps taken by sub-network: renewals are counted for each alone."""
 
     def step(self, spec: SubnetworkSpec, chooser: UnitChooser | None = None) -> float:
         """One optimizer step; returns its seconds."""
