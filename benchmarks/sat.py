@@ -173,6 +173,8 @@ def timing(config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> di
     ladders = {name: ladder_of(name, config) for name in args.ladders}
     rungs_of_all = [spec for rungs in ladders.values() for _, spec in rungs]
     specs = list(dict.fromkeys([dense, *by_rate.values(), *rungs_of_all]))
+    # The first probe has nothing to go on from: it is not of the usual step.
+    stepper.step(min(specs, key=lambda spec: spec.count("neurons")), chooser)
     flops = {spec: stepper.flops(spec, chooser) for spec in specs}
     seconds: dict[SubnetworkSpec, list[float]] = {spec: [] for spec in specs}
     choosing: dict[SubnetworkSpec, list[float]] = {spec: [] for spec in specs}
@@ -337,7 +339,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--importance", default="maxip", choices=IMPORTANCES, help="timed")
     parser.add_argument("--lora", type=int, help="time steps on adapters of this rank")
-    parser.add_argument("--rounds", type=int, help="timed steps of each kind (3)", default=3)
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="timed steps of each kind (3); activation and taylor probe in one of 20",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings (1 2 3; quick: 1)")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="trainings (quick: four)")
     parser.add_argument("--no-timing", action="store_true", help="leave the timings out")

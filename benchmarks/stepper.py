@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -9,7 +10,7 @@ from time import perf_counter
 import torch
 import transformers
 from torch.nn.utils import clip_grad_norm_
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from lightning_modules.causal_lm import CausalLM
 from subnetworks.flops import FlopCount, StepFlops
@@ -40,33 +41,38 @@ class Stepper:
         torch.manual_seed(0)
         self.config = config
         self.device = torch.device(args.device)
-        self.model = AutoModelForCausalLM.from_config(config) if module is None else module.model
-        self.model.train().to(self.device)
-        self.sliced = SlicedModel(self.model if module is None else module.backbone)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        if module is None:
+            module = CausalLM(architecture=config.to_diff_dict())
+            module.configure_model()
+        self.module = module.train().to(self.device)
+        self.sliced = SlicedModel(module.backbone)
+        self.trained = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         length = context_length or config.max_position_embeddings
         shape = (args.micro_batches, args.batch_size, length)
         self.ids = torch.randint(config.vocab_size, shape, device=self.device)
-        self.bf16, self.steps = bf16, 0
+        self.bf16 = bf16
+        self.steps: Counter[SubnetworkSpec] = Counter()
+        """Steps taken by sub-network: renewals are counted for each alone."""
 
     def step(self, spec: SubnetworkSpec, chooser: UnitChooser | None = None) -> float:
         """One optimizer step; returns its seconds."""
-        self.steps += 1
+        self.steps[spec] += 1
         self._synchronize()
         start = perf_counter()
         precision = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         if chooser is not None:
-            chooser.begin_step(self.steps)
+            chooser.begin_step(self.steps[spec])
             if not spec.is_full and chooser.needs_probe:
                 with precision:
                     chooser.probe(
-                        self.model, {"input_ids": self.ids[0, :1], "labels": self.ids[0, :1]}
+                        self.module.backbone,
+                        {"input_ids": self.ids[0, :1], "labels": self.ids[0, :1]},
                     )
         with activate(self.sliced, spec, chooser):
             for ids in self.ids:
                 with precision:
-                    loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+                    loss = self.module({"input_ids": ids})
                 (loss / len(self.ids)).backward()
         clip_grad_norm_(self.trained, 1.0, foreach=True)
         self.optimizer.step()

@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from lightning_modules.fused import fuse, loss_from_hidden
+
 Batch = Mapping[str, Tensor]
 
 
@@ -205,6 +207,8 @@ class CausalLM(pl.LightningModule):
             for block in model.modules():
                 if type(block).__name__ in names:
                     block.compile()
+        else:  # the compiler does it better
+            fuse(model)
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -215,13 +219,14 @@ class CausalLM(pl.LightningModule):
     def forward(self, batch: Batch) -> Tensor:
         """Mean loss of a batch in nats per predicted token."""
         assert self.model is not None, "configure_model builds the model"
-        return self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch.get("attention_mask"),
-            position_ids=batch.get("position_ids"),
-            labels=batch.get("labels", batch["input_ids"]),
-            use_cache=False,
-        ).loss
+        with loss_from_hidden(self.backbone):
+            return self.model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch.get("attention_mask"),
+                position_ids=batch.get("position_ids"),
+                labels=batch.get("labels", batch["input_ids"]),
+                use_cache=False,
+            ).loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch."""

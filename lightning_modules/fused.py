@@ -1,0 +1,187 @@
+"""The loss and the norms of a causal language model in fewer passes over memory, equal in value.
+
+Where a processor multiplies matrices fast, what remains is reading and writing: logits in fp32
+three times over, a norm in nine operations, and a cast of one input for each projection. `fuse`
+replaces the norms of a Hugging Face model and `loss_from_hidden` its loss, both only where they
+are known to be the plain ones; the model's code runs unchanged around them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+PLAIN_HEADS = ("gpt2", "llama", "mistral", "qwen3")
+"""Models whose loss is the cross-entropy of a plain linear head: no scale, bias or soft cap."""
+PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen3RMSNorm")
+"""Norms that compute weight x / rms(x) with `variance_epsilon`."""
+IGNORED = -100
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """What a linear layer would cast `x` to here."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Logits become their gradient in place, a few rows at a time, within the forward pass.
+
+    As in Liger-Kernel (arXiv 2410.10989); the logits are kept in the precision of the product, and
+    only a block of them is in fp32 at a time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, differentiate: bool
+    ) -> Tensor:
+        dtype = _autocast_dtype(hidden_ND)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            x_ND, w_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+            predicted_N1 = (labels_N != IGNORED).float()[:, None]
+            targets_N1 = labels_N.clamp_min(0)[:, None]
+            logits_NV = torch.mm(x_ND, w_VD.T)
+            losses = []
+            # A block in fp32 should stay in the cache: 2 MB on a CPU.
+            size = 1 << (28 if hidden_ND.is_cuda else 21)
+            for rows in torch.arange(len(x_ND)).split(max(1, size // (4 * len(w_VD)))):
+                block = slice(int(rows[0]), int(rows[-1]) + 1)
+                target_R1, predicted_R1 = targets_N1[block], predicted_N1[block]
+                log_p_RV = F.log_softmax(logits_NV[block], dim=1, dtype=torch.float32)
+                losses.append((log_p_RV.gather(1, target_R1) * predicted_R1).sum())
+                if differentiate:
+                    gradient_RV = log_p_RV.exp_()
+                    gradient_RV.scatter_add_(1, target_R1, -torch.ones_like(predicted_R1))
+                    logits_NV[block] = gradient_RV.mul_(predicted_R1)
+            count = predicted_N1.sum()
+            loss = -torch.stack(losses).sum() / count
+            if differentiate:
+                of_hidden, of_weight = ctx.needs_input_grad[:2]
+                ctx.save_for_backward(
+                    torch.mm(logits_NV, w_VD) if of_hidden else None,
+                    torch.mm(logits_NV.T, x_ND) if of_weight else None,
+                    count,
+                )
+                ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        *gradients, count = ctx.saved_tensors
+        # The mean's factor comes last: products of fp16 or bf16 would lose what it makes tiny.
+        factor = upstream / count
+        scaled = (
+            None if gradient is None else gradient.to(dtype, copy=True).mul_(factor)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return *scaled, None, None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of `hidden @ weight.T` in nats, at the labels that are not -100.
+
+    Equal to the loss of the whole logits in fp32, which never exist at once: they are kept in the
+    precision of the product (bf16 under autocast) and turned into their gradient in place. The
+    gradients of both factors are ready when the forward pass ends. Not twice differentiable.
+
+    Args:
+        hidden: What the head reads, (..., hidden).
+        weight: The head's, (vocabulary, hidden).
+        labels: Token ids, (...); -100 where nothing is predicted.
+
+    Returns:
+        The loss, NaN if nothing is predicted.
+    """
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    loss: Tensor = _LinearCrossEntropy.apply(rows, weight, targets, torch.is_grad_enabled())
+    return loss
+
+
+@contextmanager
+def loss_from_hidden(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model compute its loss by `linear_cross_entropy`, if its head is a plain one.
+
+    Inside, the head hands on what it reads, and the output's `logits` are that.
+
+    Args:
+        model: A Hugging Face causal language model.
+    """
+    head = model.get_output_embeddings()
+    if model.config.model_type not in PLAIN_HEADS or type(head) is not nn.Linear:
+        yield
+        return
+    usual = model.loss_function
+
+    def loss_of(logits: Tensor, labels: Tensor, vocab_size: int, **_: Any) -> Tensor:
+        shifted = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+        return linear_cross_entropy(logits, head.weight, shifted)
+
+    head.forward = _identity  # type: ignore[assignment, method-assign]
+    model.loss_function = loss_of
+    try:
+        yield
+    finally:
+        del head.forward
+        model.loss_function = usual
+
+
+def _identity(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+# --- norms --------------------------------------------------------------------------------------
+
+
+class _RMSNorm(torch.autograd.Function):
+    """weight x / rms(x), put out in the precision that the next product takes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        inverse = squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        gradient = upstream.float()
+        if gradient is upstream:
+            gradient = gradient.clone()
+        products = (gradient * x).flatten(0, -2)
+        # Matrix-vector products read once what a multiplication and a sum would write and read.
+        of_weight = torch.mv(products.T, inverse.flatten())
+        along = torch.mv(products, weight).view_as(inverse).mul_(inverse.pow(3)).div_(-x.shape[-1])
+        of_x = gradient.mul_(weight).mul_(inverse).addcmul_(x, along)
+        return of_x.to(x.dtype), of_weight, None, None
+
+
+def _rms_norm(norm: Any, x: Tensor) -> Tensor:
+    """The forward pass of a plain norm; evaluation stays bit-equal to Hugging Face's."""
+    if not norm.training:
+        own: Tensor = type(norm).forward(norm, x)
+        return own
+    normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon, _autocast_dtype(x))
+    return normed
+
+
+def fuse(model: nn.Module) -> None:
+    """Replace the forward passes of all plain norms in training; parameters and names stay.
+
+    Args:
+        model: A model, changed in place.
+    """
+    for norm in model.modules():
+        if type(norm).__name__ in PLAIN_NORMS:
+            norm.forward = partial(_rms_norm, norm)

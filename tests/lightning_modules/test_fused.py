@@ -1,0 +1,165 @@
+"""Fused loss and norms equal Hugging Face's: values, gradients, ignored labels, every precision."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lightning_modules.causal_lm import CausalLM
+from lightning_modules.fused import PLAIN_NORMS, fuse, linear_cross_entropy, loss_from_hidden
+from tests.subnetworks.models import CONFIGS, VOCAB, batch, build
+
+
+def reference(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), labels)
+
+
+@given(
+    rows=st.integers(1, 40),
+    vocabulary=st.sampled_from([2, 53, 20_000]),
+    width=st.sampled_from([1, 8]),
+    ignored=st.integers(0, 39),
+    factor=st.sampled_from([1.0, -0.3, 1 / 3]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_loss_and_gradients_equal_those_of_the_whole_logits(
+    rows: int, vocabulary: int, width: int, ignored: int, factor: float, seed: int
+) -> None:
+    """20,000 words make blocks of 26 rows: more than one block, the last one smaller."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, width, generator=generator, requires_grad=True)
+    weight = nn.Parameter(torch.randn(vocabulary, width, generator=generator))
+    labels = torch.randint(vocabulary, (rows,), generator=generator)
+    labels[: min(ignored, rows - 1)] = -100
+    results = []
+    for loss_of in (reference, linear_cross_entropy):
+        loss = loss_of(hidden, weight, labels)
+        results.append((loss, *torch.autograd.grad(factor * loss, (hidden, weight))))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_to_predict_is_nan_as_in_pytorch() -> None:
+    hidden, weight, labels = torch.randn(3, 4), torch.randn(5, 4), torch.full((3,), -100)
+    assert reference(hidden, weight, labels).isnan()
+    assert linear_cross_entropy(hidden, weight, labels).isnan()
+
+
+def fused(model: nn.Module) -> Any:
+    model = copy.deepcopy(model)
+    fuse(model)
+    return model
+
+
+def loss_and_gradients(model: Any, ids: Tensor, labels: Tensor, fuse_loss: bool) -> list[Tensor]:
+    model.zero_grad()
+    if fuse_loss:
+        with loss_from_hidden(model):
+            loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+    else:
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_fused_model_is_hugging_faces(name: str, tied: bool, precision: str) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).train()
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    ids = batch()
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.3, -100)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        expected = loss_and_gradients(model, ids, labels, False)
+        actual = loss_and_gradients(fused(model), ids, labels, True)
+    for left, right in zip(expected, actual, strict=True):
+        if precision == "fp32":
+            torch.testing.assert_close(right, left, atol=1e-6, rtol=1e-5)
+        else:  # 8 bits, rounded in different places
+            assert (right - left).norm() <= 0.03 * left.norm() + 1e-6
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_norms_are_found_and_keep_their_parameters(name: str) -> None:
+    model = build(name)
+    identities = [id(p) for p in model.parameters()]
+    norms = [m for m in model.modules() if type(m).__name__ in PLAIN_NORMS]
+    fuse(model)
+    assert norms
+    assert all("forward" in vars(norm) for norm in norms)
+    assert [id(p) for p in model.parameters()] == identities
+
+
+def test_the_head_is_a_head_again_after_the_loss_and_after_an_error() -> None:
+    model, ids = build("llama"), batch()
+    logits = model(input_ids=ids).logits
+    with loss_from_hidden(model):
+        model(input_ids=ids, labels=ids)
+    with pytest.raises(RuntimeError, match="the user's"), loss_from_hidden(model):
+        raise RuntimeError("the user's")
+    assert torch.equal(model(input_ids=ids).logits, logits)
+    assert model(input_ids=ids, labels=ids).loss.requires_grad
+
+
+def test_a_head_that_is_not_plain_keeps_its_own_loss() -> None:
+    """Gemma 2 caps its logits: the loss of plain ones would be another."""
+    config = AutoConfig.for_model(
+        "gemma2",
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model, ids = AutoModelForCausalLM.from_config(config).eval(), batch()
+    expected = model(input_ids=ids, labels=ids).loss
+    with loss_from_hidden(model):
+        output = model(input_ids=ids, labels=ids)
+    assert torch.equal(output.loss, expected)
+    assert output.logits.shape[-1] == VOCAB
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}, {"rank": 2, "targets": ["lm_head", "q_proj"]}])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_and_recomputation_train_as_without(lora: Any, checkpointing: bool) -> None:
+    if lora is not None:
+        pytest.importorskip("peft")
+    torch.manual_seed(0)
+    module = CausalLM(
+        architecture={"model_type": "llama", **CONFIGS["llama"].to_diff_dict()},
+        lora=lora,
+        gradient_checkpointing=checkpointing,
+    )
+    module.configure_model()
+    ids = batch()
+    plain = module.model(input_ids=ids, labels=ids, use_cache=False).loss
+    trained = [p for p in module.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(plain, trained)
+    actual = torch.autograd.grad(module({"input_ids": ids}), trained)
+    for left, right in zip(expected, actual, strict=True):
+        torch.testing.assert_close(right, left, atol=1e-6, rtol=1e-5)
+
+
+def test_validation_computes_no_gradient() -> None:
+    hidden, weight = torch.randn(3, 4, requires_grad=True), nn.Parameter(torch.randn(5, 4))
+    with torch.no_grad():
+        loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 2]))
+    assert not loss.requires_grad
