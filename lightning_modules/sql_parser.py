@@ -249,11 +249,14 @@ class SqlParser(pl.LightningModule):
         assert self.featuriser is not None, "configure_model builds it"
         features = [self.featuriser(*question) for question in questions]
         found: list[list[tuple[str, float]]] = [[] for _ in features]
+        training = self.network.training
+        self.network.eval()
         for group in similar(features):
             batch = collate([features[index] for index in group], self.device)
             for index, parses in zip(group, self.network.parse(batch, beam), strict=True):
                 schema = features[index].schema
                 found[index] = [(to_sql(parse.query, schema), parse.score) for parse in parses]
+        self.network.train(training)
         return found
 
     # --- validation and test

@@ -63,7 +63,8 @@ class TextToSql(pl.LightningModule):
 
     Args:
         parser: A `SqlParser`, to train here.
-        rewriter: An `UtteranceRewriter`, to train here; None parses utterances as they are.
+        rewriter: An `UtteranceRewriter`, to train here; None parses utterances as they are. In mode
+            `dual` the parser of `parser_from` gives its verdict on what it writes.
         parser_from: A checkpoint of `SqlParser`, or the folder of its run, in place of `parser`.
         rewriter_from: A checkpoint of `UtteranceRewriter`, or the folder of its run, in place of
             `rewriter`.
@@ -103,8 +104,11 @@ class TextToSql(pl.LightningModule):
         seconds: float = 30.0,
     ) -> None:
         super().__init__()
-        if rewriter is not None and rewriter.mode != "supervised":
-            raise ValueError("module.rewriter.mode: train dual learning by itself (rewriter_from)")
+        if rewriter is not None and rewriter.mode == "dual" and parser_from is None:
+            raise ValueError(
+                "module.rewriter.mode=dual: the parser's verdict is part of the reward; give a "
+                "trained one, module.parser_from=RUN"
+            )
         self.parser = None if parser_from is not None else parser
         self.rewriter = None if rewriter_from is not None else rewriter
         self.parser_from, self.rewriter_from = parser_from, rewriter_from
@@ -175,13 +179,37 @@ class TextToSql(pl.LightningModule):
                 losses.append(cast(SqlParser, self.parser).likelihood_loss(learnable))
                 self.log("train/parser_loss", losses[-1].detach(), batch_size=len(learnable))
         if self._is_trained(self.rewriter):
-            pairs = [example for example in batch if example.rewrite and example.history]
-            if pairs:
-                losses.append(cast(UtteranceRewriter, self.rewriter).rewriting_loss(pairs))
-                self.log("train/rewriter_loss", losses[-1].detach(), batch_size=len(pairs))
+            later = [example for example in batch if example.history]
+            if later:
+                loss, found = cast(UtteranceRewriter, self.rewriter).learn(later)
+                losses.append(loss)
+                self.log_dict({"train/rewriter_loss": loss.detach()} | found, batch_size=len(later))
         loss = torch.stack(losses).sum() if losses else no_loss(self)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
+
+    def on_fit_start(self) -> None:
+        """Give the rewriter what its rewards need, the parser's verdict among it."""
+        if self.rewriter is not None and self._is_trained(self.rewriter):
+            self.rewriter.verify = self.verify
+            self.rewriter.on_fit_start()
+
+    def verify(self, batch: Sequence[Example], questions: Sequence[str]) -> list[float]:
+        """Return the parser's verdicts on rewrites, in [0, 1]: the reward's part for dual learning.
+
+        1 if the SQL of the question matches the gold query; where there is none, if it finds
+        anything in the database.
+        """
+        found = []
+        for example, sql in zip(batch, self.parse(batch, questions), strict=True):
+            if example.query is not None:
+                found.append(float(self.judge(example, sql).exact))
+            elif example.database is not None:
+                database = Database(example.database, Limits(seconds=self.seconds))
+                found.append(float(bool(database.execute(sql).rows)))
+            else:
+                found.append(0.0)
+        return found
 
     def _is_trained(self, part: nn.Module | None) -> bool:
         return part is not None and any(p.requires_grad for p in part.parameters())

@@ -306,21 +306,25 @@ class UtteranceRewriter(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        loss = self._dual_loss(batch) if self.mode == "dual" else self._supervised_loss(batch)
+        loss, found = self.learn(batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log_dict(found, batch_size=len(batch))
         return loss
 
-    def _supervised_loss(self, batch: Batch) -> Tensor:
+    def learn(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Return the loss of a batch, and what there is to log of it."""
+        return self._dual_loss(batch) if self.mode == "dual" else self._supervised_loss(batch)
+
+    def _supervised_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         pairs = [example for example in batch if example.rewrite]
         if not pairs:
-            return no_loss(self)
+            return no_loss(self), {}
         loss = self.rewriting_loss(pairs)
-        if self.simplifier is not None:
-            sources = [to_simplify(e, cast(str, e.rewrite), self.schema_words) for e in pairs]
-            simplifying = self.simplifier.loss(sources, [e.utterance for e in pairs])
-            self.log("train/simplifier_loss", simplifying.detach(), batch_size=len(pairs))
-            loss = loss + simplifying
-        return loss
+        if self.simplifier is None:
+            return loss, {}
+        sources = [to_simplify(e, cast(str, e.rewrite), self.schema_words) for e in pairs]
+        simplifying = self.simplifier.loss(sources, [e.utterance for e in pairs])
+        return loss + simplifying, {"train/simplifier_loss": simplifying.detach()}
 
     def rewriting_loss(self, pairs: Batch) -> Tensor:
         """Mean negative log-likelihood of gold rewrites, in nats per word piece."""
@@ -328,7 +332,7 @@ class UtteranceRewriter(pl.LightningModule):
         loss: Tensor = self.rewriter.loss(sources, [cast(str, e.rewrite) for e in pairs])
         return loss
 
-    def _dual_loss(self, batch: Batch) -> Tensor:
+    def _dual_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         assert self._rewards is not None, "on_fit_start makes the rewards"
         draws = torch.Generator()
         # By step, batch and rank: a resumed run draws what the first one would have.
@@ -344,8 +348,9 @@ class UtteranceRewriter(pl.LightningModule):
             generator=draws,
         )
         named = {f"dual/{name}": value for name, value in step.metrics().items()}
-        self.log_dict(named, batch_size=len(batch))
-        return step.loss(self.reward_weights.reconstruction, self.dual_settings["supervised"])
+        return step.loss(
+            self.reward_weights.reconstruction, self.dual_settings["supervised"]
+        ), named
 
     # --- what was reached -----------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The pipeline trains, tests three readings and talks; task=evaluate scores anybody's files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,10 @@ def data(tmp_path: Path) -> Concerts:
     return Concerts(dialogues(Schema.from_sqlite(database), database), batch_size=9)
 
 
-def rewriter() -> UtteranceRewriter:
+def rewriter(**options: Any) -> UtteranceRewriter:
     network: Any = {"architecture": {**SIZES, "max_position_embeddings": 96}, "vocab_size": 300}
     network |= {"decoder_layers": 1, "source_tokens": 64, "target_tokens": 24}
-    return UtteranceRewriter(network=network, beam=2)
+    return UtteranceRewriter(network=network, beam=2, **options)
 
 
 def pipeline(**options: Any) -> TextToSql:
@@ -172,6 +173,34 @@ def test_parts_of_runs_of_their_own_stay_as_they_are(
     with pytest.raises(ValueError, match="nothing to train"):
         trainer(tmp_path, 1).fit(alone, datamodule=data)
     trainer(tmp_path, 1).test(alone, datamodule=data, verbose=False)
+
+
+def test_dual_learning_hears_the_parser(data: Concerts, tmp_path: Path) -> None:
+    for name, part in (("parser", parser()), ("rewriter", rewriter(simplifier=True))):
+        run = trainer(tmp_path, 2, limit_val_batches=0)
+        run.fit(part, datamodule=data)
+        run.save_checkpoint(tmp_path / f"{name}.ckpt")
+    dual = rewriter(mode="dual", init=str(tmp_path / "rewriter.ckpt"), dual={"samples": 2})
+    module = pipeline(parser_from=str(tmp_path / "parser.ckpt"), rewriter=dual)
+    data.turns = [replace(example, rewrite=None, query=None) for example in data.turns]
+    run = trainer(tmp_path, 2, limit_val_batches=0)
+    run.fit(module, datamodule=data)
+    assert {"dual/rewriter/reward_parser", "dual/simplifier/reward"} <= set(run.callback_metrics)
+    with pytest.raises(ValueError, match=r"module\.parser_from=RUN"):
+        pipeline(rewriter=dual)
+
+
+def test_the_parsers_verdict_is_a_match_or_a_result(
+    trained: tuple[Path, Path], data: Concerts
+) -> None:
+    path, _ = trained
+    module = restored(path)
+    golds = [example.rewrite or "" for example in data.turns]
+    known = module.verify(data.turns, golds)
+    assert sum(known) > len(known) / 2
+    nothing = [replace(example, query=None) for example in data.turns]
+    assert set(module.verify(nothing, golds)) <= {0.0, 1.0}
+    assert module.verify([replace(nothing[0], database=None)], golds[:1]) == [0.0]
 
 
 def test_recursive_rewriting_reads_the_rewrite_before(
