@@ -352,7 +352,7 @@ class ParserNetwork(nn.Module):
                 if slot.kind == "symbol":
                     symbols[b, t, list(slot.allowed)] = True
         kinds, chosen = kinds.to(device), chosen.to(device)
-        hidden = self._decode(batch, memory, chosen[:, :-1], kinds)
+        hidden = self._decode(_empty(batch), memory, chosen[:, :-1], kinds)
         of_kind = _of_kind(batch)[:, None].expand(-1, length, -1)
         allowed = of_kind == kinds[..., None]
         allowed[..., : len(SYMBOLS)] &= symbols.to(device)
@@ -363,8 +363,15 @@ class ParserNetwork(nn.Module):
         allowed[..., : len(SYMBOLS)] |= empty[..., None]
         return self._scores(memory, hidden).masked_fill(~allowed, -torch.inf), targets.to(device)
 
-    def _decode(self, batch: Batch, memory: Tensor, chosen: Tensor, kinds: Tensor) -> Tensor:
-        """States for the slots: what was chosen so far (B, T - 1), all kinds (B, T)."""
+    def _decode(self, empty: Tensor, memory: Tensor, chosen: Tensor, kinds: Tensor) -> Tensor:
+        """Return states for the slots, (B, T, D).
+
+        Args:
+            empty: Where the memory is padding, (B, N + V).
+            memory: Of `encode`.
+            chosen: The options chosen so far, (B, T - 1).
+            kinds: Of all slots, (B, T).
+        """
         b, t = kinds.shape
         options = torch.cat(
             [self.symbols.weight.expand(b, -1, -1).to(memory.dtype), self.chosen(memory)], 1
@@ -373,7 +380,6 @@ class ParserNetwork(nn.Module):
         before = torch.cat([self.start.expand(b, 1, -1).to(before.dtype), before], 1)
         x = before + self.slots(kinds) + self.positions(torch.arange(t, device=kinds.device))
         ahead = torch.ones(t, t, dtype=torch.bool, device=kinds.device).triu(1)
-        empty = ~torch.cat([batch.is_node, batch.is_value], 1)
         return self.decoder(x, memory, tgt_mask=ahead, memory_key_padding_mask=empty)
 
     def _scores(self, memory: Tensor, hidden: Tensor) -> Tensor:
@@ -393,7 +399,7 @@ class ParserNetwork(nn.Module):
             beam: Derivations that are kept at every step; 1 is greedy.
         """
         memory = self.encode(batch)
-        kind_of = _of_kind(batch)
+        empty, kind_of = _empty(batch), _of_kind(batch)
         nodes = batch.is_node.shape[1]
         alive = [[_Path(f)] for f in batch.features]
         done: list[list[_Path]] = [[] for _ in batch.features]
@@ -402,8 +408,7 @@ class ParserNetwork(nn.Module):
             at = torch.tensor([b for b, _ in rows], device=memory.device)
             chosen = torch.tensor([p.options(nodes) for _, p in rows], device=memory.device)
             kinds = torch.tensor([p.kinds for _, p in rows], device=memory.device)
-            part = _Padding(batch.is_node[at], batch.is_value[at])
-            hidden = self._decode(cast(Batch, part), memory[at], chosen.long(), kinds)
+            hidden = self._decode(empty[at], memory[at], chosen.long(), kinds)
             logits = self._scores(memory[at], hidden[:, -1:])[:, 0].float()
             allowed = kind_of[at] == kinds[:, -1:]
             for i, (_, path) in enumerate(rows):
@@ -453,12 +458,6 @@ class Parse:
     score: float
     choices: tuple[Choice, ...]
     slots: tuple[Slot, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Padding:
-    is_node: Tensor
-    is_value: Tensor
 
 
 class _Path:
@@ -513,6 +512,11 @@ def _option(features: Features, kind: Kind, index: int, nodes: int) -> int:
         "value": len(SYMBOLS) + nodes,
     }
     return starts[kind] + index
+
+
+def _empty(batch: Batch) -> Tensor:
+    """Where nodes and values are padding, (B, N + V)."""
+    return ~torch.cat([batch.is_node, batch.is_value], 1)
 
 
 def _of_kind(batch: Batch) -> Tensor:
