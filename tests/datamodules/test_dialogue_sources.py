@@ -72,7 +72,7 @@ def test_spider(tmp_path: Path) -> None:
 
 
 def test_spider_as_the_hub_has_it(tmp_path: Path) -> None:
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
 
     Dataset.from_list([SPIDER | {"question_toks": ["How"]}]).to_parquet(tmp_path / "s.parquet")
     found = read_dialogues(tmp_path / "s.parquet")

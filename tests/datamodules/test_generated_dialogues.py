@@ -108,8 +108,9 @@ def test_a_rewrite_restores_what_stands_in_the_history_or_the_schema(
     frames = stems(" ".join(FRAMES))
     restored = 0
     for db_id, conversations in talks.items():
-        names = (*schemas[db_id].tables, *schemas[db_id].columns)
-        known = stems(" ".join(name.words for name in names))
+        schema = schemas[db_id]
+        names = [t.words for t in schema.tables] + [c.words for c in schema.columns]
+        known = stems(" ".join(names))
         for talk in conversations:
             said = known | frames
             for turn in talk.interaction.turns:
