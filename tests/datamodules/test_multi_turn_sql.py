@@ -208,7 +208,7 @@ def test_configs_need_nothing_but_the_folder(name: str, root: Path, tmp_path: Pa
             (tmp_path / there).symlink_to(root / here)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [f"datamodule={name}", *overrides])
-    node = OmegaConf.to_container(cfg, resolve=True)["datamodule"]
+    node: Any = OmegaConf.to_container(cfg.datamodule, resolve=True)
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     assert not bind("datamodule", arguments, signature(node["_target_"]))
     data = build("datamodule", node)
