@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from datamodules.dialogue_domains import TEST
 from datamodules.multi_turn_sql import PARTS, MultiTurnSql
-from runner.life import DescribesItself
+from runner.life import DescribesItself, build
+from runner.signatures import bind, signature
+from runner.validate import CONF
 from text2sql.dialogue import Example
 from text2sql.execute import Database
 from text2sql.schema import Schema
@@ -180,6 +184,36 @@ def test_a_database_without_a_schema_is_refused_by_name(root: Path) -> None:
 def test_a_part_that_is_too_small_is_refused_with_the_reason(root: Path) -> None:
     with pytest.raises(ValueError, match=r"train part has 20 turns, at least 99.*batch_size"):
         files(root, batch_size=99)
+
+
+SITES = {  # configs, with what the data's site calls the files, and ours
+    "sparc": {"train.json": "train.json", "dev.json": "dev.json"},
+    "cosql": {
+        "sql_state_tracking/cosql_train.json": "train.json",
+        "sql_state_tracking/cosql_dev.json": "dev.json",
+    },
+    "spider": {"train_spider.json": "spider.json", "dev.json": "dev.json"},
+    "canard": {"train.json": "canard.json", "test.json": "canard.json"},
+}
+
+
+@pytest.mark.parametrize("name", [*SITES, "generated_dialogues"])
+def test_configs_need_nothing_but_the_folder(name: str, root: Path, tmp_path: Path) -> None:
+    overrides = ["datamodule.batch_size=2", f"paths.cache_dir={tmp_path}"]
+    if name in SITES:
+        overrides += [f"datamodule.root={tmp_path}", "datamodule.val_databases=1"]
+        (tmp_path / "database").symlink_to(root / "database")
+        for there, here in ({"tables.json": "tables.json"} | SITES[name]).items():
+            (tmp_path / there).parent.mkdir(exist_ok=True)
+            (tmp_path / there).symlink_to(root / here)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"datamodule={name}", *overrides])
+    node: Any = OmegaConf.to_container(cfg.datamodule, resolve=True)
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    assert not bind("datamodule", arguments, signature(node["_target_"]))
+    data = build("datamodule", node)
+    data.setup("fit")
+    assert all(data.examples(part) for part in PARTS)
 
 
 # --- what is used ----------------------------------------------------------------------------
