@@ -133,7 +133,7 @@ def test_words_that_training_never_saw_are_copied() -> None:
     pairs = [
         (Source((f"Who is {name}?",), "How old is she?"), f"How old is {name}?") for name in names
     ]
-    words = train_tokenizer([*(s.context[0] for s, _ in pairs), "How old is she?"], 400)
+    words = train_tokenizer({"": [*(s.context[0] for s, _ in pairs), "How old is she?"]}, 400)
     torch.manual_seed(0)
     model = PointerGenerator(build_encoder(SIZES, words), words, 2, **LENGTHS)
     fit(model, [s for s, _ in pairs[:44]], [t for _, t in pairs[:44]], steps=120)
