@@ -114,8 +114,8 @@ class Vocabulary:
     In the way of the extended vocabulary of pointer-generators (arXiv 1704.04368), but with the
     embeddings of placeholders: the first unknown word of a source is one, the second another, the
     same word always the same one, and its plural that with an s. In training placeholders change
-    from example to example and also hide known words of single topics, so that a network learns to
-    handle words by where they stand [D]. With a pretrained tokenizer, which has no placeholders,
+    from example to example and also hide words that less than half of the topics have, so that a
+    network learns to handle words by where they stand [D]. With a pretrained tokenizer, which has no placeholders,
     nothing of this happens.
 
     Args:
@@ -158,8 +158,8 @@ class Vocabulary:
 
         Args:
             ids: Of `ids`; unknown words may be placeholders already.
-            renamed: For training: placeholders are drawn, and each known word of a single topic
-                gets one too, with a probability that is drawn for the source from [0, 1]; all
+            renamed: For training: placeholders are drawn, and each known word that not all
+                topics have gets one too, with a probability that is drawn for the source from [0, 1]; all
                 from torch's own generator.
 
         Returns:
@@ -172,7 +172,8 @@ class Vocabulary:
         if not renamed:
             return dict(zip((i for i in found if i >= self.size), self.placeholders, strict=False))
         hidden = (torch.rand(len(found)) < torch.rand(1)).tolist()
-        chosen = [i for i, h in zip(found, hidden, strict=True) if h or i >= self.size or i <= last]
+        known = {i: h for i, h in zip(found, hidden, strict=True) if last < i < self.size}
+        chosen = [i for i in found if i not in known] + [i for i, h in known.items() if h]
         drawn = torch.randperm(len(self.placeholders)).tolist()
         return {i: first + place for i, place in zip(chosen, drawn, strict=False)}
 
