@@ -115,8 +115,8 @@ class Vocabulary:
     embeddings of placeholders: the first unknown word of a source is one, the second another, the
     same word always the same one, and its plural that with an s. In training placeholders change
     from example to example and also hide words that less than half of the topics have, so that a
-    network learns to handle words by where they stand [D]. With a pretrained tokenizer, which has no placeholders,
-    nothing of this happens.
+    network learns to handle words by where they stand [D]. With a pretrained tokenizer, which has
+    no placeholders, nothing of this happens.
 
     Args:
         tokenizer: Of `train_tokenizer` or a pretrained one.
@@ -158,9 +158,9 @@ class Vocabulary:
 
         Args:
             ids: Of `ids`; unknown words may be placeholders already.
-            renamed: For training: placeholders are drawn, and each known word that not all
-                topics have gets one too, with a probability that is drawn for the source from [0, 1]; all
-                from torch's own generator.
+            renamed: For training: placeholders are drawn, and each known word that stands after
+                them in the vocabulary gets one too, with a probability that is drawn for the source
+                from [0, 1]; all from torch's own generator.
 
         Returns:
             Placeholders by what they stand for; for words above their number none.
