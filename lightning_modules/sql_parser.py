@@ -19,7 +19,7 @@ from lightning_modules.causal_lm import (
     no_loss,
 )
 from lightning_modules.utterance_rewriter import read_checkpoint
-from text2sql.dialogue import Example
+from text2sql.dialogue import Example, by_database
 from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.evaluation import Evaluator, Gold, Scores, Verdict
 from text2sql.execute import Limits
@@ -221,6 +221,9 @@ class SqlParser(pl.LightningModule):
     def likelihood_loss(self, features: Sequence[Features]) -> Tensor:
         """Mean negative log-likelihood of gold derivations, in nats per choice."""
         assert self.network is not None, "configure_model builds the network"
+        assert self.featuriser is not None, "configure_model builds it"
+        if self.training:
+            features = [self.featuriser.renamed(each) for each in features]
         total, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for group in similar(features):
             batch = collate([features[index] for index in group], self.device)
@@ -393,13 +396,12 @@ def log_matches(module: pl.LightningModule, metrics: nn.ModuleDict, prefix: str)
             metric.reset()
 
 
-def _texts(examples: Sequence[Example]) -> list[str]:
+def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:
     """What a tokenizer is trained on: all that is said, and the names of the databases."""
-    schemas = {e.schema.db_id: e.schema for e in examples if e.schema is not None}
-    names = [column.words for schema in schemas.values() for column in schema.columns]
-    names += [table.words for schema in schemas.values() for table in schema.tables]
-    said = [text for e in examples for text in (e.utterance, e.rewrite or "")]
-    return [*said, *names]
+    texts = by_database(examples)
+    for name, schema in {e.schema.db_id: e.schema for e in examples if e.schema}.items():
+        texts[name] += [named.words for named in (*schema.columns, *schema.tables)]
+    return texts
 
 
 def show_scores(scores: Scores, title: str, console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -20,7 +19,7 @@ from lightning_modules.causal_lm import (
     check_optimization,
     no_loss,
 )
-from text2sql.dialogue import Example
+from text2sql.dialogue import Example, by_database
 from text2sql.dual_learning import dual_step
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.rewards import (
@@ -236,9 +235,7 @@ class UtteranceRewriter(pl.LightningModule):
     def _own_tokenizer(self) -> Any:
         """Word pieces of the training data, or those of the checkpoint that is being loaded."""
         if self._tokenizer is None:
-            texts = chain.from_iterable(
-                (e.utterance, e.rewrite or "") for e in self._training_examples()
-            )
+            texts = by_database(self._training_examples())
             trained = train_tokenizer(texts, self.network_settings["vocab_size"])
             self._tokenizer = trained.backend_tokenizer.to_str()
         return tokenizer_from(self._tokenizer)

@@ -94,3 +94,12 @@ def examples(
                 schemas.get(name),
                 databases.get(name),
             )
+
+
+def by_database(some: Iterable[Example]) -> dict[str, list[str]]:
+    """Return utterances and rewrites by the database that they are about."""
+    texts: dict[str, list[str]] = {}
+    for example in some:
+        name = "" if example.schema is None else example.schema.db_id
+        texts.setdefault(name, []).extend((example.utterance, example.rewrite or ""))
+    return texts

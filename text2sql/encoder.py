@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 PACKAGE = "package:"
 _DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PLACEHOLDERS = tuple(f"[W{number}]" for number in range(32))
+_PLURAL = "##s"
 
 
 def find_pretrained(name: str) -> str:
@@ -42,31 +45,59 @@ def find_pretrained(name: str) -> str:
     return str(folder)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000) -> PreTrainedTokenizerFast:
-    """Make lower-case word pieces, with BERT's special tokens, from texts.
+def train_tokenizer(
+    texts: Mapping[str, Iterable[str]], vocab_size: int = 4000
+) -> PreTrainedTokenizerFast:
+    """Make a lower-case vocabulary of words, with BERT's special tokens, from texts.
 
-    Pieces are the most frequent words, twice at least, and single characters for all others. That
-    is enough to copy names, and the same texts give the same pieces, which the trainers of the
-    package tokenizers do not promise [D].
+    Pieces are the most frequent words, twice at least and in the singular, single characters for
+    all others, and placeholders, which stand for words that training has not seen: `Vocabulary`.
+    Words that less than half of the topics have come after the placeholders: other topics will have
+    others. The same texts give the same pieces, which the trainers of the package tokenizers do not
+    promise [D].
 
     Args:
-        texts: Read once.
+        texts: Read once, by topic: by the database that they are about.
         vocab_size: Pieces at most, characters included.
     """
     normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    counts = Counter(
-        word
-        for text in texts
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    )
-    characters = sorted({character for word in counts for character in word})
+    counts: Counter[str] = Counter()
+    topics: Counter[str] = Counter()
+    for some in texts.values():
+        own = Counter(
+            singular(word) or word
+            for text in some
+            for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+        )
+        counts += own
+        topics.update(own.keys())
+    characters = sorted({*"s", *(character for word in counts for character in word)})
     pieces = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    room = max(0, vocab_size - len(pieces) - len(PLACEHOLDERS))
     words = sorted((-count, word) for word, count in counts.items() if count > 1 < len(word))
-    pieces += [word for _, word in words[: max(0, vocab_size - len(pieces))]]
+    frequent = [word for _, word in words[:room]]
+    pieces += [word for word in frequent if 2 * topics[word] >= len(texts)]
+    pieces += [*PLACEHOLDERS, *(word for word in frequent if 2 * topics[word] < len(texts))]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     return tokenizer_from(tokenizer.to_str())
+
+
+def plural(word: str) -> str:
+    """Return the regular plural of a lower-case English word."""
+    if re.search("[^aeiou]y$", word):
+        return f"{word[:-1]}ies"
+    return word + ("es" if word.endswith(("ss", "x", "ch", "sh")) else "s")
+
+
+def singular(word: str) -> str | None:
+    """Return the word, of three letters at least, whose `plural` this is; None without one."""
+    for ending, instead in (("ies", "y"), ("es", ""), ("s", "")):
+        stem = word.removesuffix(ending) + instead
+        if len(stem) > 2 and plural(stem) == word and not word.endswith("ss"):
+            return stem
+    return None
 
 
 def tokenizer_from(written: str) -> PreTrainedTokenizerFast:
@@ -75,6 +106,121 @@ def tokenizer_from(written: str) -> PreTrainedTokenizerFast:
     inner.decoder = decoders.WordPiece(cleanup=False)
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     return PreTrainedTokenizerFast(tokenizer_object=inner, **dict(zip(names, SPECIAL, strict=True)))
+
+
+_KEPT = 50_000  # texts whose pieces are kept, some 1 kB each
+
+
+class Vocabulary:
+    """Reads texts as the pieces of a tokenizer; words that it does not know keep their identity.
+
+    In the way of the extended vocabulary of pointer-generators (arXiv 1704.04368), but with the
+    embeddings of placeholders: the first unknown word of a source is one, the second another, the
+    same word always the same one, and its plural that with an s. In training placeholders change
+    from example to example and also hide words that less than half of the topics have, so that a
+    network learns to handle words by where they stand [D]. With a pretrained tokenizer, which has
+    no placeholders, nothing of this happens.
+
+    Args:
+        tokenizer: Of `train_tokenizer` or a pretrained one.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.size = len(tokenizer)
+        self._piece: dict[str, int] = tokenizer.get_vocab()
+        self.placeholders = [self._piece[name] for name in PLACEHOLDERS if name in self._piece]
+        self._unknown: list[str] = []
+        self._read: dict[str, list[int]] = {}
+
+    def ids(self, text: str) -> list[int]:
+        """Read a text: ids of pieces, and from `size` on numbers of words that it does not know."""
+        if text not in self._read:
+            if len(self._read) >= _KEPT:
+                self._read.clear()
+            self._read[text] = (
+                [number for word in self._split(text) for number in self._numbers(word)]
+                if self.placeholders
+                else self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            )
+        return self._read[text]
+
+    def _split(self, text: str) -> list[str]:
+        inner = self.tokenizer.backend_tokenizer
+        words = inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text))
+        return [word for word, _ in words]
+
+    def _numbers(self, word: str) -> list[int]:
+        one = singular(word)
+        stem = one or word
+        if stem not in self._piece:
+            self._piece[stem] = self.size + len(self._unknown)
+            self._unknown.append(stem)
+        return [self._piece[stem], *([self._piece[_PLURAL]] if one else [])]
+
+    def names(self, ids: Iterable[int], renamed: bool = False) -> dict[int, int]:
+        """Give placeholders to the unknown words of a source.
+
+        Args:
+            ids: Of `ids`; unknown words may be placeholders already.
+            renamed: For training: placeholders are drawn, and each known word that stands after
+                them in the vocabulary gets one too, with a probability that is drawn for the source
+                from [0, 1]; all from torch's own generator.
+
+        Returns:
+            Placeholders by what they stand for; for words above their number none.
+        """
+        if not self.placeholders:
+            return {}
+        first, last = self.placeholders[0], self.placeholders[-1]
+        found = [i for i in dict.fromkeys(ids) if i >= first]
+        if not renamed:
+            return dict(zip((i for i in found if i >= self.size), self.placeholders, strict=False))
+        hidden = (torch.rand(len(found)) < torch.rand(1)).tolist()
+        known = {i: h for i, h in zip(found, hidden, strict=True) if last < i < self.size}
+        chosen = [i for i in found if i not in known] + [i for i, h in known.items() if h]
+        drawn = torch.randperm(len(self.placeholders)).tolist()
+        return {i: first + place for i, place in zip(chosen, drawn, strict=False)}
+
+    def read(self, ids: Iterable[int], names: Mapping[int, int]) -> list[int]:
+        """Put placeholders into a source; what has none is unknown."""
+        unknown: int = self.tokenizer.unk_token_id
+        return [names.get(i, i if i < self.size else unknown) for i in ids]
+
+    def written(self, ids: Iterable[int], names: Mapping[int, int]) -> list[int]:
+        """Put placeholders into what is to be written; words without one fall into characters."""
+        pieces: list[int] = []
+        for i in ids:
+            if i < self.size or i in names:
+                pieces.append(names.get(i, i))
+            else:
+                word = self._unknown[i - self.size]
+                pieces += self.tokenizer.encode(word, add_special_tokens=False, verbose=False)
+        return pieces
+
+    def text(self, tokens: Iterable[int], names: Mapping[int, int]) -> str:
+        """Return the text of pieces and placeholders, words parted by spaces."""
+        if not self.placeholders:
+            return " ".join(
+                self.tokenizer.decode(
+                    list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                ).split()
+            )
+        meant = {place: i for i, place in names.items()}
+        words: list[str] = []
+        for token in tokens:
+            i = meant.get(token, token)
+            if i >= self.size:
+                words.append(self._unknown[i - self.size])
+                continue
+            piece = str(self.tokenizer.convert_ids_to_tokens(i))
+            if piece == _PLURAL and words:
+                words[-1] = plural(words[-1])
+            elif piece.startswith("##") and len(piece) > 2 and words:
+                words[-1] += piece[2:]
+            elif piece not in SPECIAL and piece not in PLACEHOLDERS:
+                words.append(piece.removeprefix("##") or piece)
+        return " ".join(words)
 
 
 def load_encoder(name: str, dropout: bool = True) -> tuple[Any, Any]:

@@ -10,7 +10,8 @@ Shapes: B examples, N nodes (words, columns, tables), V values, T choices, D wid
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from text2sql.encoder import Vocabulary
 from text2sql.grammar import SYMBOLS, Choice, Kind, Slot, derive, linearise, replay
 from text2sql.linking import RELATIONS, Links, link
 from text2sql.schema import KINDS, Schema
@@ -67,9 +69,9 @@ class Featuriser:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
+        self.vocabulary = Vocabulary(tokenizer)
         self.separator = int(cast(int, tokenizer.sep_token_id))
         self.start = int(cast(int, tokenizer.cls_token_id))
-        self.pieces: dict[str, tuple[int, ...]] = {}
 
     def __call__(
         self, question: str, schema: Schema, database: Path | None = None, query: str | None = None
@@ -129,13 +131,18 @@ class Featuriser:
                     first + column,
                     self.separator if is_last else comma,
                 )
-        return tuple(map(tuple, rows)), tuple(map(tuple, nodes))
+        names = self.vocabulary.names(chain.from_iterable(rows))
+        read = (tuple(self.vocabulary.read(row, names)) for row in rows)
+        return tuple(read), tuple(map(tuple, nodes))
 
-    def _pieces(self, words: str) -> tuple[int, ...]:
-        if words not in self.pieces:
-            found = self.tokenizer(words, add_special_tokens=False)["input_ids"]
-            self.pieces[words] = tuple(cast(list[int], found)) or (self.separator,)
-        return self.pieces[words]
+    def renamed(self, features: Features) -> Features:
+        """Draw other placeholders for training; see `Vocabulary.names`."""
+        names = self.vocabulary.names(chain.from_iterable(features.rows), renamed=True)
+        rows = (tuple(self.vocabulary.read(row, names)) for row in features.rows)
+        return replace(features, rows=tuple(rows)) if names else features
+
+    def _pieces(self, words: str) -> list[int]:
+        return self.vocabulary.ids(words) or [self.separator]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
@@ -129,7 +129,10 @@ class PointerGenerator(Generator):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         embeddings = self.encoder.get_input_embeddings().weight
-        return F.linear(self.transform(hidden), embeddings, self.bias.to(hidden.dtype)).float()
+        logits = F.linear(self.transform(hidden), embeddings, self.bias.to(hidden.dtype)).float()
+        # What a placeholder stands for is only to be copied.
+        hidden_words = torch.tensor(self.vocabulary.placeholders, dtype=torch.long)
+        return logits.index_fill(-1, hidden_words.to(logits.device), -torch.inf)
 
     def _mixture(
         self, memory: Memory, hidden: Tensor, inputs: Tensor, written: Tensor
@@ -245,7 +248,7 @@ class PretrainedSeq2Seq(Generator):
             raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
         return cls(model.train(), tokenizer, **options)
 
-    def target(self, text: str) -> list[int]:
+    def target(self, text: str, names: Mapping[int, int]) -> list[int]:
         """Word pieces with the special tokens that the model was trained to write."""
         ids = self.tokenizer.encode(text, verbose=False)
         ids = ids[:-1] if ids[-1] == self.end else ids
@@ -356,12 +359,14 @@ class SpanEditor(Rewriter):
 
     def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of the edits, in nats per decision."""
-        features = self.features(sources)
+        names = [self.names(source, renamed=self.training) for source in sources]
+        features = self.features(sources, names)
         keep, first, last = self._scores(features)
         losses = []
         for row, target in enumerate(targets):
             at, context, text = self._parts(features, row)
-            edits = edits_between(context, text, self.ids(target)[: self.target_tokens - 1])
+            pieces = self.vocabulary.written(self.ids(target), names[row])
+            edits = edits_between(context, text, pieces[: self.target_tokens - 1])
             kept = torch.tensor(edits.kept, dtype=torch.float32, device=self.device)
             losses.append(
                 F.binary_cross_entropy_with_logits(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from text2sql.decoding import Advance, beam_search, draw_samples
 from text2sql.dialogue import Example
+from text2sql.encoder import Vocabulary
 
 TURNS = 4  # of a dialogue that are read before the current one
-KNOWN = 50_000  # texts whose word pieces are kept, some 1 kB each
 TEXT, HINTS = 0, TURNS + 1  # roles of positions; between them, how many turns ago a position is
 
 # --- what is read and written --------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Rewriter(nn.Module, ABC):
         self.separator: int = (
             tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
         )
-        self._known: dict[str, list[int]] = {}
+        self.vocabulary = Vocabulary(tokenizer)
 
     @abstractmethod
     def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
@@ -167,25 +167,33 @@ class Rewriter(nn.Module, ABC):
         return next(self.parameters()).device
 
     def ids(self, text: str) -> list[int]:
-        """Word pieces of a text, without special tokens."""
-        found = self._known.get(text)
-        if found is None:
-            if len(self._known) >= KNOWN:
-                self._known.clear()
-            found = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-            self._known[text] = found
-        return found
+        """Word pieces of a text, without special tokens; see `Vocabulary.ids`."""
+        return self.vocabulary.ids(text)
 
-    def features(self, sources: Sequence[Source]) -> Features:
-        """Tokenise sources as `[CLS] oldest turn [SEP] ... [SEP] text [SEP] hints [SEP]`."""
+    def names(self, source: Source, renamed: bool = False) -> dict[int, int]:
+        """Placeholders of a source's unknown words; see `Vocabulary.names`."""
+        return self.vocabulary.names((i for i, *_ in self._row(source)), renamed)
+
+    def features(
+        self, sources: Sequence[Source], names: Sequence[Mapping[int, int]] | None = None
+    ) -> Features:
+        """Tokenise sources as `[CLS] oldest turn [SEP] ... [SEP] text [SEP] hints [SEP]`.
+
+        Args:
+            sources: B.
+            names: Their placeholders; None: as `names` gives them.
+        """
         rows = [self._row(source) for source in sources]
         longest = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
         table = torch.tensor(
             [[*row, *[(pad, 0, TEXT, 0)] * (longest - len(row))] for row in rows],
-            device=self.device,
         )
-        ids, mask, roles, content = table.unbind(-1)
+        ids, mask, roles, content = table.to(self.device).unbind(-1)
+        given = [self.names(source) for source in sources] if names is None else names
+        if self.vocabulary.placeholders:
+            read = [self.vocabulary.read(r, n) for r, n in zip(ids.tolist(), given, strict=True)]
+            ids = torch.tensor(read, device=self.device)
         return Features(ids, mask, roles, content.bool())
 
     def _row(self, source: Source) -> list[tuple[int, int, int, int]]:
@@ -212,10 +220,7 @@ class Rewriter(nn.Module, ABC):
 
     def words(self, tokens: Sequence[int], source: Source) -> str:
         """Turn word pieces into text, spelled as the source spells it."""
-        text = self.tokenizer.decode(
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        text = " ".join(text.split())
+        text = self.vocabulary.text(tokens, self.names(source))
         return spelled(text, (*source.context, source.text, source.hints)) if self.uncased else text
 
 
@@ -279,13 +284,15 @@ class Generator(Rewriter):
     def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
         """Log-probabilities of what follows, (N, V); the memory keeps what it has read so far."""
 
-    def target(self, text: str) -> list[int]:
-        """Word pieces of a text to be written, with its end."""
-        return [*self.ids(text)[: self.target_tokens - 1], self.end]
+    def target(self, text: str, names: Mapping[int, int]) -> list[int]:
+        """Word pieces of a text to be written, with its end and a source's placeholders."""
+        pieces = self.vocabulary.written(self.ids(text), names)
+        return [*pieces[: self.target_tokens - 1], self.end]
 
     def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
-        """Mean negative log-likelihood of the targets, in nats per token."""
-        log_probs, mask = self._token_log_probs(sources, [self.target(text) for text in targets])
+        """Mean negative log-likelihood of the targets, in nats per token; see `Vocabulary`."""
+        names = [self.names(source, renamed=self.training) for source in sources]
+        log_probs, mask = self._token_log_probs(sources, targets, names)
         return -log_probs.sum() / mask.sum()
 
     def log_prob(
@@ -300,22 +307,29 @@ class Generator(Rewriter):
         Returns:
             Log-probabilities in nats, (B,), and lengths in tokens, (B,).
         """
-        ids = [self.target(each) if isinstance(each, str) else each for each in targets]
-        log_probs, mask = self._token_log_probs(sources, ids)
+        names = [self.names(source) for source in sources]
+        log_probs, mask = self._token_log_probs(sources, targets, names)
         return log_probs.sum(1), mask.sum(1)
 
     def _token_log_probs(
-        self, sources: Sequence[Source], targets: Sequence[Sequence[int]]
+        self,
+        sources: Sequence[Source],
+        targets: Sequence[str | Sequence[int]],
+        names: Sequence[Mapping[int, int]],
     ) -> tuple[Tensor, Tensor]:
-        longest = max(map(len, targets))
+        rows = [
+            self.target(each, own) if isinstance(each, str) else each
+            for each, own in zip(targets, names, strict=True)
+        ]
+        longest = max(map(len, rows))
         padded = torch.tensor(
-            [[*ids, *[self.end] * (longest - len(ids))] for ids in targets], device=self.device
+            [[*ids, *[self.end] * (longest - len(ids))] for ids in rows], device=self.device
         )
-        lengths = torch.tensor([len(ids) for ids in targets], device=self.device)
+        lengths = torch.tensor([len(ids) for ids in rows], device=self.device)
         mask = torch.arange(longest, device=self.device) < lengths[:, None]
         begin = torch.full_like(padded[:, :1], self.begin)
         inputs = torch.cat((begin, padded[:, :-1]), dim=1)
-        scored = self._scored(self._encode(self.features(sources)), inputs, padded)
+        scored = self._scored(self._encode(self.features(sources, names)), inputs, padded)
         return scored.masked_fill(~mask, 0.0), mask
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ def texts() -> list[str]:
 
 
 def tokenizer() -> Any:
-    return train_tokenizer(texts(), 300)
+    return train_tokenizer({"": texts()}, 300)
 
 
 def pointer_generator(**changes: Any) -> PointerGenerator:
