@@ -4,8 +4,9 @@
 one run and on one data set: generated dialogues, or with `--root` SParC's or CoSQL's own folder.
 
 * Speed: turns per second of rewriting, parsing and both, in batches of 1 and 32; which share of
-  decoding the grammar takes (derivations and masks) and not the network; turns per second that the
-  evaluator judges, each query met for the first time. Medians of the rounds.
+  decoding the grammar takes (derivations and masks) and not the network; turns per second that an
+  evaluator which knows no query yet judges. Medians of the rounds. First turns of a dialogue need no
+  rewriting and are timed with the others.
 * Arms: the parser on utterances as they are (raw), on the rewrites of each `--rewriter`, and on
   gold rewrites where there are any; and the end-to-end model. Question and interaction match, exact
   and by execution, by turn. What is not given is trained, small, in equally many steps.
@@ -27,7 +28,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -90,7 +91,6 @@ class Turns(pl.LightningDataModule):
 # --- models --------------------------------------------------------------------------------------
 
 
-@dataclass
 class Laboratory:
     """Data and settings of all trainings.
 
@@ -98,10 +98,8 @@ class Laboratory:
         args: The command line.
     """
 
-    args: argparse.Namespace
-
-    def __post_init__(self) -> None:
-        self.settings = settings_of("delta", self.args.override)
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.settings = args, settings_of("delta", args.override)
 
     def data(self, share: float) -> MultiTurnSql:
         """Return the data with a share of the annotated in-domain turns."""
@@ -280,15 +278,15 @@ def speed(
     """Time rewriting, parsing and judging; medians of the rounds."""
     rewrite = _rewriting(rewriter)
     rates: dict[str, dict[str, float]] = {"rewriting": {}, "parsing": {}, "pipeline": {}}
+    chosen, sql = turns[: args.timed], [""]
     for batch in args.batches:
-        chosen = turns[: min(len(turns), args.timed)]
         rewriting, parsing = [], []
         for number in range(args.rounds + 1):  # the first one fills caches
             start = perf_counter()
             questions = in_batches(rewrite, chosen, batch)
             between = perf_counter()
             asked = [(q, e.schema, e.database) for e, q in zip(chosen, questions, strict=True)]
-            in_batches(parser.parse, asked, batch)
+            sql = in_batches(parser.parse, asked, batch)
             if number:
                 rewriting.append(between - start)
                 parsing.append(perf_counter() - between)
@@ -297,14 +295,12 @@ def speed(
         rates["pipeline"][str(batch)] = count / (r + p)
         if rewriter is not None:
             rates["rewriting"][str(batch)] = count / r
-    chosen = turns[: min(len(turns), args.timed)]
-    golds = [example.query or "" for example in chosen]
     return {
         "turns_per_second": rates,
         "grammar_share": {
             str(batch): grammar_share(parser, chosen, batch) for batch in args.batches
         },
-        "evaluator_turns_per_second": _judging(chosen, golds, args.rounds),
+        "evaluator_turns_per_second": _judging(chosen, sql, args.rounds),
         "timed_turns": len(chosen),
     }
 
@@ -355,7 +351,7 @@ def timed(network: torch.nn.Module, *names: str) -> Iterator[dict[str, float]]:
 
 
 def _judging(turns: Sequence[Example], sql: Sequence[str], rounds: int) -> dict[str, float]:
-    """Turns per second: exact match alone, and with execution; nothing is remembered before."""
+    """Turns per second that are judged, exact match alone and with execution, from a fresh start."""
     found = {}
     for kind in ("exact", "execution"):
         seconds = []
@@ -369,7 +365,7 @@ def _judging(turns: Sequence[Example], sql: Sequence[str], rounds: int) -> dict[
             evaluator = judge.reading if kind == "exact" else judge.executing
             start = perf_counter()
             for example, text in zip(turns, sql, strict=True):
-                gold = Gold(text, example.schema.db_id if example.schema else "")
+                gold = Gold(example.query or "", example.schema.db_id if example.schema else "")
                 evaluator.judge(gold, text, example.interaction, example.turn)
             seconds.append(perf_counter() - start)
         found[kind] = len(turns) / median(seconds)
