@@ -5,8 +5,8 @@ one run and on one data set: generated dialogues, or with `--root` SParC's or Co
 
 * Speed: turns per second of rewriting, parsing and both, in batches of 1 and 32; which share of
   decoding the grammar takes (derivations and masks) and not the network; turns per second that an
-  evaluator which knows no query yet judges. Medians of the rounds. First turns of a dialogue need no
-  rewriting and are timed with the others.
+  evaluator which knows no query yet judges. Medians of the rounds. First turns of a dialogue need
+  no rewriting and are timed with the others.
 * Arms: the parser on utterances as they are (raw), on the rewrites of each `--rewriter`, and on
   gold rewrites where there are any; and the end-to-end model. Question and interaction match, exact
   and by execution, by turn. What is not given is trained, small, in equally many steps.
@@ -217,17 +217,22 @@ def given_parts(args: argparse.Namespace) -> tuple[SqlParser, dict[str, Utteranc
     return pipeline.parser.to(args.device).eval(), rewriters
 
 
+def parsed(
+    parser: SqlParser, turns: Sequence[Example], questions: Sequence[str], size: int
+) -> list[str]:
+    """Return the SQL of questions about the databases of turns, a batch at a time."""
+    pairs = zip(turns, questions, strict=True)
+    return in_batches(parser.parse, [(q, e.schema, e.database) for e, q in pairs], size)
+
+
 # --- what is right -------------------------------------------------------------------------------
 
 
 def judged(parser: SqlParser, turns: Sequence[Example], questions: Sequence[str]) -> list[Verdict]:
     """Parse questions and judge the SQL, each against its turn's."""
-    asked = [(q, e.schema, e.database) for e, q in zip(turns, questions, strict=True)]
     judge = Judge(_SECONDS)
-    return [
-        judge(example, sql)
-        for example, sql in zip(turns, in_batches(parser.parse, asked, 32), strict=True)
-    ]
+    written = parsed(parser, turns, questions, 32)
+    return [judge(example, sql) for example, sql in zip(turns, written, strict=True)]
 
 
 def arms(
@@ -285,8 +290,7 @@ def speed(
             start = perf_counter()
             questions = in_batches(rewrite, chosen, batch)
             between = perf_counter()
-            asked = [(q, e.schema, e.database) for e, q in zip(chosen, questions, strict=True)]
-            sql = in_batches(parser.parse, asked, batch)
+            sql = parsed(parser, chosen, questions, batch)
             if number:
                 rewriting.append(between - start)
                 parsing.append(perf_counter() - between)
@@ -351,7 +355,7 @@ def timed(network: torch.nn.Module, *names: str) -> Iterator[dict[str, float]]:
 
 
 def _judging(turns: Sequence[Example], sql: Sequence[str], rounds: int) -> dict[str, float]:
-    """Turns per second that are judged, exact match alone and with execution, from a fresh start."""
+    """Turns per second that a fresh evaluator judges, exact match alone and with execution."""
     found = {}
     for kind in ("exact", "execution"):
         seconds = []
