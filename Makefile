@@ -55,6 +55,7 @@ bench: setup ## Every method against its baseline; ARGS=--quick takes minutes ea
 	$(PY) -m benchmarks.est $(ARGS)
 	$(PY) -m benchmarks.sat $(ARGS)
 	$(PY) -m benchmarks.dlch $(ARGS)
+	$(PY) -m benchmarks.delta $(ARGS)
 	$(PY) -m benchmarks.hamming_search $(ARGS)
 
 list: setup ## Every experiment with its one line

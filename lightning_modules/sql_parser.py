@@ -400,7 +400,8 @@ def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:
     """What a tokenizer is trained on: all that is said, and the names of the databases."""
     texts = by_database(examples)
     for name, schema in {e.schema.db_id: e.schema for e in examples if e.schema}.items():
-        texts[name] += [named.words for named in (*schema.columns, *schema.tables)]
+        texts[name] += [column.words for column in schema.columns]
+        texts[name] += [table.words for table in schema.tables]
     return texts
 
 

@@ -1,5 +1,6 @@
 """Every experiment is composed; those for two cores run; a killed one goes on bit for bit."""
 
+import io
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,25 @@ from datamodules.language_modeling import LanguageModelingDataModule
 from runner.validate import CONF, ConfigError, checked, experiments
 from tests.runner import laboratory
 from tests.test_methods import assert_equal
+from tests.text2sql.conftest import make
+from text2sql.schema import Schema
 
 PAPER_SCALE = sorted(
     name for name in experiments() if name.endswith("_paper") and not name.startswith("dlch")
 )
 HASHING = sorted(name for name in experiments() if name.startswith("dlch"))
-# delta_sparc scores files: tests/lightning_modules/test_text_to_sql.py.
 REWRITING = sorted(name for name in experiments() if name.startswith("delta_rewriter"))
-SMALL = sorted(set(experiments()) - {*PAPER_SCALE, *HASHING, *REWRITING, "delta_sparc"})
+PARSING = ("delta_parser_spider", "end_to_end_sparc")
+# Their tests are below; delta_sparc's scores of files: tests/lightning_modules/test_text_to_sql.py.
+DELTA = {name for name in experiments() if name.startswith("delta")} | {*PARSING}
+SMALL = sorted(set(experiments()) - {*PAPER_SCALE, *HASHING, *DELTA})
+
+
+# An encoder that is tiny, for experiments whose own is pretrained or larger.
+ENCODER = (
+    "{model_type: bert, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
+    "intermediate_size: 32, max_position_embeddings: 192}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -269,12 +282,34 @@ def test_hashing_that_is_killed_in_an_increment_goes_on_bit_for_bit(tmp_path: Pa
             assert "seconds" in name or after[name] == value, name
 
 
+def tiny_rewriter(key: str) -> list[str]:
+    """Overrides that give the rewriter under a key a tiny encoder of its own."""
+    return [
+        f"{key}.network.pretrained=null",
+        f"{key}.network.architecture={ENCODER}",
+        f"{key}.network.decoder_layers=1",
+        f"{key}.beam=2",
+    ]
+
+
+def tiny_parser(key: str) -> list[str]:
+    """Overrides that give the parser under a key a tiny encoder of its own."""
+    return [
+        f"{key}.encoder=null",
+        f"{key}.architecture={ENCODER}",
+        f"{key}.frozen_layers=0",
+        f"{key}.width=16",
+        f"{key}.heads=2",
+        f"{key}.layers=1",
+        f"{key}.decoder_layers=1",
+    ]
+
+
 @pytest.mark.parametrize("name", REWRITING)
 def test_rewriting_experiments_run_and_dual_learning_goes_on_from_them(
     name: str, tmp_path: Path, cache_dir: Path
 ) -> None:
     """On few generated dialogues and with a tiny encoder, whatever the experiment has."""
-    sizes = "model_type: bert, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2"
     common = [
         f"experiment={name}",
         "debug=fast",
@@ -282,11 +317,8 @@ def test_rewriting_experiments_run_and_dual_learning_goes_on_from_them(
         "datamodule.dialogues=90",
         "datamodule.test_dialogues=6",
         "datamodule.batch_size=4",
-        "module.network.pretrained=null",
-        f"module.network.architecture={{{sizes}, intermediate_size: 32}}",
-        "module.network.decoder_layers=1",
+        *tiny_rewriter("module"),
         "module.scored_rewrites=4",
-        "module.beam=2",
         f"paths.output_dir={tmp_path}",
         f"paths.cache_dir={cache_dir}",
     ]
@@ -308,6 +340,143 @@ def test_rewriting_experiments_run_and_dual_learning_goes_on_from_them(
     (folder,) = (tmp_path / "dual").iterdir()
     tested = run("name=tested", *dual, "task=test", f"ckpt_path={folder}")
     assert 0 <= tested["test/restored_f1"] <= 1
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the sites of Spider and SParC hand theirs out, with four databases."""
+    folder = tmp_path_factory.mktemp("dialogues")
+    names = ("winter", "spring", "summer", "autumn")
+    files = [make(folder / "database" / name / f"{name}.sqlite") for name in names]
+    tables = [Schema.from_sqlite(file).to_entry() for file in files]
+    turns = [
+        {"utterance": "Which singers are from France?",
+         "query": "SELECT Name FROM singer WHERE Country = 'France'"},
+        {"utterance": "How old are they?",
+         "query": "SELECT Age FROM singer WHERE Country = 'France'"},
+    ]  # fmt: skip
+    final = {"utterance": "How old are the singers from France?", "query": turns[1]["query"]}
+    spoken = {name: {"database_id": name, "interaction": turns, "final": final} for name in names}
+    asked = {
+        name: {"db_id": name, "question": turns[0]["utterance"], "query": turns[0]["query"]}
+        for name in names
+    }
+    for file, content in (
+        ("tables.json", tables),
+        ("train.json", [spoken[name] for name in names[:3]] * 2),
+        ("dev.json", [spoken[names[3]]] * 2),
+        ("train_spider.json", [asked[name] for name in names[:3]] * 4),
+    ):
+        (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+def test_parts_of_delta_are_trained_apart_and_tested_together(
+    dialogues: Path, tmp_path: Path
+) -> None:
+    """Parser, baseline and rewriter on files in the sites' layout, then three readings of turns."""
+
+    def run(name: str, experiment: str, *overrides: str) -> tuple[dict[str, float], Path]:
+        common = [
+            f"experiment={experiment}",
+            f"datamodule.root={dialogues}",
+            "datamodule.batch_size=2",
+            # Parsers that have learned nothing write long queries, which takes time.
+            "trainer.max_steps=4",
+            "trainer.val_check_interval=4",
+            "trainer.limit_val_batches=1",
+            "trainer.limit_test_batches=1",
+            f"paths.output_dir={tmp_path}",
+        ]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", ["debug=fast", *common, f"name={name}", *overrides])
+        metrics = runner.run(cfg)
+        (folder,) = (tmp_path / name).iterdir()
+        return metrics, folder
+
+    found = {name: run(name, name, *tiny_parser("module")) for name in PARSING}
+    rows: list[dict[str, Any]] = []
+    for metrics, folder in found.values():
+        assert {"val/loss", "val/exact", "val/execution_interaction"} <= metrics.keys()
+        rows = [json.loads(row) for row in (folder / "samples.jsonl").read_text().splitlines()]
+        assert {"question", "sql", "gold", "exact", "execution"} <= rows[0].keys()
+    assert "Which singers" in rows[1]["question"]  # the baseline reads the turn before too
+    started = [*tiny_parser("module"), f"module.init={found[PARSING[0]][1]}"]
+    assert "val/loss" in run("started", "end_to_end_sparc", *started)[0]
+    _, rewriter = run("rewriter", "delta_rewriter_sparc", *tiny_rewriter("module"))
+    parts = [f"module.parser_from={found[PARSING[0]][1]}", f"module.rewriter_from={rewriter}"]
+    metrics, folder = run("pipeline", "delta_sparc", "task=test", *parts)
+    for reading in ("raw", "rewritten", "gold"):
+        assert 0 <= metrics[f"test/{reading}/exact"] <= 1
+    assert metrics["test/raw/execution"] <= 1
+    assert (folder / "samples.jsonl").exists()
+
+
+SmallDelta = Callable[..., tuple[dict[str, float], Path]]
+
+
+@pytest.fixture
+def small_delta(tmp_path: Path, cache_dir: Path) -> SmallDelta:
+    """Runs an experiment on few generated dialogues; returns its metrics and its run folder."""
+
+    def run(experiment: str, name: str, *overrides: str) -> tuple[dict[str, float], Path]:
+        common = [
+            f"experiment={experiment}",
+            "debug=fast",
+            f"name={name}",
+            "datamodule.dialogues=90",
+            "datamodule.test_dialogues=6",
+            "datamodule.batch_size=4",
+            "trainer.max_steps=4",
+            "trainer.val_check_interval=4",
+            "trainer.limit_val_batches=1",
+            "trainer.limit_test_batches=1",
+            f"paths.output_dir={tmp_path}",
+            f"paths.cache_dir={cache_dir}",
+        ]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("config", [*common, *overrides])
+        metrics = runner.run(cfg)
+        return metrics, next((tmp_path / name).glob("*"), tmp_path)  # a conversation leaves none
+
+    return run
+
+
+def test_delta_is_trained_tested_and_talked_to(
+    small_delta: SmallDelta,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both parts in one run on generated dialogues; a conversation with another database."""
+    sizes = [*tiny_parser("module.parser"), *tiny_rewriter("module.rewriter")]
+    trained, folder = small_delta("delta", "delta", *sizes)
+    assert {"train/parser_loss", "train/rewriter_loss", "val/rewritten/exact"} <= trained.keys()
+    started = [*sizes, f"ckpt_path={folder}"]
+    tested, _ = small_delta("delta", "tested", *started, "task=test")
+    assert 0 <= tested["test/gold/execution_interaction"] <= 1
+    database = make(tmp_path / "concerts.sqlite")
+    said = ":why\nWhich singers are there?\nHow old are they?\n:why\n:schema\n:reset\n:quit\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    capsys.readouterr()
+    talked, _ = small_delta("delta", "talked", *started, "task=chat", f"database={database}")
+    assert talked["turns"] == 2
+    shown = capsys.readouterr().out
+    assert "question  Which singers are there?" in shown
+    assert "SELECT" in shown
+    assert "The conversation is forgotten." in shown
+
+
+def test_dual_learning_goes_on_from_runs_of_both_parts(small_delta: SmallDelta) -> None:
+    """Without annotation: the parser judges what the rewriter writes."""
+    _, parser = small_delta("delta_parser", "parser", *tiny_parser("module"))
+    _, rewriter = small_delta("delta_rewriter", "rewriter", *tiny_rewriter("module"))
+    starts = [f"module.parser_from={parser}", f"module.rewriter.init={rewriter}"]
+    sizes = [*tiny_rewriter("module.rewriter"), "module.rewriter.dual.samples=2"]
+    learned, _ = small_delta("delta_dual", "dual", *starts, *sizes)
+    rewards = {name for name in learned if name.startswith("dual/rewriter/reward_")}
+    assert {"dual/rewriter/reward_parser", "dual/rewriter/reward_reconstruction"} <= rewards
+    assert "val/rewritten/exact" in learned
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own

@@ -32,7 +32,8 @@ _KINDS: tuple[Kind, ...] = ("symbol", "column", "table", "value")
 # costs the square of a row, and the relational layers see all of them.
 _ROW = 192
 _QUESTION = 128  # wordpieces of a question; what follows is not read
-_LONGEST = 160  # choices; the bounds of the grammar would allow more than any question needs
+_LONGEST = 160  # choices, more than any question needs; a derivation that is longer is ended
+_END = SYMBOLS.index("end")
 _GROUP = 1024  # wordpieces that are encoded together, of rows of like length
 
 
@@ -385,7 +386,11 @@ class ParserNetwork(nn.Module):
         )
         before = options.gather(1, chosen[..., None].expand(-1, -1, self.width))
         before = torch.cat([self.start.expand(b, 1, -1).to(before.dtype), before], 1)
-        x = before + self.slots(kinds) + self.positions(torch.arange(t, device=kinds.device))
+        x = (
+            before
+            + self.slots(kinds)
+            + self.positions(torch.arange(t, device=kinds.device).clamp_max(_LONGEST))
+        )
         ahead = torch.ones(t, t, dtype=torch.bool, device=kinds.device).triu(1)
         return self.decoder(x, memory, tgt_mask=ahead, memory_key_padding_mask=empty)
 
@@ -420,8 +425,7 @@ class ParserNetwork(nn.Module):
             allowed = kind_of[at] == kinds[:, -1:]
             for i, (_, path) in enumerate(rows):
                 open_to = [
-                    _option(path.features, path.slot.kind, index, nodes)
-                    for index in path.slot.allowed
+                    _option(path.features, path.slot.kind, index, nodes) for index in path.allowed
                 ]
                 narrow = torch.zeros_like(allowed[i])
                 narrow[open_to] = True
@@ -439,7 +443,7 @@ class ParserNetwork(nn.Module):
                 paths.sort(key=lambda path: -path.score)
                 for path in paths[:beam]:
                     (done[b] if path.query is not None else []).append(path)
-                alive[b] = [p for p in paths[:beam] if p.query is None and len(p.chosen) < _LONGEST]
+                alive[b] = [path for path in paths[:beam] if path.query is None]
                 # No open derivation can overtake a finished one: scores only fall.
                 finished = sorted((p.score for p in done[b]), reverse=True)[:beam]
                 if len(finished) == beam and alive[b] and alive[b][0].score <= finished[-1]:
@@ -487,6 +491,14 @@ class _Path:
     @property
     def slot(self) -> Slot:
         return self.slots[-1]
+
+    @property
+    def allowed(self) -> tuple[int, ...]:
+        """What may be chosen; of a derivation that is too long, only what leads to its end."""
+        slot = self.slot
+        if slot.kind != "symbol" or len(self.chosen) < _LONGEST:
+            return slot.allowed
+        return (_END,) if _END in slot.allowed else slot.allowed[:1]
 
     @property
     def kinds(self) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from tests.text2sql.questions import dialogues, tiny_parser
 from text2sql.dialogue import Example
 from text2sql.execute import Database
+from text2sql.grammar import SYMBOLS
 from text2sql.match import exact_match
 from text2sql.parser import Features, Featuriser, collate, similar
 from text2sql.schema import Schema
@@ -56,10 +57,34 @@ def test_what_an_untrained_parser_writes_runs(turns: list[Example], database: Pa
             torch.nn.init.normal_(parameter, std=0.2)
         network.eval()
         for parses in network.parse(collate(features(featuriser, turns[:3])), beam=2):
+            assert parses
             for found in parses:
                 text = to_sql(found.query, turns[0].schema)
                 assert Database(database).execute(text).status == "ok", text
                 parse(text, turns[0].schema)
+
+
+def test_a_derivation_that_would_go_on_is_ended(
+    turns: list[Example], database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parser that never wants to end writes a long query, which runs all the same."""
+    monkeypatch.setattr("text2sql.parser._LONGEST", 20)
+    featuriser, network = tiny_parser()
+    network.eval()
+    scores = network._scores
+
+    def never(memory: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        found = scores(memory, hidden)
+        found[..., SYMBOLS.index("end")] = -1e4
+        return found
+
+    monkeypatch.setattr(network, "_scores", never)
+    for beam in (1, 2):
+        for parses in network.parse(collate(features(featuriser, turns[:3])), beam):
+            assert len(parses) == beam
+            assert 20 < len(parses[0].choices) < 90
+            text = to_sql(parses[0].query, turns[0].schema)
+            assert Database(database).execute(text).status == "ok", text
 
 
 def test_a_decoded_query_scores_what_training_would_say_of_it(turns: list[Example]) -> None:
