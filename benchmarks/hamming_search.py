@@ -178,6 +178,9 @@ def measure(
             for process in processes.values():
                 process.kill()
                 process.wait()
+                for pipe in (process.stdin, process.stdout):
+                    if pipe is not None:
+                        pipe.close()
         found = {arm: np.load(folder / f"{arm}.npz") for arm in ARMS}
         same = all(
             np.array_equal(found[arm][key], found["store"][key])

@@ -208,8 +208,9 @@ def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Deriva
     order, limit = "", None
     while following in (*_ORDERS, "and"):
         order = order if following == "and" else following.removeprefix("order ")
-        # SQLite refuses to sort distinct rows by an aggregate of all of them.
-        sorts.append((yield from _value_unit(core, bool(groups) or not distinct)))
+        # SQLite sorts by aggregates of groups only, or where there is one row, an aggregate's.
+        of_all = any(item.aggregate for item in select) and not distinct
+        sorts.append((yield from _value_unit(core, bool(groups) or of_all)))
         more = ("and",) if len(sorts) < _SORTS else ()
         following = yield from _choose(*more, "limit", "join", "end")
     if following == "limit":

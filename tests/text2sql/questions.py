@@ -86,7 +86,7 @@ def tiny_parser(**changes: Any) -> tuple[Featuriser, ParserNetwork]:
     """A network of two small layers, and what reads for it."""
     torch.manual_seed(0)
     texts = [text for turns in DIALOGUES for turn in turns for text in (turn[0], turn[2] or "")]
-    words = train_tokenizer({"": [*texts, *texts, "stadium capacity singer concert title"]}, 300)
+    words = train_tokenizer({"": [*texts, *texts, "stadium capacity singer concert title"]}, 400)
     sizes: dict[str, Any] = {"width": 32, "layers": 1, "decoder_layers": 1, "heads": 2}
     network = ParserNetwork(build_encoder(SIZES, words), **{**sizes, "dropout": 0.0, **changes})
     return Featuriser(words), network

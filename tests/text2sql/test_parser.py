@@ -31,7 +31,7 @@ def test_it_learns_questions_by_heart_and_beam_search_finds_nothing_better(
     featuriser, network = tiny_parser()
     known = features(featuriser, turns)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
-    for _ in range(200):
+    for _ in range(300):
         likelihood, choices = network.log_likelihood(collate(known))
         loss = -likelihood.sum() / choices.sum()
         optimizer.zero_grad()
