@@ -28,9 +28,9 @@ def features(featuriser: Featuriser, turns: list[Example]) -> list[Features]:
 def test_it_learns_questions_by_heart_and_beam_search_finds_nothing_better(
     turns: list[Example],
 ) -> None:
-    featuriser, network = tiny_parser()
+    featuriser, network = tiny_parser(width=64)
     known = features(featuriser, turns)
-    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     for _ in range(300):
         likelihood, choices = network.log_likelihood(collate(known))
         loss = -likelihood.sum() / choices.sum()
