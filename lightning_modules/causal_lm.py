@@ -171,16 +171,12 @@ class CausalLM(pl.LightningModule):
         self.attn_implementation = attn_implementation
         self.compile_blocks = compile
         self.gradient_checkpointing = gradient_checkpointing
-        self.optimizer_settings: dict[str, Any] = {
-            "lr": 6e-4,
-            "betas": (0.9, 0.95),
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-            **(optimizer or {}),
-        }
-        self.schedule_settings: dict[str, Any] = {"warmup": 0.02, "final": 0.1, "decay": "cosine"}
-        self.schedule_settings.update(schedule or {})
-        check_optimization(self.optimizer_settings, self.schedule_settings)
+        self.optimizer_settings, self.schedule_settings = optimization(
+            optimizer,
+            schedule,
+            Optimizer(lr=6e-4, betas=[0.9, 0.95], weight_decay=0.1),
+            Schedule(warmup=0.02, final=0.1, decay="cosine"),
+        )
         self.model: Any = None
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
 
@@ -343,7 +339,32 @@ def no_loss(module: nn.Module) -> Tensor:
     return torch.stack(zeros).sum()
 
 
-def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
+def optimization(
+    optimizer: Optimizer | None,
+    schedule: Schedule | None,
+    optimizer_defaults: Optimizer,
+    schedule_defaults: Schedule | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Complete the settings of AdamW and of `learning_rate_factor`, and check them.
+
+    Args:
+        optimizer: What was asked for.
+        schedule: Likewise.
+        optimizer_defaults: The learning rate, and what differs from a small network's.
+        schedule_defaults: What differs from a short warm-up and a linear fall to 0.
+
+    Raises:
+        ValueError: One is unknown or out of range; names the key below `module`.
+    """
+    small: dict[str, Any] = {"betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.01}
+    short: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
+    settings = {**small, **optimizer_defaults, **(optimizer or {})}
+    course = {**short, **(schedule_defaults or {}), **(schedule or {})}
+    _check_optimization(settings, course)
+    return settings, course
+
+
+def _check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
     """Refuse settings of optimizer and schedule that are unknown or out of range.
 
     Raises:

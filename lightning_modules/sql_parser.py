@@ -15,8 +15,8 @@ from lightning_modules.causal_lm import (
     Optimizer,
     Schedule,
     adamw_with_schedule,
-    check_optimization,
     no_loss,
+    optimization,
 )
 from lightning_modules.utterance_rewriter import read_checkpoint
 from text2sql.dialogue import Example, by_database
@@ -114,22 +114,16 @@ class SqlParser(pl.LightningModule):
         }  # fmt: skip
         self.read, self.history, self.beam, self.init = read, history, beam, init
         self.encoder_lr, self.frozen_layers, self.max_nodes = encoder_lr, frozen_layers, max_nodes
-        self.optimizer_settings: dict[str, Any] = {
-            "lr": 5e-4,
-            "betas": (0.9, 0.98),
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-            **(optimizer or {}),
-        }
-        self.schedule_settings: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
-        self.schedule_settings.update(schedule or {})
-        check_optimization(self.optimizer_settings, self.schedule_settings)
+        self.optimizer_settings, self.schedule_settings = optimization(
+            optimizer, schedule, Optimizer(lr=5e-4)
+        )
         self.network: ParserNetwork | None = None
         self.featuriser: Featuriser | None = None
         self.features: dict[Example, Features | None] = {}
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.matches = matches("val", "test")
         self.judge = Judge(seconds)
+        self.verdicts: list[Verdict] = []
         self.samples: list[dict[str, Any]] = []
 
     # --- the model
@@ -240,17 +234,20 @@ class SqlParser(pl.LightningModule):
             questions: What is asked, the schema, and the SQLite file whose cells are looked up.
             beam: Derivations kept at every step; None: the module's.
         """
-        return [sql for ((sql, _), *_) in self._ranked(questions, beam or self.beam)]
+        features = [self._featurise(question) for question in questions]
+        return [sql for ((sql, _), *_) in self._ranked(features, beam or self.beam)]
 
     def ranked(self, question: Question, beam: int) -> list[tuple[str, float]]:
         """Return the best SQL of a question, best first, with log-likelihoods in nats."""
-        return self._ranked([question], beam)[0]
+        return self._ranked([self._featurise(question)], beam)[0]
+
+    def _featurise(self, question: Question) -> Features:
+        assert self.featuriser is not None, "configure_model builds it"
+        return self.featuriser(*question)
 
     @torch.no_grad()
-    def _ranked(self, questions: Sequence[Question], beam: int) -> list[list[tuple[str, float]]]:
+    def _ranked(self, features: Sequence[Features], beam: int) -> list[list[tuple[str, float]]]:
         assert self.network is not None, "configure_model builds the network"
-        assert self.featuriser is not None, "configure_model builds it"
-        features = [self.featuriser(*question) for question in questions]
         found: list[list[tuple[str, float]]] = [[] for _ in features]
         training = self.network.training
         self.network.eval()
@@ -277,8 +274,13 @@ class SqlParser(pl.LightningModule):
         if known:
             cast(MeanMetric, self.losses[split]).update(self.likelihood_loss(known), len(known))
         asked = [e for e in batch if e.schema is not None and e.query is not None]
-        sql = self.parse([(self.question(e), cast(Schema, e.schema), e.database) for e in asked])
-        verdicts = [self.judge(e, s) for e, s in zip(asked, sql, strict=True)]
+        # Features with a gold derivation serve as well: parsing does not look at it.
+        features = [
+            self._of(e) or self._featurise((self.question(e), cast(Schema, e.schema), e.database))
+            for e in asked
+        ]
+        ranked = self._ranked(features, self.beam)
+        verdicts = [self.judge(e, sql) for e, ((sql, _), *_) in zip(asked, ranked, strict=True)]
         update_matches(self.matches, split, verdicts)
         self.samples += [
             {"history": list(e.history), "utterance": e.utterance, "question": self.question(e),
@@ -287,15 +289,15 @@ class SqlParser(pl.LightningModule):
              "execution": v.execution}
             for e, v in zip(asked, verdicts, strict=True)
         ]  # fmt: skip
-        self.judge.verdicts += verdicts
+        self.verdicts += verdicts
 
     def on_validation_epoch_start(self) -> None:
         """Forget the verdicts of the last validation."""
-        self.samples, self.judge.verdicts = [], []
+        self.samples, self.verdicts = [], []
 
     def on_test_epoch_start(self) -> None:
         """Forget the verdicts of the last test."""
-        self.samples, self.judge.verdicts = [], []
+        self.samples, self.verdicts = [], []
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, question and interaction match."""
@@ -304,8 +306,8 @@ class SqlParser(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log them, and print match by turn and hardness."""
         self._log("test")
-        if self.trainer.is_global_zero and self.judge.verdicts:
-            show_scores(Scores(tuple(self.judge.verdicts)), "test", Console())
+        if self.trainer.is_global_zero and self.verdicts:
+            show_scores(Scores(tuple(self.verdicts)), "test", Console())
 
     def _log(self, split: str) -> None:
         loss = cast(MeanMetric, self.losses[split])
@@ -349,7 +351,6 @@ class Judge:
         self.databases: dict[str, Path] = {}
         self.executing = Evaluator(self.schemas, self.databases, limits)
         self.reading = Evaluator(self.schemas, {}, limits)
-        self.verdicts: list[Verdict] = []
 
     def __call__(self, example: Example, sql: str) -> Verdict:
         """Return the verdict on one turn; the example must have a schema and a gold query."""

@@ -19,8 +19,8 @@ from lightning_modules.causal_lm import (
     Optimizer,
     Schedule,
     adamw_with_schedule,
-    check_optimization,
     no_loss,
+    optimization,
 )
 from lightning_modules.sql_parser import (
     Judge,
@@ -113,16 +113,9 @@ class TextToSql(pl.LightningModule):
         self.rewriter = None if rewriter_from is not None else rewriter
         self.parser_from, self.rewriter_from = parser_from, rewriter_from
         self.recursive = recursive
-        self.optimizer_settings: dict[str, Any] = {
-            "lr": 5e-4,
-            "betas": (0.9, 0.98),
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-            **(optimizer or {}),
-        }
-        self.schedule_settings: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
-        self.schedule_settings.update(schedule or {})
-        check_optimization(self.optimizer_settings, self.schedule_settings)
+        self.optimizer_settings, self.schedule_settings = optimization(
+            optimizer, schedule, Optimizer(lr=5e-4)
+        )
         self.tables, self.missing = tables, missing
         self.keep_distinct, self.seconds = keep_distinct, seconds
         self.matches = matches(*(f"{split} {r}" for split in ("val", "test") for r in READINGS))
@@ -274,10 +267,12 @@ class TextToSql(pl.LightningModule):
             "rewritten": list(zip(asked, self.rewrite(asked), strict=True)),
             "gold": [(e, e.rewrite) for e in asked if e.rewrite is not None],
         }
+        # A first turn is its own rewrite: what is asked in several readings is parsed once.
+        every = list(dict.fromkeys(pair for pairs in questions.values() for pair in pairs))
+        sql = dict(zip(every, self.parse(*zip(*every, strict=True)), strict=True)) if every else {}
         found: dict[str, dict[Example, Verdict]] = {}
         for reading, pairs in questions.items():
-            sql = self.parse([e for e, _ in pairs], [q for _, q in pairs])
-            judged = [self.judge(e, s) for (e, _), s in zip(pairs, sql, strict=True)]
+            judged = [self.judge(pair[0], sql[pair]) for pair in pairs]
             update_matches(self.matches, f"{split} {reading}", judged)
             self.verdicts.setdefault(reading, []).extend(judged)
             found[reading] = dict(zip([e for e, _ in pairs], judged, strict=True))

@@ -16,8 +16,8 @@ from lightning_modules.causal_lm import (
     Optimizer,
     Schedule,
     adamw_with_schedule,
-    check_optimization,
     no_loss,
+    optimization,
 )
 from text2sql.dialogue import Example, by_database
 from text2sql.dual_learning import dual_step
@@ -134,16 +134,9 @@ class UtteranceRewriter(pl.LightningModule):
             "language_model": None,
             **(dual or {}),
         }
-        self.optimizer_settings: dict[str, Any] = {
-            "lr": 2e-4 if mode == "supervised" else 1e-5,
-            "betas": (0.9, 0.98),
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-            **(optimizer or {}),
-        }
-        self.schedule_settings: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
-        self.schedule_settings.update(schedule or {})
-        check_optimization(self.optimizer_settings, self.schedule_settings)
+        self.optimizer_settings, self.schedule_settings = optimization(
+            optimizer, schedule, Optimizer(lr=2e-4 if mode == "supervised" else 1e-5)
+        )
         self._check()
         self.schema_words: bool = self.network_settings["schema_words"]
         self.rewriter: Any = None
