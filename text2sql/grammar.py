@@ -156,14 +156,12 @@ class _Core:
 
 
 def _choose(*names: str) -> Generator[Slot, int, str]:
-    if len(names) == 1:
-        return names[0]
     return SYMBOLS[(yield Slot("symbol", tuple(_INDEX[name] for name in names)))]
 
 
 def _query(names: _Names, depth: int, items: int | None = None) -> Derivation:
     """A query; `items` is how many result columns it must have, None for any number."""
-    root = yield from _choose(*(_ROOTS if depth == 0 else ("single",)))
+    root = (yield from _choose(*_ROOTS)) if depth == 0 else "single"
     left = yield from _core(names, depth, items, root != "single")
     if root == "single":
         return left
@@ -335,9 +333,12 @@ def join(
         schema: Its foreign keys; tables that none connects are joined over columns of equal name.
         tables: At least one; all of one component.
     """
-    wanted = set(tables)
-    path = schema.join_path(wanted) or schema.joinable.join_path(wanted)
-    assert path is not None, "the grammar allows tables of one component only"
+    wanted, path = set(tables), _path(schema, set(tables))
+    between = {schema.columns[column].table for pair in path for column in pair}
+    if not between <= wanted:
+        # Once more from all of them: FROM depends on which tables it has, not on the way there.
+        wanted |= between
+        path = _path(schema, wanted)
     sources = [min(wanted)]
     on: list[Condition | str] = []
     for own, its in path:
@@ -345,6 +346,12 @@ def join(
         on += ["and"] * bool(on)
         on.append(Condition(ValueUnit(ColumnUnit(own)), "=", ColumnUnit(its)))
     return tuple(sources), tuple(on)
+
+
+def _path(schema: Schema, tables: set[int]) -> tuple[tuple[int, int], ...]:
+    path = schema.join_path(tables) or schema.joinable.join_path(tables)
+    assert path is not None, "the grammar allows tables of one component only"
+    return path
 
 
 # --- from trees ----------------------------------------------------------------------------------
