@@ -11,11 +11,15 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import sqlparse
+
+from text2sql.schema import Schema
+from text2sql.sql import STAR
 
 Status = Literal["ok", "refused", "failed", "stopped"]
 
@@ -35,6 +39,7 @@ FUNCTIONS = frozenset(
 _ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
 _COMMENT = re.compile(r"\s+|--[^\n]*\n?|/\*.*?\*/", re.DOTALL)
 _FIRST_WORD = re.compile(r"(select|with|values)\b", re.IGNORECASE)
+_TEXTS, _CHARACTERS = 5000, 60  # distinct cells of a column that are read, and their length
 _STEPS = 2000  # virtual-machine steps between looks at the clock: some 20 microseconds
 
 
@@ -210,3 +215,29 @@ class Database:
         journals = (Path(f"{self.path}{end}") for end in ("-wal", "-journal"))
         in_use = any(file.exists() for file in journals)
         return f"{self.path.as_uri()}?mode=ro{'' if in_use else '&immutable=1'}"
+
+
+def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield each column's index and its distinct texts: 5,000 at most, of 1 to 60 characters.
+
+    A column that the file does not have, or that takes longer than 2 seconds, has none.
+
+    Args:
+        database: A SQLite file.
+        schema: Whose columns are read.
+
+    Raises:
+        ValueError: There is no such file, or it is no SQLite database.
+    """
+    reader = Database(database, Limits(seconds=2.0))
+    for index, column in enumerate(schema.columns):
+        if index == STAR:
+            continue
+        table = schema.tables[column.table].name
+        name, place = (part.replace('"', '""') for part in (column.name, table))
+        # Without a table's name before it SQLite reads a quoted name that it lacks as a text.
+        found = reader.execute(
+            f'SELECT DISTINCT t."{name}" FROM "{place}" AS t WHERE typeof(t."{name}") = \'text\' '
+            f'AND length(t."{name}") BETWEEN 1 AND {_CHARACTERS} LIMIT {_TEXTS}'
+        )
+        yield index, tuple(text for (text,) in found.rows)

@@ -7,9 +7,7 @@ BRIDGE (arXiv 2012.12627). Which values a query may contain is decided here: tho
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import snowballstemmer
 from numpy.typing import NDArray
 
+from text2sql import execute
 from text2sql.schema import Schema
 from text2sql.sql import STAR
 
@@ -273,27 +272,13 @@ def _normal(text: str) -> str:
 
 @lru_cache(maxsize=400)
 def _cells(database: Path, schema: Schema) -> Cells:
-    """The distinct texts of a database, at most 5,000 of a column, of at most 60 characters."""
+    """Where each text of a database stands."""
     found: dict[str, dict[str, set[int]]] = {}
-    with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        db.text_factory = lambda raw: raw.decode(errors="ignore")
-        for index, column in enumerate(schema.columns):
-            if index == STAR:
-                continue
-            name = column.name.replace('"', '""')
-            table = schema.tables[column.table].name.replace('"', '""')
-            try:
-                rows = db.execute(
-                    f'SELECT DISTINCT "{name}" FROM "{table}" WHERE typeof("{name}") = \'text\' '
-                    f'AND length("{name}") BETWEEN 1 AND 60 LIMIT 5000'
-                ).fetchall()
-            except sqlite3.OperationalError:
-                # A tables.json may name what the file does not have: no cells, but no failure.
-                continue
-            for (value,) in rows:
-                normal = _normal(value)
-                if normal:
-                    found.setdefault(normal, {}).setdefault(value, set()).add(index)
+    for index, texts in execute.cells(database, schema):
+        for value in texts:
+            normal = _normal(value)
+            if normal:
+                found.setdefault(normal, {}).setdefault(value, set()).add(index)
     return {
         normal: tuple((value, tuple(sorted(columns))) for value, columns in values.items())
         for normal, values in found.items()

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from text2sql.dialogue import Example
-from text2sql.execute import Database, Limits
+from text2sql.execute import cells
 from text2sql.schema import Schema
 
 # Words that stand for something said before. `that` and `which` are left out: in complete questions
@@ -33,7 +33,6 @@ _EMPTY = frozenset(
     """a an and are as at by for from in is of on or per the to with""".split()  # noqa: SIM905
 )
 _WORD = re.compile(r"\w+|[^\w\s]")
-_VALUES = 2000  # distinct values of a column that are known, at most
 _VALUE_WORDS = 6  # longer cells are texts, which nobody quotes whole
 
 # --- words of the database -----------------------------------------------------------------------
@@ -67,21 +66,14 @@ def schema_lemmas(schema: Schema) -> frozenset[str]:
 def cell_values(database: Path) -> Mapping[str, frozenset[tuple[str, ...]]]:
     """Texts in the cells of a database, as words, by their first word.
 
-    The first 2,000 different ones of each column, of up to 6 words; none of a column that cannot be
-    read within 2 seconds.
+    Those of `cells` that have up to 6 words.
 
     Raises:
         ValueError: There is no such database.
     """
     found: dict[str, set[tuple[str, ...]]] = {}
-    reader = Database(database, Limits(seconds=2.0))
-    schema = Schema.from_sqlite(database)
-    for column in schema.columns[1:]:
-        table = schema.tables[column.table].name
-        name, place = (part.replace('"', '""') for part in (column.name, table))
-        sql = f'SELECT DISTINCT "{name}" FROM "{place}" LIMIT {_VALUES}'
-        for (value,) in reader.execute(sql).rows:
-            words = tuple(words_of(value)) if isinstance(value, str) else ()
+    for _, texts in cells(database, Schema.from_sqlite(database)):
+        for words in map(tuple, map(words_of, texts)):
             if 0 < len(words) <= _VALUE_WORDS and any(word.isalpha() for word in words):
                 found.setdefault(words[0], set()).add(words)
     return {first: frozenset(values) for first, values in found.items()}

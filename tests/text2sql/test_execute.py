@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.text2sql.conftest import DDL, make
-from text2sql.execute import Database, Limits
+from text2sql.execute import Database, Limits, cells
+from text2sql.schema import Schema
 
 LIMITS = Limits(seconds=0.3, rows=1000, result_bytes=2_000_000)
 # A statement may go on for a moment until SQLite looks at the clock; a loaded machine takes longer.
@@ -403,3 +404,19 @@ def test_files_that_are_no_database_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.sqlite").write_text("no database at all")
     with pytest.raises(ValueError, match="is not a SQLite database"):
         Database(tmp_path / "text.sqlite")
+
+
+def test_cells_are_the_short_texts_of_the_columns_that_the_file_has(tmp_path: Path) -> None:
+    """Numbers, long and empty texts are none; a column that is only declared has none."""
+    file = make(
+        tmp_path / "cells.sqlite",
+        """CREATE TABLE a (x TEXT, "say ""hi"" now" TEXT, n INT);
+        INSERT INTO a VALUES ('one', 'two', 3), ('one', '', 4), ('four', printf('%061d', 5), 6);""",
+    )
+    declared = make(
+        tmp_path / "more.sqlite", 'CREATE TABLE a (x TEXT, "say ""hi"" now" TEXT, n INT, gone TEXT)'
+    )
+    found = dict(cells(file, Schema.from_sqlite(declared)))
+    assert list(found.values()) == [("one", "four"), ("two",), (), ()]
+    with pytest.raises(ValueError, match="no such SQLite file"):
+        next(cells(tmp_path / "none.sqlite", Schema.from_sqlite(declared)))
