@@ -411,7 +411,8 @@ def test_cells_are_the_short_texts_of_the_columns_that_the_file_has(tmp_path: Pa
     file = make(
         tmp_path / "cells.sqlite",
         """CREATE TABLE a (x TEXT, "say ""hi"" now" TEXT, n INT);
-        INSERT INTO a VALUES ('one', 'two', 3), ('one', '', 4), ('four', printf('%061d', 5), 6);""",
+        INSERT INTO a VALUES ('one', 'two', 3), ('one', '', 4), ('four', printf('%061d', 5), 6),
+            (replace(hex(zeroblob(200000)), '0', 'x'), NULL, NULL);""",
     )
     declared = make(
         tmp_path / "more.sqlite", 'CREATE TABLE a (x TEXT, "say ""hi"" now" TEXT, n INT, gone TEXT)'
