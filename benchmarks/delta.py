@@ -317,7 +317,7 @@ def grammar_share(parser: SqlParser, turns: Sequence[Example], batch: int) -> fl
     whole = network = 0.0
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
-        for group in similar(part):
+        for group in similar(part, parser.device):
             collated = collate([part[index] for index in group], parser.device)
             with timed(parser.network, "encode", "_decode", "_scores") as seconds:
                 begin = perf_counter()

@@ -49,6 +49,10 @@ class SqlParser(pl.LightningModule):
         dropout: In both.
         frozen_layers: How many of a pretrained encoder's layers, from below, and with them its
             embeddings, are not trained.
+        encoder_dropout: A pretrained encoder keeps the dropout of its config in training, which
+            takes a quarter of a training step on a CPU; else it has none.
+        shuffle_schema: Training reads a schema's tables, and the columns of each, in another order
+            every time.
         max_nodes: Training leaves out examples with more words, columns and tables together: cost
             grows with the square. null: none.
         read: What is read of a turn: `rewrite`, the self-contained question where there is one;
@@ -77,6 +81,8 @@ class SqlParser(pl.LightningModule):
         heads: int = 8,
         dropout: float = 0.1,
         frozen_layers: int = 0,
+        encoder_dropout: bool = False,
+        shuffle_schema: bool = False,
         max_nodes: int | None = None,
         read: Literal["rewrite", "utterance"] = "rewrite",
         history: int = 0,
@@ -114,6 +120,7 @@ class SqlParser(pl.LightningModule):
         }  # fmt: skip
         self.read, self.history, self.beam, self.init = read, history, beam, init
         self.encoder_lr, self.frozen_layers, self.max_nodes = encoder_lr, frozen_layers, max_nodes
+        self.encoder_dropout, self.shuffle_schema = encoder_dropout, shuffle_schema
         self.optimizer_settings, self.schedule_settings = optimization(
             optimizer, schedule, Optimizer(lr=5e-4)
         )
@@ -146,7 +153,7 @@ class SqlParser(pl.LightningModule):
         """Build it, with the tokenizer that a checkpoint wrote if it was trained with it."""
         try:
             if self.encoder is not None:
-                encoder, tokenizer = load_encoder(self.encoder, dropout=False)
+                encoder, tokenizer = load_encoder(self.encoder, self.encoder_dropout)
                 freeze(encoder, self.frozen_layers)
             else:
                 if written is None:
@@ -217,9 +224,9 @@ class SqlParser(pl.LightningModule):
         assert self.network is not None, "configure_model builds the network"
         assert self.featuriser is not None, "configure_model builds it"
         if self.training:
-            features = [self.featuriser.renamed(each) for each in features]
+            features = [self.featuriser.redrawn(each, self.shuffle_schema) for each in features]
         total, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for group in similar(features):
+        for group in similar(features, self.device):
             batch = collate([features[index] for index in group], self.device)
             likelihood, choices = self.network.log_likelihood(batch)
             total, count = total - likelihood.sum(), count + choices.sum()
@@ -251,7 +258,7 @@ class SqlParser(pl.LightningModule):
         found: list[list[tuple[str, float]]] = [[] for _ in features]
         training = self.network.training
         self.network.eval()
-        for group in similar(features):
+        for group in similar(features, self.device):
             batch = collate([features[index] for index in group], self.device)
             for index, parses in zip(group, self.network.parse(batch, beam), strict=True):
                 schema = features[index].schema

@@ -34,7 +34,10 @@ _ROW = 192
 _QUESTION = 128  # wordpieces of a question; what follows is not read
 _LONGEST = 160  # choices, more than any question needs; a derivation that is longer is ended
 _END = SYMBOLS.index("end")
-_GROUP = 1024  # wordpieces that are encoded together, of rows of like length
+# Wordpieces that are encoded together, of rows of like length, and pairs of nodes that are related
+# together, padding included: what fits a CPU's caches, and what keeps a GPU busy.
+_GROUP = {"cpu": 1024, "cuda": 32_768}
+_AREA = {"cpu": 200_000, "cuda": 4_000_000}
 
 
 # --- features ------------------------------------------------------------------------------------
@@ -97,11 +100,12 @@ class Featuriser:
         return Features(links, schema, rows, nodes, tuple(choices), tuple(slots))
 
     def _rows(
-        self, links: Links, schema: Schema
+        self, links: Links, schema: Schema, shuffled: bool = False
     ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
         """Write [CLS] question [SEP] table, column, column [SEP] table ...
 
-        Every row that a long schema needs has the question again.
+        Every row that a long schema needs has the question again. Tables, and columns in each,
+        stand in the schema's order, or shuffled by torch's own generator.
         """
         head, head_nodes = [self.start], [-1]
         for node, word in enumerate(links.words):
@@ -123,10 +127,13 @@ class Featuriser:
         first = len(links.words)
         comma = self._pieces(",")[0]
         write(schema.columns[0].words, first, self.separator)
-        for index, table in enumerate(schema.tables):
+        order = _shuffle if shuffled else list
+        for index in order(range(len(schema.tables))):
+            table = schema.tables[index]
             write(table.words, first + len(schema.columns) + index, comma)
-            for column in table.columns:
-                is_last = column == table.columns[-1]
+            columns = order(table.columns)
+            for column in columns:
+                is_last = column == columns[-1]
                 write(
                     schema.columns[column].words,
                     first + column,
@@ -136,14 +143,29 @@ class Featuriser:
         read = (tuple(self.vocabulary.read(row, names)) for row in rows)
         return tuple(read), tuple(map(tuple, nodes))
 
-    def renamed(self, features: Features) -> Features:
-        """Draw other placeholders for training; see `Vocabulary.names`."""
+    def redrawn(self, features: Features, shuffle: bool) -> Features:
+        """Return features as training reads them this time.
+
+        Args:
+            features: Of an example.
+            shuffle: Tables and columns are read in another order, which means nothing.
+
+        Returns:
+            The same choices, with other placeholders; see `Vocabulary.names`.
+        """
+        if shuffle:
+            rows, nodes = self._rows(features.links, features.schema, shuffled=True)
+            features = replace(features, rows=rows, nodes=nodes)
         names = self.vocabulary.names(chain.from_iterable(features.rows), renamed=True)
         rows = (tuple(self.vocabulary.read(row, names)) for row in features.rows)
         return replace(features, rows=tuple(rows)) if names else features
 
     def _pieces(self, words: str) -> list[int]:
         return self.vocabulary.ids(words) or [self.separator]
+
+
+def _shuffle(items: Sequence[int]) -> list[int]:
+    return [items[place] for place in torch.randperm(len(items)).tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,20 +336,22 @@ class ParserNetwork(nn.Module):
         ]
         sums = torch.zeros(size * nodes, int(self.encoder.config.hidden_size), device=device)
         counts = torch.zeros(size * nodes, 1, device=device)
-        for group in _groups(rows):
+        for group in _groups(rows, _GROUP.get(device.type, _GROUP["cuda"])):
             longest = max(len(row) for row, _ in group)
-            ids = torch.zeros(len(group), longest, dtype=torch.long)
-            places = torch.full((len(group), longest), -1)
+            ids = np.zeros((len(group), longest), dtype=np.int64)
+            places = np.full((len(group), longest), -1)
+            mask = np.zeros((len(group), longest), dtype=np.int64)
             for i, (row, targets) in enumerate(group):
-                ids[i, : len(row)] = torch.tensor(row)
-                places[i, : len(row)] = torch.tensor(targets)
-            mask = torch.arange(longest) < torch.tensor([len(row) for row, _ in group])[:, None]
+                ids[i, : len(row)], places[i, : len(row)], mask[i, : len(row)] = row, targets, 1
             states = self.encoder(
-                input_ids=ids.to(device), attention_mask=mask.long().to(device)
+                input_ids=torch.from_numpy(ids).to(device),
+                attention_mask=torch.from_numpy(mask).to(device),
             ).last_hidden_state
-            used = (places >= 0).to(device)
-            index = places.to(device)[used]
-            sums = sums.index_add(0, index, states[used].to(sums.dtype))
+            # Found here: on a GPU a mask of which nobody knows how much it holds is waited for.
+            used = np.flatnonzero(places.ravel() >= 0)
+            index = torch.from_numpy(places.ravel()[used]).to(device)
+            read = states.flatten(0, 1)[torch.from_numpy(used).to(device)]
+            sums = sums.index_add(0, index, read.to(sums.dtype))
             counts.index_add_(0, index, torch.ones(len(index), 1, device=device))
         return (sums / counts.clamp_min(1)).view(size, nodes, -1)
 
@@ -346,10 +370,10 @@ class ParserNetwork(nn.Module):
         memory = self.encode(batch)
         length = max(len(f.choices) for f in batch.features)
         nodes = batch.is_node.shape[1]
-        kinds = torch.zeros(len(batch.features), length, dtype=torch.long)
-        chosen = torch.zeros_like(kinds)
-        targets = torch.full_like(kinds, -100)
-        symbols = torch.zeros(*kinds.shape, len(SYMBOLS), dtype=torch.bool)
+        size = (len(batch.features), length)
+        kinds, chosen = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        targets = np.full(size, -100)
+        symbols = np.zeros((*size, len(SYMBOLS)), dtype=bool)
         for b, f in enumerate(batch.features):
             for t, (choice, slot) in enumerate(zip(f.choices, f.slots, strict=True)):
                 option = _option(f, slot.kind, choice.index if choice else 0, nodes)
@@ -359,17 +383,17 @@ class ParserNetwork(nn.Module):
                     targets[b, t] = option
                 if slot.kind == "symbol":
                     symbols[b, t, list(slot.allowed)] = True
-        kinds, chosen = kinds.to(device), chosen.to(device)
-        hidden = self._decode(_empty(batch), memory, chosen[:, :-1], kinds)
+            # Padding has all symbols to choose from, so that no row is without an option.
+            symbols[b, len(f.choices) :] = True
+        kind = torch.from_numpy(kinds).to(device)
+        hidden = self._decode(
+            _empty(batch), memory, torch.from_numpy(chosen[:, :-1]).to(device), kind
+        )
         of_kind = _of_kind(batch)[:, None].expand(-1, length, -1)
-        allowed = of_kind == kinds[..., None]
-        allowed[..., : len(SYMBOLS)] &= symbols.to(device)
-        # Padding has all symbols to choose from, so that no row is without an option.
-        empty = torch.arange(length, device=device) >= torch.tensor(
-            [len(f.choices) for f in batch.features], device=device
-        ).unsqueeze(1)
-        allowed[..., : len(SYMBOLS)] |= empty[..., None]
-        return self._scores(memory, hidden).masked_fill(~allowed, -torch.inf), targets.to(device)
+        allowed = of_kind == kind[..., None]
+        allowed[..., : len(SYMBOLS)] &= torch.from_numpy(symbols).to(device)
+        scores = self._scores(memory, hidden).masked_fill(~allowed, -torch.inf)
+        return scores, torch.from_numpy(targets).to(device)
 
     def _decode(self, empty: Tensor, memory: Tensor, chosen: Tensor, kinds: Tensor) -> Tensor:
         """Return states for the slots, (B, T, D).
@@ -392,7 +416,9 @@ class ParserNetwork(nn.Module):
             + self.positions(torch.arange(t, device=kinds.device).clamp_max(_LONGEST))
         )
         ahead = torch.ones(t, t, dtype=torch.bool, device=kinds.device).triu(1)
-        return self.decoder(x, memory, tgt_mask=ahead, memory_key_padding_mask=empty)
+        return self.decoder(
+            x, memory, tgt_mask=ahead, tgt_is_causal=False, memory_key_padding_mask=empty
+        )
 
     def _scores(self, memory: Tensor, hidden: Tensor) -> Tensor:
         """Logits of all options, (B, T, S + N + V)."""
@@ -553,16 +579,17 @@ def _of_kind(batch: Batch) -> Tensor:
     return torch.cat([symbols, nodes, values], 1)
 
 
-def similar(features: Sequence[Features], area: int = 200_000) -> list[list[int]]:
+def similar(features: Sequence[Features], device: torch.device | str = "cpu") -> list[list[int]]:
     """Group examples of like size: relations cost the square of the largest number of nodes.
 
     Args:
         features: The examples.
-        area: Largest number of pairs of nodes of a group, padding included.
+        device: Where they are related: a GPU takes larger groups.
 
     Returns:
         Their positions, small ones first.
     """
+    area = _AREA.get(torch.device(device).type, _AREA["cuda"])
     groups: list[list[int]] = []
     for index in sorted(range(len(features)), key=lambda i: len(features[i].links.relations)):
         size = len(features[index].links.relations)
@@ -573,12 +600,12 @@ def similar(features: Sequence[Features], area: int = 200_000) -> list[list[int]
 
 
 def _groups(
-    rows: list[tuple[tuple[int, ...], list[int]]],
+    rows: list[tuple[tuple[int, ...], list[int]]], most: int
 ) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
-    """Rows of like length together, so that little is padded."""
+    """Rows of like length together, `most` wordpieces of them, so that little is padded."""
     group: list[tuple[tuple[int, ...], list[int]]] = []
     for row in sorted(rows, key=lambda row: len(row[0])):
-        if group and len(row[0]) * (len(group) + 1) > _GROUP:
+        if group and len(row[0]) * (len(group) + 1) > most:
             yield group
             group = []
         group.append(row)

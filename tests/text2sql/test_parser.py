@@ -11,7 +11,7 @@ from text2sql.dialogue import Example
 from text2sql.execute import Database
 from text2sql.grammar import SYMBOLS
 from text2sql.match import exact_match
-from text2sql.parser import Features, Featuriser, collate, similar
+from text2sql.parser import _AREA, Features, Featuriser, collate, similar
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, parse, to_sql
 
@@ -132,10 +132,38 @@ def test_a_long_schema_is_read_in_rows_that_all_have_the_question(schema: Schema
     assert network.eval().parse(collate([found]))[0]
 
 
-def test_groups_hold_every_example_once(turns: list[Example]) -> None:
+def test_a_shuffled_schema_is_the_same_schema_in_another_order(schema: Schema) -> None:
+    featuriser, network = tiny_parser()
+    plain = featuriser("How many singers?", schema, None, "SELECT count(*) FROM singer")
+    torch.manual_seed(1)
+    drawn = [featuriser.redrawn(plain, shuffle=True) for _ in range(8)]
+    assert len({each.nodes for each in drawn}) > 1
+    words, columns = len(plain.links.words), len(schema.columns)
+    for each in drawn:
+        assert (each.choices, each.links) == (plain.choices, plain.links)
+        assert sorted(each.nodes[0]) == sorted(plain.nodes[0])
+        # Question, *, then every table with its own columns behind it.
+        order = [node - words for node in dict.fromkeys(each.nodes[0]) if node >= words]
+        assert order[0] == 0
+        for node in order[1:]:
+            if node >= columns:
+                table = node - columns
+            else:
+                assert schema.columns[node].table == table
+    # What is read where is what changes: the states of the nodes differ, their number does not.
+    network.eval()
+    states = network.encode(collate([plain, *drawn]))
+    assert (states[0] - states[1:]).abs().flatten(1).amax(1).max() > 1e-3
+    assert featuriser.redrawn(plain, shuffle=False).nodes == plain.nodes
+
+
+def test_groups_hold_every_example_once(
+    turns: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
     featuriser, _ = tiny_parser()
     known = features(featuriser, turns)
-    groups = similar(known, area=2 * len(known[0].links.relations) ** 2)
+    monkeypatch.setitem(_AREA, "cpu", 2 * len(known[0].links.relations) ** 2)
+    groups = similar(known)
     assert sorted(index for group in groups for index in group) == list(range(len(known)))
     assert len(groups) > 1
 
