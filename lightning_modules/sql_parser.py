@@ -248,6 +248,35 @@ class SqlParser(pl.LightningModule):
         """Return the best SQL of a question, best first, with log-likelihoods in nats."""
         return self._ranked([self._featurise(question)], beam)[0]
 
+    @torch.no_grad()
+    def costs(self, asked: Sequence[tuple[str, Schema, Path | None, str]]) -> list[float]:
+        """Return how unlikely gold queries are: negative log-likelihoods in nats.
+
+        Args:
+            asked: Question, schema, the SQLite file whose cells are looked up, and gold SQL.
+
+        Returns:
+            Infinity where the grammar does not derive the query, or one of its values is not on
+            offer.
+        """
+        assert self.network is not None, "configure_model builds the network"
+        assert self.featuriser is not None, "configure_model builds it"
+        found = [float("inf")] * len(asked)
+        known: list[tuple[int, Features]] = []
+        for index, question in enumerate(asked):
+            try:
+                features = self.featuriser(*question)
+            except SqlError:
+                continue
+            if None not in features.choices:
+                known.append((index, features))
+        for group in similar([features for _, features in known], self.device):
+            batch = collate([known[place][1] for place in group], self.device)
+            likelihood, _ = self.network.log_likelihood(batch)
+            for place, value in zip(group, likelihood.tolist(), strict=True):
+                found[known[place][0]] = -value
+        return found
+
     def _featurise(self, question: Question) -> Features:
         assert self.featuriser is not None, "configure_model builds it"
         return self.featuriser(*question)

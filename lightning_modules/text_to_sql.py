@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import sqlparse
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ from lightning_modules.sql_parser import (
     show_scores,
     update_matches,
 )
-from lightning_modules.utterance_rewriter import UtteranceRewriter, read_checkpoint
+from lightning_modules.utterance_rewriter import TOGETHER, UtteranceRewriter, read_checkpoint
 from text2sql.dialogue import Example
 from text2sql.evaluation import (
     TURNS,
@@ -49,6 +50,7 @@ from text2sql.schema import Schema, read_tables
 
 READINGS = ("raw", "rewritten", "gold")
 """What the parser reads: the utterance as it is, its rewrite, or the annotators' rewrite."""
+_COPY = 1.0  # nats that a rewrite must be better than the utterance as it is [D]
 Part = TypeVar("Part", SqlParser, UtteranceRewriter)
 
 
@@ -79,13 +81,18 @@ class TextToSql(pl.LightningModule):
         keep_distinct: For task=evaluate, execute queries with their DISTINCT, which the official
             default takes out.
         seconds: What one execution may take.
+        hypotheses: For task=annotate, the rewriter's, of which the parser chooses one.
+        nats: For task=annotate, what the gold SQL of a chosen rewrite may cost at most: its
+            negative log-likelihood.
 
     Raises:
         ValueError: A value is not allowed; the message names its key.
     """
 
     # The runner's tasks of this module; none needs a checkpoint: its parts may bring theirs.
-    tasks: ClassVar[dict[str, bool]] = {"evaluate": False, "chat": False, "test": False}
+    tasks: ClassVar[dict[str, bool]] = {
+        "evaluate": False, "chat": False, "annotate": False, "test": False
+    }  # fmt: skip
     # Those that read no datamodule.
     without_data: ClassVar[tuple[str, ...]] = ("evaluate", "chat")
 
@@ -102,8 +109,14 @@ class TextToSql(pl.LightningModule):
         missing: Literal["error", "wrong", "skip"] = "error",
         keep_distinct: bool = False,
         seconds: float = 30.0,
+        hypotheses: int = 4,
+        nats: float = 6.0,
     ) -> None:
         super().__init__()
+        if hypotheses < 1:
+            raise ValueError(f"module.hypotheses={hypotheses}: must be at least 1")
+        if nats <= 0:
+            raise ValueError(f"module.nats={nats}: must be above 0")
         if rewriter is not None and rewriter.mode == "dual" and parser_from is None:
             raise ValueError(
                 "module.rewriter.mode=dual: the parser's verdict is part of the reward; give a "
@@ -118,6 +131,7 @@ class TextToSql(pl.LightningModule):
         )
         self.tables, self.missing = tables, missing
         self.keep_distinct, self.seconds = keep_distinct, seconds
+        self.hypotheses, self.nats = hypotheses, nats
         self.matches = matches(*(f"{split} {r}" for split in ("val", "test") for r in READINGS))
         self.judge = Judge(seconds)
         self.verdicts: dict[str, list[Verdict]] = {}
@@ -404,6 +418,95 @@ class TextToSql(pl.LightningModule):
         for sql, score in ranked:
             table.add_row(f"{score:.2f} nats", sql)
         console.print(table)
+
+    # --- task=annotate
+
+    def annotate(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
+        """Write the training turns with rewrites that the parser chose, in SParC's layout.
+
+        A later turn with SQL and without a rewrite gets, of the rewriter's hypotheses and its own
+        utterance, the one under which the parser finds the gold SQL likeliest; none if even that is
+        unlikely. A rewriter that then trains on the file learns a domain whose turns have SQL but
+        no rewrites [D]. Other turns stay as they are; what is written is whole or not there.
+
+        Args:
+            datamodule: Whose training part is annotated; `keep` must be all.
+            settings: The config: `json`, the file to write.
+
+        Returns:
+            `turns`, how many were to be annotated, and of these the shares that got a rewrite
+            (`annotated`) and that stand alone as they are (`copied`).
+
+        Raises:
+            ValueError: A key is missing, or not allowed.
+        """
+        if not settings.get("json"):
+            raise ValueError("json: task=annotate needs json=FILE, where the dialogues go")
+        target = Path(settings["json"]).absolute()
+        if not target.parent.is_dir():
+            raise ValueError(f"json={target}: there is no folder {target.parent}")
+        self.configure_model()
+        if self.rewriter is None:
+            raise ValueError("module.rewriter_from: task=annotate needs a rewriter")
+        self.eval()
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        dialogues: dict[int, list[Example]] = {}
+        for example in datamodule.examples("train"):
+            dialogues.setdefault(example.interaction, []).append(example)
+        if any(e.turn != place for turns in dialogues.values() for place, e in enumerate(turns)):
+            raise ValueError("datamodule.keep: task=annotate writes whole dialogues; give all")
+        bare = [
+            e
+            for turns in dialogues.values()
+            for e in turns
+            if e.history and e.query and e.schema and not e.rewrite
+        ]
+        chosen: dict[Example, str] = {}
+        for start in track(range(0, len(bare), TOGETHER), "annotating", console=Console()):
+            chosen |= self._chosen(bare[start : start + TOGETHER])
+        written = [
+            {
+                "database_id": turns[0].schema.db_id if turns[0].schema else "",
+                "interaction": [
+                    {
+                        "utterance": e.utterance,
+                        "query": e.query,
+                        "rewrite": e.rewrite
+                        or chosen.get(e)
+                        or (None if e.history else e.utterance),
+                    }
+                    for e in turns
+                ],
+            }
+            for turns in dialogues.values()
+        ]
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        unfinished.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(target)
+        count = max(1, len(bare))
+        return {
+            "turns": float(len(bare)),
+            "annotated": len(chosen) / count,
+            "copied": sum(text == e.utterance for e, text in chosen.items()) / count,
+        }
+
+    def _chosen(self, turns: Sequence[Example]) -> dict[Example, str]:
+        """Return for each turn the text that the parser understands best, if it does."""
+        assert self.parser is not None, "configure_model builds the parts"
+        assert self.rewriter is not None, "annotate asks for one"
+        found = self.rewriter.hypotheses(turns, self.hypotheses)
+        offers = [(e, text) for e in turns for text in dict.fromkeys([e.utterance, *found[e]])]
+        costs = self.parser.costs(
+            [(text, cast(Schema, e.schema), e.database, cast(str, e.query)) for e, text in offers]
+        )
+        best: dict[Example, tuple[float, str]] = {}
+        for (example, text), cost in zip(offers, costs, strict=True):
+            # A turn that stands alone is not to be rewritten for a trifle.
+            cost -= _COPY if text == example.utterance else 0.0
+            if cost <= self.nats and (example not in best or cost < best[example][0]):
+                best[example] = cost, text
+        return {example: text for example, (_, text) in best.items()}
 
     # --- task=evaluate
 

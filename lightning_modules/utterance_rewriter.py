@@ -352,15 +352,27 @@ class UtteranceRewriter(pl.LightningModule):
             examples: Turns; their rewrites and queries are not read.
             beam: Hypotheses of the search; None: the module's.
         """
+        found = self.hypotheses([e for e in examples if e.history], beam or self.beam)
+        written = {example: texts[0] for example, texts in found.items()}
+        return [written.get(example, example.utterance) for example in examples]
+
+    @torch.no_grad()
+    def hypotheses(self, examples: Sequence[Example], beam: int) -> dict[Example, list[str]]:
+        """Return the best rewrites of later turns, best first.
+
+        Args:
+            examples: Turns with a history; their rewrites and queries are not read.
+            beam: How many for each.
+        """
         # Longest first, so that texts of a batch are about as long; their order changes nothing.
-        later = sorted((e for e in examples if e.history), key=_length, reverse=True)
-        written: dict[Example, str] = {}
+        later = sorted(examples, key=_length, reverse=True)
+        written: dict[Example, list[str]] = {}
         for start in range(0, len(later), TOGETHER):
             some = later[start : start + TOGETHER]
             sources = [to_rewrite(example, self.schema_words) for example in some]
-            found = self.rewriter.generate(sources, self.beam if beam is None else beam)
-            written |= {e: best.text for e, (best, *_) in zip(some, found, strict=True)}
-        return [written.get(example, example.utterance) for example in examples]
+            found = self.rewriter.generate(sources, beam)
+            written |= {e: [each.text for each in ts] for e, ts in zip(some, found, strict=True)}
+        return written
 
     def on_validation_epoch_start(self) -> None:
         """Forget the texts of the validation before."""

@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import runner
+from datamodules.dialogue_sources import read_dialogues
 from lightning_modules.text_to_sql import READINGS, TextToSql
 from lightning_modules.utterance_rewriter import UtteranceRewriter
 from runner.validate import CONF, ConfigError
@@ -147,6 +148,63 @@ def test_rewrites_are_parsed_better_than_utterances(
         module.samples[0]
     )
     assert "exact match by turn" in capsys.readouterr().out
+
+
+def test_the_parser_chooses_rewrites_for_turns_that_have_none(
+    trained: tuple[Path, Path], data: Concerts, tmp_path: Path
+) -> None:
+    path, _ = trained
+    golds = {(e.interaction, e.turn): e.rewrite for e in data.turns}
+    later = [e for e in data.turns if e.history]
+    data.turns = [replace(e, rewrite=None) for e in data.turns]
+    target = tmp_path / "annotated.json"
+    metrics = restored(path).annotate(data, {"json": str(target)})
+    assert metrics["turns"] == len(later)
+    assert metrics["annotated"] > 0.5
+    (part,) = [read_dialogues(target).interactions]
+    found = {
+        (number, place): turn
+        for number, dialogue in enumerate(part)
+        for place, turn in enumerate(dialogue.turns)
+    }
+    assert len(found) == len(data.turns)
+    for example in data.turns:
+        turn = found[example.interaction, example.turn]
+        assert (turn.utterance, turn.query) == (example.utterance, example.query)
+        assert example.history or turn.rewrite == example.utterance
+    written = {
+        key: found[key].rewrite for e in later if found[key := (e.interaction, e.turn)].rewrite
+    }
+    # It knows these dialogues: what it chose is mostly what annotators wrote.
+    assert sum(golds[key] == text for key, text in written.items()) > len(written) / 2
+    # What nobody could mean is not annotated.
+    strict = restored(path, nats=1e-6)
+    assert strict.annotate(data, {"json": str(target)})["annotated"] < 0.5
+    # Rewrites that are there stay as they are.
+    data.turns = [replace(e, rewrite="As it was?") for e in data.turns]
+    assert restored(path).annotate(data, {"json": str(target)})["turns"] == 0
+    assert {t.rewrite for d in read_dialogues(target).interactions for t in d.turns} == {
+        "As it was?"
+    }
+
+
+def test_annotating_says_what_it_needs(
+    trained: tuple[Path, Path], data: Concerts, tmp_path: Path
+) -> None:
+    path, _ = trained
+    for settings, words in (({}, "json: task=annotate"), ({"json": "/nowhere/x"}, "no folder")):
+        with pytest.raises(ValueError, match=words):
+            restored(path).annotate(data, settings)
+    data.turns = [e for e in data.turns if e.history]
+    with pytest.raises(ValueError, match=r"datamodule\.keep"):
+        restored(path).annotate(data, {"json": str(tmp_path / "x.json")})
+    assert not list(tmp_path.glob("*x.json*"))
+    for options, words in (
+        ({"hypotheses": 0}, "module.hypotheses=0"),
+        ({"nats": 0}, "module.nats"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            TextToSql(**options)
 
 
 def test_a_checkpoint_alone_says_what_the_parts_are(trained: tuple[Path, Path]) -> None:
