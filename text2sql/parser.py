@@ -157,8 +157,8 @@ class Featuriser:
             rows, nodes = self._rows(features.links, features.schema, shuffled=True)
             features = replace(features, rows=rows, nodes=nodes)
         names = self.vocabulary.names(chain.from_iterable(features.rows), renamed=True)
-        rows = (tuple(self.vocabulary.read(row, names)) for row in features.rows)
-        return replace(features, rows=tuple(rows)) if names else features
+        read = (tuple(self.vocabulary.read(row, names)) for row in features.rows)
+        return replace(features, rows=tuple(read)) if names else features
 
     def _pieces(self, words: str) -> list[int]:
         return self.vocabulary.ids(words) or [self.separator]

@@ -145,12 +145,12 @@ def test_a_shuffled_schema_is_the_same_schema_in_another_order(schema: Schema) -
         # Question, *, then every table with its own columns behind it.
         order = [node - words for node in dict.fromkeys(each.nodes[0]) if node >= words]
         assert order[0] == 0
+        assert order[1] >= columns
+        table = -1
         for node in order[1:]:
-            if node >= columns:
-                table = node - columns
-            else:
-                assert schema.columns[node].table == table
-    # What is read where is what changes: the states of the nodes differ, their number does not.
+            table = node - columns if node >= columns else table
+            assert node >= columns or schema.columns[node].table == table
+    # The encoder reads other positions, so that the states of the same nodes differ.
     network.eval()
     states = network.encode(collate([plain, *drawn]))
     assert (states[0] - states[1:]).abs().flatten(1).amax(1).max() > 1e-3
