@@ -484,11 +484,18 @@ class TextToSql(pl.LightningModule):
         unfinished = target.with_name(f".{target.name}.unfinished")
         unfinished.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
         unfinished.replace(target)
+        copied = sum(text == e.utterance for e, text in chosen.items())
+        Console().print(
+            f"{target}: {len(chosen)} of {len(bare)} turns without a rewrite got one, {copied} of "
+            "them their own words",
+            highlight=False,
+            soft_wrap=True,
+        )
         count = max(1, len(bare))
         return {
             "turns": float(len(bare)),
             "annotated": len(chosen) / count,
-            "copied": sum(text == e.utterance for e, text in chosen.items()) / count,
+            "copied": copied / count,
         }
 
     def _chosen(self, turns: Sequence[Example]) -> dict[Example, str]:
