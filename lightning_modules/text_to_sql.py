@@ -426,8 +426,9 @@ class TextToSql(pl.LightningModule):
 
         A later turn with SQL and without a rewrite gets, of the rewriter's hypotheses and its own
         utterance, the one under which the parser finds the gold SQL likeliest; none if even that is
-        unlikely. A rewriter that then trains on the file learns a domain whose turns have SQL but
-        no rewrites [D]. Other turns stay as they are; what is written is whole or not there.
+        unlikely. First turns are their own. A rewriter that then trains on the file learns a domain
+        whose turns have SQL but no rewrites [D]. Dialogues about no database are left out; the file
+        is whole or not there.
 
         Args:
             datamodule: Whose training part is annotated; `keep` must be all.
@@ -453,21 +454,24 @@ class TextToSql(pl.LightningModule):
         datamodule.setup("fit")
         dialogues: dict[int, list[Example]] = {}
         for example in datamodule.examples("train"):
-            dialogues.setdefault(example.interaction, []).append(example)
+            if (
+                example.schema is not None
+            ):  # dialogues about no database, as CANARD's, are not SParC's
+                dialogues.setdefault(example.interaction, []).append(example)
         if any(e.turn != place for turns in dialogues.values() for place, e in enumerate(turns)):
             raise ValueError("datamodule.keep: task=annotate writes whole dialogues; give all")
         bare = [
             e
             for turns in dialogues.values()
             for e in turns
-            if e.history and e.query and e.schema and not e.rewrite
+            if e.history and e.query and not e.rewrite
         ]
         chosen: dict[Example, str] = {}
         for start in track(range(0, len(bare), TOGETHER), "annotating", console=Console()):
             chosen |= self._chosen(bare[start : start + TOGETHER])
         written = [
             {
-                "database_id": turns[0].schema.db_id if turns[0].schema else "",
+                "database_id": cast(Schema, turns[0].schema).db_id,
                 "interaction": [
                     {
                         "utterance": e.utterance,
@@ -510,9 +514,9 @@ class TextToSql(pl.LightningModule):
         best: dict[Example, tuple[float, str]] = {}
         for (example, text), cost in zip(offers, costs, strict=True):
             # A turn that stands alone is not to be rewritten for a trifle.
-            cost -= _COPY if text == example.utterance else 0.0
-            if cost <= self.nats and (example not in best or cost < best[example][0]):
-                best[example] = cost, text
+            rank = cost - (_COPY if text == example.utterance else 0.0)
+            if cost <= self.nats and (example not in best or rank < best[example][0]):
+                best[example] = rank, text
         return {example: text for example, (_, text) in best.items()}
 
     # --- task=evaluate
