@@ -52,7 +52,7 @@ from lightning_modules.utterance_rewriter import UtteranceRewriter, read_checkpo
 from runner.life import build
 from text2sql.dialogue import Example
 from text2sql.evaluation import Gold, Scores, Verdict
-from text2sql.parser import collate, similar
+from text2sql.parser import batches
 
 WAYS = ("end-to-end", "decoupled")
 HISTORY = 4  # utterances before a turn that the end-to-end model reads
@@ -317,8 +317,7 @@ def grammar_share(parser: SqlParser, turns: Sequence[Example], batch: int) -> fl
     whole = network = 0.0
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
-        for group in similar(part, parser.device):
-            collated = collate([part[index] for index in group], parser.device)
+        for _, collated in batches(part, parser.device):
             with timed(parser.network, "encode", "_decode", "_scores") as seconds:
                 begin = perf_counter()
                 parser.network.parse(collated, parser.beam)

@@ -24,7 +24,7 @@ from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from
 from text2sql.evaluation import Evaluator, Gold, Scores, Verdict
 from text2sql.execute import Limits
 from text2sql.metrics import InteractionMatch
-from text2sql.parser import Features, Featuriser, ParserNetwork, collate, similar
+from text2sql.parser import Features, Featuriser, ParserNetwork, batches
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, to_sql
 
@@ -226,8 +226,7 @@ class SqlParser(pl.LightningModule):
         if self.training:
             features = [self.featuriser.redrawn(each, self.shuffle_schema) for each in features]
         total, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for group in similar(features, self.device):
-            batch = collate([features[index] for index in group], self.device)
+        for _, batch in batches(features, self.device):
             likelihood, choices = self.network.log_likelihood(batch)
             total, count = total - likelihood.sum(), count + choices.sum()
         return total / count.clamp_min(1)
@@ -262,19 +261,22 @@ class SqlParser(pl.LightningModule):
         assert self.network is not None, "configure_model builds the network"
         assert self.featuriser is not None, "configure_model builds it"
         found = [float("inf")] * len(asked)
-        known: list[tuple[int, Features]] = []
+        known: dict[int, Features] = {}
         for index, question in enumerate(asked):
             try:
                 features = self.featuriser(*question)
             except SqlError:
                 continue
             if None not in features.choices:
-                known.append((index, features))
-        for group in similar([features for _, features in known], self.device):
-            batch = collate([known[place][1] for place in group], self.device)
+                known[index] = features
+        places = list(known)
+        training = self.network.training
+        self.network.eval()
+        for group, batch in batches(list(known.values()), self.device):
             likelihood, _ = self.network.log_likelihood(batch)
             for place, value in zip(group, likelihood.tolist(), strict=True):
-                found[known[place][0]] = -value
+                found[places[place]] = -value
+        self.network.train(training)
         return found
 
     def _featurise(self, question: Question) -> Features:
@@ -287,8 +289,7 @@ class SqlParser(pl.LightningModule):
         found: list[list[tuple[str, float]]] = [[] for _ in features]
         training = self.network.training
         self.network.eval()
-        for group in similar(features, self.device):
-            batch = collate([features[index] for index in group], self.device)
+        for group, batch in batches(features, self.device):
             for index, parses in zip(group, self.network.parse(batch, beam), strict=True):
                 schema = features[index].schema
                 found[index] = [(to_sql(parse.query, schema), parse.score) for parse in parses]

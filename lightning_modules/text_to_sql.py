@@ -441,11 +441,9 @@ class TextToSql(pl.LightningModule):
         Raises:
             ValueError: A key is missing, or not allowed.
         """
-        if not settings.get("json"):
+        target = _target(settings)
+        if target is None:
             raise ValueError("json: task=annotate needs json=FILE, where the dialogues go")
-        target = Path(settings["json"]).absolute()
-        if not target.parent.is_dir():
-            raise ValueError(f"json={target}: there is no folder {target.parent}")
         self.configure_model()
         if self.rewriter is None:
             raise ValueError("module.rewriter_from: task=annotate needs a rewriter")
@@ -538,9 +536,7 @@ class TextToSql(pl.LightningModule):
         for key in ("gold", "predictions"):
             if not settings.get(key):
                 raise ValueError(f"{key}: task=evaluate needs {key}=FILE")
-        target = Path(settings["json"]) if settings.get("json") else None
-        if target is not None and not target.absolute().parent.is_dir():
-            raise ValueError(f"json={target}: there is no folder {target.absolute().parent}")
+        target = _target(settings)
         golds = read_gold(settings["gold"])
         predictions = read_predictions(settings["predictions"], golds)
         given = settings.get("database")
@@ -574,6 +570,16 @@ class TextToSql(pl.LightningModule):
         places = [gold.absolute().parent, *(f for place in folders for f in (place, place.parent))]
         files = (place / "tables.json" for place in places)
         return next((file for file in files if file.is_file()), None)
+
+
+def _target(settings: dict[str, Any]) -> Path | None:
+    """The file that `json` names, whose folder must be there; None without one."""
+    if not settings.get("json"):
+        return None
+    target = Path(settings["json"])
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"json={target}: there is no folder {target.absolute().parent}")
+    return target
 
 
 def _restored(kind: type[Part], key: str, place: str) -> Part:

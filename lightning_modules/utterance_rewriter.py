@@ -352,7 +352,8 @@ class UtteranceRewriter(pl.LightningModule):
             examples: Turns; their rewrites and queries are not read.
             beam: Hypotheses of the search; None: the module's.
         """
-        found = self.hypotheses([e for e in examples if e.history], beam or self.beam)
+        beam = self.beam if beam is None else beam
+        found = self.hypotheses([e for e in examples if e.history], beam)
         written = {example: texts[0] for example, texts in found.items()}
         return [written.get(example, example.utterance) for example in examples]
 

@@ -92,7 +92,8 @@ class Featuriser:
             SqlError: The grammar does not derive the gold query.
         """
         links = link(question, schema, database)
-        rows, nodes = self._rows(links, schema)
+        written, nodes = self._rows(links, schema)
+        rows = self._read(written)
         if query is None:
             return Features(links, schema, rows, nodes)
         choices = linearise(parse(query, schema, scoped=True), schema, links.values)
@@ -139,9 +140,14 @@ class Featuriser:
                     first + column,
                     self.separator if is_last else comma,
                 )
-        names = self.vocabulary.names(chain.from_iterable(rows))
-        read = (tuple(self.vocabulary.read(row, names)) for row in rows)
-        return tuple(read), tuple(map(tuple, nodes))
+        return tuple(map(tuple, rows)), tuple(map(tuple, nodes))
+
+    def _read(
+        self, rows: tuple[tuple[int, ...], ...], renamed: bool = False
+    ) -> tuple[tuple[int, ...], ...]:
+        """Put placeholders for words that the tokenizer does not know; see `Vocabulary.names`."""
+        names = self.vocabulary.names(chain.from_iterable(rows), renamed)
+        return tuple(tuple(self.vocabulary.read(row, names)) for row in rows)
 
     def redrawn(self, features: Features, shuffle: bool) -> Features:
         """Return features as training reads them this time.
@@ -153,12 +159,10 @@ class Featuriser:
         Returns:
             The same choices, with other placeholders; see `Vocabulary.names`.
         """
+        rows, nodes = features.rows, features.nodes
         if shuffle:
             rows, nodes = self._rows(features.links, features.schema, shuffled=True)
-            features = replace(features, rows=rows, nodes=nodes)
-        names = self.vocabulary.names(chain.from_iterable(features.rows), renamed=True)
-        read = (tuple(self.vocabulary.read(row, names)) for row in features.rows)
-        return replace(features, rows=tuple(read)) if names else features
+        return replace(features, rows=self._read(rows, renamed=True), nodes=nodes)
 
     def _pieces(self, words: str) -> list[int]:
         return self.vocabulary.ids(words) or [self.separator]
@@ -597,6 +601,19 @@ def similar(features: Sequence[Features], device: torch.device | str = "cpu") ->
             groups.append([])
         groups[-1].append(index)
     return groups
+
+
+def batches(
+    features: Sequence[Features], device: torch.device | str = "cpu"
+) -> Iterator[tuple[list[int], Batch]]:
+    """Yield the groups of `similar` as batches, each with the positions of its examples.
+
+    Args:
+        features: The examples.
+        device: Where the batches go.
+    """
+    for group in similar(features, device):
+        yield group, collate([features[index] for index in group], device)
 
 
 def _groups(

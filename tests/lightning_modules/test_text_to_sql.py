@@ -161,7 +161,7 @@ def test_the_parser_chooses_rewrites_for_turns_that_have_none(
     metrics = restored(path).annotate(data, {"json": str(target)})
     assert metrics["turns"] == len(later)
     assert metrics["annotated"] > 0.5
-    (part,) = [read_dialogues(target).interactions]
+    part = read_dialogues(target).interactions
     found = {
         (number, place): turn
         for number, dialogue in enumerate(part)
