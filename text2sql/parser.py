@@ -340,15 +340,16 @@ class ParserNetwork(nn.Module):
         ]
         sums = torch.zeros(size * nodes, int(self.encoder.config.hidden_size), device=device)
         counts = torch.zeros(size * nodes, 1, device=device)
-        for group in _groups(rows, _GROUP.get(device.type, _GROUP["cuda"])):
-            longest = max(len(row) for row, _ in group)
-            ids = np.zeros((len(group), longest), dtype=np.int64)
-            places = np.full((len(group), longest), -1)
-            mask = np.zeros((len(group), longest), dtype=np.int64)
-            for i, (row, targets) in enumerate(group):
-                ids[i, : len(row)], places[i, : len(row)], mask[i, : len(row)] = row, targets, 1
+        groups = list(_groups(rows, _GROUP.get(device.type, _GROUP["cuda"])))
+        padded = [_pad([row for row, _ in group], 0) for group in groups]
+        # Looked up for all groups at once: the gradient of a lookup is as large as the vocabulary.
+        flat = torch.from_numpy(np.concatenate([ids.ravel() for ids in padded])).to(device)
+        words = self.encoder.get_input_embeddings()(flat).split([ids.size for ids in padded])
+        for group, ids, embedded in zip(groups, padded, words, strict=True):
+            mask = _pad([[1] * len(row) for row, _ in group], 0)
+            places = _pad([targets for _, targets in group], -1)
             states = self.encoder(
-                input_ids=torch.from_numpy(ids).to(device),
+                inputs_embeds=embedded.view(*ids.shape, -1),
                 attention_mask=torch.from_numpy(mask).to(device),
             ).last_hidden_state
             # Found here: on a GPU a mask of which nobody knows how much it holds is waited for.
@@ -628,3 +629,11 @@ def _groups(
         group.append(row)
     if group:
         yield group
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:
+    """Rows of different lengths as one int64 array, filled up with a value."""
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
