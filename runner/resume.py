@@ -75,6 +75,8 @@ def choose(settings: Mapping[str, Any]) -> Start:
 def config_hash(settings: Mapping[str, Any]) -> str:
     """Return a hash of all that decides a result: where files go and who logs is left out."""
     decisive = {key: value for key, value in settings.items() if key not in ("paths", "logger")}
+    if cache := (settings.get("paths") or {}).get("cache_dir"):
+        decisive = replaced(decisive, str(cache), "cache_dir")  # datamodules name it too
     text = json.dumps(decisive, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from runner import resume
-from runner.validate import ConfigError
+from runner.validate import ConfigError, checked
 from tests.runner.laboratory import finish, run, start
 
 LAST = "step-00000040.ckpt"
@@ -216,3 +216,12 @@ def test_auto_takes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "seed: 1 -> 2" in told
     other = {**settings, "module": {**settings["module"], "width": 8}}
     assert isinstance(resume.find(other, folder.parent), str)
+
+
+def test_the_hash_of_a_config_says_what_decides_and_not_where_files_go() -> None:
+    def digest(*overrides: str) -> str:
+        return resume.config_hash(checked(["experiment=sat_cpt", *overrides]))
+
+    here = digest("paths.cache_dir=/here", "paths.output_dir=/here/runs")
+    assert digest("paths.cache_dir=/there", "paths.output_dir=/there/runs") == here
+    assert digest("paths.cache_dir=/here", "paths.output_dir=/here/runs", "seed=2") != here
