@@ -113,7 +113,10 @@ ARMS = {
     "SAT maxip, refreshed every 20": _sat("refresh_every=20"),
     "SAT maxip, units frozen": _sat("freeze_unsampled=true"),
     **{
-        f"SAT maxip, omission {rate}": _sat(f"omission.heads={rate}", f"omission.neurons={rate}")
+        f"SAT {importance}, omission {rate}": _sat(
+            f"importance={importance}", f"omission.heads={rate}", f"omission.neurons={rate}"
+        )
+        for importance in ("maxip", "wanda")
         for rate in (0.25, 0.75)
     },
     # The curve against which every arm's time can be held.
