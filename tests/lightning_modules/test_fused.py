@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -28,22 +28,29 @@ def reference(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     factor=st.sampled_from([1.0, -0.3, 1 / 3]),
     seed=st.integers(0, 99),
 )
+@example(rows=1, vocabulary=20_000, width=1, ignored=0, factor=1.0, seed=49)
 @settings(max_examples=40, deadline=None)
 def test_loss_and_gradients_equal_those_of_the_whole_logits(
     rows: int, vocabulary: int, width: int, ignored: int, factor: float, seed: int
 ) -> None:
-    """20,000 words make blocks of 26 rows: more than one block, the last one smaller."""
+    """20,000 words make blocks of 26 rows: more than one block, the last one smaller.
+
+    Against float64: BLAS adds products of 20,000 words one after the other where there are few
+    rows, which puts the gradient of `hidden` off by up to 9e-5, PyTorch's own as well (measured).
+    """
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, width, generator=generator, requires_grad=True)
     weight = nn.Parameter(torch.randn(vocabulary, width, generator=generator))
     labels = torch.randint(vocabulary, (rows,), generator=generator)
     labels[: min(ignored, rows - 1)] = -100
-    results = []
-    for loss_of in (reference, linear_cross_entropy):
-        loss = loss_of(hidden, weight, labels)
-        results.append((loss, *torch.autograd.grad(factor * loss, (hidden, weight))))
-    for expected, actual in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    actual = linear_cross_entropy(hidden, weight, labels)
+    exact = F.cross_entropy(hidden.double() @ weight.double().T, labels)
+    results = [
+        (loss, *torch.autograd.grad(factor * loss, (hidden, weight))) for loss in (actual, exact)
+    ]
+    rounding = torch.finfo(torch.float32).eps * vocabulary**0.5
+    for bound, found, expected in zip((0.0, 8 * rounding, 0.0), *results, strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), atol=1e-5 + bound, rtol=1e-5)
 
 
 def test_nothing_to_predict_is_nan_as_in_pytorch() -> None:
