@@ -33,17 +33,24 @@ from text2sql.rewards import (
     natural_share,
 )
 from text2sql.rewrite_metrics import RewriteScores
-from text2sql.rewriter_networks import PointerGenerator, PretrainedSeq2Seq, SpanEditor
+from text2sql.rewriter_networks import (
+    PointerGenerator,
+    PretrainedCausalLM,
+    PretrainedSeq2Seq,
+    SpanEditor,
+)
 from text2sql.rewriting import Rewriter, to_rewrite, to_simplify
 
 Batch = Sequence[Example]
 TOGETHER = 32  # turns that are rewritten in one batch
+PRETRAINED: dict[str, Any] = {"seq2seq": PretrainedSeq2Seq, "causal_lm": PretrainedCausalLM}
+"""Networks that are pretrained as a whole, by `kind`."""
 
 
 class Network(TypedDict, total=False):
     """What reads and writes; which keys count depends on `kind`."""
 
-    kind: Literal["pointer_generator", "seq2seq", "span_editor"]
+    kind: Literal["pointer_generator", "seq2seq", "causal_lm", "span_editor"]
     pretrained: str | None
     architecture: dict[str, Any] | None
     vocab_size: int
@@ -158,8 +165,8 @@ class UtteranceRewriter(pl.LightningModule):
                 "module.network: give pretrained (a folder, hub id or package:MODULE/FOLDER) or "
                 "architecture (an encoder from scratch), not both"
             )
-        if n["kind"] == "seq2seq" and n["pretrained"] is None:
-            raise ValueError("module.network.kind=seq2seq: needs module.network.pretrained")
+        if n["kind"] in PRETRAINED and n["pretrained"] is None:
+            raise ValueError(f"module.network.kind={n['kind']}: needs module.network.pretrained")
         if n["kind"] == "span_editor" and self.mode == "dual":
             raise ValueError(
                 "module.network.kind=span_editor: its texts have no probability, so that it cannot "
@@ -212,8 +219,8 @@ class UtteranceRewriter(pl.LightningModule):
         n = self.network_settings
         lengths = {key: n[key] for key in ("source_tokens", "target_tokens")}
         try:
-            if n["kind"] == "seq2seq":
-                return PretrainedSeq2Seq.pretrained(n["pretrained"], **lengths)
+            if n["kind"] in PRETRAINED:
+                return PRETRAINED[n["kind"]].pretrained(n["pretrained"], **lengths)
             if n["pretrained"] is not None:
                 encoder, tokenizer = load_encoder(n["pretrained"])
             else:

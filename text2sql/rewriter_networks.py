@@ -3,6 +3,7 @@
 * `PointerGenerator`: a pretrained encoder and a small decoder that generates word pieces or copies
   them from what it reads (arXiv 1704.04368); small enough for a CPU;
 * `PretrainedSeq2Seq`: BART, T5 and their like, as in the paper;
+* `PretrainedCausalLM`: GPT2, Llama and their like, which read the dialogue and write on;
 * `SpanEditor`: which words stay, and which spans of the dialogue go in between; an ablation.
 
 Shapes: B sources, N rows (sources or hypotheses), S positions of a source, T of a target, V word
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from text2sql.encoder import find_pretrained
 from text2sql.rewriting import (
@@ -205,7 +206,18 @@ def _decoder_of(encoder: Any, layers: int) -> Any:
     return decoder
 
 
-# --- BART, T5 and their like ---------------------------------------------------------------------
+# --- BART, T5, Llama and their like --------------------------------------------------------------
+
+
+def _loaded(kind: Any, name: str) -> tuple[Any, Any]:
+    """Load a model of an `AutoModel` class, in training mode, and its tokenizer."""
+    folder = find_pretrained(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = kind.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
+    return model.train(), tokenizer
 
 
 class PretrainedSeq2Seq(Generator):
@@ -240,13 +252,7 @@ class PretrainedSeq2Seq(Generator):
         Raises:
             ValueError: There is no such encoder-decoder.
         """
-        folder = find_pretrained(name)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
-        return cls(model.train(), tokenizer, **options)
+        return cls(*_loaded(AutoModelForSeq2SeqLM, name), **options)
 
     def target(self, text: str, names: Mapping[int, int]) -> list[int]:
         """Word pieces with the special tokens that the model was trained to write."""
@@ -276,6 +282,74 @@ class PretrainedSeq2Seq(Generator):
         )
         if cached:
             memory.past = output.past_key_values
+        return output.logits.float()
+
+
+class PretrainedCausalLM(Generator):
+    """Any causal language model of Hugging Face: it reads the dialogue, and writes on [D].
+
+    The paper rewrites with BART; this is for models that have no encoder, of which there are more.
+    The cache of keys and values after reading is the memory.
+
+    Args:
+        model: With a language-modelling head.
+        tokenizer: Its own, with an end-of-text token.
+        source_tokens: See `Rewriter`.
+        target_tokens: See `Rewriter`.
+
+    Raises:
+        ValueError: The tokenizer has no end to write.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, source_tokens: int = 128, target_tokens: int = 64
+    ) -> None:
+        if tokenizer.eos_token is None:
+            raise ValueError("pretrained: the tokenizer has no eos_token to end a text with")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        super().__init__(tokenizer, source_tokens, target_tokens)
+        self.model = model
+        self.end = tokenizer.eos_token_id
+        self.begin = self.end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+    @classmethod
+    def pretrained(cls, name: str, **options: Any) -> PretrainedCausalLM:
+        """Load model and tokenizer, in training mode.
+
+        Args:
+            name: A folder, a hub id, or `package:MODULE/FOLDER`.
+            options: Of `PretrainedCausalLM`.
+
+        Raises:
+            ValueError: There is no such language model.
+        """
+        return cls(*_loaded(AutoModelForCausalLM, name), **options)
+
+    def _encode(self, features: Features) -> Memory:
+        decoder = self.model.get_decoder()
+        output = decoder(features.ids, attention_mask=features.mask, use_cache=True)
+        return Memory(output.last_hidden_state, features, past=output.past_key_values)
+
+    def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        logits = self._logits(memory, inputs_BT)
+        return logits.gather(-1, targets_BT[..., None])[..., 0] - logits.logsumexp(-1)
+
+    def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
+        return self._logits(memory, tokens_N[:, None])[:, 0].log_softmax(-1)
+
+    def _logits(self, memory: Memory, inputs: Tensor) -> Tensor:
+        """Logits after each input, (N, T, V); texts begin where their own source ends."""
+        read = memory.features.mask
+        written = memory.past.get_seq_length() - read.shape[1]
+        places = torch.arange(written, written + inputs.shape[1], device=read.device)
+        output = self.model(
+            inputs,
+            attention_mask=F.pad(read, (0, written + inputs.shape[1]), value=1),
+            position_ids=read.sum(1, keepdim=True) + places,
+            past_key_values=memory.past,
+            use_cache=True,
+        )
         return output.logits.float()
 
 

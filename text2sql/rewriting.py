@@ -102,7 +102,8 @@ class Memory:
         states: The encoder's output, (N, S, H).
         features: Of the sources.
         keys: Of the copying attention, (N, S, H); None for a decoder that does not copy.
-        past: Cached keys and values of the decoder.
+        past: Cached keys and values: of what was written, or of a language model also of what it
+            has read.
         written: Tokens so far, (N, T); only where copying goes on from them.
     """
 
@@ -116,12 +117,14 @@ class Memory:
         """K rows for each one."""
         features = Features(*(f.repeat_interleave(copies, 0) for f in self.features))
         keys = None if self.keys is None else self.keys.repeat_interleave(copies, 0)
-        return Memory(self.states.repeat_interleave(copies, 0), features, keys)
+        if self.past is not None:
+            self.past.batch_repeat_interleave(copies)
+        return Memory(self.states.repeat_interleave(copies, 0), features, keys, self.past)
 
     def reorder(self, rows: Tensor) -> None:
         """Let what was written come from these rows; sources stay, rows only move within one."""
         if self.past is not None:
-            self.past.self_attention_cache.reorder_cache(rows)
+            getattr(self.past, "self_attention_cache", self.past).reorder_cache(rows)
         if self.written is not None:
             self.written = self.written[rows]
 

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from text2sql.dialogue import Example
 from text2sql.encoder import build_encoder, train_tokenizer
 from text2sql.rewriter_networks import (
     PointerGenerator,
+    PretrainedCausalLM,
     PretrainedSeq2Seq,
     SpanEditor,
 )
@@ -99,11 +100,37 @@ def seq2seq(folder: Path, kind: str) -> PretrainedSeq2Seq:
     return PretrainedSeq2Seq.pretrained(str(seq2seq_folder(folder, kind)), **LENGTHS)
 
 
+def causal_lm_folder(folder: Path, kind: str) -> Path:
+    """A randomly built GPT2 or Llama with a tokenizer, as `from_pretrained` loads it."""
+    words = tokenizer()
+    words.eos_token, words.cls_token, words.sep_token = "[SEP]", None, None
+    if kind == "gpt2":
+        words.pad_token = None  # GPT2 has none
+        sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    else:
+        words.bos_token = "[CLS]"
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        sizes |= {"num_key_value_heads": 1, "intermediate_size": 64}
+    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    config = AutoConfig.for_model(kind, vocab_size=len(words), **sizes, **ends)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def causal_lm(folder: Path, kind: str) -> PretrainedCausalLM:
+    return PretrainedCausalLM.pretrained(str(causal_lm_folder(folder, kind)), **LENGTHS)
+
+
 def generators(folder: Path) -> dict[str, Generator]:
     return {
         "pointer-generator": pointer_generator(),
         "bart": seq2seq(folder / "bart", "bart"),
         "t5": seq2seq(folder / "t5", "t5"),
+        "gpt2": causal_lm(folder / "gpt2", "gpt2"),
+        "llama": causal_lm(folder / "llama", "llama"),
     }
 
 

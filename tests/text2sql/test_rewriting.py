@@ -31,6 +31,7 @@ from text2sql.schema import Schema
 
 SOURCES = [to_rewrite(example) for example in turns()]
 GOLDS = [str(example.rewrite) for example in turns()]
+NAMES = ["pointer-generator", "bart", "t5", "gpt2", "llama"]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_padding_changes_nothing(made: dict[str, Generator]) -> None:
 # --- search and scores ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["pointer-generator", "bart", "t5"])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_search_and_sampling_score_is_the_log_probability(
     made: dict[str, Generator], name: str
 ) -> None:
@@ -101,7 +102,7 @@ def test_what_search_and_sampling_score_is_the_log_probability(
             assert all(some[0].score >= some[1].score >= some[2].score for some in hypotheses)
 
 
-@pytest.mark.parametrize("name", ["pointer-generator", "bart", "t5"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_rewriter_learns(made: dict[str, Generator], name: str) -> None:
     """Eight turns by heart: searched texts are then the gold ones, spelled as people wrote them."""
     model = made[name]
