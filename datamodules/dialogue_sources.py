@@ -290,11 +290,10 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
             f"datamodule.val_databases={held_out}: give a number of databases, at least 1, or a "
             "share between 0 and 1"
         )
-    annotated = settings.get("annotated", 1.0)
-    if isinstance(annotated, bool) or not (
-        isinstance(annotated, int | float) and 0 <= annotated <= 1
-    ):
-        raise ValueError(f"datamodule.annotated={annotated}: give a share from 0 to 1")
+    for key in ("annotated", "rewrites"):
+        share = settings.get(key, 1.0)
+        if isinstance(share, bool) or not (isinstance(share, int | float) and 0 <= share <= 1):
+            raise ValueError(f"datamodule.{key}={share}: give a share from 0 to 1")
     files = ("root", "train", "test", "tables", "databases")
     if settings.get("source", "generated") == "generated":
         for key in files:

@@ -155,11 +155,13 @@ def _generate(
 # --- what of them is used --------------------------------------------------------------------
 
 
-def _keep_annotation(train: Sequence[Spoken], share: float, seed: int) -> list[Spoken]:
+def _keep_annotation(
+    train: Sequence[Spoken], share: float, rewrites: float, seed: int
+) -> list[Spoken]:
     """Take the annotation from in-domain turns, but for a share of those that have one.
 
-    The turns that keep it at a lower share keep it at every higher one, so that a curve over shares
-    compares growing sets.
+    A share of these keeps its rewrite, the others their SQL alone. The turns that keep something at
+    a lower share keep it at every higher one, so that a curve over shares compares growing sets.
     """
     places = [
         (number, index)
@@ -168,11 +170,14 @@ def _keep_annotation(train: Sequence[Spoken], share: float, seed: int) -> list[S
         if spoken.in_domain and (turn.query is not None or turn.rewrite is not None)
     ]
     random.Random(f"{seed} annotation").shuffle(places)
-    bare = set(places[round(share * len(places)) :])
+    count = round(share * len(places))
+    bare, changed = set(places[count:]), set(places[round(rewrites * count) :])
     kept = []
     for number, spoken in enumerate(train):
         turns = tuple(
-            Turn(turn.utterance) if (number, index) in bare else turn
+            Turn(turn.utterance, None if (number, index) in bare else turn.query)
+            if (number, index) in changed
+            else turn
             for index, turn in enumerate(spoken.interaction.turns)
         )
         kept.append(replace(spoken, interaction=replace(spoken.interaction, turns=turns)))
@@ -243,6 +248,7 @@ class MultiTurnSql(pl.LightningDataModule):
             or those that have a "query" or a "rewrite". The others stay in the history.
         annotated: From 0 to 1: the share of the annotated in-domain training turns that keep their
             annotation (query and rewrite). Single questions (Spider) and CANARD keep theirs.
+        rewrites: From 0 to 1: the share of those turns that keep their rewrite beside the query.
         as_single_turn: Make a single question of every turn that has a rewrite, in all parts.
         leaks: Training interactions about a database of the test files: "error", or "drop" them.
         limit: Use only so many interactions of each part, drawn by `split_seed`; None for all.
@@ -274,6 +280,7 @@ class MultiTurnSql(pl.LightningDataModule):
         val_databases: int | float = 0.1,
         keep: Literal["all", "first", "last", "query", "rewrite"] = "all",
         annotated: float = 1.0,
+        rewrites: float = 1.0,
         as_single_turn: bool = False,
         leaks: Literal["error", "drop"] = "error",
         limit: int | None = None,
@@ -330,7 +337,7 @@ class MultiTurnSql(pl.LightningDataModule):
         self.held_out = sorted(held_out)
         parts = {name: self._limited(name, part) for name, part in parts.items()}
         parts["train"] = _keep_annotation(
-            parts["train"], settings["annotated"], settings["split_seed"]
+            parts["train"], settings["annotated"], settings["rewrites"], settings["split_seed"]
         )
         if settings["as_single_turn"]:
             parts = {name: _as_single_turns(part, name, dropped) for name, part in parts.items()}
@@ -415,6 +422,7 @@ class MultiTurnSql(pl.LightningDataModule):
             "source": self.settings["source"],
             "keep": self.settings["keep"],
             "annotated": self.settings["annotated"],
+            "rewrites": self.settings["rewrites"],
         }
         for name in PARTS:
             part = self._parts[name].all

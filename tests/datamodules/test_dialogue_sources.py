@@ -205,6 +205,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         ({"val_databases": 0}, "datamodule.val_databases=0"),
         ({"val_databases": 1.5}, "datamodule.val_databases=1.5"),
         ({"annotated": 1.5}, "datamodule.annotated=1.5"),
+        ({"rewrites": True}, "datamodule.rewrites=True"),
         ({"root": "/data"}, "datamodule.root is read by source=files only"),
         ({"source": "files"}, "datamodule.train: source=files needs at least one file"),
         (

@@ -246,6 +246,21 @@ def test_annotation_is_kept_by_share_and_the_shares_are_nested(root: Path) -> No
     assert none.describe()["test"]["with_query"] == 6
 
 
+def test_rewrites_can_be_fewer_than_queries(root: Path) -> None:
+    def written(share: float, annotated: float = 1.0) -> set[tuple[int, int]]:
+        data = files(root, rewrites=share, annotated=annotated)
+        assert data.annotation["query"] == 16 * annotated
+        parts = (data.describe(), files(root).describe())
+        assert all(p["test"] == parts[0]["test"] and p["val"] == parts[0]["val"] for p in parts)
+        # A first turn is its own rewrite.
+        later = (e for e in data.examples("train") if e.rewrite is not None and e.turn)
+        return {(e.interaction, e.turn) for e in later}
+
+    assert not written(0.0)
+    assert written(0.25) < written(0.5) < written(1.0)
+    assert written(0.5, annotated=0.5) == written(0.25)
+
+
 def test_single_questions_keep_their_annotation_and_are_not_counted(root: Path) -> None:
     data = files(root, train=["train.json", "spider.json"], annotated=0.0, keep="query")
     assert len(data.examples("train")) == 4

@@ -51,8 +51,10 @@ def test_every_loss_reaches_the_model_that_learns_from_it_and_no_other(
     assert simplifier.training
 
 
-def test_the_baseline_is_the_mean_of_the_batch() -> None:
-    assert advantages(torch.tensor([1.0, 2.0, 6.0])).tolist() == [-2.0, -1.0, 3.0]
+def test_the_baseline_is_the_mean_of_the_batch_or_of_the_turns_other_samples() -> None:
+    rewards = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    assert advantages(rewards).tolist() == [[-2.0, -1.0], [0.0, 3.0]]
+    assert advantages(rewards, "turn").tolist() == [[-1.0, 1.0], [-3.0, 3.0]]
 
 
 def test_equal_rewards_teach_nothing(schema: Schema, database: Path) -> None:
