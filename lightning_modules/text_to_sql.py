@@ -83,7 +83,8 @@ class TextToSql(pl.LightningModule):
         seconds: What one execution may take.
         hypotheses: For task=annotate, the rewriter's, of which the parser chooses one.
         nats: For task=annotate, what the gold SQL of a chosen rewrite may cost at most: its
-            negative log-likelihood.
+            negative log-likelihood. None: each turn gets the first hypothesis and no parser judges,
+            so that a parser that then learns the domain reads in training what it will read.
 
     Raises:
         ValueError: A value is not allowed; the message names its key.
@@ -110,13 +111,13 @@ class TextToSql(pl.LightningModule):
         keep_distinct: bool = False,
         seconds: float = 30.0,
         hypotheses: int = 4,
-        nats: float = 6.0,
+        nats: float | None = 6.0,
     ) -> None:
         super().__init__()
         if hypotheses < 1:
             raise ValueError(f"module.hypotheses={hypotheses}: must be at least 1")
-        if nats <= 0:
-            raise ValueError(f"module.nats={nats}: must be above 0")
+        if nats is not None and nats <= 0:
+            raise ValueError(f"module.nats={nats}: must be above 0, or null")
         if rewriter is not None and rewriter.mode == "dual" and parser_from is None:
             raise ValueError(
                 "module.rewriter.mode=dual: the parser's verdict is part of the reward; give a "
@@ -422,12 +423,13 @@ class TextToSql(pl.LightningModule):
     # --- task=annotate
 
     def annotate(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
-        """Write the training turns with rewrites that the parser chose, in SParC's layout.
+        """Write the training turns with rewrites of the rewriter's, in SParC's layout.
 
         A later turn with SQL and without a rewrite gets, of the rewriter's hypotheses and its own
         utterance, the one under which the parser finds the gold SQL likeliest; none if even that is
-        unlikely. First turns are their own. A rewriter that then trains on the file learns a domain
-        whose turns have SQL but no rewrites [D]. Dialogues about no database are left out; the file
+        unlikely (with `nats` None the first hypothesis, unseen). First turns are their own. A
+        rewriter that then trains on the file learns a domain whose turns have SQL but no rewrites
+        [D]. Dialogues about no database are left out; the file
         is whole or not there.
 
         Args:
@@ -505,6 +507,8 @@ class TextToSql(pl.LightningModule):
         assert self.parser is not None, "configure_model builds the parts"
         assert self.rewriter is not None, "annotate asks for one"
         found = self.rewriter.hypotheses(turns, self.hypotheses)
+        if self.nats is None:
+            return {example: texts[0] for example, texts in found.items()}
         offers = [(e, text) for e in turns for text in dict.fromkeys([e.utterance, *found[e]])]
         costs = self.parser.costs(
             [(text, cast(Schema, e.schema), e.database, cast(str, e.query)) for e, text in offers]

@@ -180,6 +180,11 @@ def test_the_parser_chooses_rewrites_for_turns_that_have_none(
     # What nobody could mean is not annotated.
     strict = restored(path, nats=1e-6)
     assert strict.annotate(data, {"json": str(target)})["annotated"] < 0.5
+    # Unjudged, every turn gets what the rewriter writes first.
+    unjudged = restored(path, nats=None)
+    assert unjudged.annotate(data, {"json": str(target)})["annotated"] == 1.0
+    words = {t.rewrite for d in read_dialogues(target).interactions for t in d.turns[1:]}
+    assert words == set(unjudged.rewriter.rewrite([e for e in data.turns if e.history], 4))
     # Rewrites that are there stay as they are; what is about no database is left out.
     data.turns = [replace(e, rewrite="As it was?") for e in data.turns]
     data.turns.append(replace(data.turns[0], interaction=99, schema=None, database=None))
