@@ -248,11 +248,14 @@ class SqlParser(pl.LightningModule):
         return self._ranked([self._featurise(question)], beam)[0]
 
     @torch.no_grad()
-    def costs(self, asked: Sequence[tuple[str, Schema, Path | None, str]]) -> list[float]:
+    def costs(
+        self, asked: Sequence[tuple[str, Schema, Path | None, str]], per_choice: bool = False
+    ) -> list[float]:
         """Return how unlikely gold queries are: negative log-likelihoods in nats.
 
         Args:
             asked: Question, schema, the SQLite file whose cells are looked up, and gold SQL.
+            per_choice: Divide each by the number of the grammar's choices that make the query.
 
         Returns:
             Infinity where the grammar does not derive the query, or one of its values is not on
@@ -273,7 +276,9 @@ class SqlParser(pl.LightningModule):
         training = self.network.training
         self.network.eval()
         for group, batch in batches(list(known.values()), self.device):
-            likelihood, _ = self.network.log_likelihood(batch)
+            likelihood, choices = self.network.log_likelihood(batch)
+            if per_choice:
+                likelihood = likelihood / choices
             for place, value in zip(group, likelihood.tolist(), strict=True):
                 found[places[place]] = -value
         self.network.train(training)

@@ -1,6 +1,7 @@
 """DELTA whole: a rewriter, then a parser; its evaluation, and a conversation with a database."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -205,19 +206,32 @@ class TextToSql(pl.LightningModule):
     def verify(self, batch: Sequence[Example], questions: Sequence[str]) -> list[float]:
         """Return the parser's verdicts on rewrites, in [0, 1]: the reward's part for dual learning.
 
-        1 if the SQL of the question matches the gold query; where there is none, if it finds
-        anything in the database.
+        By the rewriter's `dual.verdict`, of a turn with a gold query: `match`, 1 if the SQL of the
+        question matches it; `likelihood`, the geometric mean of the probabilities of the choices
+        that make it, 0 where one of its values is not on offer. Of a turn without: 1 if the SQL
+        finds anything in the database.
         """
-        found = []
-        for example, sql in zip(batch, self.parse(batch, questions), strict=True):
+        assert self.parser is not None, "configure_model builds the parts"
+        assert self.rewriter is not None, "who asks is the rewriter"
+        pairs = list(zip(batch, questions, strict=True))
+        smooth = self.rewriter.dual_settings["verdict"] == "likelihood"
+        scored = [pair for pair in pairs if smooth and pair[0].query is not None]
+        costs = self.parser.costs(
+            [(q, cast(Schema, e.schema), e.database, cast(str, e.query)) for e, q in scored],
+            per_choice=True,
+        )
+        found = {pair: math.exp(-cost) for pair, cost in zip(scored, costs, strict=True)}
+        judged = [pair for pair in pairs if pair not in found]
+        written = self.parse(*zip(*judged, strict=True)) if judged else []
+        for (example, question), sql in zip(judged, written, strict=True):
+            right = 0.0
             if example.query is not None:
-                found.append(float(self.judge(example, sql).exact))
+                right = float(self.judge(example, sql).exact)
             elif example.database is not None:
                 database = Database(example.database, Limits(seconds=self.seconds))
-                found.append(float(bool(database.execute(sql).rows)))
-            else:
-                found.append(0.0)
-        return found
+                right = float(bool(database.execute(sql).rows))
+            found[example, question] = right
+        return [found[pair] for pair in pairs]
 
     def _is_trained(self, part: nn.Module | None) -> bool:
         return part is not None and any(p.requires_grad for p in part.parameters())

@@ -65,6 +65,7 @@ class Dual(TypedDict, total=False):
 
     samples: int
     baseline: Baseline
+    verdict: Literal["match", "likelihood"]
     database: float
     pronoun: float
     fluency: float
@@ -95,7 +96,8 @@ class UtteranceRewriter(pl.LightningModule):
         simplifier: Whether supervised training also trains the dual model, which `dual` needs.
         dual: `samples` drawn for each turn; `baseline` of the rewards, the mean of the `batch` or
             of the `turn`'s other samples; weights of the reward's parts `database`, `pronoun`,
-            `fluency`, `parser` and `reconstruction`; that of `supervised` learning beside; `values`
+            `fluency`, `parser` and `reconstruction`; what the parser's `verdict` on a turn with a
+            query is, see `TextToSql.verify`; the weight of `supervised` learning beside; `values`
             (whether cell values are database words); `language_model` (a causal one for fluency;
             null: trigrams of the training data's complete questions).
         optimizer: As in `CausalLM`.
@@ -139,6 +141,7 @@ class UtteranceRewriter(pl.LightningModule):
         self.dual_settings: dict[str, Any] = {
             "samples": 4,
             "baseline": "batch",
+            "verdict": "match",
             "supervised": 1.0,
             "values": True,
             "language_model": None,

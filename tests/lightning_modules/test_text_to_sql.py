@@ -264,6 +264,14 @@ def test_the_parsers_verdict_is_a_match_or_a_result(
     assert sum(known) > len(known) / 2
     nothing = [replace(example, query=None) for example in data.turns]
     assert set(module.verify(nothing, golds)) <= {0.0, 1.0}
+    module.rewriter.dual_settings["verdict"] = "likelihood"
+    likely = module.verify(data.turns, golds)
+    # What matches is likelier than not, choice by choice; another turn's question is less likely.
+    assert all(chance > 0.5 for chance, match in zip(likely, known, strict=True) if match)
+    assert sum(module.verify(data.turns, golds[1:] + golds[:1])) < 0.8 * sum(likely)
+    mixed = module.verify([data.turns[0], nothing[1]], golds[:2])
+    assert mixed[0] == pytest.approx(likely[0])
+    assert mixed[1] in {0.0, 1.0}
     assert module.verify([replace(nothing[0], database=None)], golds[:1]) == [0.0]
 
 
