@@ -97,26 +97,24 @@ _DENSE = ("callbacks.sat=null",)
 ARMS = {
     "dense": Arm(_DENSE),
     "dense, equal time": Arm(_DENSE, equal_time=True),
-    "SAT maxip, top k, falling": Arm(),
-    "SAT uniform, falling": _sat("importance=uniform"),
     "SAT wanda, top k, falling": _sat("importance=wanda"),
+    "SAT uniform, falling": _sat("importance=uniform"),
+    "SAT maxip, top k, falling": _sat("importance=maxip"),
     "SAT magnitude, top k, falling": _sat("importance=magnitude"),
     "SAT activation, top k, falling": _sat("importance=activation", "refresh_every=20"),
     "SAT taylor, top k, falling": _sat("importance=taylor", "refresh_every=20"),
-    "SAT maxip, sample, falling": _sat("selection=sample"),
     "SAT wanda, sample, falling": _sat("importance=wanda", "selection=sample"),
+    "SAT maxip, sample, falling": _sat("importance=maxip", "selection=sample"),
     "SAT magnitude, sample, falling": _sat("importance=magnitude", "selection=sample"),
-    "SAT maxip, top k, constant": _sat("ladder.hold=1.0"),
-    "SAT uniform, constant": _sat("importance=uniform", "ladder.hold=1.0"),
     "SAT wanda, top k, constant": _sat("importance=wanda", "ladder.hold=1.0"),
-    "SAT maxip, top k, rising": _sat("ladder.direction=rising"),
-    "SAT maxip, refreshed every 20": _sat("refresh_every=20"),
-    "SAT maxip, units frozen": _sat("freeze_unsampled=true"),
+    "SAT uniform, constant": _sat("importance=uniform", "ladder.hold=1.0"),
+    "SAT wanda, top k, rising": _sat("importance=wanda", "ladder.direction=rising"),
+    "SAT wanda, refreshed every 20": _sat("importance=wanda", "refresh_every=20"),
+    "SAT wanda, units frozen": _sat("importance=wanda", "freeze_unsampled=true"),
     **{
-        f"SAT {importance}, omission {rate}": _sat(
-            f"importance={importance}", f"omission.heads={rate}", f"omission.neurons={rate}"
+        f"SAT wanda, omission {rate}": _sat(
+            "importance=wanda", f"omission.heads={rate}", f"omission.neurons={rate}"
         )
-        for importance in ("maxip", "wanda")
         for rate in (0.25, 0.75)
     },
     # The curve against which every arm's time can be held.
@@ -220,7 +218,7 @@ def peak_memory(arm: str, config: PretrainedConfig, args: argparse.Namespace) ->
     """Peak memory in bytes that a training of one arm adds, in this process."""
     before = resident_bytes("VmRSS")
     stepper = Stepper(config, args, bf16=False)
-    chooser = UnitChooser(stepper.sliced.anatomy, "maxip")
+    chooser = UnitChooser(stepper.sliced.anatomy, args.importance)
     for omission in (0.0, 0.0) if arm == "dense" else (0.5, 0.25, 0.0, 0.5):
         stepper.step(spec_of(config, omission), chooser)
     if torch.device(args.device).type == "cuda":
@@ -340,7 +338,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16")
     )
-    parser.add_argument("--importance", default="maxip", choices=IMPORTANCES, help="timed")
+    parser.add_argument("--importance", default="wanda", choices=IMPORTANCES, help="timed")
     parser.add_argument("--lora", type=int, help="time steps on adapters of this rank")
     parser.add_argument(
         "--rounds",

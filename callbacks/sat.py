@@ -66,7 +66,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         self,
         omission: Mapping[str, float] | None = None,
         ladder: Ladder | Sequence[Mapping[str, Any]] | None = None,
-        importance: Importance = "maxip",
+        importance: Importance = "wanda",
         selection: Selection = "top_k",
         grouped_queries: GroupedQueries = "groups",
         refresh_every: int = 1,

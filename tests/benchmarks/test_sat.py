@@ -73,7 +73,7 @@ def test_arms_are_trained_by_seed_and_shown(
         "trainer.max_steps=8",
         "trainer.limit_val_batches=2",
     ]
-    arms = ["dense", "dense, equal time", "SAT maxip, top k, falling", "SAT uniform, falling"]
+    arms = ["dense", "dense, equal time", "SAT wanda, top k, falling", "SAT uniform, falling"]
     result = sat.main(
         [
             "--no-timing",
