@@ -68,9 +68,10 @@ class TextToSql(pl.LightningModule):
         parser: A `SqlParser`, to train here.
         rewriter: An `UtteranceRewriter`, to train here; None parses utterances as they are. In mode
             `dual` the parser of `parser_from` gives its verdict on what it writes.
-        parser_from: A checkpoint of `SqlParser`, or the folder of its run, in place of `parser`.
-        rewriter_from: A checkpoint of `UtteranceRewriter`, or the folder of its run, in place of
-            `rewriter`.
+        parser_from: A checkpoint of `SqlParser` or of a pipeline with one, or the folder of its run,
+            in place of `parser`.
+        rewriter_from: A checkpoint of `UtteranceRewriter` or of a pipeline with one, as dual
+            learning leaves it, or the folder of its run, in place of `rewriter`.
         recursive: Rewrite from the rewrite of the turn before alone, not from all utterances.
         optimizer: As in `CausalLM`, for the parts that are trained here.
         schedule: As in `CausalLM`.
@@ -602,8 +603,14 @@ def _target(settings: dict[str, Any]) -> Path | None:
 
 def _restored(kind: type[Part], key: str, place: str) -> Part:
     """Build a part as its checkpoint says, with its weights, which are not trained further."""
+    name = key.removesuffix("_from")
     try:
         checkpoint = read_checkpoint(place)
+        if f"{name}_settings" in checkpoint:  # of a pipeline, in which it was trained
+            state = checkpoint["state_dict"].items()
+            own = {k.removeprefix(f"{name}."): v for k, v in state if k.startswith(f"{name}.")}
+            checkpoint["hyper_parameters"] = checkpoint[f"{name}_settings"]
+            checkpoint["state_dict"] = own
         part = kind(**checkpoint["hyper_parameters"])
         part.on_load_checkpoint(checkpoint)
         part.load_state_dict(checkpoint["state_dict"])

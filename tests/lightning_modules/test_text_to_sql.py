@@ -250,6 +250,13 @@ def test_dual_learning_hears_the_parser(data: Concerts, tmp_path: Path) -> None:
     run = trainer(tmp_path, 2, limit_val_batches=0)
     run.fit(module, datamodule=data)
     assert {"dual/rewriter/reward_parser", "dual/simplifier/reward"} <= set(run.callback_metrics)
+    run.save_checkpoint(tmp_path / "dual.ckpt")
+    whole = {name: str(tmp_path / "dual.ckpt") for name in ("parser_from", "rewriter_from")}
+    again = TextToSql(**whole)
+    again.configure_model()
+    for name, value in module.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert again.rewrite(data.turns) == module.rewrite(data.turns)
     with pytest.raises(ValueError, match=r"module\.parser_from=RUN"):
         pipeline(rewriter=dual)
 
