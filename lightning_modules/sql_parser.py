@@ -1,5 +1,6 @@
 """Single-turn Text-to-SQL, and the end-to-end baseline that reads the turns before."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -249,17 +250,20 @@ class SqlParser(pl.LightningModule):
 
     @torch.no_grad()
     def costs(
-        self, asked: Sequence[tuple[str, Schema, Path | None, str]], per_choice: bool = False
+        self,
+        asked: Sequence[tuple[str, Schema, Path | None, str]],
+        per_choice: bool = False,
+        missing: float = math.inf,
     ) -> list[float]:
         """Return how unlikely gold queries are: negative log-likelihoods in nats.
 
         Args:
             asked: Question, schema, the SQLite file whose cells are looked up, and gold SQL.
             per_choice: Divide each by the number of the grammar's choices that make the query.
+            missing: What a value of the query that is not on offer costs.
 
         Returns:
-            Infinity where the grammar does not derive the query, or one of its values is not on
-            offer.
+            Infinity where the grammar does not derive the query.
         """
         assert self.network is not None, "configure_model builds the network"
         assert self.featuriser is not None, "configure_model builds it"
@@ -270,17 +274,17 @@ class SqlParser(pl.LightningModule):
                 features = self.featuriser(*question)
             except SqlError:
                 continue
-            if None not in features.choices:
-                known[index] = features
+            known[index] = features
         places = list(known)
         training = self.network.training
         self.network.eval()
         for group, batch in batches(list(known.values()), self.device):
-            likelihood, choices = self.network.log_likelihood(batch)
-            if per_choice:
-                likelihood = likelihood / choices
+            likelihood, _ = self.network.log_likelihood(batch)
             for place, value in zip(group, likelihood.tolist(), strict=True):
-                found[places[place]] = -value
+                choices = known[places[place]].choices
+                absent = choices.count(None)
+                cost = -value + (absent * missing if absent else 0.0)
+                found[places[place]] = cost / (len(choices) if per_choice else 1)
         self.network.train(training)
         return found
 

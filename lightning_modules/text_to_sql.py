@@ -51,6 +51,7 @@ from text2sql.schema import Schema, read_tables
 
 READINGS = ("raw", "rewritten", "gold")
 """What the parser reads: the utterance as it is, its rewrite, or the annotators' rewrite."""
+_ABSENT = 10.0  # nats that a value which a question leaves out takes from its verdict [D]
 _COPY = 1.0  # nats that a rewrite must be better than the utterance as it is [D]
 Part = TypeVar("Part", SqlParser, UtteranceRewriter)
 
@@ -209,7 +210,7 @@ class TextToSql(pl.LightningModule):
 
         By the rewriter's `dual.verdict`, of a turn with a gold query: `match`, 1 if the SQL of the
         question matches it; `likelihood`, the geometric mean of the probabilities of the choices
-        that make it, 0 where one of its values is not on offer. Of a turn without: 1 if the SQL
+        that make it, a value that the question leaves out at exp(-10). Of a turn without: 1 if the SQL
         finds anything in the database.
         """
         assert self.parser is not None, "configure_model builds the parts"
@@ -220,6 +221,7 @@ class TextToSql(pl.LightningModule):
         costs = self.parser.costs(
             [(q, cast(Schema, e.schema), e.database, cast(str, e.query)) for e, q in scored],
             per_choice=True,
+            missing=_ABSENT,
         )
         found = {pair: math.exp(-cost) for pair, cost in zip(scored, costs, strict=True)}
         judged = [pair for pair in pairs if pair not in found]

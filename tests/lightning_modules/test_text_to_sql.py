@@ -1,6 +1,7 @@
 """The pipeline trains, tests three readings and talks; task=evaluate scores anybody's files."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,15 @@ def test_the_parsers_verdict_is_a_match_or_a_result(
     # What matches is likelier than not, choice by choice; another turn's question is less likely.
     assert all(chance > 0.5 for chance, match in zip(likely, known, strict=True) if match)
     assert sum(module.verify(data.turns, golds[1:] + golds[:1])) < 0.8 * sum(likely)
+    # A value that is left out is paid for, and the rest of the question still counts.
+    place = next(i for i, e in enumerate(data.turns) if "'" in (e.query or ""))
+    example, (value,) = data.turns[place], re.findall("'(.+?)'", data.turns[place].query or "")
+    assert value in golds[place]
+    without = golds[place].replace(value, "somewhere")
+    (chance,) = module.verify([example], [without])
+    assert 0 < chance < likely[place] / 1.5
+    asked = (without, example.schema, example.database, example.query)
+    assert module.parser.costs([asked]) == [float("inf")]
     mixed = module.verify([data.turns[0], nothing[1]], golds[:2])
     assert mixed[0] == pytest.approx(likely[0])
     assert mixed[1] in {0.0, 1.0}
