@@ -69,8 +69,8 @@ class TextToSql(pl.LightningModule):
         parser: A `SqlParser`, to train here.
         rewriter: An `UtteranceRewriter`, to train here; None parses utterances as they are. In mode
             `dual` the parser of `parser_from` gives its verdict on what it writes.
-        parser_from: A checkpoint of `SqlParser` or of a pipeline with one, or the folder of its run,
-            in place of `parser`.
+        parser_from: A checkpoint of `SqlParser` or of a pipeline with one, or the folder of its
+            run, in place of `parser`.
         rewriter_from: A checkpoint of `UtteranceRewriter` or of a pipeline with one, as dual
             learning leaves it, or the folder of its run, in place of `rewriter`.
         recursive: Rewrite from the rewrite of the turn before alone, not from all utterances.
@@ -210,8 +210,8 @@ class TextToSql(pl.LightningModule):
 
         By the rewriter's `dual.verdict`, of a turn with a gold query: `match`, 1 if the SQL of the
         question matches it; `likelihood`, the geometric mean of the probabilities of the choices
-        that make it, a value that the question leaves out at exp(-10). Of a turn without: 1 if the SQL
-        finds anything in the database.
+        that make it, a value that the question leaves out at exp(-10). Of a turn without: 1 if the
+        SQL finds anything in the database.
         """
         assert self.parser is not None, "configure_model builds the parts"
         assert self.rewriter is not None, "who asks is the rewriter"
