@@ -180,9 +180,7 @@ def _learn(
     # Dropout off: the policy that is scored is the one that drew.
     with _dropout_off(model, other):
         found, lengths = other.log_prob(*zip(*reconstructed, strict=True))
-        log_probs, own_lengths = model.log_prob(
-            [sources[row] for row in rows], [hypothesis.tokens for hypothesis in written]
-        )
+        log_probs, own_lengths = model.log_prob(sources, [h.tokens for h in written])
     reached = found / lengths
     if weight:
         parts = {**parts, "reconstruction": (weight * reached.detach()).tolist()}

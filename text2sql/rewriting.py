@@ -301,14 +301,14 @@ class Generator(Rewriter):
     def log_prob(
         self, sources: Sequence[Source], targets: Sequence[str | Sequence[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Score texts.
+        """Score texts; a source that has several is read once.
 
         Args:
             sources: B.
-            targets: Texts, or the tokens of hypotheses.
+            targets: Texts, or the tokens of hypotheses: N = B x K, K for each source in turn.
 
         Returns:
-            Log-probabilities in nats, (B,), and lengths in tokens, (B,).
+            Log-probabilities in nats, (N,), and lengths in tokens, (N,).
         """
         names = [self.names(source) for source in sources]
         log_probs, mask = self._token_log_probs(sources, targets, names)
@@ -320,9 +320,11 @@ class Generator(Rewriter):
         targets: Sequence[str | Sequence[int]],
         names: Sequence[Mapping[int, int]],
     ) -> tuple[Tensor, Tensor]:
+        copies, rest = divmod(len(targets), len(sources))
+        assert not rest, "every source has as many targets as the others"
         rows = [
-            self.target(each, own) if isinstance(each, str) else each
-            for each, own in zip(targets, names, strict=True)
+            self.target(each, names[place // copies]) if isinstance(each, str) else each
+            for place, each in enumerate(targets)
         ]
         longest = max(map(len, rows))
         padded = torch.tensor(
@@ -332,7 +334,8 @@ class Generator(Rewriter):
         mask = torch.arange(longest, device=self.device) < lengths[:, None]
         begin = torch.full_like(padded[:, :1], self.begin)
         inputs = torch.cat((begin, padded[:, :-1]), dim=1)
-        scored = self._scored(self._encode(self.features(sources, names)), inputs, padded)
+        memory = self._encode(self.features(sources, names))
+        scored = self._scored(memory.repeated(copies) if copies > 1 else memory, inputs, padded)
         return scored.masked_fill(~mask, 0.0), mask
 
     @torch.no_grad()

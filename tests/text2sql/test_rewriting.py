@@ -77,6 +77,22 @@ def test_padding_changes_nothing(made: dict[str, Generator]) -> None:
         torch.testing.assert_close(together, torch.stack(alone), atol=1e-4, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_source_with_several_texts_is_read_once(made: dict[str, Generator], name: str) -> None:
+    model = made[name].eval()
+    sources, texts = SOURCES[:3], GOLDS[:6]
+    together, lengths = model.log_prob(sources, texts)
+    gradients = torch.autograd.grad(together.sum(), list(model.parameters()), allow_unused=True)
+    apart, same = model.log_prob([s for s in sources for _ in range(2)], texts)
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+    assert torch.equal(lengths, same)
+    expected = torch.autograd.grad(apart.sum(), list(model.parameters()), allow_unused=True)
+    for left, right in zip(gradients, expected, strict=True):
+        if left is not None and right is not None:
+            torch.testing.assert_close(left, right, atol=1e-3, rtol=1e-3)
+        assert (left is None) == (right is None)
+
+
 # --- search and scores ----------------------------------------------------------------------------
 
 
