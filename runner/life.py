@@ -401,8 +401,8 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     trainer = {**settings["trainer"]}
     if plans_steps(settings):
         trainer["max_steps"] = _planned_steps(module, datamodule, trainer["max_steps"])
-    # Without weights, at once and at any size; a pretrained model can only be loaded.
-    with torch.device("meta" if "pretrained" not in known or known["architecture"] else "cpu"):
+    # Without weights, at once and at any size; what is pretrained, or has such parts, is loaded.
+    with torch.device("meta" if known.get("architecture") else "cpu"):
         module.configure_model()
     parameters = sum(p.numel() for p in module.parameters())
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)

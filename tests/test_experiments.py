@@ -342,6 +342,35 @@ def test_rewriting_experiments_run_and_dual_learning_goes_on_from_them(
     assert 0 <= tested["test/restored_f1"] <= 1
 
 
+def test_a_language_model_that_an_experiment_makes_rewrites(
+    text: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`module.network.pretrained` takes what `module.pretrained` takes, in a dry run too."""
+    made = "debug=fast datamodule=text datamodule.vocab_size=300 datamodule.context_length=16"
+    made += f" datamodule.files={text} module.architecture.hidden_size=32 logger=csv"
+    overrides = [
+        "experiment=delta_rewriter",
+        "debug=fast",
+        "datamodule.dialogues=90",
+        "datamodule.test_dialogues=6",
+        "datamodule.batch_size=4",
+        "module.network.kind=causal_lm",
+        "module.network.architecture=null",
+        "module.scored_rewrites=4",
+        f"paths.output_dir={tmp_path}",
+        f"paths.cache_dir={cache_dir}",
+    ]
+    named = f"module.network.pretrained='experiment:base_llama {made}'"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        metrics = runner.run(compose("config", [*overrides, named]))
+        dry = runner.run(compose("config", [*overrides, named, "dry_run=true"]))
+    assert {"val/loss", "val/bleu"} <= metrics.keys()
+    assert dry["parameters"] > 0
+    missing = "module.network.pretrained=package:text2sql/nothing.gguf"
+    with pytest.raises(ConfigError, match=r"module\.network\.pretrained=.*there is no file"):
+        checked([*overrides, missing])
+
+
 @pytest.fixture(scope="module")
 def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the sites of Spider and SParC hand theirs out, with four databases."""
