@@ -284,6 +284,8 @@ def test_the_parsers_verdict_is_a_match_or_a_result(
     without = golds[place].replace(value, "somewhere")
     (chance,) = module.verify([example], [without])
     assert 0 < chance < likely[place] / 1.5
+    assert example.schema is not None
+    assert example.query is not None
     asked = (without, example.schema, example.database, example.query)
     assert module.parser.costs([asked]) == [float("inf")]
     mixed = module.verify([data.turns[0], nothing[1]], golds[:2])
