@@ -444,10 +444,9 @@ class TextToSql(pl.LightningModule):
 
         A later turn with SQL and without a rewrite gets, of the rewriter's hypotheses and its own
         utterance, the one under which the parser finds the gold SQL likeliest; none if even that is
-        unlikely (with `nats` None the first hypothesis, unseen). First turns are their own. A
+        unlikely (with `nats` None the first hypothesis, unjudged). First turns are their own. A
         rewriter that then trains on the file learns a domain whose turns have SQL but no rewrites
-        [D]. Dialogues about no database are left out; the file
-        is whole or not there.
+        [D]. Dialogues about no database are left out; the file is whole or not there.
 
         Args:
             datamodule: Whose training part is annotated; `keep` must be all.

@@ -37,12 +37,11 @@ def check(settings: dict[str, Any]) -> dict[str, Any] | None:
     """
     base = None
     for key, named in _names(settings["module"]):
-        if not named.startswith(EXPERIMENT):
-            _gguf_file(key, named)
-        elif key == "module.pretrained":
-            base = _base(key, named, settings["paths"])
+        if named.startswith(EXPERIMENT):
+            found = _base(key, named, settings["paths"])
+            base = found if key == "module.pretrained" else base
         else:
-            _base(key, named, settings["paths"])
+            _gguf_file(key, named)
     return base
 
 

@@ -348,6 +348,7 @@ def test_a_language_model_that_an_experiment_makes_rewrites(
     """`module.network.pretrained` takes what `module.pretrained` takes, in a dry run too."""
     made = "debug=fast datamodule=text datamodule.vocab_size=300 datamodule.context_length=16"
     made += f" datamodule.files={text} module.architecture.hidden_size=32 logger=csv"
+    made += " module.architecture.max_position_embeddings=136"
     overrides = [
         "experiment=delta_rewriter",
         "debug=fast",

@@ -298,7 +298,7 @@ class PretrainedCausalLM(Generator):
         target_tokens: See `Rewriter`.
 
     Raises:
-        ValueError: The tokenizer has no end to write.
+        ValueError: The tokenizer has no end to write, or the texts are too long for the model.
     """
 
     def __init__(
@@ -306,6 +306,12 @@ class PretrainedCausalLM(Generator):
     ) -> None:
         if tokenizer.eos_token is None:
             raise ValueError("pretrained: the tokenizer has no eos_token to end a text with")
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and source_tokens + target_tokens > positions:
+            raise ValueError(
+                f"source_tokens={source_tokens}, target_tokens={target_tokens}: the model reads "
+                f"and writes {positions} together at most"
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         super().__init__(tokenizer, source_tokens, target_tokens)

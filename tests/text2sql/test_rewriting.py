@@ -8,6 +8,7 @@ import torch
 from tests.text2sql.rewriters import (
     LENGTHS,
     SIZES,
+    causal_lm_folder,
     fit,
     generators,
     pointer_generator,
@@ -25,7 +26,7 @@ from text2sql.encoder import (
     tokenizer_from,
     train_tokenizer,
 )
-from text2sql.rewriter_networks import PointerGenerator, edits_between
+from text2sql.rewriter_networks import PointerGenerator, PretrainedCausalLM, edits_between
 from text2sql.rewriting import HINTS, TEXT, Generator, Source, spelled, to_rewrite, to_simplify
 from text2sql.schema import Schema
 
@@ -264,6 +265,16 @@ def test_models_that_are_not_there_are_refused_in_words(tmp_path: Path) -> None:
     seq2seq(tmp_path / "bart", "bart")
     with pytest.raises(ValueError, match=r"pretrained=.*cannot be loaded"):
         seq2seq(tmp_path / "bart", "bart").pretrained(str(tmp_path))
+
+
+def test_a_language_model_is_refused_texts_that_it_cannot_hold(tmp_path: Path) -> None:
+    folder = causal_lm_folder(tmp_path / "gpt2", "gpt2")
+    with pytest.raises(ValueError, match=r"source_tokens=60, target_tokens=16.*64 together"):
+        PretrainedCausalLM.pretrained(str(folder), source_tokens=60, target_tokens=16)
+    model = PretrainedCausalLM.pretrained(str(folder), **LENGTHS)
+    model.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no eos_token"):
+        PretrainedCausalLM(model.model, model.tokenizer, **LENGTHS)
 
 
 # --- edits ----------------------------------------------------------------------------------------
