@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 
 
 class GenerationSamples(pl.Callback):
@@ -74,17 +75,21 @@ class GenerationSamples(pl.Callback):
         data = cast(Any, trainer).datamodule
         prompts = data.prompts(2**31 if count is None else count, test=split == "test")
         mine = prompts[trainer.global_rank :: trainer.world_size]
+        # Where each process has a part of the weights, all of them must generate equally often.
+        together = isinstance(trainer.strategy, ModelParallelStrategy)
+        most = -(-len(prompts) // trainer.world_size) if together else len(mine)
         rows = []
-        for start in range(0, len(mine), self.batch_size):
+        for start in range(0, most, self.batch_size):
             some = mine[start : start + self.batch_size]
             with trainer.precision_plugin.forward_context():
                 answers = generate(
                     cast(Any, pl_module).model,
-                    [prompt.ids for prompt in some],
+                    [prompt.ids for prompt in some or prompts[:1]],
                     data.tokenizer,
                     self.max_new_tokens,
+                    together,
                 )
-            for prompt, answer in zip(some, answers, strict=True):
+            for prompt, answer in zip(some, answers[: len(some)], strict=True):
                 row = {
                     "step": trainer.global_step,
                     "split": split,
@@ -156,7 +161,11 @@ def _write(
 
 
 def generate(
-    model: Any, prompts: list[list[int]], tokenizer: Any, max_new_tokens: int
+    model: Any,
+    prompts: list[list[int]],
+    tokenizer: Any,
+    max_new_tokens: int,
+    together: bool = False,
 ) -> list[str]:
     """Let a model answer prompts, greedily, in one batch padded on the left.
 
@@ -165,6 +174,8 @@ def generate(
         prompts: Token ids.
         tokenizer: Of the model.
         max_new_tokens: Tokens of an answer at most; it ends at the end-of-text token.
+        together: Whether all processes generate at once, each with a part of the weights; then they
+            go on until the last one is done.
 
     Returns:
         The answers in words, without special tokens.
@@ -190,6 +201,7 @@ def generate(
             num_beams=1,
             pad_token_id=filler,
             eos_token_id=tokenizer.eos_token_id,
+            synced_gpus=together,
         )
     finally:
         model.train(was_training)

@@ -122,6 +122,10 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         keys = ("importance", "selection", "grouped_queries", "refresh_every")
         options = {key: self.settings[key] for key in keys}
         self.chooser = UnitChooser(self._sliced.anatomy, seed=self.seed, **options)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the scores of a checkpoint."""
+        super().on_train_start(trainer, pl_module)
         self.chooser.load_state_dict(self._chooser_state)
 
     def gather(self, spec: SubnetworkSpec, batch: Mapping[str, Tensor]) -> None:

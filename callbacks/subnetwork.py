@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import ModelParallelStrategy
 from rich.table import Table
 
 from ledger import Ledger, Saving
@@ -35,6 +36,7 @@ class SubnetworkTraining(Callback):
     """
 
     leaves_parameters_unused: ClassVar[bool] = True
+    runs_on_split_parameters: ClassVar[bool] = True
     changes_shapes: ClassVar[bool] = False
     method: ClassVar[str]
     """Short name: the prefix of the metrics, and the callback's key in the config."""
@@ -77,6 +79,11 @@ class SubnetworkTraining(Callback):
                 "trainer.precision=16-mixed: its loss scaling does not reach the gradients of a "
                 "sub-network; use bf16-mixed or 32-true"
             )
+        if self.freeze_unsampled and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                f"trainer=fsdp with callbacks.{self.method}.freeze_unsampled=true: rows cannot be "
+                "put back where they are split over the devices; take trainer=ddp, or false"
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the model's parts; nothing is drawn yet."""
@@ -87,12 +94,12 @@ class SubnetworkTraining(Callback):
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         frozen = not next(iter(self._sliced.anatomy.weights(0, "mlp"))).value.requires_grad
         self._meter = StepMeter(module.hf_config, trained, frozen)
-        if self._meter_state is not None:
-            self._meter.load_state_dict(self._meter_state)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have the optimizer spare inactive rows, if it should."""
+        """Go on from a checkpoint, which is read before `on_fit_start` or, with FSDP, after it."""
         self._step = -1
+        if self._meter_state is not None:
+            self._meter.load_state_dict(self._meter_state)
         if self.freeze_unsampled:
             self._frozen = [FreezeUnsampled(self._sliced, o) for o in trainer.optimizers]
 

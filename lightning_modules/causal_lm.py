@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -153,6 +154,9 @@ class CausalLM(pl.LightningModule):
         ValueError: A value is not allowed; the message names its key.
     """
 
+    splits_parameters: ClassVar[bool] = True
+    """Over the devices, under `trainer=fsdp`."""
+
     def __init__(
         self,
         architecture: dict[str, Any] | None = None,
@@ -184,6 +188,7 @@ class CausalLM(pl.LightningModule):
         """Build or load the model, once, in training mode."""
         if self.model is not None:
             return
+        assert self.device_mesh is None or self.lora is None, "the runner refuses the two together"
         if self.pretrained is not None:
             model = AutoModelForCausalLM.from_pretrained(
                 self.pretrained, attn_implementation=self.attn_implementation, dtype=torch.float32
@@ -198,13 +203,18 @@ class CausalLM(pl.LightningModule):
         self.model = model if self.lora is None else _adapted(model, self.lora)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable()
+        names = set(model._no_split_modules or ())
+        blocks = [block for block in model.modules() if type(block).__name__ in names]
         if self.compile_blocks:
-            names = set(model._no_split_modules or ())
-            for block in model.modules():
-                if type(block).__name__ in names:
-                    block.compile()
+            for block in blocks:
+                block.compile()
         else:  # the compiler does it better
             fuse(model)
+        if self.device_mesh is not None:
+            # FSDP2: each process keeps its rows of every parameter, and a block has whole weights
+            # only while it runs. The last call has what no block has.
+            for part in (*blocks, model):
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
     @property
     def backbone(self) -> PreTrainedModel:

@@ -477,28 +477,46 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
     count = len(devices) if isinstance(devices, list) else devices
     several = count not in (1, "1") or trainer.get("num_nodes", 1) != 1
     is_ddp = name.startswith("ddp") or (name == "auto" and several)
+    splits = name == "fullysharded"
     problems = []
+    if splits and settings["module"]:
+        target = settings["module"]["_target_"]
+        if not signatures.attribute(target, "splits_parameters"):
+            problems.append(
+                f"trainer=fsdp with module {target}: this module does not split its parameters. "
+                "Take trainer=ddp"
+            )
+        if settings["module"].get("lora"):
+            problems.append(
+                "trainer=fsdp with module.lora: adapters are too few to be worth splitting. Take "
+                "trainer=ddp, or module.lora=null"
+            )
     for method in methods(settings):
-        key = f"callbacks.{method}"
-        unused = signatures.attribute(
-            settings["callbacks"][method]["_target_"], "leaves_parameters_unused"
-        )
-        if not unused:
+        key, node = f"callbacks.{method}", settings["callbacks"][method]
+        if not signatures.attribute(node["_target_"], "leaves_parameters_unused"):
             continue
+        if splits and node.get("freeze_unsampled"):
+            problems.append(
+                f"trainer=fsdp with {key}.freeze_unsampled=true: rows cannot be put back where "
+                "they are split over the devices. Take trainer=ddp, or false"
+            )
+        runs_split = signatures.attribute(node["_target_"], "runs_on_split_parameters")
         if is_ddp and not finds_unused:
             problems.append(
                 f"trainer.strategy={name} with {key}: the method leaves parameters without a "
                 "gradient, for which this strategy waits for ever. Take trainer=ddp (strategy "
                 f"ddp_find_unused_parameters_true), or leave the method out: {key}=null"
             )
-        if re.match("fsdp|deepspeed|model_?parallel", name):
+        if re.match("fsdp|deepspeed|model_?parallel", name) or (splits and not runs_split):
+            mend = "trainer=fsdp (FSDP2), trainer=ddp" if runs_split else "trainer=ddp"
             problems.append(
                 f"trainer.strategy={name} with {key}: the method takes rows out of whole weights, "
-                f"which this strategy splits over the devices. Take trainer=ddp, or {key}=null"
+                f"which this strategy splits over the devices. Take {mend}, or {key}=null"
             )
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     forks = any(word in name for word in ("spawn", "fork", "notebook"))
-    if in_sweep and is_ddp and several and not forks and "TORCHELASTIC_RUN_ID" not in os.environ:
+    starts = is_ddp or splits
+    if in_sweep and starts and several and not forks and "TORCHELASTIC_RUN_ID" not in os.environ:
         problems.append(
             f"trainer.strategy={name} in a multirun: each process it starts would start the whole "
             "sweep again. Give each job a command of its own, torchrun --nproc-per-node=N run.py "

@@ -4,10 +4,15 @@ While a sub-network is attached, the model's own modules hold compact copies of 
 rows and columns of the active units) and its list of layers holds only the active ones, so that
 Hugging Face's code runs unchanged on a smaller model. The parameters that the optimizer holds keep
 their identity; `write_gradients` puts the compact gradients into them.
+
+Blocks whose parameters FSDP2 splits over the ranks (`fully_shard`) run apart from it while they are
+cut: their weights are put together once per step, instead of in every micro-batch's passes, each
+rank keeps the compact copies, and the gradients are averaged and split once. Whole blocks, the
+embeddings and the head stay with FSDP.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -15,6 +20,8 @@ from typing import Any, Protocol, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -58,6 +65,9 @@ class _Slice:
             return
         if self.scale != 1.0:
             gradient.mul_(self.scale)
+        if isinstance(self.original, DTensor):
+            self._split_gradient(gradient, self.original)
+            return
         if self.index is None:
             if self.original.grad is None:
                 self.original.grad = gradient
@@ -69,6 +79,16 @@ class _Slice:
             self.original.grad.index_copy_(self.axis, self.index, gradient)
         else:
             self.original.grad.index_add_(self.axis, self.index, gradient)
+
+    def _split_gradient(self, gradient: Tensor, original: DTensor) -> None:
+        """Average the gradient over the ranks; each keeps the rows that it has of the parameter."""
+        if self.index is not None:
+            whole = gradient.new_zeros(original.shape)
+            gradient = whole.index_copy_(self.axis, self.index, gradient)
+        mesh = original.device_mesh
+        summed = DTensor.from_local(gradient.div_(mesh.size()), mesh, [Partial()], run_check=False)
+        mine = summed.redistribute(placements=original.placements)
+        original.grad = mine if original.grad is None else original.grad + mine
 
 
 class SlicedModel:
@@ -100,6 +120,15 @@ class SlicedModel:
         self._slices: list[_Slice] = []
         self._attributes: list[tuple[Any, str, Any]] = []
         self._saved: list[tuple[Any, str, Any]] | None = None
+        self._shards: dict[tuple[nn.Module, str], nn.Parameter] = {}
+        """Of a branch whose weights are put together at the moment: what FSDP has of them."""
+        self._apart: list[FSDPModule] = []
+        for block in self.anatomy.layers:
+            if isinstance(block, FSDPModule):
+                # FSDP remembers a block's parameters when it runs for the first time; it must not
+                # find compact copies there.
+                block.unshard()
+                block.reshard()
 
     def gather(self, spec: SubnetworkSpec, chooser: Chooser | None = None) -> None:
         """Copy the active units' weights; what was gathered before is dropped.
@@ -118,19 +147,28 @@ class SlicedModel:
         assert self._saved is None, "detach before gathering"
         self.spec, self._chooser = spec, chooser
         self.units, self._open, self._slices, self._attributes = {}, [], [], []
+        self._apart = []
         for layer in spec.active_layers:
             choice = spec.choice(layer)
+            as_it_is = [
+                branch
+                for branch in BRANCHES
+                if not choice.leaves_out(branch) and choice.scale(branch) == 1.0
+            ]
+            if len(as_it_is) < len(BRANCHES) and isinstance(self.anatomy.layers[layer], FSDPModule):
+                self._take_from_fsdp(layer, as_it_is)
             for branch in BRANCHES:
-                left_out = choice.leaves_out(branch)
-                if not left_out and choice.scale(branch) == 1.0:
+                if branch in as_it_is:
                     continue
-                if not left_out or chooser is None:
-                    self._gather_branch(layer, branch, self._to_tensors(choice, branch))
+                if not choice.leaves_out(branch) or chooser is None:
+                    with self._put_together(layer, branch):
+                        self._gather_branch(layer, branch, self._to_tensors(choice, branch))
                 elif chooser.needs_input(layer, branch):
                     self._open.append((layer, branch))
                 else:
-                    units = chooser.choose(layer, branch, choice, None)
-                    self._gather_branch(layer, branch, units)
+                    with self._put_together(layer, branch):
+                        units = chooser.choose(layer, branch, choice, None)
+                        self._gather_branch(layer, branch, units)
         if len(spec.active_layers) < len(self.anatomy.layers):
             self._skip_layers(spec.active_layers)
 
@@ -142,6 +180,8 @@ class SlicedModel:
             module = self.anatomy.branch(layer, branch)
             hook = partial(self._choose, layer, branch)
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for block in self._apart:
+            self._saved += _without_fsdp(block)
         self._swap_in(self._slices, self._attributes)
 
     def _swap_in(self, slices: list[_Slice], attributes: list[tuple[Any, str, Any]]) -> None:
@@ -161,9 +201,10 @@ class SlicedModel:
             return
         assert self._chooser is not None, "an open branch has a chooser"
         branch_input = args[0] if args else kwargs["hidden_states"]
-        units = self._chooser.choose(layer, branch, self.spec.choice(layer), branch_input)
         slices, attributes = len(self._slices), len(self._attributes)
-        self._gather_branch(layer, branch, units)
+        with self._put_together(layer, branch):
+            units = self._chooser.choose(layer, branch, self.spec.choice(layer), branch_input)
+            self._gather_branch(layer, branch, units)
         self._swap_in(self._slices[slices:], self._attributes[attributes:])
         self._open.remove((layer, branch))
 
@@ -185,12 +226,16 @@ class SlicedModel:
 
         Args:
             average_over_ranks: Average them over the data-parallel ranks first, as DDP does for
-                the parameters that it sees.
+                the parameters that it sees; those of blocks that FSDP splits always are.
         """
         assert self._saved is None, "detach before writing gradients"
         if average_over_ranks:
             world_size = dist.get_world_size()
-            gradients = [s.compact.grad for s in self._slices if s.compact is not None]
+            gradients = [
+                s.compact.grad
+                for s in self._slices
+                if s.compact is not None and not isinstance(s.original, DTensor)
+            ]
             works = []
             for gradient in gradients:
                 if gradient is not None:
@@ -275,18 +320,62 @@ class SlicedModel:
     def _gather_parameter(
         self, module: nn.Module, name: str, index: Tensor | None, axis: int, scale: float
     ) -> None:
-        if index is None and scale == 1.0:
+        value = cast(nn.Parameter, module._parameters[name])
+        original = self._shards.get((module, name), value)
+        if index is None and scale == 1.0 and original is value:
             return
-        original = cast(nn.Parameter, module._parameters[name])
         with torch.no_grad():
-            if index is None:
-                values = original * scale
-            else:
-                values = original.index_select(axis, index)
+            if index is not None:
+                values = value.index_select(axis, index)
                 if scale != 1.0:
                     values.mul_(scale)
+            else:
+                values = value.detach() if scale == 1.0 else value * scale
         compact = nn.Parameter(values, requires_grad=original.requires_grad)
         self._slices.append(_Slice(module, name, original, compact, index, axis, scale))
+
+    def _take_from_fsdp(self, layer: int, as_it_is: list[Branch]) -> None:
+        """Have a block run apart from FSDP, and put together what of it is not cut."""
+        block = self.anatomy.layers[layer]
+        self._apart.append(cast(FSDPModule, block))
+        cut = {
+            (weight.module, weight.name)
+            for branch in BRANCHES
+            for weight in self.anatomy.weights(layer, branch)
+            if branch not in as_it_is
+        }
+        whole = [
+            (module, name)
+            for module in block.modules()
+            for name, value in module._parameters.items()
+            if value is not None and (module, name) not in cut
+        ]
+        with self._put_together_all(whole):
+            for module, name in whole:
+                self._gather_parameter(module, name, None, 0, 1.0)
+
+    def _put_together(self, layer: int, branch: Branch) -> AbstractContextManager[None]:
+        """Let a branch have its whole weights where FSDP splits them over the ranks."""
+        return self._put_together_all(
+            [(weight.module, weight.name) for weight in self.anatomy.weights(layer, branch)]
+        )
+
+    @contextmanager
+    def _put_together_all(self, parameters: list[tuple[nn.Module, str]]) -> Iterator[None]:
+        for module, name in parameters:
+            value: Tensor | None = module._parameters[name]
+            if isinstance(value, DTensor):
+                self._shards[module, name] = cast(nn.Parameter, value)
+        try:
+            for (module, name), shard in self._shards.items():
+                with torch.no_grad():
+                    whole = cast(DTensor, shard).full_tensor()
+                module._parameters[name] = nn.Parameter(whole, requires_grad=shard.requires_grad)
+            yield
+        finally:
+            for (module, name), shard in self._shards.items():
+                module._parameters[name] = shard
+            self._shards = {}
 
     def _skip_layers(self, active: tuple[int, ...]) -> None:
         anatomy = self.anatomy
@@ -298,6 +387,22 @@ class SlicedModel:
         if layer_types is not None:
             kept_types = [layer_types[layer] for layer in active]
             self._attributes.append((anatomy.model.config, "layer_types", kept_types))
+
+
+def _without_fsdp(block: FSDPModule) -> list[tuple[Any, str, Any]]:
+    """Take FSDP's hooks off a block, which would put its whole weights where compact ones are.
+
+    Returns:
+        What must be set again: owner, attribute, value.
+    """
+    state = block._get_fsdp_state()
+    taken = []
+    for name in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks = getattr(block, name)
+        others = ((k, h) for k, h in hooks.items() if getattr(h, "__self__", None) is not state)
+        taken.append((block, name, hooks))
+        setattr(block, name, type(hooks)(others))
+    return taken
 
 
 @contextmanager

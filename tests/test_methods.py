@@ -10,9 +10,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from callbacks.rng_state import RngState
 from lightning_modules.causal_lm import CausalLM
+from runner.fsdp import FullyShardedStrategy
 from tests.settings import MAX_STEPS, SETTINGS, Setting
 
 pytestmark = [
@@ -213,6 +216,50 @@ def test_two_processes_train_one_model(setting: Setting, fit: Fit) -> None:
     together = torch.load(_checkpoint(trainer, MAX_STEPS), weights_only=True)["state_dict"]
     for name, expected in alone.state_dict().items():
         torch.testing.assert_close(together[name], expected, atol=2e-5, rtol=1e-4)
+
+
+class ForkingLauncher(_MultiProcessingLauncher):
+    """Leaves the trained weights where they are: in the checkpoints."""
+
+    def _recover_results_in_main_process(self, worker_output: Any, trainer: pl.Trainer) -> None:
+        trainer.state = worker_output.trainer_state
+
+
+class Forked(FullyShardedStrategy):
+    """The same, in two processes that are forked from this one."""
+
+    def _configure_launcher(self) -> None:
+        self._launcher = ForkingLauncher(self, start_method="fork")
+
+
+def test_two_processes_split_one_model(setting: Setting, fit: Fit) -> None:
+    """Under FSDP they end with one process's weights, also when they go on from its checkpoint.
+
+    And one process goes on from theirs.
+    """
+    setting = setting.without_dropout()  # which draws by process
+    if getattr(setting.method(), "freeze_unsampled", False):
+        refused = "ValueError: .*freeze_unsampled=true: rows cannot be put back"
+        with pytest.raises(ProcessRaisedException, match=refused):
+            fit(setting, devices=2, strategy=Forked())
+        return
+    alone, one = fit(setting, batch_size=8)
+    _, two = fit(setting, batch_size=4, devices=2, strategy=Forked())
+    step = 5  # in the second stage
+    _, resumed = fit(
+        setting, batch_size=4, devices=2, strategy=Forked(), resume=_checkpoint(one, step)
+    )
+    _, back = fit(setting, batch_size=8, resume=_checkpoint(two, step))
+    ended = [torch.load(_checkpoint(each, MAX_STEPS), weights_only=True) for each in (one, two)]
+    assert_equal(
+        [group["params"] for group in ended[0]["optimizer_states"][0]["param_groups"]],
+        [group["params"] for group in ended[1]["optimizer_states"][0]["param_groups"]],
+    )
+    for trainer in (two, resumed, back):
+        together = torch.load(_checkpoint(trainer, MAX_STEPS), weights_only=True)["state_dict"]
+        assert together.keys() == alone.state_dict().keys()
+        for name, expected in alone.state_dict().items():
+            torch.testing.assert_close(together[name], expected, atol=2e-5, rtol=1e-4)
 
 
 def _checkpoint(trainer: pl.Trainer, step: int) -> Path:

@@ -73,6 +73,8 @@ CASES = {
     ),
     "auto-is-ddp": (["trainer.devices=2"], "trainer.strategy=auto with callbacks.tiny"),
     "fsdp": (["trainer.strategy=fsdp"], "trainer.strategy=fsdp with callbacks.tiny"),
+    "fsdp-module": (["trainer=fsdp"], "this module does not split its parameters"),
+    "fsdp-method": (["trainer=fsdp"], "fullysharded with callbacks.tiny"),
     "nothing": (["name=a"], "Nothing to train. Choose an experiment, or a module and a datamodule"),
     "null-group": (["experiment=null"], "experiment=null: a group takes one of its options"),
     "syntax": (["a=b=c"], "a=b=c: not of the form key=value"),
