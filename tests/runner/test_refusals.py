@@ -42,7 +42,7 @@ CASES = {
     "wandb-argument": (["+logger.wandb.grup=a", "logger=default"], "logger.wandb.group?"),
     "option": (
         ["trainer=dddp"],
-        "Did you mean trainer=ddp? Options: cpu, ddp, ddp_spawn, default, gpu",
+        "Did you mean trainer=ddp? Options: cpu, ddp, ddp_spawn, default, fsdp, gpu",
     ),
     "experiment": (
         ["experiment=tini"],
