@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing.spawn as processes
+
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 
 from subnetworks.anatomy import Anatomy, dimensions_of
 from subnetworks.importance import UnitChooser
@@ -112,7 +113,7 @@ def one_of_two(rank: int, folder: str) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What each of two processes saw of the case."""
     folder = tmp_path_factory.mktemp("sharded")
-    processes.spawn(one_of_two, (str(folder),), nprocs=WORLD)
+    spawn(one_of_two, (str(folder),), nprocs=WORLD)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
 
 
