@@ -12,7 +12,7 @@ embeddings and the head stay with FSDP.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -356,6 +356,8 @@ class SlicedModel:
 
     def _put_together(self, layer: int, branch: Branch) -> AbstractContextManager[None]:
         """Let a branch have its whole weights where FSDP splits them over the ranks."""
+        if not isinstance(self.anatomy.layers[layer], FSDPModule):
+            return nullcontext()
         return self._put_together_all(
             [(weight.module, weight.name) for weight in self.anatomy.weights(layer, branch)]
         )
