@@ -30,6 +30,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from benchmarks.est_quality import settings_of
 from benchmarks.stepper import Stepper, resident_bytes, versions
+from callbacks.sat import SIZES
 from lightning_modules.causal_lm import CausalLM
 from runner.life import build
 from runner.pretrained import resolve
@@ -138,8 +139,7 @@ def ladder_of(experiment: str, config: PretrainedConfig) -> list[tuple[float, Su
             dimensions_of(config),
             stage.start,
             grouped_queries=grouped_queries_of(config),
-            layer_factors=node["layer_factors"],
-            multiple_of=node["multiple_of"],
+            **{key: node[key] for key in SIZES if key != "grouped_queries"},
         )
         rungs.append((stage.until - first, spec))
         first = stage.until

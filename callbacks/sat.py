@@ -15,6 +15,9 @@ from subnetworks.ladder import Importance, Selection, check, stages_of
 from subnetworks.schedule import GroupedQueries, Rates, Schedule
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork
 
+SIZES = ("grouped_queries", "layer_factors", "multiple_of", "rescale_units", "forward_only")
+"""Settings that, with the ladder, say how many units of each layer run."""
+
 
 class Ladder(TypedDict, total=False):
     """Arguments of `subnetworks.ladder.ladder`."""
@@ -51,7 +54,9 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         layer_factors: {layer: factor in [0, 1] on its omission rates}; 0 exempts a layer, negative
             layers count from the end.
         multiple_of: Round counts of neurons to multiples of this (64 suits tensor cores).
-        rescale_units: Multiply each branch by the inverse of its active share.
+        rescale_units: Multiply each branch by the inverse of its share that runs forward.
+        forward_only: Share of the units left out, in [0, 1], that run in the forward pass all the
+            same, the more important ones of them: they contribute, and are not trained.
         freeze_unsampled: Keep inactive rows and their moments untouched by the optimizer.
         seed: Seed of the draws, below 2**31; the same on every rank.
 
@@ -74,6 +79,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         layer_factors: Mapping[int, float] | None = None,
         multiple_of: int = 1,
         rescale_units: bool = False,
+        forward_only: float = 0.0,
         freeze_unsampled: bool = False,
         seed: int = 0,
     ) -> None:
@@ -88,6 +94,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             "layer_factors": dict(layer_factors or {}),
             "multiple_of": multiple_of,
             "rescale_units": rescale_units,
+            "forward_only": forward_only,
         }
         check(settings, None)
         super().__init__(settings, Schedule(stages_of(settings)), freeze_unsampled, seed)
@@ -100,9 +107,8 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         """A sub-network of the step's counts; its units stand for those that will be chosen."""
         dimensions, rates = dimensions_of(config), self.schedule.rates_at(step, max_steps)
         if (dimensions, rates) not in self._planned:
-            options = ("grouped_queries", "layer_factors", "multiple_of", "rescale_units")
             self._planned[dimensions, rates] = planned_subnetwork(
-                dimensions, rates, **{key: self.settings[key] for key in options}
+                dimensions, rates, **{key: self.settings[key] for key in SIZES}
             )
         return self._planned[dimensions, rates]
 
@@ -110,7 +116,13 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         """Raise `ValueError` for what this model cannot run."""
         check(self.settings, dimensions)
         importance = self.settings["importance"]
-        if importance in FROM_INPUT and getattr(pl_module, "compile_blocks", False):
+        compiled = getattr(pl_module, "compile_blocks", False)
+        if self.settings["forward_only"] and compiled:
+            raise ValueError(
+                "forward_only runs a branch a second time on other weights, which module.compile "
+                "would freeze; set module.compile=false, or forward_only=0"
+            )
+        if importance in FROM_INPUT and compiled:
             raise ValueError(
                 f"importance={importance} chooses inside the forward pass, which module.compile "
                 "would freeze; set module.compile=false, or take magnitude, activation or taylor"

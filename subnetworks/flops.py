@@ -130,10 +130,17 @@ def planned_flops(
             unit: d.total(unit) if (units := choice.units(unit)) is None else len(units)
             for unit in ("heads", "kv_heads", "neurons")
         }
+        forward = {
+            "heads": len(choice.forward_heads),
+            "kv_heads": len({head // d.queries_per_group for head in choice.forward_heads}),
+            "neurons": len(choice.forward_neurons),
+        }
         for cut in architecture.cuts:
             width = 1 if cut.unit == "neurons" else head_dim
-            blocks += per_weight * tokens * hidden * width * active[cut.unit] * cut.fused
-        blocks += 7 * 2 * tokens * context_length * head_dim * active["heads"]
+            passes = per_weight * active[cut.unit] + 2 * forward[cut.unit]
+            blocks += passes * tokens * hidden * width * cut.fused
+        products = 7 * active["heads"] + 2 * forward["heads"]
+        blocks += products * 2 * tokens * context_length * head_dim
     return StepFlops(
         float(blocks), float(blocks + per_weight * tokens * hidden * config.vocab_size)
     )

@@ -4,7 +4,7 @@ Scores are pure functions of a projection's weight and of what is known about it
 them up over a unit. A `UnitChooser` turns them into the units of a step for `SlicedModel.gather`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
@@ -79,25 +79,31 @@ def taylor(values: Tensor, gradients: Tensor, n_units: int) -> Tensor:
 # --- selection ----------------------------------------------------------------------------------
 
 
-def select(scores: Tensor, count: int, selection: Selection, generator: torch.Generator) -> Tensor:
-    """Choose units by their scores along the last axis.
+def select(
+    scores: Tensor,
+    counts: Sequence[int],
+    selection: Selection,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Choose units by their scores along the last axis: the best ones, the next best ones, ...
 
     Args:
         scores: Not negative, (..., units).
-        count: How many to choose.
+        counts: How many to choose of each.
         selection: `top_k` takes the highest; `sample` draws without replacement with probabilities
             in proportion to the scores (Gumbel top-k, arXiv 1903.06059).
         generator: Source of the draw, on the CPU, so that it is the same on every rank.
 
     Returns:
-        Ascending indices, (..., count).
+        Ascending indices of each, (..., count).
     """
     if selection == "sample":
         tiny = torch.finfo(torch.float32).tiny
         uniform = torch.rand(scores.shape, generator=generator).clamp_min(tiny)
         gumbel = -(-uniform.log()).log()
         scores = scores.float().clamp_min(tiny).log() + gumbel.to(scores.device, non_blocking=True)
-    return scores.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    ranked = scores.topk(sum(counts), dim=-1, sorted=len(counts) > 1).indices
+    return [indices.sort(dim=-1).values for indices in ranked.split(list(counts), dim=-1)]
 
 
 class UnitChooser:
@@ -163,7 +169,7 @@ class UnitChooser:
     @torch.no_grad()
     def choose(
         self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None = None
-    ) -> Units:
+    ) -> tuple[Units, Units]:
         """Choose a branch's units.
 
         Args:
@@ -174,7 +180,8 @@ class UnitChooser:
                 needs it.
 
         Returns:
-            Ascending indices of the kinds that are not whole.
+            Ascending indices, of the kinds that are not whole, of the most important units, and of
+            the next ones, which run forward only; the latter are empty if `counts` has none.
         """
         started = perf_counter()
         key = (layer, branch)
@@ -186,23 +193,35 @@ class UnitChooser:
         self.seconds += perf_counter() - started
         return units
 
-    def _select(self, scores: Tensor, branch: Branch, counts: LayerChoice) -> Units:
-        def pick(count: int) -> Tensor:
-            return select(scores, count, self.selection, self._generator)
+    def _select(self, scores: Tensor, branch: Branch, counts: LayerChoice) -> tuple[Units, Units]:
+        unit: Unit = "neurons" if branch == "mlp" else "heads"
+        active = counts.units(unit)
+        assert active is not None, "only a branch that leaves something out is chosen"
+        sizes = [len(active)]
+        if forward := counts.forward_units(branch):
+            sizes.append(len(forward))
+        per_group = self.anatomy.dimensions.queries_per_group
+        row = 1  # units that a chosen index stands for
+        if branch == "attention":
+            row = per_group if self._whole_groups else self.anatomy.dimensions.n_kv_heads
+        sizes = [size // row for size in sizes]
+        chosen = [
+            self._to_units(indices, branch)
+            for indices in select(scores, sizes, self.selection, self._generator)
+        ]
+        return chosen[0], chosen[1] if forward else {}
 
+    def _to_units(self, indices: Tensor, branch: Branch) -> Units:
+        """Neurons, groups, (groups,), or query heads of every group, (groups, queries)."""
         if branch == "mlp":
-            assert counts.neurons is not None, "only a branch that leaves something out is chosen"
-            return {"neurons": pick(len(counts.neurons))}
-        assert counts.heads is not None, "only a branch that leaves something out is chosen"
-        d, device = self.anatomy.dimensions, scores.device
+            return {"neurons": indices}
+        d = self.anatomy.dimensions
         if self._whole_groups:
-            groups = pick(len(counts.kv_heads or counts.heads))
-            queries = torch.arange(d.queries_per_group, device=device)
-            heads = (groups[:, None] * d.queries_per_group + queries).flatten()
-            return {"heads": heads, "kv_heads": groups}
-        queries = pick(len(counts.heads) // d.n_kv_heads)
-        starts = torch.arange(d.n_kv_heads, device=device) * d.queries_per_group
-        return {"heads": (starts[:, None] + queries).flatten()}
+            queries = torch.arange(d.queries_per_group, device=indices.device)
+            heads = (indices[:, None] * d.queries_per_group + queries).flatten()
+            return {"heads": heads, "kv_heads": indices}
+        starts = torch.arange(d.n_kv_heads, device=indices.device) * d.queries_per_group
+        return {"heads": (starts[:, None] + indices).flatten()}
 
     def _score(self, layer: int, branch: Branch, branch_input: Tensor | None) -> Tensor:
         statistic = None

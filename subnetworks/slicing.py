@@ -5,6 +5,9 @@ rows and columns of the active units) and its list of layers holds only the acti
 Hugging Face's code runs unchanged on a smaller model. The parameters that the optimizer holds keep
 their identity; `write_gradients` puts the compact gradients into them.
 
+A branch is a sum over its units, so that units which are to run forward only are a second compact
+branch: it runs on the same input, without a gradient, and its output is added.
+
 Blocks whose parameters FSDP2 splits over the ranks (`fully_shard`) run apart from it while they are
 cut: their weights are put together once per step, instead of in every micro-batch's passes, each
 rank keeps the compact copies, and the gradients are averaged and split once. Whole blocks, the
@@ -40,8 +43,8 @@ class Chooser(Protocol):
 
     def choose(
         self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None
-    ) -> Units:
-        """The units; as many as `counts` has."""
+    ) -> tuple[Units, Units]:
+        """The active units, and those that run forward only; as many as `counts` has."""
 
 
 @dataclass
@@ -91,6 +94,14 @@ class _Slice:
         original.grad = mine if original.grad is None else original.grad + mine
 
 
+@dataclass
+class _Compact:
+    """What stands in for a branch's parameters and sizes."""
+
+    slices: list[_Slice]
+    attributes: list[tuple[Any, str, Any]]
+
+
 class SlicedModel:
     """A causal language model that can run on a sub-network of itself.
 
@@ -114,11 +125,14 @@ class SlicedModel:
         self.spec = SubnetworkSpec.full(self.anatomy.dimensions)
         self.units: dict[tuple[int, Unit], Tensor] = {}
         """Active units of what is gathered, by layer and kind; whole kinds are left out."""
+        self.forward_units: dict[tuple[int, Unit], Tensor] = {}
+        """Heads and neurons of what is gathered that run forward only."""
         self._chooser: Chooser | None = None
         self._open: list[tuple[int, Branch]] = []
         self._hooks: list[Any] = []
         self._slices: list[_Slice] = []
         self._attributes: list[tuple[Any, str, Any]] = []
+        self._forward_only: dict[tuple[int, Branch], _Compact] = {}
         self._saved: list[tuple[Any, str, Any]] | None = None
         self._shards: dict[tuple[nn.Module, str], nn.Parameter] = {}
         """Of a branch whose weights are put together at the moment: what FSDP has of them."""
@@ -146,8 +160,8 @@ class SlicedModel:
             )
         assert self._saved is None, "detach before gathering"
         self.spec, self._chooser = spec, chooser
-        self.units, self._open, self._slices, self._attributes = {}, [], [], []
-        self._apart = []
+        self.units, self.forward_units, self._open = {}, {}, []
+        self._slices, self._attributes, self._forward_only, self._apart = [], [], {}, []
         for layer in spec.active_layers:
             choice = spec.choice(layer)
             as_it_is = [
@@ -162,13 +176,13 @@ class SlicedModel:
                     continue
                 if not choice.leaves_out(branch) or chooser is None:
                     with self._put_together(layer, branch):
-                        self._gather_branch(layer, branch, self._to_tensors(choice, branch))
+                        self._gather_branch(layer, branch, *self._to_tensors(choice, branch))
                 elif chooser.needs_input(layer, branch):
                     self._open.append((layer, branch))
                 else:
                     with self._put_together(layer, branch):
                         units = chooser.choose(layer, branch, choice, None)
-                        self._gather_branch(layer, branch, units)
+                        self._gather_branch(layer, branch, *units)
         if len(spec.active_layers) < len(self.anatomy.layers):
             self._skip_layers(spec.active_layers)
 
@@ -180,6 +194,12 @@ class SlicedModel:
             module = self.anatomy.branch(layer, branch)
             hook = partial(self._choose, layer, branch)
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for layer in self.spec.active_layers:
+            for branch in BRANCHES:
+                if self.spec.choice(layer).forward_units(branch):
+                    add = partial(self._add_forward_only, layer, branch)
+                    module = self.anatomy.branch(layer, branch)
+                    self._hooks.append(module.register_forward_hook(add, with_kwargs=True))
         for block in self._apart:
             self._saved += _without_fsdp(block)
         self._swap_in(self._slices, self._attributes)
@@ -204,9 +224,27 @@ class SlicedModel:
         slices, attributes = len(self._slices), len(self._attributes)
         with self._put_together(layer, branch):
             units = self._chooser.choose(layer, branch, self.spec.choice(layer), branch_input)
-            self._gather_branch(layer, branch, units)
+            self._gather_branch(layer, branch, *units)
         self._swap_in(self._slices[slices:], self._attributes[attributes:])
         self._open.remove((layer, branch))
+
+    def _add_forward_only(
+        self,
+        layer: int,
+        branch: Branch,
+        module: nn.Module,
+        args: Any,
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> Any:
+        """After a branch ran on its active units: add what the forward-only ones contribute."""
+        if "past_key_values" in kwargs:  # the active heads have written theirs
+            kwargs = {**kwargs, "past_key_values": None}
+        with torch.no_grad(), _standing_in(self._forward_only[layer, branch]):
+            added = module.forward(*args, **kwargs)
+        if isinstance(output, tuple):
+            return output[0] + added[0], *output[1:]
+        return output + added
 
     def detach(self) -> None:
         """Give the model its own parameters, layers and sizes back; harmless if not attached."""
@@ -244,7 +282,7 @@ class SlicedModel:
                 work.wait()
         for piece in self._slices:
             piece.write_gradient()
-        self._slices = []
+        self._slices, self._forward_only = [], {}
 
     def unsampled(self) -> Iterator[tuple[nn.Parameter, int, Tensor]]:
         """Parameters that are only partly active: each with its axis and the inactive positions."""
@@ -262,21 +300,52 @@ class SlicedModel:
         """The sub-network that ran, with the chooser's units; reads them from the device."""
         layers = list(self.spec.layers)
         for (layer, unit), indices in self.units.items():
-            active: dict[str, Any] = {unit: tuple(indices.tolist())}
-            layers[layer] = replace(cast(LayerChoice, layers[layer]), **active)
+            chosen: dict[str, Any] = {unit: tuple(indices.tolist())}
+            if (layer, unit) in self.forward_units:
+                forward = self.forward_units[layer, unit].tolist()
+                chosen[f"forward_{unit}"] = tuple(forward)
+            layers[layer] = replace(cast(LayerChoice, layers[layer]), **chosen)
         return replace(self.spec, layers=tuple(layers))
 
-    def _to_tensors(self, choice: LayerChoice, branch: Branch) -> Units:
+    def _to_tensors(self, choice: LayerChoice, branch: Branch) -> tuple[Units, Units]:
         kinds: tuple[Unit, ...] = ("neurons",) if branch == "mlp" else ("heads", "kv_heads")
         device = next(self.anatomy.layers[0].parameters()).device
         chosen = {kind: choice.units(kind) for kind in kinds}
-        return {k: torch.tensor(u, device=device) for k, u in chosen.items() if u is not None}
+        active: Units = {
+            kind: torch.tensor(units, device=device)
+            for kind, units in chosen.items()
+            if units is not None
+        }
+        if not choice.forward_units(branch):
+            return active, {}
+        forward: dict[Unit, Tensor] = {
+            kinds[0]: torch.tensor(choice.forward_units(branch), device=device)
+        }
+        if branch == "attention":
+            d = self.anatomy.dimensions
+            groups = sorted({head // d.queries_per_group for head in choice.forward_heads})
+            if len(groups) < d.n_kv_heads:
+                forward["kv_heads"] = torch.tensor(groups, device=device)
+        return active, forward
 
-    def _gather_branch(self, layer: int, branch: Branch, units: Units) -> None:
-        choice = self.spec.choice(layer)
-        positions: dict[tuple[Unit, int], Tensor] = {}
+    def _gather_branch(self, layer: int, branch: Branch, units: Units, forward_only: Units) -> None:
         for unit, indices in units.items():
             self.units[layer, unit] = indices
+        compact = self._compact_branch(layer, branch, units)
+        self._slices += compact.slices
+        self._attributes += compact.attributes
+        if forward_only:
+            unit = "neurons" if branch == "mlp" else "heads"
+            self.forward_units[layer, unit] = forward_only[unit]
+            beside = self._compact_branch(layer, branch, forward_only, once=False)
+            self._forward_only[layer, branch] = beside
+
+    def _compact_branch(
+        self, layer: int, branch: Branch, units: Units, once: bool = True
+    ) -> _Compact:
+        """A branch of some of its units; not `once`: without what must not be added twice."""
+        choice, compact = self.spec.choice(layer), _Compact([], [])
+        positions: dict[tuple[Unit, int], Tensor] = {}
         for weight in self.anatomy.weights(layer, branch):
             cut = weight.cut
             index = None
@@ -290,24 +359,28 @@ class SlicedModel:
             if weight.carries_scale:
                 scale = choice.scale(branch)
             elif weight.name == "bias" and cut.side == "in":
-                scale = choice.residual_scale
-            self._gather_parameter(weight.module, weight.name, index, weight.axis or 0, scale)
+                scale = choice.residual_scale if once else 0.0
+            piece = self._slice_of(weight.module, weight.name, index, weight.axis or 0, scale)
+            if piece is not None:
+                compact.slices.append(piece)
         for cut, projection in self.anatomy.cuts(layer):
             index = positions.get((cut.unit, cut.fused))
             if cut.side == "out" and index is not None and hasattr(projection, "nf"):
-                self._attributes.append((projection, "nf", len(index)))
+                compact.attributes.append((projection, "nf", len(index)))
         if "heads" not in units:
-            return
+            return compact
         attention, n_heads = self.anatomy.branch(layer, branch), len(units["heads"])
         if hasattr(attention, "split_size"):
             size = n_heads * cast(int, attention.head_dim)
-            self._attributes.append((attention, "split_size", size))
-            self._attributes.append((attention, "num_heads", n_heads))
+            compact.attributes.append((attention, "split_size", size))
+            compact.attributes.append((attention, "num_heads", n_heads))
         elif hasattr(attention, "num_key_value_groups"):
             n_groups = self.anatomy.dimensions.n_kv_heads
             if "kv_heads" in units:
                 n_groups = len(units["kv_heads"])
-            self._attributes.append((attention, "num_key_value_groups", n_heads // n_groups))
+            per_group = n_heads // n_groups
+            compact.attributes.append((attention, "num_key_value_groups", per_group))
+        return compact
 
     def _positions(self, cut: Cut, units: Tensor, length: int) -> Tensor:
         """Where the units lie on an axis of this length, in order, for every fused part."""
@@ -317,13 +390,14 @@ class SlicedModel:
         rows = (units[:, None] * width + every[:width]).flatten()
         return (every[: cut.fused, None] * part + rows).flatten()
 
-    def _gather_parameter(
+    def _slice_of(
         self, module: nn.Module, name: str, index: Tensor | None, axis: int, scale: float
-    ) -> None:
+    ) -> _Slice | None:
+        """A parameter's compact copy; `None` if the parameter can stay where it is."""
         value = cast(nn.Parameter, module._parameters[name])
         original = self._shards.get((module, name), value)
         if index is None and scale == 1.0 and original is value:
-            return
+            return None
         with torch.no_grad():
             if index is not None:
                 values = value.index_select(axis, index)
@@ -332,7 +406,7 @@ class SlicedModel:
             else:
                 values = value.detach() if scale == 1.0 else value * scale
         compact = nn.Parameter(values, requires_grad=original.requires_grad)
-        self._slices.append(_Slice(module, name, original, compact, index, axis, scale))
+        return _Slice(module, name, original, compact, index, axis, scale)
 
     def _take_from_fsdp(self, layer: int, as_it_is: list[Branch]) -> None:
         """Have a block run apart from FSDP, and put together what of it is not cut."""
@@ -351,8 +425,8 @@ class SlicedModel:
             if value is not None and (module, name) not in cut
         ]
         with self._put_together_all(whole):
-            for module, name in whole:
-                self._gather_parameter(module, name, None, 0, 1.0)
+            pieces = (self._slice_of(module, name, None, 0, 1.0) for module, name in whole)
+            self._slices += [piece for piece in pieces if piece is not None]
 
     def _put_together(self, layer: int, branch: Branch) -> AbstractContextManager[None]:
         """Let a branch have its whole weights where FSDP splits them over the ranks."""
@@ -389,6 +463,24 @@ class SlicedModel:
         if layer_types is not None:
             kept_types = [layer_types[layer] for layer in active]
             self._attributes.append((anatomy.model.config, "layer_types", kept_types))
+
+
+@contextmanager
+def _standing_in(compact: _Compact) -> Iterator[None]:
+    """Let a branch run on compact copies, and give it back what it had."""
+    parameters = [(p.module, p.name, p.module._parameters[p.name]) for p in compact.slices]
+    sizes = [(owner, name, getattr(owner, name)) for owner, name, _ in compact.attributes]
+    try:
+        for piece in compact.slices:
+            piece.module._parameters[piece.name] = piece.compact
+        for owner, name, value in compact.attributes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for module, name, parameter in parameters:
+            module._parameters[name] = parameter
+        for owner, name, value in sizes:
+            setattr(owner, name, value)
 
 
 def _without_fsdp(block: FSDPModule) -> list[tuple[Any, str, Any]]:

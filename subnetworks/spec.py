@@ -45,6 +45,9 @@ class LayerChoice:
         attention_scale: Factor on what the heads contribute, before the output bias.
         mlp_scale: Factor on what the neurons contribute, before the output bias.
         residual_scale: Factor on both branches of the layer, biases included.
+        forward_heads: Query heads beside `heads` that run in the forward pass but not in the
+            backward pass: they contribute, and are not trained.
+        forward_neurons: Intermediate neurons beside `neurons`, likewise.
     """
 
     heads: tuple[int, ...] | None = None
@@ -53,10 +56,16 @@ class LayerChoice:
     attention_scale: float = 1.0
     mlp_scale: float = 1.0
     residual_scale: float = 1.0
+    forward_heads: tuple[int, ...] = ()
+    forward_neurons: tuple[int, ...] = ()
 
     def units(self, kind: str) -> tuple[int, ...] | None:
         """Active units of a kind: `heads`, `kv_heads` or `neurons`."""
         return getattr(self, kind)
+
+    def forward_units(self, branch: str) -> tuple[int, ...]:
+        """Heads or neurons of a branch, `attention` or `mlp`, that run forward only."""
+        return self.forward_heads if branch == "attention" else self.forward_neurons
 
     def leaves_out(self, branch: str) -> bool:
         """Whether some units of a branch, `attention` or `mlp`, are inactive."""
@@ -126,14 +135,21 @@ class SubnetworkSpec:
         chosen = (self.choice(i).units(kind) for i in self.active_layers)
         return sum(every if units is None else len(units) for units in chosen)
 
+    def count_forward_only(self, branch: str) -> int:
+        """Heads or neurons of a branch over all layers that run forward only."""
+        return sum(len(self.choice(i).forward_units(branch)) for i in self.active_layers)
+
     @property
     def signature(self) -> str:
         """What sets the cost: how many active layers have how many heads, groups and neurons."""
         kinds = ("heads", "kv_heads", "neurons")
-        sizes = (
-            "/".join("all" if (u := choice.units(k)) is None else str(len(u)) for k in kinds)
-            for choice in map(self.choice, self.active_layers)
-        )
+
+        def size(choice: LayerChoice) -> str:
+            active = ("all" if (u := choice.units(k)) is None else str(len(u)) for k in kinds)
+            forward = (len(choice.forward_heads), len(choice.forward_neurons))
+            return "/".join(active) + (f" and {forward[0]}/{forward[1]}" if any(forward) else "")
+
+        sizes = (size(self.choice(i)) for i in self.active_layers)
         return " + ".join(f"{n} x {size}" for size, n in sorted(Counter(sizes).items()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,10 +172,12 @@ class SubnetworkSpec:
 
     def __str__(self) -> str:
         d = self.dimensions
+        forward = self.count_forward_only("attention"), self.count_forward_only("mlp")
+        beside = f"; forward only {forward[0]} heads, {forward[1]} neurons" if any(forward) else ""
         return (
             f"{self.count('layers')}/{d.n_layers} layers, "
             f"{self.count('heads')}/{d.n_layers * d.n_heads} heads, "
-            f"{self.count('neurons')}/{d.n_layers * d.intermediate_size} neurons"
+            f"{self.count('neurons')}/{d.n_layers * d.intermediate_size} neurons{beside}"
         )
 
 
@@ -179,6 +197,21 @@ def _check_choice(layer: int, choice: LayerChoice, dimensions: Dimensions) -> No
     if set(per_group) != set(kept) or len(set(per_group.values())) != 1:
         raise ValueError(
             f"layer {layer}: every kept key/value head needs the same number of query heads"
+        )
+    for kind, forward in (("heads", choice.forward_heads), ("neurons", choice.forward_neurons)):
+        active, total = choice.units(kind), dimensions.total(kind)
+        if not forward:
+            continue
+        ascending = all(a < b for a, b in pairwise(forward))
+        if active is None or {*active} & {*forward} or not ascending or forward[-1] >= total:
+            raise ValueError(
+                f"layer {layer}: forward_{kind} must be ascending, within 0..{total - 1}, and "
+                f"beside the active {kind}"
+            )
+    beside = Counter(head // dimensions.queries_per_group for head in choice.forward_heads)
+    if len(set(beside.values())) > 1:
+        raise ValueError(
+            f"layer {layer}: every key/value head of forward_heads needs as many query heads"
         )
 
 
@@ -212,6 +245,7 @@ def planned_subnetwork(
     layer_factors: Mapping[int, float] | None = None,
     multiple_of: int = 1,
     rescale_units: bool = False,
+    forward_only: float = 0.0,
 ) -> SubnetworkSpec:
     """A sub-network of the counts that the rates give, of the first units of each layer.
 
@@ -224,7 +258,9 @@ def planned_subnetwork(
         layer_factors: {layer: factor on its omission rates, 0 leaves nothing out}; negative layers
             count from the end.
         multiple_of: Round counts of neurons to multiples of this, for the tensor cores.
-        rescale_units: Multiply a branch by total / active units.
+        rescale_units: Multiply a branch by total / units that run in the forward pass.
+        forward_only: Share, in [0, 1], of the units that are not active which run in the forward
+            pass all the same.
 
     Returns:
         The sub-network.
@@ -238,15 +274,27 @@ def planned_subnetwork(
         )
         n = _Counts.of(d, Rates(heads=heads, neurons=neurons), grouped_queries, multiple_of)
         whole = n.groups * n.queries == d.n_heads
-        every = range(n.groups)
+
+        def head_indices(groups: range, queries: range) -> tuple[int, ...]:
+            return tuple(g * d.queries_per_group + q for g in groups for q in queries)
+
+        def beside(active: int, total: int) -> range:
+            return range(active, active + round(forward_only * (total - active)))
+
+        if n.groups < d.n_kv_heads:
+            forward_heads = head_indices(beside(n.groups, d.n_kv_heads), range(n.queries))
+        else:
+            forward_heads = head_indices(range(n.groups), beside(n.queries, d.queries_per_group))
+        forward_neurons = tuple(beside(n.neurons, d.intermediate_size))
+        running = n.groups * n.queries + len(forward_heads), n.neurons + len(forward_neurons)
         return LayerChoice(
-            heads=None
-            if whole
-            else tuple(g * d.queries_per_group + q for g in every for q in range(n.queries)),
-            kv_heads=None if n.groups == d.n_kv_heads else tuple(every),
+            heads=None if whole else head_indices(range(n.groups), range(n.queries)),
+            kv_heads=None if n.groups == d.n_kv_heads else tuple(range(n.groups)),
             neurons=None if n.neurons == d.intermediate_size else tuple(range(n.neurons)),
-            attention_scale=d.n_heads / (n.groups * n.queries) if rescale_units else 1.0,
-            mlp_scale=d.intermediate_size / n.neurons if rescale_units else 1.0,
+            attention_scale=d.n_heads / running[0] if rescale_units else 1.0,
+            mlp_scale=d.intermediate_size / running[1] if rescale_units else 1.0,
+            forward_heads=forward_heads,
+            forward_neurons=forward_neurons,
         )
 
     kinds = {factor: of_layer(factor) for factor in {1.0, *factors.values()}}

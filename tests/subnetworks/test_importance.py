@@ -63,6 +63,58 @@ def test_runs_on_the_small_model_of_the_chosen_units(
     assert count.flops == planned_flops(model.config, spec, *ids.shape)
 
 
+@pytest.mark.parametrize("importance", ["uniform", "wanda", "taylor"])
+@pytest.mark.parametrize("grouped", ["groups", "within_groups"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_forward_only_units_contribute_and_are_not_trained(
+    name: str, share: float, grouped: GroupedQueries, importance: Importance
+) -> None:
+    """Oracle: the full model, where omitted units are zero and forward-only ones are constants."""
+    model, ids = build(name), batch()
+    oracle, dimensions = copy.deepcopy(model), dimensions_of(model.config)
+    sliced = SlicedModel(model)
+    chooser = UnitChooser(sliced.anatomy, importance, grouped_queries=grouped)
+    spec = planned_subnetwork(dimensions, HALF, grouped_queries=grouped, forward_only=share)
+    chooser.begin_step(0)
+    if chooser.needs_probe:
+        chooser.probe(model, {"input_ids": ids, "labels": ids})
+    with activate(sliced, spec, chooser), FlopCount(model.config) as count:
+        output = model(input_ids=ids, labels=ids)  # with a cache, which must be written once only
+        output.loss.backward()
+    chosen, anatomy = sliced.chosen, Anatomy(oracle)
+    assert chosen.signature == spec.signature
+    assert chosen.count_forward_only("mlp") > 0
+    assert planned_flops(model.config, spec, *ids.shape) == count.flops
+
+    for layer in range(dimensions.n_layers):
+        choice = chosen.choice(layer)
+        for cut, projection in anatomy.cuts(layer):
+            if cut.side == "out":
+                continue
+            total = dimensions.total(cut.unit)
+            trained, constant = torch.zeros(total), torch.zeros(total)
+            trained[list(choice.units(cut.unit) or range(total))] = 1
+            constant[list(choice.forward_units(cut.branch))] = 1
+
+            def separate(module: Any, args: Any, masks: Any = (trained, constant)) -> Any:
+                width = args[0].shape[-1] // len(masks[0])
+                trained, constant = (args[0] * m.repeat_interleave(width) for m in masks)
+                with torch.no_grad():
+                    module.added = module.forward(constant) - module.forward(0 * constant)
+                return (trained,)
+
+            projection.register_forward_pre_hook(separate)
+            projection.register_forward_hook(lambda module, _, out: out + module.added)
+    expected = oracle(input_ids=ids, labels=ids, use_cache=False)
+    expected.loss.backward()
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(model, {n: p.grad for n, p in oracle.named_parameters()})
+    if share == 1.0:
+        full = build(name)(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(output.logits, full, atol=1e-5, rtol=1e-5)
+
+
 # --- brute force: one unit, one row, one token at a time, on Llama with biases -------------------
 
 
@@ -196,10 +248,12 @@ def test_choice_holds_for_the_step_and_in_a_recomputation() -> None:
 def test_selection() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.tensor([1.0, 4.0, 0.0, 3.0])
-    assert select(scores, 2, "top_k", generator).tolist() == [1, 3]
+    assert select(scores, [2], "top_k", generator)[0].tolist() == [1, 3]
+    best, next_best = select(scores, [1, 2], "top_k", generator)
+    assert (best.tolist(), next_best.tolist()) == ([1], [0, 3])
     counts = torch.zeros(4)
     for _ in range(4000):
-        counts[select(scores, 1, "sample", generator)] += 1
+        counts[select(scores, [1], "sample", generator)[0]] += 1
     torch.testing.assert_close(counts / 4000, scores / 8, atol=0.03, rtol=0.0)
 
 
