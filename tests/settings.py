@@ -135,5 +135,15 @@ SETTINGS: dict[str, Setting] = {
         ),
         reads_batch=True,
     ),
+    "sat llama forward only": Setting(
+        _LLAMA,
+        lambda: _sat(forward_only=0.5, grouped_queries="within_groups", freeze_unsampled=True),
+        reads_batch=True,
+    ),
+    "sat gpt2 forward only": Setting(
+        _GPT2,
+        lambda: _sat(importance="taylor", forward_only=1.0, refresh_every=4, probe_sequences=8),
+        reads_batch=True,
+    ),
     "sat gpt2 uniform": Setting(_GPT2, lambda: _sat(importance="uniform")),
 }

@@ -42,6 +42,10 @@ def test_explicit_list() -> None:
         ({"omission": {"layers": 0.5}}, r"omission.layers: unknown kind; allowed: heads, neurons"),
         ({"omission": {"heads": 0.7}}, r"keeps 0.6 of 2 key/value groups, below one"),
         ({"omission": HALF, "ladder": {"hold": 1.5}}, r"ladder.hold=1.5"),
+        (
+            {"omission": HALF, "forward_only": 1.5},
+            r"forward_only=1.5: a share of the units left out",
+        ),
         ({"omission": HALF, "ladder": {"rungs": 0}}, r"ladder.rungs=0: at least 1"),
         ({"omission": HALF, "ladder": {"step": 1}}, r"ladder.step: unknown key; allowed: hold"),
         ({"omission": HALF, "ladder": {"direction": "up"}}, r"ladder.direction='up'"),

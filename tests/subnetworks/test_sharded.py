@@ -35,6 +35,16 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "gpt2, magnitude": ("gpt2", {"rates": Rates(heads=0.5, neurons=0.5)}, "magnitude"),
     "llama, activation": ("llama", {"rates": Rates(heads=0.5, neurons=0.5)}, "activation"),
     "gpt2, taylor": ("gpt2", {"rates": Rates(heads=0.5, neurons=0.5)}, "taylor"),
+    "llama, wanda, forward only": (
+        "llama",
+        {"rates": Rates(heads=0.5, neurons=0.5), "forward_only": 0.5},
+        "wanda",
+    ),
+    "gpt2, magnitude, forward only": (
+        "gpt2",
+        {"rates": Rates(heads=0.5, neurons=0.5), "forward_only": 1.0},
+        "magnitude",
+    ),
     "llama, nothing": ("llama", {"rates": Rates()}, None),
 }
 
