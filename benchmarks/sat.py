@@ -112,6 +112,22 @@ ARMS = {
     "SAT wanda, top k, rising": _sat("importance=wanda", "ladder.direction=rising"),
     "SAT wanda, refreshed every 20": _sat("importance=wanda", "refresh_every=20"),
     "SAT wanda, units frozen": _sat("importance=wanda", "freeze_unsampled=true"),
+    "SAT as the experiment has it": Arm(),
+    # Time of the default ladder, without the forward pass of the units left out being saved.
+    **{
+        f"SAT {name}, forward only": _sat(
+            *options, "forward_only=1.0", "ladder.hold=1.0", "omission.neurons=0.6"
+        )
+        for name, options in (
+            ("wanda, top k", ("importance=wanda",)),
+            ("taylor, top k", ("importance=taylor", "refresh_every=20")),
+            (
+                "taylor, sample",
+                ("importance=taylor", "refresh_every=20", "selection=sample"),
+            ),
+            ("uniform", ("importance=uniform",)),
+        )
+    },
     **{
         f"SAT wanda, omission {rate}": _sat(
             "importance=wanda", f"omission.heads={rate}", f"omission.neurons={rate}"
