@@ -15,7 +15,14 @@ from subnetworks.ladder import Importance, Selection, check, stages_of
 from subnetworks.schedule import GroupedQueries, Rates, Schedule
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork
 
-SIZES = ("grouped_queries", "layer_factors", "multiple_of", "rescale_units", "forward_only")
+SIZES = (
+    "grouped_queries",
+    "layer_factors",
+    "multiple_of",
+    "rescale_units",
+    "frozen",
+    "forward_only",
+)
 """Settings that, with the ladder, say how many units of each layer run."""
 
 
@@ -55,8 +62,10 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             layers count from the end.
         multiple_of: Round counts of neurons to multiples of this (64 suits tensor cores).
         rescale_units: Multiply each branch by the inverse of its share that runs forward.
-        forward_only: Share of the units left out, in [0, 1], that run in the forward pass all the
-            same, the more important ones of them: they contribute, and are not trained.
+        frozen: Share of the units left out, in [0, 1], that run in both passes all the same, the
+            most important ones of them: they contribute and pass gradients on, untrained.
+        forward_only: Share of them, the next ones, that run in the forward pass all the same; at
+            most 1 - `frozen`.
         freeze_unsampled: Keep inactive rows and their moments untouched by the optimizer.
         seed: Seed of the draws, below 2**31; the same on every rank.
 
@@ -79,6 +88,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         layer_factors: Mapping[int, float] | None = None,
         multiple_of: int = 1,
         rescale_units: bool = False,
+        frozen: float = 0.0,
         forward_only: float = 0.0,
         freeze_unsampled: bool = False,
         seed: int = 0,
@@ -94,6 +104,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             "layer_factors": dict(layer_factors or {}),
             "multiple_of": multiple_of,
             "rescale_units": rescale_units,
+            "frozen": frozen,
             "forward_only": forward_only,
         }
         check(settings, None)
@@ -117,10 +128,10 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         check(self.settings, dimensions)
         importance = self.settings["importance"]
         compiled = getattr(pl_module, "compile_blocks", False)
-        if self.settings["forward_only"] and compiled:
+        if compiled and (self.settings["frozen"] or self.settings["forward_only"]):
             raise ValueError(
-                "forward_only runs a branch a second time on other weights, which module.compile "
-                "would freeze; set module.compile=false, or forward_only=0"
+                "frozen and forward_only run a branch again on other weights, which module.compile "
+                "does not see; set module.compile=false, or both to 0"
             )
         if importance in FROM_INPUT and compiled:
             raise ValueError(

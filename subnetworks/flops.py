@@ -130,17 +130,18 @@ def planned_flops(
             unit: d.total(unit) if (units := choice.units(unit)) is None else len(units)
             for unit in ("heads", "kv_heads", "neurons")
         }
-        forward = {
-            "heads": len(choice.forward_heads),
-            "kv_heads": len({head // d.queries_per_group for head in choice.forward_heads}),
-            "neurons": len(choice.forward_neurons),
-        }
-        for cut in architecture.cuts:
-            width = 1 if cut.unit == "neurons" else head_dim
-            passes = per_weight * active[cut.unit] + 2 * forward[cut.unit]
-            blocks += passes * tokens * hidden * width * cut.fused
-        products = 7 * active["heads"] + 2 * forward["heads"]
-        blocks += products * 2 * tokens * context_length * head_dim
+        running = [(per_weight, 7, active)]
+        for tier, per_untrained, products in (("frozen", 4, 7), ("forward", 2, 2)):
+            heads = choice.untrained(tier, "attention")
+            groups = {head // d.queries_per_group for head in heads}
+            neurons = len(choice.untrained(tier, "mlp"))
+            counts = {"heads": len(heads), "kv_heads": len(groups), "neurons": neurons}
+            running.append((per_untrained, products, counts))
+        for flops, products, counts in running:
+            for cut in architecture.cuts:
+                width = 1 if cut.unit == "neurons" else head_dim
+                blocks += flops * tokens * hidden * width * counts[cut.unit] * cut.fused
+            blocks += products * 2 * tokens * context_length * head_dim * counts["heads"]
     return StepFlops(
         float(blocks), float(blocks + per_weight * tokens * hidden * config.vocab_size)
     )

@@ -18,7 +18,7 @@ from subnetworks.anatomy import BRANCHES, Anatomy, Branch, Unit
 from subnetworks.ladder import IMPORTANCES, Importance, Selection
 from subnetworks.schedule import GroupedQueries
 from subnetworks.slicing import Units
-from subnetworks.spec import LayerChoice
+from subnetworks.spec import TIERS, LayerChoice
 
 FROM_INPUT = ("wanda", "maxip")
 FROM_PROBE = ("activation", "taylor")
@@ -90,20 +90,26 @@ def select(
     Args:
         scores: Not negative, (..., units).
         counts: How many to choose of each.
-        selection: `top_k` takes the highest; `sample` draws without replacement with probabilities
-            in proportion to the scores (Gumbel top-k, arXiv 1903.06059).
+        selection: `top_k` takes the highest; `sample` draws the best without replacement with
+            probabilities in proportion to the scores (Gumbel top-k, arXiv 1903.06059); the next
+            best are the highest that are left.
         generator: Source of the draw, on the CPU, so that it is the same on every rank.
 
     Returns:
         Ascending indices of each, (..., count).
     """
+    ranking = scores
     if selection == "sample":
         tiny = torch.finfo(torch.float32).tiny
         uniform = torch.rand(scores.shape, generator=generator).clamp_min(tiny)
         gumbel = -(-uniform.log()).log()
-        scores = scores.float().clamp_min(tiny).log() + gumbel.to(scores.device, non_blocking=True)
-    ranked = scores.topk(sum(counts), dim=-1, sorted=len(counts) > 1).indices
-    return [indices.sort(dim=-1).values for indices in ranked.split(list(counts), dim=-1)]
+        ranking = scores.float().clamp_min(tiny).log() + gumbel.to(scores.device, non_blocking=True)
+    chosen: list[Tensor] = []
+    for count in counts:
+        if chosen:
+            ranking = scores = scores.scatter(-1, chosen[-1], -torch.inf)
+        chosen.append(ranking.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values)
+    return chosen
 
 
 class UnitChooser:
@@ -140,7 +146,7 @@ class UnitChooser:
         if importance not in IMPORTANCES:
             raise ValueError(f"importance={importance!r}: must be one of {', '.join(IMPORTANCES)}")
         self.anatomy, self.importance = anatomy, importance
-        self.selection: Selection = "sample" if importance == "uniform" else selection
+        self.selection: Selection = "top_k" if importance == "uniform" else selection
         per_group = anatomy.dimensions.queries_per_group
         self._whole_groups = grouped_queries == "groups" or per_group == 1
         self.refresh_every, self.seed = refresh_every, seed
@@ -169,7 +175,7 @@ class UnitChooser:
     @torch.no_grad()
     def choose(
         self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None = None
-    ) -> tuple[Units, Units]:
+    ) -> tuple[Units, dict[str, Units]]:
         """Choose a branch's units.
 
         Args:
@@ -180,8 +186,8 @@ class UnitChooser:
                 needs it.
 
         Returns:
-            Ascending indices, of the kinds that are not whole, of the most important units, and of
-            the next ones, which run forward only; the latter are empty if `counts` has none.
+            Ascending indices, of the kinds that are not whole, of the most important units, and, by
+            tier, of the next ones, which run untrained.
         """
         started = perf_counter()
         key = (layer, branch)
@@ -193,23 +199,25 @@ class UnitChooser:
         self.seconds += perf_counter() - started
         return units
 
-    def _select(self, scores: Tensor, branch: Branch, counts: LayerChoice) -> tuple[Units, Units]:
-        unit: Unit = "neurons" if branch == "mlp" else "heads"
-        active = counts.units(unit)
+    def _select(
+        self, scores: Tensor, branch: Branch, counts: LayerChoice
+    ) -> tuple[Units, dict[str, Units]]:
+        active = counts.units("neurons" if branch == "mlp" else "heads")
         assert active is not None, "only a branch that leaves something out is chosen"
-        sizes = [len(active)]
-        if forward := counts.forward_units(branch):
-            sizes.append(len(forward))
-        per_group = self.anatomy.dimensions.queries_per_group
-        row = 1  # units that a chosen index stands for
+        d, units_of_index = self.anatomy.dimensions, 1
         if branch == "attention":
-            row = per_group if self._whole_groups else self.anatomy.dimensions.n_kv_heads
-        sizes = [size // row for size in sizes]
+            units_of_index = d.queries_per_group if self._whole_groups else d.n_kv_heads
+        tiers = [tier for tier in TIERS if counts.untrained(tier, branch)]
+        sizes = [len(active), *(len(counts.untrained(tier, branch)) for tier in tiers)]
+        if self.importance == "uniform":  # all tiers by chance
+            scores = torch.rand(scores.shape, generator=self._generator).to(scores.device)
         chosen = [
             self._to_units(indices, branch)
-            for indices in select(scores, sizes, self.selection, self._generator)
+            for indices in select(
+                scores, [n // units_of_index for n in sizes], self.selection, self._generator
+            )
         ]
-        return chosen[0], chosen[1] if forward else {}
+        return chosen[0], dict(zip(tiers, chosen[1:], strict=True))
 
     def _to_units(self, indices: Tensor, branch: Branch) -> Units:
         """Neurons, groups, (groups,), or query heads of every group, (groups, queries)."""

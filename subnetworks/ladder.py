@@ -120,9 +120,15 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
         value = settings.get(key, 1)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{key}={value!r}: must be a whole number of at least 1")
-    share = settings.get("forward_only", 0.0)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise ValueError(f"forward_only={share!r}: a share of the units left out, in [0, 1]")
+    shares = {key: settings.get(key, 0.0) for key in ("frozen", "forward_only")}
+    for key, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"{key}={share!r}: a share of the units left out, in [0, 1]")
+    if sum(shares.values()) > 1:
+        raise ValueError(
+            f"frozen={shares['frozen']} and forward_only={shares['forward_only']} are more than "
+            "all units left out; together at most 1"
+        )
     check_stages(stages_of(settings), {}, settings, dimensions, "ladder")
     for layer, factor in (settings.get("layer_factors") or {}).items():
         n_layers = None if dimensions is None else dimensions["n_layers"]

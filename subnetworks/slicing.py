@@ -5,8 +5,9 @@ rows and columns of the active units) and its list of layers holds only the acti
 Hugging Face's code runs unchanged on a smaller model. The parameters that the optimizer holds keep
 their identity; `write_gradients` puts the compact gradients into them.
 
-A branch is a sum over its units, so that units which are to run forward only are a second compact
-branch: it runs on the same input, without a gradient, and its output is added.
+A branch is a sum over its units, so that units which run without being trained are further compact
+branches on the same input, whose output is added: frozen ones pass the gradient of their input on,
+others run forward only.
 
 Blocks whose parameters FSDP2 splits over the ranks (`fully_shard`) run apart from it while they are
 cut: their weights are put together once per step, instead of in every micro-batch's passes, each
@@ -29,7 +30,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from subnetworks.anatomy import BRANCHES, Anatomy, Branch, Cut, Unit
-from subnetworks.spec import LayerChoice, SubnetworkSpec
+from subnetworks.spec import TIERS, LayerChoice, SubnetworkSpec
 
 Units = Mapping[Unit, Tensor]
 """Active units of a branch: ascending indices on the model's device; kinds left out are whole."""
@@ -43,8 +44,8 @@ class Chooser(Protocol):
 
     def choose(
         self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None
-    ) -> tuple[Units, Units]:
-        """The active units, and those that run forward only; as many as `counts` has."""
+    ) -> tuple[Units, Mapping[str, Units]]:
+        """The active units, and by tier those that run untrained; as many as `counts` has."""
 
 
 @dataclass
@@ -125,14 +126,16 @@ class SlicedModel:
         self.spec = SubnetworkSpec.full(self.anatomy.dimensions)
         self.units: dict[tuple[int, Unit], Tensor] = {}
         """Active units of what is gathered, by layer and kind; whole kinds are left out."""
-        self.forward_units: dict[tuple[int, Unit], Tensor] = {}
-        """Heads and neurons of what is gathered that run forward only."""
+        self.untrained: dict[tuple[int, str], Tensor] = {}
+        """Heads and neurons of what is gathered that run untrained, by layer and, for example,
+        `frozen_heads`."""
         self._chooser: Chooser | None = None
         self._open: list[tuple[int, Branch]] = []
         self._hooks: list[Any] = []
         self._slices: list[_Slice] = []
         self._attributes: list[tuple[Any, str, Any]] = []
-        self._forward_only: dict[tuple[int, Branch], _Compact] = {}
+        self._beside: dict[tuple[int, Branch], dict[str, _Compact]] = {}
+        """What runs untrained, by tier."""
         self._saved: list[tuple[Any, str, Any]] | None = None
         self._shards: dict[tuple[nn.Module, str], nn.Parameter] = {}
         """Of a branch whose weights are put together at the moment: what FSDP has of them."""
@@ -160,8 +163,8 @@ class SlicedModel:
             )
         assert self._saved is None, "detach before gathering"
         self.spec, self._chooser = spec, chooser
-        self.units, self.forward_units, self._open = {}, {}, []
-        self._slices, self._attributes, self._forward_only, self._apart = [], [], {}, []
+        self.units, self.untrained, self._open = {}, {}, []
+        self._slices, self._attributes, self._beside, self._apart = [], [], {}, []
         for layer in spec.active_layers:
             choice = spec.choice(layer)
             as_it_is = [
@@ -196,8 +199,8 @@ class SlicedModel:
             self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         for layer in self.spec.active_layers:
             for branch in BRANCHES:
-                if self.spec.choice(layer).forward_units(branch):
-                    add = partial(self._add_forward_only, layer, branch)
+                if any(self.spec.choice(layer).untrained(tier, branch) for tier in TIERS):
+                    add = partial(self._add_untrained, layer, branch)
                     module = self.anatomy.branch(layer, branch)
                     self._hooks.append(module.register_forward_hook(add, with_kwargs=True))
         for block in self._apart:
@@ -228,7 +231,7 @@ class SlicedModel:
         self._swap_in(self._slices[slices:], self._attributes[attributes:])
         self._open.remove((layer, branch))
 
-    def _add_forward_only(
+    def _add_untrained(
         self,
         layer: int,
         branch: Branch,
@@ -237,14 +240,18 @@ class SlicedModel:
         kwargs: dict[str, Any],
         output: Any,
     ) -> Any:
-        """After a branch ran on its active units: add what the forward-only ones contribute."""
+        """After a branch ran on its active units: add what the untrained ones contribute."""
         if "past_key_values" in kwargs:  # the active heads have written theirs
             kwargs = {**kwargs, "past_key_values": None}
-        with torch.no_grad(), _standing_in(self._forward_only[layer, branch]):
-            added = module.forward(*args, **kwargs)
-        if isinstance(output, tuple):
-            return output[0] + added[0], *output[1:]
-        return output + added
+        for tier, compact in self._beside[layer, branch].items():
+            gradients = tier == "frozen" and torch.is_grad_enabled()
+            with torch.set_grad_enabled(gradients), _standing_in(compact):
+                added = module.forward(*args, **kwargs)
+            if isinstance(output, tuple):
+                output = (output[0] + added[0], *output[1:])
+            else:
+                output = output + added
+        return output
 
     def detach(self) -> None:
         """Give the model its own parameters, layers and sizes back; harmless if not attached."""
@@ -282,7 +289,7 @@ class SlicedModel:
                 work.wait()
         for piece in self._slices:
             piece.write_gradient()
-        self._slices, self._forward_only = [], {}
+        self._slices, self._beside = [], {}
 
     def unsampled(self) -> Iterator[tuple[nn.Parameter, int, Tensor]]:
         """Parameters that are only partly active: each with its axis and the inactive positions."""
@@ -301,13 +308,14 @@ class SlicedModel:
         layers = list(self.spec.layers)
         for (layer, unit), indices in self.units.items():
             chosen: dict[str, Any] = {unit: tuple(indices.tolist())}
-            if (layer, unit) in self.forward_units:
-                forward = self.forward_units[layer, unit].tolist()
-                chosen[f"forward_{unit}"] = tuple(forward)
+            for tier in TIERS:
+                if (layer, f"{tier}_{unit}") in self.untrained:
+                    beside = self.untrained[layer, f"{tier}_{unit}"].tolist()
+                    chosen[f"{tier}_{unit}"] = tuple(beside)
             layers[layer] = replace(cast(LayerChoice, layers[layer]), **chosen)
         return replace(self.spec, layers=tuple(layers))
 
-    def _to_tensors(self, choice: LayerChoice, branch: Branch) -> tuple[Units, Units]:
+    def _to_tensors(self, choice: LayerChoice, branch: Branch) -> tuple[Units, Mapping[str, Units]]:
         kinds: tuple[Unit, ...] = ("neurons",) if branch == "mlp" else ("heads", "kv_heads")
         device = next(self.anatomy.layers[0].parameters()).device
         chosen = {kind: choice.units(kind) for kind in kinds}
@@ -316,34 +324,40 @@ class SlicedModel:
             for kind, units in chosen.items()
             if units is not None
         }
-        if not choice.forward_units(branch):
-            return active, {}
-        forward: dict[Unit, Tensor] = {
-            kinds[0]: torch.tensor(choice.forward_units(branch), device=device)
-        }
-        if branch == "attention":
+        untrained: dict[str, Units] = {}
+        for tier in TIERS:
+            units = choice.untrained(tier, branch)
+            if not units:
+                continue
+            beside: dict[Unit, Tensor] = {kinds[0]: torch.tensor(units, device=device)}
             d = self.anatomy.dimensions
-            groups = sorted({head // d.queries_per_group for head in choice.forward_heads})
-            if len(groups) < d.n_kv_heads:
-                forward["kv_heads"] = torch.tensor(groups, device=device)
-        return active, forward
+            groups = sorted({head // d.queries_per_group for head in units})
+            if branch == "attention" and len(groups) < d.n_kv_heads:
+                beside["kv_heads"] = torch.tensor(groups, device=device)
+            untrained[tier] = beside
+        return active, untrained
 
-    def _gather_branch(self, layer: int, branch: Branch, units: Units, forward_only: Units) -> None:
+    def _gather_branch(
+        self, layer: int, branch: Branch, units: Units, untrained: Mapping[str, Units]
+    ) -> None:
         for unit, indices in units.items():
             self.units[layer, unit] = indices
         compact = self._compact_branch(layer, branch, units)
         self._slices += compact.slices
         self._attributes += compact.attributes
-        if forward_only:
-            unit = "neurons" if branch == "mlp" else "heads"
-            self.forward_units[layer, unit] = forward_only[unit]
-            beside = self._compact_branch(layer, branch, forward_only, once=False)
-            self._forward_only[layer, branch] = beside
+        kind: Unit = "neurons" if branch == "mlp" else "heads"
+        for tier, beside in untrained.items():
+            self.untrained[layer, f"{tier}_{kind}"] = beside[kind]
+        if untrained:
+            self._beside[layer, branch] = {
+                tier: self._compact_branch(layer, branch, beside, trained=False)
+                for tier, beside in untrained.items()
+            }
 
     def _compact_branch(
-        self, layer: int, branch: Branch, units: Units, once: bool = True
+        self, layer: int, branch: Branch, units: Units, trained: bool = True
     ) -> _Compact:
-        """A branch of some of its units; not `once`: without what must not be added twice."""
+        """A branch of some of its units; untrained: beside others, which add the output bias."""
         choice, compact = self.spec.choice(layer), _Compact([], [])
         positions: dict[tuple[Unit, int], Tensor] = {}
         for weight in self.anatomy.weights(layer, branch):
@@ -359,8 +373,9 @@ class SlicedModel:
             if weight.carries_scale:
                 scale = choice.scale(branch)
             elif weight.name == "bias" and cut.side == "in":
-                scale = choice.residual_scale if once else 0.0
-            piece = self._slice_of(weight.module, weight.name, index, weight.axis or 0, scale)
+                scale = choice.residual_scale if trained else 0.0
+            axis = weight.axis or 0
+            piece = self._slice_of(weight.module, weight.name, index, axis, scale, trained)
             if piece is not None:
                 compact.slices.append(piece)
         for cut, projection in self.anatomy.cuts(layer):
@@ -391,12 +406,18 @@ class SlicedModel:
         return (every[: cut.fused, None] * part + rows).flatten()
 
     def _slice_of(
-        self, module: nn.Module, name: str, index: Tensor | None, axis: int, scale: float
+        self,
+        module: nn.Module,
+        name: str,
+        index: Tensor | None,
+        axis: int,
+        scale: float,
+        trained: bool = True,
     ) -> _Slice | None:
         """A parameter's compact copy; `None` if the parameter can stay where it is."""
         value = cast(nn.Parameter, module._parameters[name])
         original = self._shards.get((module, name), value)
-        if index is None and scale == 1.0 and original is value:
+        if index is None and scale == 1.0 and original is value and trained:
             return None
         with torch.no_grad():
             if index is not None:
@@ -405,7 +426,7 @@ class SlicedModel:
                     values.mul_(scale)
             else:
                 values = value.detach() if scale == 1.0 else value * scale
-        compact = nn.Parameter(values, requires_grad=original.requires_grad)
+        compact = nn.Parameter(values, requires_grad=trained and original.requires_grad)
         return _Slice(module, name, original, compact, index, axis, scale)
 
     def _take_from_fsdp(self, layer: int, as_it_is: list[Branch]) -> None:

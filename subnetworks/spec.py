@@ -45,9 +45,11 @@ class LayerChoice:
         attention_scale: Factor on what the heads contribute, before the output bias.
         mlp_scale: Factor on what the neurons contribute, before the output bias.
         residual_scale: Factor on both branches of the layer, biases included.
-        forward_heads: Query heads beside `heads` that run in the forward pass but not in the
-            backward pass: they contribute, and are not trained.
-        forward_neurons: Intermediate neurons beside `neurons`, likewise.
+        frozen_heads: Query heads beside `heads` that run in both passes without being trained:
+            they contribute, and pass the gradient of their input on.
+        frozen_neurons: Intermediate neurons beside `neurons`, likewise.
+        forward_heads: Query heads beside these that run in the forward pass only: they contribute.
+        forward_neurons: Intermediate neurons, likewise.
     """
 
     heads: tuple[int, ...] | None = None
@@ -56,6 +58,8 @@ class LayerChoice:
     attention_scale: float = 1.0
     mlp_scale: float = 1.0
     residual_scale: float = 1.0
+    frozen_heads: tuple[int, ...] = ()
+    frozen_neurons: tuple[int, ...] = ()
     forward_heads: tuple[int, ...] = ()
     forward_neurons: tuple[int, ...] = ()
 
@@ -63,9 +67,9 @@ class LayerChoice:
         """Active units of a kind: `heads`, `kv_heads` or `neurons`."""
         return getattr(self, kind)
 
-    def forward_units(self, branch: str) -> tuple[int, ...]:
-        """Heads or neurons of a branch, `attention` or `mlp`, that run forward only."""
-        return self.forward_heads if branch == "attention" else self.forward_neurons
+    def untrained(self, tier: str, branch: str) -> tuple[int, ...]:
+        """Heads or neurons of a branch that are `frozen` or run `forward` only."""
+        return getattr(self, f"{tier}_{'heads' if branch == 'attention' else 'neurons'}")
 
     def leaves_out(self, branch: str) -> bool:
         """Whether some units of a branch, `attention` or `mlp`, are inactive."""
@@ -81,6 +85,8 @@ class LayerChoice:
 
 
 FULL_LAYER = LayerChoice()
+TIERS = ("frozen", "forward")
+"""Units that run without being trained, the more important ones first."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +141,9 @@ class SubnetworkSpec:
         chosen = (self.choice(i).units(kind) for i in self.active_layers)
         return sum(every if units is None else len(units) for units in chosen)
 
-    def count_forward_only(self, branch: str) -> int:
-        """Heads or neurons of a branch over all layers that run forward only."""
-        return sum(len(self.choice(i).forward_units(branch)) for i in self.active_layers)
+    def count_untrained(self, tier: str, branch: str) -> int:
+        """Heads or neurons of a branch over all layers that are `frozen` or run `forward` only."""
+        return sum(len(self.choice(i).untrained(tier, branch)) for i in self.active_layers)
 
     @property
     def signature(self) -> str:
@@ -146,8 +152,13 @@ class SubnetworkSpec:
 
         def size(choice: LayerChoice) -> str:
             active = ("all" if (u := choice.units(k)) is None else str(len(u)) for k in kinds)
-            forward = (len(choice.forward_heads), len(choice.forward_neurons))
-            return "/".join(active) + (f" and {forward[0]}/{forward[1]}" if any(forward) else "")
+            beside = [
+                f" {tier} {len(choice.untrained(tier, 'attention'))}"
+                f"/{len(choice.untrained(tier, 'mlp'))}"
+                for tier in TIERS
+                if choice.untrained(tier, "attention") or choice.untrained(tier, "mlp")
+            ]
+            return "/".join(active) + "".join(beside)
 
         sizes = (size(self.choice(i)) for i in self.active_layers)
         return " + ".join(f"{n} x {size}" for size, n in sorted(Counter(sizes).items()))
@@ -172,8 +183,11 @@ class SubnetworkSpec:
 
     def __str__(self) -> str:
         d = self.dimensions
-        forward = self.count_forward_only("attention"), self.count_forward_only("mlp")
-        beside = f"; forward only {forward[0]} heads, {forward[1]} neurons" if any(forward) else ""
+        beside = ""
+        for tier, words in zip(TIERS, ("frozen", "forward only"), strict=True):
+            heads, neurons = (self.count_untrained(tier, b) for b in ("attention", "mlp"))
+            if heads or neurons:
+                beside += f"; {words} {heads} heads, {neurons} neurons"
         return (
             f"{self.count('layers')}/{d.n_layers} layers, "
             f"{self.count('heads')}/{d.n_layers * d.n_heads} heads, "
@@ -198,21 +212,24 @@ def _check_choice(layer: int, choice: LayerChoice, dimensions: Dimensions) -> No
         raise ValueError(
             f"layer {layer}: every kept key/value head needs the same number of query heads"
         )
-    for kind, forward in (("heads", choice.forward_heads), ("neurons", choice.forward_neurons)):
-        active, total = choice.units(kind), dimensions.total(kind)
-        if not forward:
-            continue
-        ascending = all(a < b for a, b in pairwise(forward))
-        if active is None or {*active} & {*forward} or not ascending or forward[-1] >= total:
-            raise ValueError(
-                f"layer {layer}: forward_{kind} must be ascending, within 0..{total - 1}, and "
-                f"beside the active {kind}"
-            )
-    beside = Counter(head // dimensions.queries_per_group for head in choice.forward_heads)
-    if len(set(beside.values())) > 1:
-        raise ValueError(
-            f"layer {layer}: every key/value head of forward_heads needs as many query heads"
-        )
+    for kind, branch in (("heads", "attention"), ("neurons", "mlp")):
+        taken, total = choice.units(kind) or (), dimensions.total(kind)
+        for tier in TIERS:
+            units = choice.untrained(tier, branch)
+            if not units:
+                continue
+            ascending = all(a < b for a, b in pairwise(units))
+            if not taken or {*taken} & {*units} or not ascending or units[-1] >= total:
+                raise ValueError(
+                    f"layer {layer}: {tier}_{kind} must be ascending, within 0..{total - 1}, and "
+                    f"beside the {kind} of the other tiers"
+                )
+            taken += units
+            groups = Counter(unit // dimensions.queries_per_group for unit in units)
+            if kind == "heads" and len(set(groups.values())) > 1:
+                raise ValueError(
+                    f"layer {layer}: every key/value head of {tier}_heads needs as many query heads"
+                )
 
 
 @dataclass(frozen=True)
@@ -245,6 +262,7 @@ def planned_subnetwork(
     layer_factors: Mapping[int, float] | None = None,
     multiple_of: int = 1,
     rescale_units: bool = False,
+    frozen: float = 0.0,
     forward_only: float = 0.0,
 ) -> SubnetworkSpec:
     """A sub-network of the counts that the rates give, of the first units of each layer.
@@ -259,8 +277,9 @@ def planned_subnetwork(
             count from the end.
         multiple_of: Round counts of neurons to multiples of this, for the tensor cores.
         rescale_units: Multiply a branch by total / units that run in the forward pass.
-        forward_only: Share, in [0, 1], of the units that are not active which run in the forward
-            pass all the same.
+        frozen: Share, in [0, 1], of the units that are not active which run in both passes all
+            the same.
+        forward_only: Likewise, in the forward pass; at most 1 - `frozen`.
 
     Returns:
         The sub-network.
@@ -278,23 +297,31 @@ def planned_subnetwork(
         def head_indices(groups: range, queries: range) -> tuple[int, ...]:
             return tuple(g * d.queries_per_group + q for g in groups for q in queries)
 
-        def beside(active: int, total: int) -> range:
-            return range(active, active + round(forward_only * (total - active)))
+        def tiers(active: int, total: int) -> tuple[range, range]:
+            left = total - active
+            ends = round(frozen * left), round(min(1.0, frozen + forward_only) * left)
+            return range(active, active + ends[0]), range(active + ends[0], active + ends[1])
 
         if n.groups < d.n_kv_heads:
-            forward_heads = head_indices(beside(n.groups, d.n_kv_heads), range(n.queries))
+            beside = [head_indices(g, range(n.queries)) for g in tiers(n.groups, d.n_kv_heads)]
         else:
-            forward_heads = head_indices(range(n.groups), beside(n.queries, d.queries_per_group))
-        forward_neurons = tuple(beside(n.neurons, d.intermediate_size))
-        running = n.groups * n.queries + len(forward_heads), n.neurons + len(forward_neurons)
+            every = range(n.groups)
+            beside = [head_indices(every, q) for q in tiers(n.queries, d.queries_per_group)]
+        neurons_beside = [tuple(units) for units in tiers(n.neurons, d.intermediate_size)]
+        running = (
+            n.groups * n.queries + sum(map(len, beside)),
+            n.neurons + sum(map(len, neurons_beside)),
+        )
         return LayerChoice(
             heads=None if whole else head_indices(range(n.groups), range(n.queries)),
             kv_heads=None if n.groups == d.n_kv_heads else tuple(range(n.groups)),
             neurons=None if n.neurons == d.intermediate_size else tuple(range(n.neurons)),
             attention_scale=d.n_heads / running[0] if rescale_units else 1.0,
             mlp_scale=d.intermediate_size / running[1] if rescale_units else 1.0,
-            forward_heads=forward_heads,
-            forward_neurons=forward_neurons,
+            frozen_heads=beside[0],
+            frozen_neurons=neurons_beside[0],
+            forward_heads=beside[1],
+            forward_neurons=neurons_beside[1],
         )
 
     kinds = {factor: of_layer(factor) for factor in {1.0, *factors.values()}}

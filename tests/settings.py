@@ -140,9 +140,11 @@ SETTINGS: dict[str, Setting] = {
         lambda: _sat(forward_only=0.5, grouped_queries="within_groups", freeze_unsampled=True),
         reads_batch=True,
     ),
-    "sat gpt2 forward only": Setting(
+    "sat gpt2 frozen and forward only": Setting(
         _GPT2,
-        lambda: _sat(importance="taylor", forward_only=1.0, refresh_every=4, probe_sequences=8),
+        lambda: _sat(
+            importance="taylor", frozen=0.5, forward_only=0.5, refresh_every=4, probe_sequences=8
+        ),
         reads_batch=True,
     ),
     "sat gpt2 uniform": Setting(_GPT2, lambda: _sat(importance="uniform")),

@@ -1,6 +1,7 @@
 """Scores equal a computation by hand, and the model runs on exactly the units they choose."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from subnetworks.importance import UnitChooser, select
 from subnetworks.ladder import IMPORTANCES, Importance
 from subnetworks.schedule import GroupedQueries, Rates
 from subnetworks.slicing import SlicedModel, activate
-from subnetworks.spec import planned_subnetwork
+from subnetworks.spec import TIERS, planned_subnetwork
 from tests.subnetworks.models import CONFIGS, VOCAB, SmallModel, batch, build
 from tests.subnetworks.test_slicing import assert_same_gradients, cross_entropy
 
@@ -63,19 +64,32 @@ def test_runs_on_the_small_model_of_the_chosen_units(
     assert count.flops == planned_flops(model.config, spec, *ids.shape)
 
 
+def masked_to(units: Sequence[int], total: int) -> Any:
+    """A hook that lets only some units reach the projection that reads them."""
+    mask = torch.zeros(total)
+    mask[list(units)] = 1
+    return lambda _, args: (args[0] * mask.repeat_interleave(args[0].shape[-1] // total),)
+
+
 @pytest.mark.parametrize("importance", ["uniform", "wanda", "taylor"])
 @pytest.mark.parametrize("grouped", ["groups", "within_groups"])
-@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("shares", [(0.0, 0.5), (0.0, 1.0), (0.5, 0.5), (1.0, 0.0)])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_forward_only_units_contribute_and_are_not_trained(
-    name: str, share: float, grouped: GroupedQueries, importance: Importance
+def test_untrained_units_contribute_and_are_not_trained(
+    name: str,
+    shares: tuple[float, float],
+    grouped: GroupedQueries,
+    importance: Importance,
 ) -> None:
-    """Oracle: the full model, where omitted units are zero and forward-only ones are constants."""
+    """Oracle: to each branch of the chosen units, constant copies of it on the others are added."""
     model, ids = build(name), batch()
     oracle, dimensions = copy.deepcopy(model), dimensions_of(model.config)
     sliced = SlicedModel(model)
     chooser = UnitChooser(sliced.anatomy, importance, grouped_queries=grouped)
-    spec = planned_subnetwork(dimensions, HALF, grouped_queries=grouped, forward_only=share)
+    rates = Rates(heads=0.25, neurons=0.25) if grouped == "groups" else HALF
+    spec = planned_subnetwork(
+        dimensions, rates, grouped_queries=grouped, frozen=shares[0], forward_only=shares[1]
+    )
     chooser.begin_step(0)
     if chooser.needs_probe:
         chooser.probe(model, {"input_ids": ids, "labels": ids})
@@ -84,7 +98,8 @@ def test_forward_only_units_contribute_and_are_not_trained(
         output.loss.backward()
     chosen, anatomy = sliced.chosen, Anatomy(oracle)
     assert chosen.signature == spec.signature
-    assert chosen.count_forward_only("mlp") > 0
+    for tier, share in zip(TIERS, shares, strict=True):
+        assert bool(chosen.count_untrained(tier, "mlp")) == bool(share)
     assert planned_flops(model.config, spec, *ids.shape) == count.flops
 
     for layer in range(dimensions.n_layers):
@@ -92,25 +107,37 @@ def test_forward_only_units_contribute_and_are_not_trained(
         for cut, projection in anatomy.cuts(layer):
             if cut.side == "out":
                 continue
-            total = dimensions.total(cut.unit)
-            trained, constant = torch.zeros(total), torch.zeros(total)
-            trained[list(choice.units(cut.unit) or range(total))] = 1
-            constant[list(choice.forward_units(cut.branch))] = 1
+            branch, total = anatomy.branch(layer, cut.branch), dimensions.total(cut.unit)
+            constants = []
+            for tier in TIERS:
+                constant = copy.deepcopy(branch).requires_grad_(False)
+                for norm in ("q_norm", "k_norm"):  # Qwen3's, of all heads: frozen ones train it too
+                    if hasattr(branch, norm):
+                        setattr(constant, norm, getattr(branch, norm))
+                read = constant.get_submodule(cut.path.rpartition(".")[2])
+                if read.bias is not None:
+                    read.bias.zero_()
+                units = choice.untrained(tier, cut.branch)
+                read.register_forward_pre_hook(masked_to(units, total))
+                constants.append((tier, constant))
 
-            def separate(module: Any, args: Any, masks: Any = (trained, constant)) -> Any:
-                width = args[0].shape[-1] // len(masks[0])
-                trained, constant = (args[0] * m.repeat_interleave(width) for m in masks)
-                with torch.no_grad():
-                    module.added = module.forward(constant) - module.forward(0 * constant)
-                return (trained,)
+            def add(_: Any, args: Any, kwargs: Any, out: Any, constants: Any = constants) -> Any:
+                for tier, constant in constants:
+                    with torch.set_grad_enabled(tier == "frozen"):
+                        more = constant(*args, **kwargs)
+                    out = (out[0] + more[0], *out[1:]) if isinstance(out, tuple) else out + more
+                return out
 
-            projection.register_forward_pre_hook(separate)
-            projection.register_forward_hook(lambda module, _, out: out + module.added)
+            branch.register_forward_hook(add, with_kwargs=True)
+            active = choice.units(cut.unit)
+            projection.register_forward_pre_hook(
+                masked_to(range(total) if active is None else active, total)
+            )
     expected = oracle(input_ids=ids, labels=ids, use_cache=False)
     expected.loss.backward()
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-5)
     assert_same_gradients(model, {n: p.grad for n, p in oracle.named_parameters()})
-    if share == 1.0:
+    if sum(shares) == 1.0:
         full = build(name)(input_ids=ids, use_cache=False).logits
         torch.testing.assert_close(output.logits, full, atol=1e-5, rtol=1e-5)
 

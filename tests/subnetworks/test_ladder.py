@@ -43,6 +43,10 @@ def test_explicit_list() -> None:
         ({"omission": {"heads": 0.7}}, r"keeps 0.6 of 2 key/value groups, below one"),
         ({"omission": HALF, "ladder": {"hold": 1.5}}, r"ladder.hold=1.5"),
         (
+            {"omission": HALF, "frozen": 0.5, "forward_only": 0.75},
+            r"frozen=0.5 and forward_only=0.75 are more than all units left out",
+        ),
+        (
             {"omission": HALF, "forward_only": 1.5},
             r"forward_only=1.5: a share of the units left out",
         ),

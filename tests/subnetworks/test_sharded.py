@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     ),
     "gpt2, magnitude, forward only": (
         "gpt2",
-        {"rates": Rates(heads=0.5, neurons=0.5), "forward_only": 1.0},
+        {"rates": Rates(heads=0.5, neurons=0.5), "frozen": 0.5, "forward_only": 0.5},
         "magnitude",
     ),
     "llama, nothing": ("llama", {"rates": Rates()}, None),
