@@ -348,6 +348,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="time this pretrained model (a folder or hub id) instead")
     parser.add_argument("--context-length", type=int, help="tokens of a timed sequence")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences of a timed step")
+    parser.add_argument(
+        "--prompt-share", type=float, default=0.0, help="of a timed sequence, without labels"
+    )
     parser.add_argument("--micro-batches", type=int, help="of a timed step (4; quick: 2)")
     parser.add_argument("--omissions", type=float, nargs="*", default=OMISSIONS, help="timed rates")
     parser.add_argument("--ladders", nargs="+", help="experiments whose whole ladders are timed")

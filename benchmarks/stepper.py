@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PretrainedConfig
 
 from lightning_modules.causal_lm import CausalLM
+from subnetworks.context import IGNORED
 from subnetworks.flops import FlopCount, StepFlops
 from subnetworks.importance import UnitChooser
 from subnetworks.slicing import SlicedModel, activate
@@ -24,7 +25,8 @@ class Stepper:
 
     Args:
         config: Config of the model, whose weights are random unless `module` is given.
-        args: The command line: `batch_size`, `micro_batches` and `device`.
+        args: The command line: `batch_size`, `micro_batches` and `device`; `prompt_share`, if
+            given, is the share of each sequence's first tokens without a label.
         bf16: Run under bf16 autocast.
         module: A model of this config, built; adapters around it alone are trained.
         context_length: Tokens of a sequence; the config's longest if not given.
@@ -51,6 +53,8 @@ class Stepper:
         length = context_length or config.max_position_embeddings
         shape = (args.micro_batches, args.batch_size, length)
         self.ids = torch.randint(config.vocab_size, shape, device=self.device)
+        self.labels = self.ids.clone()
+        self.labels[..., : round(length * getattr(args, "prompt_share", 0.0))] = IGNORED
         self.bf16 = bf16
         self.steps: Counter[SubnetworkSpec] = Counter()
         """Steps taken by sub-network: renewals are counted for each alone."""
@@ -67,12 +71,12 @@ class Stepper:
                 with precision:
                     chooser.probe(
                         self.module.backbone,
-                        {"input_ids": self.ids[0, :1], "labels": self.ids[0, :1]},
+                        {"input_ids": self.ids[0, :1], "labels": self.labels[0, :1]},
                     )
         with activate(self.sliced, spec, chooser):
-            for ids in self.ids:
+            for ids, labels in zip(self.ids, self.labels, strict=True):
                 with precision:
-                    loss = self.module({"input_ids": ids})
+                    loss = self.module({"input_ids": ids, "labels": labels})
                 (loss / len(self.ids)).backward()
         clip_grad_norm_(self.trained, 1.0, foreach=True)
         self.optimizer.step()

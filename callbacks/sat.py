@@ -22,6 +22,7 @@ SIZES = (
     "rescale_units",
     "frozen",
     "forward_only",
+    "context_forward_only",
 )
 """Settings that, with the ladder, say how many units of each layer run."""
 
@@ -66,6 +67,8 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             most important ones of them: they contribute and pass gradients on, untrained.
         forward_only: Share of them, the next ones, that run in the forward pass all the same; at
             most 1 - `frozen`.
+        context_forward_only: Tokens that predict nothing (prompts, padding) run in the forward pass
+            only, on every rung of the ladder.
         freeze_unsampled: Keep inactive rows and their moments untouched by the optimizer.
         seed: Seed of the draws, below 2**31; the same on every rank.
 
@@ -90,6 +93,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         rescale_units: bool = False,
         frozen: float = 0.0,
         forward_only: float = 0.0,
+        context_forward_only: bool = False,
         freeze_unsampled: bool = False,
         seed: int = 0,
     ) -> None:
@@ -106,6 +110,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             "rescale_units": rescale_units,
             "frozen": frozen,
             "forward_only": forward_only,
+            "context_forward_only": context_forward_only,
         }
         check(settings, None)
         super().__init__(settings, Schedule(stages_of(settings)), freeze_unsampled, seed)
@@ -128,10 +133,11 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         check(self.settings, dimensions)
         importance = self.settings["importance"]
         compiled = getattr(pl_module, "compile_blocks", False)
-        if compiled and (self.settings["frozen"] or self.settings["forward_only"]):
+        in_parts = ("frozen", "forward_only", "context_forward_only")
+        if compiled and any(self.settings[key] for key in in_parts):
             raise ValueError(
-                "frozen and forward_only run a branch again on other weights, which module.compile "
-                "does not see; set module.compile=false, or both to 0"
+                f"{', '.join(in_parts)} run a branch in parts, which module.compile does not see; "
+                "set module.compile=false, or the first two to 0 and the last to false"
             )
         if importance in FROM_INPUT and compiled:
             raise ValueError(

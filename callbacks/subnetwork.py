@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ledger import Ledger, Saving
 from subnetworks.anatomy import dimensions_of
+from subnetworks.context import predicting
 from subnetworks.meter import StepMeter
 from subnetworks.schedule import Schedule
 from subnetworks.slicing import FreezeUnsampled, SlicedModel
@@ -115,7 +116,11 @@ class SubnetworkTraining(Callback):
             self.stage = f"{index + 1}/{len(self.schedule.stages)}"
             self.gather(self._spec, batch)
         assert self._spec is not None
-        if self._meter.begin(self._spec, *batch["input_ids"].shape):
+        trained, (batch_size, context_length) = None, batch["input_ids"].shape
+        if self._spec.context_forward_only:
+            labels = batch.get("labels", batch["input_ids"])
+            trained = int(predicting(labels).sum())
+        if self._meter.begin(self._spec, batch_size, context_length, trained):
             self._started = None
         self._sliced.attach()
 

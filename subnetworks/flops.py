@@ -99,6 +99,7 @@ def planned_flops(
     batch_size: int,
     context_length: int,
     frozen_weights: bool = False,
+    trained_tokens: int | None = None,
 ) -> StepFlops:
     """FLOPs of a forward and backward pass in closed form: two per weight and token, and attention.
 
@@ -113,6 +114,8 @@ def planned_flops(
         context_length: Tokens in a sequence.
         frozen_weights: Whether the model's own weights get no gradient, as under LoRA, whose
             adapters are left out of this plan.
+        trained_tokens: Under `context_forward_only`, how many of the tokens predict something;
+            `None`: all.
 
     Returns:
         The FLOPs, without the optimizer's.
@@ -122,6 +125,9 @@ def planned_flops(
     hidden = config.hidden_size
     head_dim = getattr(config, "head_dim", None) or hidden // d.n_heads
     tokens = batch_size * context_length
+    in_both_passes = tokens
+    if spec.context_forward_only and trained_tokens is not None:
+        in_both_passes = trained_tokens
     per_weight = 4 if frozen_weights else 6
     blocks = 0
     for layer in spec.active_layers:
@@ -140,7 +146,8 @@ def planned_flops(
         for flops, products, counts in running:
             for cut in architecture.cuts:
                 width = 1 if cut.unit == "neurons" else head_dim
-                blocks += flops * tokens * hidden * width * counts[cut.unit] * cut.fused
+                each = 2 * tokens + (flops - 2) * in_both_passes
+                blocks += each * hidden * width * counts[cut.unit] * cut.fused
             blocks += products * 2 * tokens * context_length * head_dim * counts["heads"]
     return StepFlops(
         float(blocks), float(blocks + per_weight * tokens * hidden * config.vocab_size)

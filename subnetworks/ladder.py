@@ -129,6 +129,9 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
             f"frozen={shares['frozen']} and forward_only={shares['forward_only']} are more than "
             "all units left out; together at most 1"
         )
+    context = settings.get("context_forward_only", False)
+    if not isinstance(context, bool):
+        raise ValueError(f"context_forward_only={context!r}: must be true or false")
     check_stages(stages_of(settings), {}, settings, dimensions, "ladder")
     for layer, factor in (settings.get("layer_factors") or {}).items():
         n_layers = None if dimensions is None else dimensions["n_layers"]

@@ -59,10 +59,23 @@ class StepMeter:
         self._running: tuple[ExitStack, FlopCount, _Kind, StepFlops] | None = None
         self._step_tokens = 0
 
-    def begin(self, spec: SubnetworkSpec, batch_size: int, context_length: int) -> bool:
-        """Before each micro-batch; returns whether its FLOPs are being counted."""
+    def begin(
+        self,
+        spec: SubnetworkSpec,
+        batch_size: int,
+        context_length: int,
+        trained_tokens: int | None = None,
+    ) -> bool:
+        """Before each micro-batch; returns whether its FLOPs are being counted.
+
+        Args:
+            spec: The sub-network that will run.
+            batch_size: Sequences.
+            context_length: Tokens of each.
+            trained_tokens: Of all these, those that predict something; see `planned_flops`.
+        """
         kind = self._kinds.setdefault(spec.signature, _Kind())
-        planned = self._flops(spec, batch_size, context_length)
+        planned = self._flops(spec, batch_size, context_length, trained_tokens)
         kind.planned += planned
         kind.dense += self._flops(self._full, batch_size, context_length)
         kind.tokens += batch_size * context_length
@@ -109,8 +122,15 @@ class StepMeter:
         flops = self._flops(spec, batch_size, context_length)
         return flops.with_optimizer(self._n_parameters)
 
-    def _flops(self, spec: SubnetworkSpec, batch_size: int, context_length: int) -> StepFlops:
-        return planned_flops(self._config, spec, batch_size, context_length, self._frozen_weights)
+    def _flops(
+        self,
+        spec: SubnetworkSpec,
+        batch_size: int,
+        context_length: int,
+        trained_tokens: int | None = None,
+    ) -> StepFlops:
+        shape = batch_size, context_length
+        return planned_flops(self._config, spec, *shape, self._frozen_weights, trained_tokens)
 
     @property
     def steps(self) -> int:

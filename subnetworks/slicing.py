@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from subnetworks.anatomy import BRANCHES, Anatomy, Branch, Cut, Unit
+from subnetworks.context import ContextForwardOnly
 from subnetworks.spec import TIERS, LayerChoice, SubnetworkSpec
 
 Units = Mapping[Unit, Tensor]
@@ -140,6 +141,7 @@ class SlicedModel:
         self._shards: dict[tuple[nn.Module, str], nn.Parameter] = {}
         """Of a branch whose weights are put together at the moment: what FSDP has of them."""
         self._apart: list[FSDPModule] = []
+        self._context = ContextForwardOnly(self.anatomy)
         for block in self.anatomy.layers:
             if isinstance(block, FSDPModule):
                 # FSDP remembers a block's parameters when it runs for the first time; it must not
@@ -205,6 +207,8 @@ class SlicedModel:
                     self._hooks.append(module.register_forward_hook(add, with_kwargs=True))
         for block in self._apart:
             self._saved += _without_fsdp(block)
+        if self.spec.context_forward_only:
+            self._context.attach()
         self._swap_in(self._slices, self._attributes)
 
     def _swap_in(self, slices: list[_Slice], attributes: list[tuple[Any, str, Any]]) -> None:
@@ -260,6 +264,7 @@ class SlicedModel:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._context.detach()
         for piece in self._slices:
             piece.module._parameters[piece.name] = piece.original
         for owner, name, value in self._saved:

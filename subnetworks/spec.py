@@ -95,12 +95,18 @@ class SubnetworkSpec:
 
     It prints as its counts, hashes, compares, and rebuilds from `to_dict`.
 
+    Args:
+        dimensions: Of the model.
+        layers: The choices.
+        context_forward_only: Whether tokens that predict nothing run in the forward pass only.
+
     Raises:
         ValueError: A choice does not fit the dimensions, or no layer is active.
     """
 
     dimensions: Dimensions
     layers: tuple[LayerChoice | None, ...]
+    context_forward_only: bool = False
 
     def __post_init__(self) -> None:
         if len(self.layers) != self.dimensions.n_layers:
@@ -119,7 +125,7 @@ class SubnetworkSpec:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is left out and nothing is scaled."""
+        """Whether every layer runs with all of its units, unscaled."""
         return all(choice == FULL_LAYER for choice in self.layers)
 
     @property
@@ -147,7 +153,7 @@ class SubnetworkSpec:
 
     @property
     def signature(self) -> str:
-        """What sets the cost: how many active layers have how many heads, groups and neurons."""
+        """What sets a token's cost: how many layers have how many heads, groups and neurons."""
         kinds = ("heads", "kv_heads", "neurons")
 
         def size(choice: LayerChoice) -> str:
@@ -161,7 +167,12 @@ class SubnetworkSpec:
             return "/".join(active) + "".join(beside)
 
         sizes = (size(self.choice(i)) for i in self.active_layers)
-        return " + ".join(f"{n} x {size}" for size, n in sorted(Counter(sizes).items()))
+        layers = " + ".join(f"{n} x {size}" for size, n in sorted(Counter(sizes).items()))
+        return layers + self._context
+
+    @property
+    def _context(self) -> str:
+        return "; context forward only" if self.context_forward_only else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers from which `from_dict` rebuilds the sub-network."""
@@ -179,11 +190,12 @@ class SubnetworkSpec:
             return LayerChoice(**lists_as_tuples)
 
         layers = (None if saved is None else choice(saved) for saved in state["layers"])
-        return cls(Dimensions(**state["dimensions"]), tuple(layers))
+        dimensions = Dimensions(**state["dimensions"])
+        return cls(dimensions, tuple(layers), state["context_forward_only"])
 
     def __str__(self) -> str:
         d = self.dimensions
-        beside = ""
+        beside = self._context
         for tier, words in zip(TIERS, ("frozen", "forward only"), strict=True):
             heads, neurons = (self.count_untrained(tier, b) for b in ("attention", "mlp"))
             if heads or neurons:
@@ -264,6 +276,7 @@ def planned_subnetwork(
     rescale_units: bool = False,
     frozen: float = 0.0,
     forward_only: float = 0.0,
+    context_forward_only: bool = False,
 ) -> SubnetworkSpec:
     """A sub-network of the counts that the rates give, of the first units of each layer.
 
@@ -280,6 +293,7 @@ def planned_subnetwork(
         frozen: Share, in [0, 1], of the units that are not active which run in both passes all
             the same.
         forward_only: Likewise, in the forward pass; at most 1 - `frozen`.
+        context_forward_only: Tokens that predict nothing run in the forward pass only.
 
     Returns:
         The sub-network.
@@ -325,7 +339,8 @@ def planned_subnetwork(
         )
 
     kinds = {factor: of_layer(factor) for factor in {1.0, *factors.values()}}
-    return SubnetworkSpec(d, tuple(kinds[factors.get(i, 1.0)] for i in range(d.n_layers)))
+    layers = tuple(kinds[factors.get(i, 1.0)] for i in range(d.n_layers))
+    return SubnetworkSpec(d, layers, context_forward_only)
 
 
 def sample_subnetwork(

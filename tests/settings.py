@@ -140,6 +140,9 @@ SETTINGS: dict[str, Setting] = {
         lambda: _sat(forward_only=0.5, grouped_queries="within_groups", freeze_unsampled=True),
         reads_batch=True,
     ),
+    "sat llama wanda, context forward only": Setting(
+        _LLAMA, lambda: _sat(forward_only=0.5, context_forward_only=True), reads_batch=True
+    ),
     "sat gpt2 frozen and forward only": Setting(
         _GPT2,
         lambda: _sat(

@@ -50,6 +50,10 @@ def test_explicit_list() -> None:
             {"omission": HALF, "forward_only": 1.5},
             r"forward_only=1.5: a share of the units left out",
         ),
+        (
+            {"omission": HALF, "context_forward_only": 1},
+            r"context_forward_only=1: must be true or false",
+        ),
         ({"omission": HALF, "ladder": {"rungs": 0}}, r"ladder.rungs=0: at least 1"),
         ({"omission": HALF, "ladder": {"step": 1}}, r"ladder.step: unknown key; allowed: hold"),
         ({"omission": HALF, "ladder": {"direction": "up"}}, r"ladder.direction='up'"),

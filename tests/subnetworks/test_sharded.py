@@ -45,6 +45,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
         {"rates": Rates(heads=0.5, neurons=0.5), "frozen": 0.5, "forward_only": 0.5},
         "magnitude",
     ),
+    "llama, wanda, context forward only": (
+        "llama",
+        {"rates": Rates(heads=0.5, neurons=0.5), "context_forward_only": True},
+        "wanda",
+    ),
     "llama, nothing": ("llama", {"rates": Rates()}, None),
 }
 
