@@ -113,6 +113,10 @@ ARMS = {
     "SAT wanda, refreshed every 20": _sat("importance=wanda", "refresh_every=20"),
     "SAT wanda, units frozen": _sat("importance=wanda", "freeze_unsampled=true"),
     "SAT as the experiment has it": Arm(),
+    "SAT as it has it, context forward only": _sat("context_forward_only=true"),
+    "all units, context forward only": _sat(
+        "context_forward_only=true", "omission.heads=0.0", "omission.neurons=0.0"
+    ),
     # Time of the default ladder, without the forward pass of the units left out being saved.
     **{
         f"SAT {name}, forward only": _sat(
