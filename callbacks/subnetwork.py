@@ -236,6 +236,8 @@ class SubnetworkTraining(Callback):
             if end == first:  # too short for one step
                 continue
             spec = self.draw(config, first, max_steps)
+            if spec.context_forward_only:
+                table.caption = "all tokens planned in both passes: the data say how many are not"
             flops = meter.plan(spec, *batch_shape)
             row = (str(index + 1), f"{first:,} to {end - 1:,}", str(spec))
             saved = 1 - flops.blocks / dense.blocks
