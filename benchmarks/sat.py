@@ -386,6 +386,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         and any(ARMS[a].equal_time for a in args.arms or ARMS)
     ):
         parser.error("--no-timing: the arm of equal time needs --time-left, or other --arms")
+    if not 0 <= args.prompt_share < 1:
+        parser.error(f"--prompt-share {args.prompt_share}: a share in [0, 1) of the tokens")
     args.seeds = args.seeds or ([1] if args.quick else [1, 2, 3])
     args.arms = args.arms or (MAIN_ARMS if args.quick else tuple(ARMS))
     return args
