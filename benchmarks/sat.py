@@ -113,7 +113,6 @@ ARMS = {
     "SAT wanda, refreshed every 20": _sat("importance=wanda", "refresh_every=20"),
     "SAT wanda, units frozen": _sat("importance=wanda", "freeze_unsampled=true"),
     "SAT as the experiment has it": Arm(),
-    "SAT as it has it, context forward only": _sat("context_forward_only=true"),
     "all units, context forward only": _sat(
         "context_forward_only=true", "omission.heads=0.0", "omission.neurons=0.0"
     ),
@@ -182,7 +181,7 @@ def timing(config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> di
         lora={"rank": args.lora} if args.lora else None,
     )
     module.configure_model()
-    stepper = Stepper(config, args, bf16, module, args.context_length)
+    stepper = Stepper(config, args, bf16, module, args.context_length, args.prompt_share)
     chooser = UnitChooser(
         stepper.sliced.anatomy,
         args.importance,

@@ -25,11 +25,11 @@ class Stepper:
 
     Args:
         config: Config of the model, whose weights are random unless `module` is given.
-        args: The command line: `batch_size`, `micro_batches` and `device`; `prompt_share`, if
-            given, is the share of each sequence's first tokens without a label.
+        args: The command line: `batch_size`, `micro_batches` and `device`.
         bf16: Run under bf16 autocast.
         module: A model of this config, built; adapters around it alone are trained.
         context_length: Tokens of a sequence; the config's longest if not given.
+        prompt_share: Share of them, the first ones, without a label, in [0, 1).
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Stepper:
         bf16: bool,
         module: CausalLM | None = None,
         context_length: int | None = None,
+        prompt_share: float = 0.0,
     ) -> None:
         torch.manual_seed(0)
         self.config = config
@@ -54,7 +55,7 @@ class Stepper:
         shape = (args.micro_batches, args.batch_size, length)
         self.ids = torch.randint(config.vocab_size, shape, device=self.device)
         self.labels = self.ids.clone()
-        self.labels[..., : round(length * getattr(args, "prompt_share", 0.0))] = IGNORED
+        self.labels[..., : round(length * prompt_share)] = IGNORED
         self.bf16 = bf16
         self.steps: Counter[SubnetworkSpec] = Counter()
         """Steps taken by sub-network: renewals are counted for each alone."""

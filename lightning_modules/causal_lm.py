@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lightning_modules.fused import fuse, loss_from_hidden
+from subnetworks.context import predicting
 
 Batch = Mapping[str, Tensor]
 
@@ -260,7 +261,7 @@ class CausalLM(pl.LightningModule):
 
     def _evaluate(self, split: str, batch: Batch) -> None:
         labels = batch.get("labels", batch["input_ids"])
-        predicted = (labels[:, 1:] != -100).sum()
+        predicted = predicting(labels).sum()
         metric = cast(MeanMetric, self.losses[split])
         metric.update(self(batch), predicted)
         self.log(f"{split}/loss", metric, on_epoch=True, prog_bar=True, add_dataloader_idx=False)

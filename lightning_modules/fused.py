@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from subnetworks.context import IGNORED
+
 PLAIN_HEADS = ("gpt2", "llama", "mistral", "qwen3")
 """Models whose loss is the cross-entropy of a plain linear head: no scale, bias or soft cap."""
 PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen3RMSNorm")
 """Norms that compute weight x / rms(x) with `variance_epsilon`."""
-IGNORED = -100
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:

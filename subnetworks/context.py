@@ -66,8 +66,10 @@ class ContextForwardOnly:
     def _with_labels(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         labels = kwargs.get("labels")
         assert labels is not None, "a training step has labels"
-        mask = predicting(labels).flatten()
-        self._trained, self._context = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+        context = ~predicting(labels).flatten()
+        n_context = int(context.sum())
+        order = context.to(torch.uint8).argsort(stable=True)
+        self._trained, self._context = order.split([len(order) - n_context, n_context])
         return forward(*args, **kwargs)
 
     def _by_token(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
