@@ -84,8 +84,12 @@ def test_values_are_the_models_and_gradients_of_the_context_are_left_out(
     assert flops.blocks < 0.85 * whole.blocks
     # The model is itself again.
     assert not any("forward" in vars(module) for module in model.modules())
-    ungated, _, _ = step(model, "all units", False)
-    assert ungated.loss.requires_grad
+    model.zero_grad()
+    again, _, _ = step(model, "all units", False)
+    assert again.loss.requires_grad
+    dense = build(name)
+    step(dense, "all units", False)
+    assert_same_gradients(model, {n: p.grad for n, p in dense.named_parameters()})
 
 
 def test_the_gradient_of_the_answers_keys_differs_from_dense_training() -> None:
