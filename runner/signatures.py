@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import re
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,17 +145,26 @@ def signature(target: str) -> Signature | None:
     if any("dataclass" in name for name in _decorators(found.node)):
         return fields(found)
     known: dict[str, Parameter] = {}
+    handed: tuple[int, frozenset[str]] = (0, frozenset())
     for ancestor in found.ancestry():
-        init = _member(ancestor, "__init__", inherited=False)
+        init = _member(ancestor, "__init__", "__new__", inherited=False)
         if init is None or not isinstance(init.node, ast.FunctionDef):
             continue
         own = _arguments(init.source, init.node, skip_first=True)
-        known = {**own.parameters, **known}
+        places, names = handed
+        left = {
+            name: parameter
+            for place, (name, parameter) in enumerate(own.parameters.items())
+            if place >= places and name not in names
+        }
+        known = {**left, **known}
         forward = FORWARDS.get(f"{ancestor.source.module}.{getattr(ancestor.node, 'name', '')}")
         if forward is not None and (further := signature(forward)) is not None:
             return Signature({**further.parameters, **known}, further.open)
-        if not own.open or not _hands_on(init.node):
+        further_on = _handed(init.node)
+        if not own.open or further_on is None:
             return Signature(known, own.open)
+        handed = further_on
     return Signature(known, open=not known)
 
 
@@ -269,12 +279,13 @@ def _resolve(expression: ast.expr, source: Source) -> Definition | None:
     return _lookup(source, first)
 
 
-def _member(found: Definition, name: str, inherited: bool = True) -> Definition | None:
-    """Return a class's method."""
+def _member(found: Definition, *names: str, inherited: bool = True) -> Definition | None:
+    """Return a class's method, the first of the names that it has."""
     for definition in found.ancestry() if inherited else (found,):
-        for statement in reversed(definition.body):
-            if isinstance(statement, ast.FunctionDef) and statement.name == name:
-                return Definition(definition.source, statement)
+        methods = {s.name: s for s in definition.body if isinstance(s, ast.FunctionDef)}
+        for name in names:
+            if name in methods:
+                return Definition(definition.source, methods[name])
     return None
 
 
@@ -282,13 +293,21 @@ def _decorators(node: ast.stmt) -> set[str]:
     return {ast.unparse(decorator) for decorator in getattr(node, "decorator_list", ())}
 
 
-def _hands_on(init: ast.FunctionDef) -> bool:
-    """Whether an `__init__` hands its further keywords on to its base's."""
-    calls = (node for node in ast.walk(init) if isinstance(node, ast.Call))
-    return any(
-        ast.unparse(call.func) == "super().__init__" and any(k.arg is None for k in call.keywords)
-        for call in calls
-    )
+def _handed(init: ast.FunctionDef) -> tuple[int, frozenset[str]] | None:
+    """Return what an `__init__` itself gives its base's beside the keywords that it hands on.
+
+    Returns:
+        How many positional arguments and which keywords; None if it hands no keywords on.
+    """
+    for call in ast.walk(init):
+        if (
+            isinstance(call, ast.Call)
+            and re.fullmatch(r"super\(.*\)\.__init__", ast.unparse(call.func))
+            and any(keyword.arg is None for keyword in call.keywords)
+        ):
+            names = frozenset(keyword.arg for keyword in call.keywords if keyword.arg)
+            return sum(not isinstance(a, ast.Starred) for a in call.args), names
+    return None
 
 
 def _arguments(source: Source, node: ast.FunctionDef, skip_first: bool) -> Signature:

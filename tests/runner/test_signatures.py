@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
 from typing import Any, Literal, TypedDict
 
 import pytest
+import torchmetrics
 
 from runner import signatures
 from tests.runner.laboratory import ROOT
@@ -53,6 +55,74 @@ def test_as_inspect_says(target: str) -> None:
     required = {key for key, p in keywords.items() if p.default is p.empty}
     assert {key for key, p in read.parameters.items() if p.required} == required
     assert read.open == any(p.kind is p.VAR_KEYWORD for p in told.values())
+
+
+def library_classes() -> dict[str, type]:
+    """Every class of Lightning's callbacks, loggers and profilers and of torchmetrics, by path."""
+    metrics = [m.name for m in pkgutil.iter_modules(torchmetrics.__path__) if m.ispkg]
+    modules = ["callbacks", "loggers", "profilers"]
+    found: dict[type, str] = {}
+    for path in [
+        *(f"pytorch_lightning.{name}" for name in modules),
+        "torchmetrics",
+        *(f"torchmetrics.{name}" for name in metrics if name not in ("functional", "utilities")),
+    ]:
+        for name, thing in vars(importlib.import_module(path)).items():
+            if inspect.isclass(thing) and thing.__module__.startswith(path.split(".")[0]):
+                found.setdefault(thing, f"{path}.{name}")
+    return {path: thing for thing, path in found.items()}
+
+
+def test_all_classes_of_the_libraries_bind() -> None:
+    """With their required arguments alone, and with each default written out."""
+    classes = library_classes()
+    assert len(classes) > 270
+    wrong = []
+    for target, cls in classes.items():
+        told = inspect.signature(cls).parameters.values()
+        named = [p for p in told if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        read = signatures.signature(target)
+        assert read is not None, target
+        required = {name for name, p in read.parameters.items() if p.required}
+        if required != {p.name for p in named if p.default is p.empty}:
+            wrong.append(f"{target} must be given {required}")
+        plain = (bool, int, float, str, list, dict, type(None))
+        defaults = {p.name: p.default for p in named if isinstance(p.default, plain)}
+        given = {name: {"_target_": "any"} for name in required} | defaults
+        wrong += signatures.bind(target, given, read)
+    assert wrong == []
+
+
+class Clock:
+    def __init__(self, *, zone: str, seconds: float = 1.0) -> None: ...
+
+
+class Alarm(Clock):
+    """Gives one argument of its base's itself."""
+
+    def __init__(self, sound: str = "bell", **kwargs: Any) -> None:
+        super().__init__(zone="UTC", **kwargs)
+
+
+class Chosen:
+    def __new__(cls, kind: str, seconds: float = 1.0) -> Any:
+        return Alarm(seconds=seconds) if kind == "alarm" else Clock(zone=kind)
+
+
+def test_what_a_class_gives_its_base_itself_is_no_argument_of_its_own() -> None:
+    accepted = signatures.signature("tests.runner.test_signatures.Alarm")
+    assert accepted is not None
+    assert signatures.bind("alarm", {"seconds": 2.0}, accepted) == []
+    assert "no such key" in signatures.bind("alarm", {"zone": "UTC"}, accepted)[0]
+
+
+def test_a_class_that_chooses_in_new_has_its_arguments() -> None:
+    accepted = signatures.signature("tests.runner.test_signatures.Chosen")
+    assert accepted is not None
+    assert list(accepted.parameters) == ["kind", "seconds"]
+    assert signatures.bind("chosen", {}, accepted) == [
+        "chosen.kind: missing, and it has no default"
+    ]
 
 
 def test_wandb_logger_hands_on_to_init() -> None:
