@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from callbacks.subnetwork import SubnetworkTraining
-from subnetworks.anatomy import Unit, dimensions_of
+from subnetworks.anatomy import dimensions_of
+from subnetworks.families import Unit
 from subnetworks.flops import FlopCount
 from subnetworks.importance import FROM_INPUT, UnitChooser
 from subnetworks.ladder import Importance, Selection, check, stages_of

@@ -12,6 +12,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from rich.table import Table
 
 from ledger import Ledger, Saving
+from subnetworks import families
 from subnetworks.anatomy import dimensions_of
 from subnetworks.context import predicting
 from subnetworks.meter import StepMeter
@@ -39,6 +40,7 @@ class SubnetworkTraining(Callback):
     leaves_parameters_unused: ClassVar[bool] = True
     runs_on_split_parameters: ClassVar[bool] = True
     changes_shapes: ClassVar[bool] = False
+    fits: ClassVar[str] = "subnetworks.families:fits"
     method: ClassVar[str]
     """Short name: the prefix of the metrics, and the callback's key in the config."""
 
@@ -74,7 +76,9 @@ class SubnetworkTraining(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, before the model is built."""
-        self.refuse(vars(dimensions_of(cast(Any, pl_module).hf_config)), pl_module)
+        config = cast(Any, pl_module).hf_config
+        families.fits(self.settings, config)
+        self.refuse(vars(dimensions_of(config)), pl_module)
         if trainer.precision == "16-mixed":
             raise ValueError(
                 "trainer.precision=16-mixed: its loss scaling does not reach the gradients of a "

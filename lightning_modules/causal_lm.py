@@ -172,6 +172,7 @@ class CausalLM(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.hf_config = model_config(architecture, pretrained)
+        self.hf_config._attn_implementation = attn_implementation  # a plan of FLOPs asks for it
         self.pretrained, self.lora = pretrained, lora
         self.attn_implementation = attn_implementation
         self.compile_blocks = compile

@@ -19,10 +19,42 @@ from transformers import PreTrainedModel
 
 from subnetworks.context import IGNORED
 
-PLAIN_HEADS = ("gpt2", "llama", "mistral", "qwen3")
+PLAIN_HEADS = (
+    "arcee",
+    "ernie4_5",
+    "exaone4",
+    "gemma",
+    "gpt2",
+    "hunyuan_v1_dense",
+    "llama",
+    "ministral3",
+    "mistral",
+    "nemotron",
+    "olmo",
+    "qwen2",
+    "qwen3",
+    "seed_oss",
+    "smollm3",
+    "starcoder2",
+)
 """Models whose loss is the cross-entropy of a plain linear head: no scale, bias or soft cap."""
-PLAIN_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen3RMSNorm")
-"""Norms that compute weight x / rms(x) with `variance_epsilon`."""
+PLAIN_NORMS = tuple(
+    f"{family}RMSNorm"
+    for family in (
+        "Arcee",
+        "Ernie4_5",
+        "Granite",
+        "HunYuanDenseV1",
+        "Llama",
+        "Ministral3",
+        "Mistral",
+        "Qwen2",
+        "Qwen3",
+        "SeedOss",
+        "SmolLM3",
+    )
+)
+"""Norms that compute weight x / rms(x) with `variance_epsilon`, and only before products."""
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:

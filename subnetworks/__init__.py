@@ -1,8 +1,9 @@
 """Sub-networks of a Hugging Face causal language model, in plain PyTorch.
 
-Read in this order: `anatomy` (where heads, neurons and layers live in a model), `spec` (which of
-them are active, and how they are drawn), `slicing` (running the model on them), `schedule` (how the
-draw changes over a training), `flops` (counting what was executed).
+Read in this order: `families` (which models are known), `anatomy` (where heads, neurons and layers
+live in a model), `spec` (which of them are active, and how they are drawn), `slicing` (running the
+model on them), `schedule` (how the draw changes over a training), `flops` (counting what was
+executed).
 
-This file imports nothing, so that `subnetworks.schedule` can be checked without loading PyTorch.
+This file imports nothing, so that `schedule` and `families` can be asked without loading PyTorch.
 """

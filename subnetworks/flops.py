@@ -15,7 +15,7 @@ from torch.utils.flop_counter import (
 from torch.utils.module_tracker import ModuleTracker
 from transformers import PretrainedConfig
 
-from subnetworks.anatomy import architecture_of
+from subnetworks.families import architecture_of
 from subnetworks.spec import SubnetworkSpec
 
 ADAMW_FLOPS_PER_PARAMETER = 14
@@ -103,9 +103,9 @@ def planned_flops(
 ) -> StepFlops:
     """FLOPs of a forward and backward pass in closed form: two per weight and token, and attention.
 
-    A test holds it equal to the counter's for every architecture. Attention is counted as the fused
-    kernels execute it, which recompute the scores: 2 products forward, 5 backward, not halved for
-    causality.
+    A test holds it equal to the counter's for every architecture. Attention is counted as it is
+    executed, not halved for causality: 2 products forward and 4 backward, or 5 in the fused
+    kernels, which recompute the scores.
 
     Args:
         config: Config of the model.
@@ -129,6 +129,7 @@ def planned_flops(
     if spec.context_forward_only and trained_tokens is not None:
         in_both_passes = trained_tokens
     per_weight = 4 if frozen_weights else 6
+    both_passes = 6 if config._attn_implementation == "eager" else 7
     blocks = 0
     for layer in spec.active_layers:
         choice = spec.choice(layer)
@@ -136,8 +137,8 @@ def planned_flops(
             unit: d.total(unit) if (units := choice.units(unit)) is None else len(units)
             for unit in ("heads", "kv_heads", "neurons")
         }
-        running = [(per_weight, 7, active)]
-        for tier, per_untrained, products in (("frozen", 4, 7), ("forward", 2, 2)):
+        running = [(per_weight, both_passes, active)]
+        for tier, per_untrained, products in (("frozen", 4, both_passes), ("forward", 2, 2)):
             heads = choice.untrained(tier, "attention")
             groups = {head // d.queries_per_group for head in heads}
             neurons = len(choice.untrained(tier, "mlp"))

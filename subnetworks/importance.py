@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from subnetworks.anatomy import BRANCHES, Anatomy, Branch, Unit
+from subnetworks.anatomy import Anatomy
+from subnetworks.families import BRANCHES, Branch, Unit
 from subnetworks.ladder import IMPORTANCES, Importance, Selection
 from subnetworks.schedule import GroupedQueries
 from subnetworks.slicing import Units

@@ -29,8 +29,9 @@ from torch.distributed.tensor import DTensor, Partial
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from subnetworks.anatomy import BRANCHES, Anatomy, Branch, Cut, Unit
+from subnetworks.anatomy import Anatomy
 from subnetworks.context import ContextForwardOnly
+from subnetworks.families import BRANCHES, Branch, Cut, Unit
 from subnetworks.spec import TIERS, LayerChoice, SubnetworkSpec
 
 Units = Mapping[Unit, Tensor]
@@ -157,11 +158,17 @@ class SlicedModel:
             chooser: Replaces the sub-network's units by as many others.
 
         Raises:
-            ValueError: The sub-network belongs to a model of other dimensions.
+            ValueError: The sub-network belongs to a model of other dimensions, or scales branches
+                whose norms would undo it.
         """
         if spec.dimensions != self.anatomy.dimensions:
             raise ValueError(
                 f"the sub-network is of {spec.dimensions}, the model has {self.anatomy.dimensions}"
+            )
+        if self.anatomy.architecture.normed_output and spec.scales:
+            raise ValueError(
+                f"a {self.anatomy.model.config.model_type} norms what a branch puts out, which "
+                "undoes the sub-network's scales"
             )
         assert self._saved is None, "detach before gathering"
         self.spec, self._chooser = spec, chooser

@@ -129,6 +129,12 @@ class SubnetworkSpec:
         return all(choice == FULL_LAYER for choice in self.layers)
 
     @property
+    def scales(self) -> bool:
+        """Whether a branch of an active layer is multiplied by a factor."""
+        choices = (self.choice(layer) for layer in self.active_layers)
+        return any(c.scale(branch) != 1.0 for c in choices for branch in ("attention", "mlp"))
+
+    @property
     def active_layers(self) -> tuple[int, ...]:
         """Indices of the layers that are executed."""
         return tuple(i for i, choice in enumerate(self.layers) if choice is not None)

@@ -1,6 +1,7 @@
 """Fused loss and norms equal Hugging Face's: values, gradients, ignored labels, every precision."""
 
 import copy
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules.causal_lm import CausalLM
 from lightning_modules.fused import PLAIN_NORMS, fuse, linear_cross_entropy, loss_from_hidden
-from tests.subnetworks.models import CONFIGS, VOCAB, batch, build
+from tests.subnetworks.models import CONFIGS, FAMILIES, VOCAB, batch, build
 
 
 def reference(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -76,14 +77,16 @@ def loss_and_gradients(model: Any, ids: Tensor, labels: Tensor, fuse_loss: bool)
     return [loss.detach(), *(p.grad for p in model.parameters())]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize(
+    ("name", "tied", "precision"),
+    [
+        *product(CONFIGS, (False, True), ("fp32", "bf16")),
+        *((name, True, "fp32") for name in sorted(FAMILIES.keys() - CONFIGS)),
+        *((name, False, "bf16") for name in sorted(FAMILIES.keys() - CONFIGS)),
+    ],
+)
 def test_a_fused_model_is_hugging_faces(name: str, tied: bool, precision: str) -> None:
-    config = copy.deepcopy(CONFIGS[name])
-    config.tie_word_embeddings = tied
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).train()
+    model = build(name, tied=tied)
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
     ids = batch()
     labels = ids.masked_fill(torch.rand(ids.shape) < 0.3, -100)
@@ -94,7 +97,7 @@ def test_a_fused_model_is_hugging_faces(name: str, tied: bool, precision: str) -
         if precision == "fp32":
             torch.testing.assert_close(right, left, atol=1e-6, rtol=1e-5)
         else:  # 8 bits, rounded in different places
-            assert (right - left).norm() <= 0.03 * left.norm() + 1e-6
+            assert (right - left).norm() <= 0.05 * left.norm() + 1e-6
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

@@ -1,11 +1,14 @@
-"""Tiny models of every known architecture, and a small model built from sliced weights by hand."""
+"""Tiny models of every known family, and two oracles: a small model by hand, and a masked one."""
 
+import copy
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
@@ -15,6 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from subnetworks.anatomy import Anatomy
 from subnetworks.spec import SubnetworkSpec
 
 VOCAB = 53
@@ -29,6 +33,7 @@ _GROUPED: dict[str, Any] = {
     "max_position_embeddings": CONTEXT,
     "bos_token_id": None,
     "eos_token_id": None,
+    "pad_token_id": None,
 }
 CONFIGS: dict[str, PretrainedConfig] = {
     "gpt2": GPT2Config(
@@ -47,12 +52,78 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "mistral": MistralConfig(**_GROUPED, sliding_window=None),
     "qwen3": Qwen3Config(**_GROUPED, head_dim=6),
 }
+"""Of these the small model is built by hand."""
+
+# Windows shorter than the context, in some of the layers: a skipped layer must not shift them.
+_WINDOWS: dict[str, Any] = {
+    "sliding_window": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+_GEMMA: dict[str, Any] = {
+    "head_dim": 6,
+    "query_pre_attn_scalar": 9,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+_NO_DROPOUT = {"residual_dropout": 0.0, "attention_dropout": 0.0}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 2.0,
+    "original_max_position_embeddings": CONTEXT // 2,
+    "llama_4_scaling_beta": 0.1,
+}
+_BIASED = {"attention_bias": True, "mlp_bias": True}
+_OTHERS: dict[str, dict[str, Any]] = {
+    "arcee": _BIASED,
+    "cohere": {"logit_scale": 0.5, "attention_bias": True},
+    "cohere2": {**_WINDOWS, "logit_scale": 0.5},
+    "ernie4_5": {"use_bias": True, "head_dim": 6},
+    "exaone4": _WINDOWS,
+    "gemma": {"head_dim": 6},
+    "gemma2": {**_WINDOWS, **_GEMMA},
+    "gemma3_text": {**_WINDOWS, **_GEMMA},
+    "granite": {
+        **_BIASED,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 2.0,
+        "embedding_multiplier": 3.0,
+    },
+    "hunyuan_v1_dense": {"head_dim": 6},
+    "ministral3": {"rope_parameters": _YARN},
+    "mistral": {"sliding_window": 6},
+    "nemotron": {**_BIASED, "head_dim": 6},
+    "olmo": {"clip_qkv": 1.0},
+    "phi": {"qk_layernorm": True},
+    "qwen2": {**_WINDOWS, "use_sliding_window": True},
+    "qwen3": {**_WINDOWS, "use_sliding_window": True, "attention_bias": True},
+    "seed_oss": {**_NO_DROPOUT, "attention_bias": True, "attention_out_bias": True, "head_dim": 6},
+    "smollm3": {**_WINDOWS, "use_sliding_window": True, "no_rope_layers": [1, 0, 1, 0]},
+    "starcoder2": {**_NO_DROPOUT, "sliding_window": 6, "embedding_dropout": 0.0},
+    "vaultgemma": {**_WINDOWS, **_GEMMA},
+}
+_EAGER = ("gemma2", "vaultgemma")
+FAMILIES: dict[str, PretrainedConfig] = {
+    **CONFIGS,
+    **{
+        f"{name}, windows" if name in CONFIGS else name: AutoConfig.for_model(
+            name, **_GROUPED, **further
+        )
+        for name, further in _OTHERS.items()
+    },
+}
+"""Every known family, with all that its config can put between the units and the logits."""
 
 
-def build(name: str, seed: int = 0) -> PreTrainedModel:
+def build(name: str, seed: int = 0, tied: bool | None = None) -> PreTrainedModel:
     """A model in training mode whose biases and norms are not at their initial zeros and ones."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).train()
+    config = copy.deepcopy(FAMILIES[name])
+    if tied is not None:
+        config.tie_word_embeddings = tied
+    attention = "eager" if config.model_type in _EAGER else "sdpa"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -62,6 +133,37 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
 def batch(size: int = 3, seed: int = 1) -> Tensor:
     """Token ids of shape (size, CONTEXT)."""
     return torch.randint(VOCAB, (size, CONTEXT), generator=torch.Generator().manual_seed(seed))
+
+
+def masked(model: PreTrainedModel, spec: SubnetworkSpec) -> PreTrainedModel:
+    """A copy of the whole model in which zeros stand where units are left out.
+
+    Skipped layers hand on what they read. The oracle of families whose small model nobody wrote.
+    """
+    copied = copy.deepcopy(model)
+    anatomy, d, config = Anatomy(copied), spec.dimensions, model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // d.n_heads
+
+    def scaled(projection: nn.Module, args: Any, output: Tensor, scale: Any, bias: Any) -> Tensor:
+        added = getattr(projection, "bias", None)
+        return output * scale if added is None else (output - added) * scale + added * bias
+
+    for index, choice in enumerate(spec.layers):
+        if choice is None:
+            anatomy.layers[index].register_forward_hook(lambda module, args, output: args[0])
+            continue
+        for cut, projection in anatomy.cuts(index):
+            if cut.side == "out":
+                continue
+            active = choice.units(cut.unit)
+            keep = torch.zeros(d.total(cut.unit), width if cut.branch == "attention" else 1)
+            keep[slice(None) if active is None else list(active)] = 1.0
+            projection.register_forward_pre_hook(
+                lambda module, args, keep=keep: (args[0] * keep.flatten(),)
+            )
+            factors = {"scale": choice.scale(cut.branch), "bias": choice.residual_scale}
+            projection.register_forward_hook(partial(scaled, **factors))
+    return copied
 
 
 class SmallModel(nn.Module):

@@ -1,5 +1,6 @@
 """Tokens that predict nothing contribute to the loss, and no gradient comes from them."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from subnetworks.importance import UnitChooser
 from subnetworks.schedule import Rates
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import planned_subnetwork
-from tests.subnetworks.models import CONFIGS, batch, build
+from tests.subnetworks.models import CONFIGS, FAMILIES, batch, build
 from tests.subnetworks.test_slicing import assert_same_gradients
 
 HALF = Rates(heads=0.5, neurons=0.5)
@@ -63,8 +64,13 @@ def step(model: Any, variant: str, context_forward_only: bool, checkpointing: bo
     return output, spec, count.flops
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        *product(sorted(CONFIGS), VARIANTS),
+        *product(sorted(FAMILIES.keys() - CONFIGS), ["others frozen or forward only"]),
+    ],
+)
 def test_values_are_the_models_and_gradients_of_the_context_are_left_out(
     name: str, variant: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subnetworks.anatomy import Anatomy, Branch, dimensions_of
+from subnetworks.anatomy import Anatomy, dimensions_of
+from subnetworks.families import Branch
 from subnetworks.flops import FlopCount, planned_flops
 from subnetworks.importance import UnitChooser, select
 from subnetworks.ladder import IMPORTANCES, Importance
 from subnetworks.schedule import GroupedQueries, Rates
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import TIERS, planned_subnetwork
-from tests.subnetworks.models import CONFIGS, VOCAB, SmallModel, batch, build
+from tests.subnetworks.models import CONFIGS, FAMILIES, VOCAB, SmallModel, batch, build
 from tests.subnetworks.test_slicing import assert_same_gradients, cross_entropy
 
 HALF = Rates(heads=0.5, neurons=0.5)
@@ -71,10 +73,22 @@ def masked_to(units: Sequence[int], total: int) -> Any:
     return lambda _, args: (args[0] * mask.repeat_interleave(args[0].shape[-1] // total),)
 
 
-@pytest.mark.parametrize("importance", ["uniform", "wanda", "taylor"])
-@pytest.mark.parametrize("grouped", ["groups", "within_groups"])
-@pytest.mark.parametrize("shares", [(0.0, 0.5), (0.0, 1.0), (0.5, 0.5), (1.0, 0.0)])
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize(
+    ("name", "shares", "grouped", "importance"),
+    [
+        *product(
+            sorted(CONFIGS),
+            [(0.0, 0.5), (0.0, 1.0), (0.5, 0.5), (1.0, 0.0)],
+            ["groups", "within_groups"],
+            ["uniform", "wanda", "taylor"],
+        ),
+        *(
+            (name, (0.5, 0.5), *chosen)
+            for name in sorted(FAMILIES.keys() - CONFIGS)
+            for chosen in (("groups", "wanda"), ("within_groups", "taylor"))
+        ),
+    ],
+)
 def test_untrained_units_contribute_and_are_not_trained(
     name: str,
     shares: tuple[float, float],
@@ -111,9 +125,9 @@ def test_untrained_units_contribute_and_are_not_trained(
             constants = []
             for tier in TIERS:
                 constant = copy.deepcopy(branch).requires_grad_(False)
-                for norm in ("q_norm", "k_norm"):  # Qwen3's, of all heads: frozen ones train it too
-                    if hasattr(branch, norm):
-                        setattr(constant, norm, getattr(branch, norm))
+                for part, norm in branch.named_children():  # of all heads: frozen ones train it too
+                    if part.endswith("norm"):
+                        setattr(constant, part, norm)
                 read = constant.get_submodule(cut.path.rpartition(".")[2])
                 if read.bias is not None:
                     read.bias.zero_()

@@ -1,6 +1,8 @@
 """The sub-network that runs is the small model with the sliced weights: outputs, gradients."""
 
 import copy
+from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,27 +11,44 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from subnetworks.anatomy import Anatomy, architecture_of, dimensions_of
+from subnetworks.anatomy import Anatomy, dimensions_of
+from subnetworks.families import ARCHITECTURES, fits
 from subnetworks.flops import FlopCount, planned_flops
 from subnetworks.schedule import Rates
 from subnetworks.slicing import FreezeUnsampled, SlicedModel, activate
 from subnetworks.spec import LayerChoice, SubnetworkSpec, sample_subnetwork
-from tests.subnetworks.models import CONFIGS, VOCAB, SmallModel, batch, build
+from tests.subnetworks.models import (
+    CONFIGS,
+    FAMILIES,
+    VOCAB,
+    SmallModel,
+    batch,
+    build,
+    masked,
+)
 
-ARCHITECTURES = sorted(CONFIGS)
+BY_HAND = sorted(CONFIGS)
 VARIANTS: dict[str, dict[str, Any]] = {
     "all three": {"rates": Rates(layers=0.5, heads=0.5, neurons=0.5)},
     "heads and neurons": {"rates": Rates(heads=0.5, neurons=0.3)},
     "within groups": {"rates": Rates(heads=0.5), "grouped_queries": "within_groups"},
+    "within groups, unscaled": {
+        "rates": Rates(heads=0.5),
+        "grouped_queries": "within_groups",
+        "rescale_units": False,
+    },
     "neurons": {"rates": Rates(neurons=0.25), "rescale_units": False},
     "layers": {"rates": Rates(layers=0.5), "layer_rescale": "inverse", "exempt_layers": (0,)},
+    "neurons and layers": {"rates": Rates(0.5, 0.5, 0.5), "rescale_units": False},
     "shared": {"rates": Rates(0.75, 0.25, 0.5), "shared_indices": True, "layer_rescale": "inverse"},
 }
 
 
 def draw(name: str, variant: str, seed: int = 3) -> SubnetworkSpec:
     generator = torch.Generator().manual_seed(seed)
-    return sample_subnetwork(dimensions_of(CONFIGS[name]), generator=generator, **VARIANTS[variant])
+    return sample_subnetwork(
+        dimensions_of(FAMILIES[name]), generator=generator, **VARIANTS[variant]
+    )
 
 
 def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
@@ -47,7 +66,7 @@ def assert_same_gradients(model: torch.nn.Module, expected: dict[str, Tensor | N
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", BY_HAND)
 def test_equals_the_small_model_built_alone(name: str, variant: str) -> None:
     model, ids, spec = build(name), batch(), draw(name, variant)
     small = SmallModel(model, spec)
@@ -65,53 +84,34 @@ def test_equals_the_small_model_built_alone(name: str, variant: str) -> None:
     assert planned_flops(model.config, spec, *ids.shape) == count.flops
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_equals_a_masked_full_model(name: str) -> None:
-    model, ids, spec = build(name), batch(), draw(name, "all three")
-    masked = copy.deepcopy(model)
-    anatomy = Anatomy(masked)
-    width = SmallModel(model, SubnetworkSpec.full(spec.dimensions)).head_dim
+NORMED = [name for name, c in FAMILIES.items() if ARCHITECTURES[c.model_type].normed_output]
 
-    def mask(units: tuple[int, ...], total: int, size: int, scale: float) -> Any:
-        keep = torch.zeros(total, size)
-        keep[list(units)] = scale
-        return lambda module, args: (args[0] * keep.flatten(),)
 
-    for index, choice in enumerate(spec.layers):
-        if choice is None:
-            anatomy.layers[index].register_forward_hook(lambda module, args, output: args[0])
-            continue
-        d = spec.dimensions
-        for cut, projection in anatomy.cuts(index):
-            if cut.side == "out":
-                continue
-            heads = cut.branch == "attention"
-            projection.register_forward_pre_hook(
-                mask(
-                    choice.units(cut.unit),
-                    d.n_heads if heads else d.intermediate_size,
-                    width if heads else 1,
-                    choice.scale(cut.branch),
-                )
-            )
-    expected = masked(input_ids=ids, labels=ids, use_cache=False)
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        *product([n for n in FAMILIES if n not in NORMED], ["all three", "within groups"]),
+        *product(NORMED, ["neurons and layers", "within groups, unscaled"]),
+    ],
+)
+def test_equals_a_masked_full_model(name: str, variant: str) -> None:
+    model, ids, spec = build(name), batch(), draw(name, variant)
+    reference = masked(model, spec)
+    expected = reference(input_ids=ids, labels=ids, use_cache=False)
     expected.loss.backward()
-    with activate(model, spec):
+    with activate(model, spec), FlopCount(model.config) as count:
         output = model(input_ids=ids, labels=ids, use_cache=False)
         output.loss.backward()
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-5)
-    reference = dict(masked.named_parameters())
-    skipped = [i for i, choice in enumerate(spec.layers) if choice is None]
-    for parameter_name, parameter in model.named_parameters():
-        if any(f".{i}." in parameter_name for i in skipped):
-            assert parameter.grad is None
-        else:
-            torch.testing.assert_close(
-                parameter.grad, reference[parameter_name].grad, atol=1e-5, rtol=1e-5
-            )
+    assert planned_flops(model.config, spec, *ids.shape) == count.flops
+    gradients: dict[str, Tensor | None] = {n: p.grad for n, p in reference.named_parameters()}
+    for parameter in gradients:
+        if any(f".{i}." in parameter for i, choice in enumerate(spec.layers) if choice is None):
+            gradients[parameter] = None
+    assert_same_gradients(model, gradients)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", BY_HAND)
 def test_full_subnetwork_is_bit_equal_to_the_plain_model(name: str) -> None:
     model, ids = build(name), batch()
     plain = copy.deepcopy(model)
@@ -125,7 +125,7 @@ def test_full_subnetwork_is_bit_equal_to_the_plain_model(name: str) -> None:
         assert torch.equal(left.grad, right.grad)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", BY_HAND)
 def test_model_is_itself_again_after_an_error(name: str) -> None:
     model, ids, spec = build(name), batch(), draw(name, "all three")
     identities = [id(p) for p in model.parameters()]
@@ -244,11 +244,36 @@ def test_compiled_blocks_run_the_subnetwork_without_recompiling_for_a_new_draw()
     assert compiles[0] == compiles[-1] > 0
 
 
-def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
-    config = copy.deepcopy(CONFIGS["gpt2"])
-    config.model_type = "mamba"
-    with pytest.raises(ValueError, match=r"mamba.*gpt2, llama, mistral, qwen3"):
-        architecture_of(config)
+def test_every_family_has_an_oracle() -> None:
+    assert {config.model_type for config in FAMILIES.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "mamba"}, "model_type='mamba' are not known; known are arcee, cohere"),
+        ({"model_type": "gemma4_text"}, "model_type='gemma4_text' are not known"),
+        ({"model_type": "phi3"}, "model_type='phi3' are not known"),
+        ({"model_type": "mixtral"}, "model_type='mixtral' are not known"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "cross-attention"),
+        ({"model_type": "cohere", "use_qk_norm": True}, "use_qk_norm=true.*is by head"),
+        ({"model_type": "llama", "is_heterogeneous": True}, "layers differ in their sizes"),
+    ],
+)
+def test_what_is_not_right_is_refused_by_name(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fits({}, SimpleNamespace(**config))
+
+
+@pytest.mark.parametrize("name", NORMED)
+@pytest.mark.parametrize("setting", [{"rescale_units": True}, {"layer_rescale": "inverse"}])
+def test_a_scale_that_a_norm_undoes_is_refused(name: str, setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"a {FAMILIES[name].model_type} norms what a branch"):
+        fits(setting, FAMILIES[name])
+    fits({"rescale_units": False, "layer_rescale": "none"}, FAMILIES[name])
+    spec = draw(name, "all three" if "rescale_units" in setting else "layers")
+    with pytest.raises(ValueError, match="undoes the sub-network's scales"):
+        SlicedModel(build(name)).gather(spec)
 
 
 def test_a_spec_of_another_model_is_refused() -> None:
