@@ -52,12 +52,17 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
+def logged(trainer: pl.Trainer) -> dict[str, float]:
+    """The last value of everything that was logged."""
+    return {str(key): float(value) for key, value in trainer.callback_metrics.items()}
+
+
 class Checkpointing(Checkpoint):
     """Saves the run every few optimizer steps, keeps the newest, and the best by a metric.
 
     A checkpoint is written when a step's last micro-batch ends, or after the validation that is due
     at that step: Lightning does not make up for a validation that a resumed run has missed.
-    `best.ckpt` is written when a validation ends.
+    `best.ckpt` is written when a validation ends. What was logged by then stands in each of them.
 
     Args:
         folder: Where to; made when the first checkpoint is written.
@@ -93,6 +98,8 @@ class Checkpointing(Checkpoint):
         self.sign = 1.0 if mode == "min" else -1.0
         self.best_value = math.inf
         self.validated_step = -1
+        self.metrics: dict[str, float] = {}
+        """What had been logged when the newest checkpoint was written."""
         self._seen_step = -1
         self._saved_step = -1
         self._due = False  # a checkpoint waits for the end of a validation
@@ -116,6 +123,7 @@ class Checkpointing(Checkpoint):
         """
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         if self._saved_step != trainer.global_step:
+            self.metrics = logged(trainer)
             trainer.save_checkpoint(path)
             self._saved_step = trainer.global_step
             self._due = False
@@ -174,13 +182,18 @@ class Checkpointing(Checkpoint):
         self.save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far, and the step of the last validation."""
-        return {"best_value": self.best_value, "validated_step": self.validated_step}
+        """Return the best value so far, the step of the last validation, and what was logged."""
+        return {
+            "best_value": self.best_value,
+            "validated_step": self.validated_step,
+            "metrics": self.metrics,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them back."""
         self.best_value = state_dict["best_value"]
         self.validated_step = state_dict["validated_step"]
+        self.metrics = dict(state_dict["metrics"])
 
     def _improved(self, trainer: pl.Trainer, monitor: str) -> bool:
         if monitor not in trainer.callback_metrics:
@@ -199,6 +212,7 @@ class Checkpointing(Checkpoint):
     def _save_best(self, trainer: pl.Trainer) -> None:
         path = self.folder / "best.ckpt"
         if self._saved_step != trainer.global_step:
+            self.metrics = logged(trainer)
             trainer.save_checkpoint(path)
         elif trainer.is_global_zero:
             beside = path.with_name("best.ckpt.tmp")

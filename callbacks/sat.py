@@ -201,7 +201,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             seen = [t for k, t in self._trained.items() if k[1] == unit and k in chosen]
             if seen:
                 metrics[f"coverage_{unit}"] = float(torch.stack(seen).float().mean())
-        spent = self._meter.seconds[0]
+        spent = self._meter.spent.seconds[0]
         if spent:
             metrics["choosing_share"] = self.chooser.seconds / spent
         return metrics

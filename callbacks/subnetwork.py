@@ -15,7 +15,7 @@ from ledger import Ledger, Saving
 from subnetworks import families
 from subnetworks.anatomy import dimensions_of
 from subnetworks.context import predicting
-from subnetworks.meter import StepMeter
+from subnetworks.meter import Spent, StepMeter
 from subnetworks.schedule import Schedule
 from subnetworks.slicing import FreezeUnsampled, SlicedModel
 from subnetworks.spec import SubnetworkSpec
@@ -56,7 +56,7 @@ class SubnetworkTraining(Callback):
         self._step = -1
         self._spec: SubnetworkSpec | None = None
         self._started: float | None = None
-        self._meter_state: dict[str, Any] | None = None
+        self._spent: Spent | None = None
 
     @abstractmethod
     def draw(self, config: Any, step: int, max_steps: int) -> SubnetworkSpec:
@@ -96,15 +96,15 @@ class SubnetworkTraining(Callback):
         self._sliced = SlicedModel(module.backbone)
         self._frozen: list[FreezeUnsampled] = []
         self._max_steps = int(trainer.estimated_stepping_batches)
-        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        frozen = not next(iter(self._sliced.anatomy.weights(0, "mlp"))).value.requires_grad
-        self._meter = StepMeter(module.hf_config, trained, frozen)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on from a checkpoint, which is read before `on_fit_start` or, with FSDP, after it."""
         self._step = -1
-        if self._meter_state is not None:
-            self._meter.load_state_dict(self._meter_state)
+        module = cast(Any, pl_module)
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        frozen = not next(iter(self._sliced.anatomy.weights(0, "mlp"))).value.requires_grad
+        self._meter = StepMeter(module.hf_config, trained, frozen, self._spent)
+        self._spent = self._meter.spent
         if self.freeze_unsampled:
             self._frozen = [FreezeUnsampled(self._sliced, o) for o in trainer.optimizers]
 
@@ -170,10 +170,12 @@ class SubnetworkTraining(Callback):
         """Leave the model whole."""
         if hasattr(self, "_sliced"):
             self._sliced.detach()
+        if hasattr(self, "_meter"):
             self._meter.abandon()
 
     def _log(self, spec: SubnetworkSpec) -> dict[str, float]:
-        (planned, dense_planned), (counted, dense) = self._meter.planned, self._meter.counted
+        spent = self._meter.spent
+        (planned, dense_planned), (counted, dense) = spent.planned, spent.counted
         d = spec.dimensions
         step_blocks = self._meter.plan(spec, 1, 1).blocks
         full_blocks = self._meter.plan(SubnetworkSpec.full(d), 1, 1).blocks
@@ -196,13 +198,14 @@ class SubnetworkTraining(Callback):
 
     def ledger(self) -> Ledger | None:
         """What the steps taken so far saved against dense steps; `None` before the first."""
-        if not hasattr(self, "_meter") or not self._meter.steps:
+        spent = self._spent
+        if spent is None or not spent.steps:
             return None
-        (planned, dense_planned), (counted, dense) = self._meter.planned, self._meter.counted
-        seconds, dense_seconds = self._meter.seconds
+        (planned, dense_planned), (counted, dense) = spent.planned, spent.counted
+        seconds, dense_seconds = spent.seconds
         return Ledger(
             method=self.method.upper(),
-            baseline=f"dense training for the same {self._meter.steps:,} steps",
+            baseline=f"dense training for the same {spent.steps:,} steps",
             savings=(
                 Saving("FLOPs planned, blocks", "FLOPs", planned.blocks, dense_planned.blocks),
                 Saving("FLOPs planned, all", "FLOPs", planned.total, dense_planned.total),
@@ -264,7 +267,7 @@ class SubnetworkTraining(Callback):
             "settings": self.settings,
             "seed": self.seed,
             "step": self._step,
-            "meter": self._meter.state_dict() if hasattr(self, "_meter") else None,
+            "spent": None if self._spent is None else self._spent.to_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -279,4 +282,5 @@ class SubnetworkTraining(Callback):
                     f"callbacks.{self.method}: the checkpoint's {key} differ: {state_dict[key]} "
                     f"there, {getattr(self, key)} here; resume with the same ones"
                 )
-        self._meter_state = state_dict["meter"]
+        spent = state_dict["spent"]
+        self._spent = None if spent is None else Spent.from_dict(spent)

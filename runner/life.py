@@ -22,7 +22,7 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing
+from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
 from callbacks.interruption import Interruption, stop_behind
 from ledger import Ledger
 from runner import pretrained, report, resume
@@ -186,7 +186,7 @@ class _Run:
                     self._failed(error)
                     raise
                 code = int(stop.code or 1)
-                self._note("interrupted", reason=stop.words, metrics=self._metrics())
+                self._note("interrupted", reason=stop.words, metrics=logged(self.trainer))
                 self.console.print(f"Interrupted: {stop.words}.", highlight=False)
                 if not self.first:  # Lightning kills the first process where another one fails
                     raise SystemExit(0) from None
@@ -211,15 +211,17 @@ class _Run:
         began = time.perf_counter()
         self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
         seconds = time.perf_counter() - began
-        metrics = self._metrics()
         saving = [cb for cb in self.callbacks if isinstance(cb, Checkpointing)]
         step = self.trainer.global_step
         if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
             step = self._fetch_states(saving)
+        # A run that was stopped after its last step has logged nothing in this process.
+        metrics = {name: value for cb in saving for name, value in cb.metrics.items()}
+        metrics |= logged(self.trainer)
         validated = any(cb.validated_step == step for cb in saving)
         if self.trainer.enable_validation and not validated:
             self.trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
-            metrics |= self._metrics()
+            metrics |= logged(self.trainer)
         metrics["seconds"] = seconds
         if self.first:
             self._report(metrics, saving, step)
@@ -235,7 +237,7 @@ class _Run:
             message = ".*callbacks used to create the checkpoint need to be provided"
             warnings.filterwarnings("ignore", message=message)
             do(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
-        metrics = self._metrics()
+        metrics = logged(self.trainer)
         if self.record is not None:
             self.record.update(metrics=metrics, checkpoint=checkpoint and str(checkpoint))
         return metrics
@@ -292,7 +294,7 @@ class _Run:
 
     def _failed(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {error}"
-        self._note("failed", reason=reason, metrics=self._metrics())
+        self._note("failed", reason=reason, metrics=logged(self.trainer))
         if self.record is not None:
             (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
         self.console.print(f"Failed: {reason.strip().splitlines()[0]}", markup=False)
@@ -300,10 +302,6 @@ class _Run:
     def _note(self, status: str, **fields: Any) -> None:
         if self.record is not None:
             self.record.update(status=status, ended=now(), **fields)
-
-    def _metrics(self) -> dict[str, float]:
-        metrics = self.trainer.callback_metrics
-        return {str(key): float(value) for key, value in metrics.items()}
 
     def _title(self) -> str:
         return f"{self.settings['name']} {self.start.run_id}, {self.task}"
@@ -383,8 +381,8 @@ def checkpoint_of(path: Path) -> Path:
         if found is None:
             raise ConfigError(f"ckpt_path={path}: no whole checkpoint in {path}/checkpoints")
         return found
-    if not resume.is_whole(path):
-        raise ConfigError(f"ckpt_path={path}: the file is damaged")
+    if fault := resume.fault_of(path):
+        raise ConfigError(f"ckpt_path={path}: the file {fault}")
     return path
 
 

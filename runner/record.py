@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from runner.resume import RUN_FILE, Start, lock
+from runner import terminal
+from runner.resume import CHECKPOINT_KEY, RUN_FILE, Start, lock, read_record
 
 PACKAGES = (
     "datasets",
@@ -32,7 +33,6 @@ PACKAGES = (
     "transformers",
     "wandb",
 )
-CHECKPOINT_KEY = "frugal"
 
 
 def now() -> str:
@@ -41,11 +41,15 @@ def now() -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader finds the old content or the new, never a part."""
+    """Write a JSON file, see `write_text`."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part."""
     beside = path.with_name(f"{path.name}.tmp")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, default=str)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
@@ -67,8 +71,7 @@ class Record:
         self.folder = start.folder
         self.folder.mkdir(parents=True, exist_ok=start.resumed)
         self._lock: TextIO = lock(self.folder)
-        path = self.folder / RUN_FILE
-        before = json.loads(path.read_text()) if start.resumed and path.exists() else {}
+        before = read_record(self.folder) if start.resumed else {}
         self.content: dict[str, Any] = {
             "id": start.run_id,
             "experiment": start.folder.parent.name,
@@ -89,8 +92,8 @@ class Record:
         }
         if start.checkpoint is not None:
             self.content["resumed"].append({"at": now(), "checkpoint": start.checkpoint.name})
+        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
         self.update()
-        OmegaConf.save(OmegaConf.create(settings), self.folder / "config.yaml")
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json and write it."""
@@ -132,8 +135,9 @@ class Identity(pl.Callback):
         self.identity = identity
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Be quiet in a process that Lightning has spawned as well."""
+        """Be quiet, and heard by nobody if need be, in a process that was spawned as well."""
         quiet()
+        terminal.outlive()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

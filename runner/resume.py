@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runner import signatures
 from runner.validate import RUN_DIR, ConfigError, methods
@@ -26,6 +28,8 @@ except ImportError:  # Windows: two processes in one run folder are then not not
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+# Under it a checkpoint says which run has written it.
+CHECKPOINT_KEY = "frugal"
 
 # The variable that tells a process started by Lightning what its parent has decided.
 CHILD = "FRUGAL_START"
@@ -146,42 +150,64 @@ def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
     """
     if settings["resume"] != "auto":
         return _named(settings, Path(settings["resume"]))
-    other = ""
+    other, skipped = "", list[str]()
     for folder in sorted(experiment.glob("*"), reverse=True):
-        if not (folder / RUN_FILE).exists() or not (folder / "config.yaml").exists():
+        if not (folder / RUN_FILE).exists():
             continue
-        record, stored = read_record(folder), stored_config(folder)
+        try:
+            record, stored = read_record(folder), stored_config(folder)
+        except ConfigError as error:
+            skipped.append(f"Skipped {error}.")
+            continue
         if record["status"] == "finished" or record["task"] != "train" or is_locked(folder):
             continue
         changes = difference(stored, settings)
         against = [*stops(changes, stored, settings), *({"seed"} & changes.keys())]
         checkpoint, words = newest_whole(folder)
         if checkpoint is not None and not against:
-            said = [f"Going on with {folder} from {checkpoint.name}.", *words]
+            said = [f"Going on with {folder} from {checkpoint.name}.", *words, *skipped]
             return Start(folder, record["id"], checkpoint, (*said, *_listed(changes)))
         if checkpoint is not None and not other:
             lines = "\n".join(_listed({key: changes[key] for key in against}))
             other = f" The newest unfinished one, {folder.name}, differs:\n{lines}"
-    return f"resume=auto: a new run, since none in {experiment} can be gone on with.{other}"
+    none = f"resume=auto: a new run, since none in {experiment} can be gone on with.{other}"
+    return "\n".join((none, *skipped))
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     """Return a run's newest whole checkpoint, and a sentence for each newer one that is not."""
     words: list[str] = []
     for path in sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True):
-        if is_whole(path):
+        if (fault := fault_of(path)) is None:
             return path, words
-        words.append(f"{path.name} is damaged; the checkpoint before it is used.")
+        words.append(f"{path.name} {fault}; the checkpoint before it is used.")
     return None, words
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint file can be read to its end and every checksum in it is right."""
+def fault_of(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint file, None if a run can go on from it.
+
+    It is read to its end, every checksum in it is compared, nothing in it is executed, and it must
+    be of the run in whose folder it lies.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError):
-        return False
+            if archive.testzip() is not None:
+                return "is damaged"
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+        return "is damaged"
+    import torch  # slow, and needed only where there is a checkpoint
+
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # noqa: BLE001  the bytes of a foreign pickle can raise anything
+        return "is no checkpoint"
+    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+        return "is no checkpoint"
+    folder, writer = run_folder(path), content.get(CHECKPOINT_KEY)
+    if folder is None or not isinstance(writer, dict):
+        return None
+    return None if writer.get("id") == read_record(folder)["id"] else "is of another run"
 
 
 def difference(
@@ -249,19 +275,53 @@ def run_folder(path: Path) -> Path | None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the run.json of a run."""
-    content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
+    """Return the run.json of a run.
+
+    Raises:
+        ConfigError: It is missing or damaged.
+    """
+    path = folder / RUN_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from error
+    missing = {"id", "task", "status"} - (content.keys() if isinstance(content, dict) else set())
+    if missing:
+        raise ConfigError(f"{path}: no record of a run, {', '.join(sorted(missing))} missing")
     return content
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
-    """Return the resolved config of a run, with RUN_DIR for the run folder."""
-    loaded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(loaded, dict)
+    """Return the resolved config of a run, with RUN_DIR for the run folder.
+
+    Raises:
+        ConfigError: It is missing or damaged.
+    """
+    path = folder / "config.yaml"
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from error
+    if not isinstance(loaded, dict) or not _is_config(loaded):
+        raise ConfigError(f"{path}: no config of a run")
     content = replaced(loaded, loaded["paths"]["run_dir"], RUN_DIR)
     assert isinstance(content, dict)
     return content
+
+
+def _is_config(content: Mapping[Any, Any]) -> bool:
+    """Whether plain containers have the shape that this package relies on."""
+    paths, callbacks = content.get("paths"), content.get("callbacks") or {}
+    nodes = [content.get("module"), *(callbacks.values() if isinstance(callbacks, dict) else "?")]
+    built = all(
+        n is None or (isinstance(n, dict) and isinstance(n.get("_target_"), str)) for n in nodes
+    )
+    placed = isinstance(paths, dict) and isinstance(paths.get("run_dir"), str)
+    return built and placed and "name" in content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _decide(settings: Mapping[str, Any]) -> Start:
@@ -326,10 +386,8 @@ def _named(settings: Mapping[str, Any], path: Path) -> Start:
     checkpoint: Path | None = path
     if path.is_dir():
         checkpoint, words = newest_whole(folder)
-    elif not is_whole(path):
-        raise ConfigError(
-            f"resume={path}: the file is damaged. Take the run folder: resume={folder}"
-        )
+    elif fault := fault_of(path):
+        raise ConfigError(f"resume={path}: the file {fault}. Take the run folder: resume={folder}")
     if checkpoint is None:
         raise ConfigError(f"resume={path}: no whole checkpoint in {folder}/checkpoints")
     said = [f"Going on with {folder} from {checkpoint.name}.", *words]

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from runner import signatures
+from runner import signatures, terminal
 from runner.signatures import nearest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,6 +113,7 @@ def guard(main: Callable[[], Any]) -> int:
     Returns:
         The exit code: 0, or 2 for a config that was refused. Other errors pass through.
     """
+    terminal.outlive()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
     try:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PretrainedConfig
@@ -33,29 +33,107 @@ class _Kind:
     seconds: list[float] = field(default_factory=list)
 
 
+@dataclass
+class Spent:
+    """What the steps of a training cost, beside what dense steps would have cost.
+
+    Args:
+        n_parameters: Parameters that the optimizer updates.
+        full: Signature of the full model's spec; its steps are the baseline of the clock.
+    """
+
+    n_parameters: int
+    full: str
+    extra: StepFlops = field(default_factory=StepFlops)
+    kinds: dict[str, _Kind] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return sum(kind.steps for kind in self.kinds.values())
+
+    @property
+    def planned(self) -> tuple[StepFlops, StepFlops]:
+        """FLOPs of the steps taken, in closed form: spent, and dense."""
+        kinds = self.kinds.values()
+        return self._sum(kind.planned for kind in kinds), self._sum(kind.dense for kind in kinds)
+
+    @property
+    def counted(self) -> tuple[StepFlops, StepFlops]:
+        """FLOPs of the steps taken, as counted: spent, and dense.
+
+        Where no full-model step has run, the dense side is in closed form.
+        """
+
+        def scaled(flops: StepFlops, by: tuple[float, float] | None) -> StepFlops:
+            blocks, total = by or (1.0, 1.0)
+            return StepFlops(flops.blocks * blocks, flops.total * total)
+
+        kinds = self.kinds.values()
+        full = self.kinds.get(self.full, _Kind())
+        spent = self._sum(scaled(kind.planned, kind.executed) for kind in kinds)
+        dense = self._sum(scaled(kind.dense, full.executed) for kind in kinds)
+        return spent + self.extra, dense
+
+    @property
+    def seconds(self) -> tuple[float, float | None]:
+        """Time of the steps taken, each token at its kind's median: spent, and at the dense one."""
+        medians = {key: median(kind.seconds) for key, kind in self.kinds.items() if kind.seconds}
+        dense = medians.get(self.full)
+        spent = sum(kind.tokens * medians.get(key, 0.0) for key, kind in self.kinds.items())
+        timed = sum(kind.tokens for key, kind in self.kinds.items() if key in medians)
+        return spent, None if dense is None else dense * timed
+
+    def _sum(self, flops: Iterable[StepFlops]) -> StepFlops:
+        return sum(flops, StepFlops()).with_optimizer(self.n_parameters * self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild what `to_dict` returned."""
+        kinds = {
+            key: _Kind(
+                **{
+                    **kind,
+                    "planned": StepFlops(**kind["planned"]),
+                    "dense": StepFlops(**kind["dense"]),
+                    "executed": kind["executed"] and tuple(kind["executed"]),
+                    "seconds": list(kind["seconds"]),
+                }
+            )
+            for key, kind in content["kinds"].items()
+        }
+        return cls(**{**content, "extra": StepFlops(**content["extra"]), "kinds": kinds})
+
+
 class StepMeter:
-    """Adds up what the steps of a training cost.
+    """Adds up what the steps of a training cost, while they run.
 
     The FLOPs of the first micro-batch of every kind of sub-network (equal counts of layers, heads
     and neurons) are counted while it runs; its step's time is left out because counting slows it
-    down. The baseline of the clock is the full-model steps of the same training. Micro-batches may
-    differ in shape.
+    down. Micro-batches may differ in shape.
 
     Args:
         config: Config of the model.
         n_parameters: Parameters that the optimizer updates.
         frozen_weights: Whether the model's own weights are not among them (LoRA).
+        spent: What earlier steps of the training cost; `None` if there were none.
     """
 
     def __init__(
-        self, config: PretrainedConfig, n_parameters: int, frozen_weights: bool = False
+        self,
+        config: PretrainedConfig,
+        n_parameters: int,
+        frozen_weights: bool = False,
+        spent: Spent | None = None,
     ) -> None:
         self._config = config
-        self._n_parameters = n_parameters
         self._frozen_weights = frozen_weights
         self._full = SubnetworkSpec.full(dimensions_of(config))
-        self._kinds: dict[str, _Kind] = {}
-        self._extra = StepFlops()
+        self.spent = Spent(n_parameters, self._full.signature) if spent is None else spent
         self._running: tuple[ExitStack, FlopCount, _Kind, StepFlops] | None = None
         self._step_tokens = 0
 
@@ -74,7 +152,7 @@ class StepMeter:
             context_length: Tokens of each.
             trained_tokens: Of all these, those that predict something; see `planned_flops`.
         """
-        kind = self._kinds.setdefault(spec.signature, _Kind())
+        kind = self.spent.kinds.setdefault(spec.signature, _Kind())
         planned = self._flops(spec, batch_size, context_length, trained_tokens)
         kind.planned += planned
         kind.dense += self._flops(self._full, batch_size, context_length)
@@ -101,7 +179,7 @@ class StepMeter:
 
     def add(self, flops: StepFlops) -> None:
         """FLOPs that a method spends beside its steps, as counted."""
-        self._extra += flops
+        self.spent.extra += flops
 
     def abandon(self) -> None:
         """Stop counting without a result: the step failed."""
@@ -111,7 +189,7 @@ class StepMeter:
 
     def end_step(self, spec: SubnetworkSpec, seconds: float | None) -> None:
         """After the optimizer step; `seconds` is `None` where the step's time tells nothing."""
-        kind = self._kinds[spec.signature]
+        kind = self.spent.kinds[spec.signature]
         kind.steps += 1
         if seconds is not None:
             kind.seconds = [*kind.seconds[1 - SECONDS_KEPT :], seconds / self._step_tokens]
@@ -120,7 +198,7 @@ class StepMeter:
     def plan(self, spec: SubnetworkSpec, batch_size: int, context_length: int) -> StepFlops:
         """FLOPs of an optimizer step on a sub-network, in closed form."""
         flops = self._flops(spec, batch_size, context_length)
-        return flops.with_optimizer(self._n_parameters)
+        return flops.with_optimizer(self.spent.n_parameters)
 
     def _flops(
         self,
@@ -131,66 +209,3 @@ class StepMeter:
     ) -> StepFlops:
         shape = batch_size, context_length
         return planned_flops(self._config, spec, *shape, self._frozen_weights, trained_tokens)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps taken."""
-        return sum(kind.steps for kind in self._kinds.values())
-
-    @property
-    def planned(self) -> tuple[StepFlops, StepFlops]:
-        """FLOPs of the steps taken, in closed form: spent, and dense."""
-        kinds = self._kinds.values()
-        return self._sum(kind.planned for kind in kinds), self._sum(kind.dense for kind in kinds)
-
-    @property
-    def counted(self) -> tuple[StepFlops, StepFlops]:
-        """FLOPs of the steps taken, as counted: spent, and dense.
-
-        Where no full-model step has run, the dense side is in closed form.
-        """
-
-        def scaled(flops: StepFlops, by: tuple[float, float] | None) -> StepFlops:
-            blocks, total = by or (1.0, 1.0)
-            return StepFlops(flops.blocks * blocks, flops.total * total)
-
-        kinds = self._kinds.values()
-        full = self._kinds.get(self._full.signature, _Kind())
-        spent = self._sum(scaled(kind.planned, kind.executed) for kind in kinds)
-        dense = self._sum(scaled(kind.dense, full.executed) for kind in kinds)
-        return spent + self._extra, dense
-
-    @property
-    def seconds(self) -> tuple[float, float | None]:
-        """Time of the steps taken, each token at its kind's median: spent, and at the dense one."""
-        medians = {key: median(kind.seconds) for key, kind in self._kinds.items() if kind.seconds}
-        dense = medians.get(self._full.signature)
-        spent = sum(kind.tokens * medians.get(key, 0.0) for key, kind in self._kinds.items())
-        timed = sum(kind.tokens for key, kind in self._kinds.items() if key in medians)
-        return spent, None if dense is None else dense * timed
-
-    def _sum(self, flops: Iterable[StepFlops]) -> StepFlops:
-        return sum(flops, StepFlops()).with_optimizer(self._n_parameters * self.steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain containers from which a resumed training goes on adding."""
-        return {
-            "extra": asdict(self._extra),
-            "kinds": {key: asdict(kind) for key, kind in self._kinds.items()},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self._extra = StepFlops(**state["extra"])
-        self._kinds = {
-            key: _Kind(
-                **{
-                    **kind,
-                    "planned": StepFlops(**kind["planned"]),
-                    "dense": StepFlops(**kind["dense"]),
-                    "executed": kind["executed"] and tuple(kind["executed"]),
-                    "seconds": list(kind["seconds"]),
-                }
-            )
-            for key, kind in state["kinds"].items()
-        }

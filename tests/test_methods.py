@@ -123,6 +123,11 @@ def test_trains(setting: Setting, fit: Fit) -> None:
     ledger = method.ledger()
     assert "60 steps" in ledger.baseline
     assert {row.saved for row in ledger.savings if "blocks" in row.quantity} != {0.0}
+    elsewhere: Any = (
+        setting.method()
+    )  # a run that goes on after its last step, or has spawned this one
+    elsewhere.load_state_dict(method.state_dict())
+    assert elsewhere.ledger() == ledger
 
 
 def test_trains_in_bf16_with_clipped_gradients(setting: Setting, fit: Fit) -> None:

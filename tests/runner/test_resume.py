@@ -53,7 +53,9 @@ def unequal(first: Any, second: Any, key: str = "") -> list[str]:
 
 def assert_same(first: Path, second: Path) -> None:
     a, b = (torch.load(path, weights_only=True) for path in (first, second))
-    a.pop("frugal"), b.pop("frugal")
+    for content in (a, b):
+        del content["frugal"]
+        content["callbacks"]["Checkpointing"]["metrics"].pop("perf/tokens_per_second", None)
     assert a["rng_states"][0]["torch"].numel() > 1000
     assert unequal(a, b) == []
 
@@ -93,6 +95,7 @@ def test_resumed_from_any_step_is_bit_equal(
     every = ["trainer.checkpoint_every=1", "callbacks.checkpoint.keep_last=100", *extra]
     run(tmp_path / "whole", *every)
     whole = folder_of(tmp_path / "whole")
+    finished = json.loads((whole / "run.json").read_text())
     for step in steps:
         source = whole
         for again in sorted({step, min(step + 5, 40)}):
@@ -103,6 +106,10 @@ def test_resumed_from_any_step_is_bit_equal(
             assert_same(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
             record = json.loads((folder / "run.json").read_text())
             assert record["status"] == "finished"
+            # Also where nothing was left to do but the end: the record is the whole run's.
+            assert record["ledgers"] == finished["ledgers"]
+            assert record["metrics"].keys() == finished["metrics"].keys()
+            assert record["metrics"]["train/loss"] == finished["metrics"]["train/loss"]
             assert record["resumed"][-1]["checkpoint"] == f"step-{again:08d}.ckpt"
             assert set(losses(folder)) == set(losses(whole))
             source = folder
@@ -143,12 +150,84 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_truncated_checkpoint_is_not_whole(tmp_path: Path) -> None:
-    path = tmp_path / "step-00000001.ckpt"
-    torch.save({"weights": torch.rand(1000)}, path)
-    assert resume.is_whole(path)
-    path.write_bytes(path.read_bytes()[:-100])
-    assert not resume.is_whole(path)
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.path, "executed")
+
+
+def foreign(path: Path, kind: str) -> None:
+    """Write a file in a checkpoint's place that is none, or another run's."""
+    known = {"state_dict": {}, "global_step": 9, "frugal": {"id": "other", "experiment": "tiny"}}
+    match kind:
+        case "empty":
+            path.write_bytes(b"")
+        case "cut":
+            torch.save(known, path)
+            path.write_bytes(path.read_bytes()[:-100])
+        case "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("archive/data.pkl", b"\x80\x02]q\x00K\x01.")
+                archive.writestr("notes.txt", "a zip file and no checkpoint")
+        case "list":
+            torch.save([1, 2], path)
+        case "weights":
+            torch.save({"weights": torch.rand(10)}, path)
+        case "malicious":
+            torch.save({**known, "more": Malicious(path.with_name("executed"))}, path)
+        case "other run":
+            torch.save(known, path)
+
+
+def test_a_file_that_is_no_checkpoint_of_the_run_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever lies there as the newest file: the one before it is used, nothing is executed."""
+    run(tmp_path, "trainer.max_steps=10")
+    folder = folder_of(tmp_path)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    settings = {**resume.stored_config(folder), "resume": "auto"}
+    newest = folder / "checkpoints" / "step-00000011.ckpt"
+    for kind in ("empty", "cut", "zip", "list", "weights", "malicious", "other run"):
+        foreign(newest, kind)
+        start = resume.find(settings, folder.parent)
+        assert isinstance(start, resume.Start), kind
+        assert start.checkpoint is not None
+        assert start.checkpoint.name == "step-00000010.ckpt", kind
+        assert any(newest.name in line for line in start.words), kind
+        with pytest.raises(ConfigError, match=r"the file is .*Take the run folder"):
+            resume.find({**settings, "resume": str(newest)}, folder.parent)
+        with pytest.raises(ConfigError, match="the file is"):
+            run(tmp_path, "task=test", f"ckpt_path={newest}")
+    assert not newest.with_name("executed").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.yaml"])
+def test_a_damaged_run_is_skipped_by_name(tmp_path: Path, name: str) -> None:
+    """One broken folder among an experiment's runs stops no run, and is said."""
+    run(tmp_path, "trainer.max_steps=5")
+    folder = folder_of(tmp_path)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    settings = {**resume.stored_config(folder), "resume": "auto"}
+    broken = folder.with_name("9999-broken")
+    shutil.copytree(folder, broken)
+    contents = [b"", b"{", b"[1]", b"\xff\xfe\x00", b"null", b"callbacks: 7", b"a: [", b"{}"]
+    for content in contents:
+        (broken / name).write_bytes(content)
+        start = resume.find(settings, folder.parent)
+        assert isinstance(start, resume.Start), content
+        assert start.folder == folder
+        assert any(f"{broken / name}" in line for line in start.words), content
+        with pytest.raises(ConfigError, match="9999-broken"):
+            resume.find({**settings, "resume": str(broken)}, folder.parent)
+        with pytest.raises(ConfigError, match="9999-broken"):
+            run(tmp_path, "task=export", "~module", f"ckpt_path={broken}")
 
 
 def test_sigterm_saves_the_step_and_marks_the_run(tmp_path: Path) -> None:
