@@ -232,7 +232,8 @@ class TextToSql(pl.LightningModule):
                 right = float(self.judge(example, sql).exact)
             elif example.database is not None:
                 database = Database(example.database, Limits(seconds=self.seconds))
-                right = float(bool(database.execute(sql).rows))
+                result = database.execute(sql)
+                right = float(result.status == "ok" and bool(result.rows))
             found[example, question] = right
         return [found[pair] for pair in pairs]
 

@@ -1,46 +1,34 @@
 """Runs a SELECT on a SQLite file so that no text can change, leave or hang the database.
 
-Five walls, each enough for most attacks: the file is opened read-only; one statement, which must
-begin as a query; an authorizer that allows reading and listed functions only, and so refuses
-writes, ATTACH, PRAGMA, load_extension and virtual tables; limits on time, rows and bytes; no
-temporary file.
+Queries run in processes of their own (`guard`), which are started once and used again. One that
+does not answer within its query's limit is killed and replaced: no limit of SQLite's own bounds
+what a single function does. `multiprocessing` would copy this process, with its threads, or import
+its main module again, with all of torch; hence a plain program.
 """
 
 from __future__ import annotations
 
-import re
-import sqlite3
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import sqlparse
-
+from text2sql import guard
 from text2sql.schema import Schema
 from text2sql.sql import STAR
 
 Status = Literal["ok", "refused", "failed", "stopped"]
 
-# Functions that only compute (sqlite.org: core, date, aggregate, window, math, JSON). What is
-# missing writes, loads, tells about the machine, or allocates or counts by number (zeroblob; one
-# printf('%.*c', 2147483647) takes 3 s that nothing can interrupt).
-FUNCTIONS = frozenset(
-    """abs avg ceil ceiling char coalesce concat concat_ws count date datetime degrees cume_dist
-    dense_rank exp first_value floor glob group_concat hex ifnull iif instr julianday lag
-    last_value lead length like likelihood likely ln log log10 log2 lower ltrim max median min mod
-    nth_value ntile nullif octet_length percent_rank pi pow power quote radians random rank
-    replace round row_number rtrim sign soundex sqrt string_agg strftime substr substring sum time
-    timediff total trim trunc typeof unicode unixepoch unlikely upper json json_array
-    json_array_length json_extract json_object json_type json_valid json_each json_tree
-    -> ->>""".split()  # noqa: SIM905
-)
-_ALLOWED = frozenset((sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE))
-_COMMENT = re.compile(r"\s+|--[^\n]*\n?|/\*.*?\*/", re.DOTALL)
-_FIRST_WORD = re.compile(r"(select|with|values)\b", re.IGNORECASE)
 _TEXTS, _CHARACTERS = 5000, 60  # distinct cells of a column that are read, and their length
-_STEPS = 2000  # virtual-machine steps between looks at the clock: some 20 microseconds
+_GRACE = 0.2  # seconds beyond a query's limit after which its process is killed
+_IDLE = 4  # processes that wait for a query; further ones end with theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +38,18 @@ class Limits:
     Args:
         seconds: From its start to its last row.
         rows: Of the result.
-        result_bytes: Of the result's texts and blobs, and eight for every other value.
-        value_bytes: Of one text or blob, in the result or on the way: also bounds the functions
-            that the clock cannot interrupt, such as instr.
+        result_bytes: Of the result, as Python holds it.
+        value_bytes: Of one text or blob, in the result or on the way.
         sql_bytes: Of the query's text.
-        heap_bytes: Of all that SQLite holds, sorting included. SQLite knows one such limit a
-            process, which can be lowered and never raised: the lowest one asked for stays.
+        memory_bytes: Of the process that runs it; the result, which this one holds, comes on top.
     """
 
     seconds: float = 10.0
     rows: int = 100_000
-    result_bytes: int = 64_000_000
-    value_bytes: int = 250_000
+    result_bytes: int = 128_000_000
+    value_bytes: int = 16_000_000
     sql_bytes: int = 50_000
-    heap_bytes: int = 1_000_000_000
+    memory_bytes: int = 1_000_000_000
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -78,9 +64,10 @@ class Result:
     Args:
         status: "ok"; "refused" (not a query, or not allowed); "failed" (SQLite's own error);
             "stopped" (it met a limit).
-        rows: The result's rows; empty unless ok.
+        rows: The result's rows; if it was stopped, those found until then.
         columns: The result's column names.
         message: Why it is not ok.
+        size: Bytes of the rows, as Python holds them.
         seconds: From its start to its last row.
     """
 
@@ -88,15 +75,14 @@ class Result:
     rows: tuple[tuple[Any, ...], ...] = ()
     columns: tuple[str, ...] = ()
     message: str = ""
+    size: int = field(default=0, compare=False)
     seconds: float = field(default=0.0, compare=False)
 
 
 class Database:
     """A SQLite file that can be read and nothing else.
 
-    Each query has a connection of its own, so that nothing is left from the one before. The file is
-    opened as immutable, which writes nothing at all beside it; if a journal or write-ahead log
-    stands there, another program may be at work, and it is opened read-only with SQLite's locks.
+    Nothing is written beside it, and only what is committed is seen: see `guard.connect`.
 
     Args:
         path: The file.
@@ -111,116 +97,177 @@ class Database:
         self.limits = limits or Limits()
         if not self.path.is_file():
             raise ValueError(f"{path}: no such SQLite file")
-        with self.path.open("rb") as stream:
-            head = stream.read(16)
-        if head not in (b"SQLite format 3\0", b""):
-            raise ValueError(f"{path}: is not a SQLite database")
+        # Not opened in this process: closing it would give up its locks (fcntl) on the file.
+        if (looked := self._run(None, self.limits)).status != "ok":
+            raise ValueError(f"{path}: cannot be read as a SQLite database: {looked.message}")
 
-    def execute(self, sql: str) -> Result:
+    def execute(self, sql: str, limits: Limits | None = None) -> Result:
         """Run one query.
 
         Args:
             sql: Any text, from anywhere.
+            limits: What this one may take; None: as the others.
 
         Returns:
             Its rows, or why there are none; nothing that the text says raises.
         """
-        start = time.perf_counter()
-        result = self._refuse(sql) or self._run(sql, start)
+        limits = limits or self.limits
+        size = len(sql.encode(errors="replace"))
+        if size > limits.sql_bytes:
+            return Result("refused", message=f"{size} bytes of SQL, {limits.sql_bytes} allowed")
+        return self._run(sql, limits)
+
+    def catalogue(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run a statement of this package's own, which may use PRAGMA; still nothing is written.
+
+        Args:
+            sql: One statement; no text from elsewhere.
+
+        Raises:
+            ValueError: It does not run; says why.
+        """
+        result = self._run(sql, self.limits, trusted=True)
+        if result.status != "ok":
+            raise ValueError(result.message)
+        return list(result.rows)
+
+    def _run(self, sql: str | None, limits: Limits, trusted: bool = False) -> Result:
+        request = (
+            str(self.path),
+            sql,
+            trusted,
+            limits.seconds,
+            limits.rows,
+            limits.result_bytes,
+            limits.value_bytes,
+            limits.memory_bytes,
+        )
+        for _ in range(2):
+            worker = _take()
+            try:
+                result = worker.ask(request, limits.seconds)
+            except (EOFError, ConnectionError):
+                worker.kill()  # ended by another's hand, or by the query: that is tried once more
+                continue
+            except BaseException:
+                worker.kill()  # in the midst of an answer, as by Ctrl-C
+                raise
+            _give_back(worker)
+            return result
         return Result(
-            result.status, result.rows, result.columns, result.message, time.perf_counter() - start
+            "failed", message=f"its process ended; it may take {limits.memory_bytes} bytes"
         )
 
-    def _refuse(self, sql: str) -> Result | None:
-        size = len(sql.encode(errors="replace"))
-        if size > self.limits.sql_bytes:
-            return Result(
-                "refused", message=f"{size} bytes of SQL, {self.limits.sql_bytes} allowed"
+
+class _Worker:
+    """A process that runs queries; it ends when this process does, however that ends."""
+
+    def __init__(self) -> None:
+        self.channel, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal is not for it
             )
-        start = 0
-        while match := _COMMENT.match(sql, start):
-            start = match.end()
-        if not _FIRST_WORD.match(sql, start):
-            return Result("refused", message="not a query: it must begin with SELECT")
-        if ";" in sql and len([part for part in sqlparse.split(sql) if part.strip(" \t\r\n;")]) > 1:
-            return Result("refused", message="more than one statement")
-        return None
+        self.is_ready = False
 
-    def _run(self, sql: str, start: float) -> Result:
-        limits = self.limits
-        deadline = start + limits.seconds
-        refused: list[str] = []
+    def ask(self, request: guard.Request, seconds: float) -> Result:
+        """Run one query; kill the process if it does not answer in time.
 
-        def authorise(action: int, one: str | None, two: str | None, *_: str | None) -> int:
-            if action in _ALLOWED:
-                return sqlite3.SQLITE_OK
-            if action == sqlite3.SQLITE_FUNCTION and (two or "").lower() in FUNCTIONS:
-                return sqlite3.SQLITE_OK
-            what = (
-                f"the function {two}" if action == sqlite3.SQLITE_FUNCTION else f"action {action}"
-            )
-            refused.append(f"{what} is not allowed{f' ({one})' if one else ''}")
-            return sqlite3.SQLITE_DENY
-
-        db = sqlite3.connect(self._uri(), uri=True, isolation_level=None)
-        try:
-            db.execute(f"PRAGMA hard_heap_limit={limits.heap_bytes}")
-            db.execute("PRAGMA temp_store=MEMORY")
-            db.execute("PRAGMA query_only=ON")
-            db.text_factory = lambda raw: raw.decode(errors="ignore")
-            db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.value_bytes)
-            db.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, limits.sql_bytes)
-            db.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 500)
-            db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-            db.setlimit(sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0)
-            db.set_authorizer(authorise)
-            db.set_progress_handler(lambda: time.perf_counter() > deadline, _STEPS)
-            try:
-                return self._fetch(db, sql, deadline)
-            finally:
-                db.set_authorizer(None)
-                db.set_progress_handler(None, 0)
-        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-            words = str(error)
-            if refused:
-                return Result("refused", message=refused[0])
-            if words == "interrupted":
-                return Result("stopped", message=f"longer than {limits.seconds:g} s")
-            if "one statement" in words:
-                return Result("refused", message="more than one statement")
-            return Result("failed", message=words)
-        except MemoryError:
-            return Result("stopped", message=f"more than {limits.heap_bytes} bytes of memory")
-        finally:
-            db.close()
-
-    def _fetch(self, db: sqlite3.Connection, sql: str, deadline: float) -> Result:
-        limits = self.limits
-        cursor = db.execute(sql)
-        columns = tuple(str(column[0]) for column in cursor.description or ())
+        Raises:
+            EOFError: The process ended.
+            ConnectionError: So it did, before it was asked.
+        """
+        if not self.is_ready:
+            guard.receive(self.channel)
+            self.is_ready = True
+        start = time.perf_counter()
+        deadline = time.monotonic() + seconds + _GRACE
         rows: list[tuple[Any, ...]] = []
-        size = 0
-        for row in cursor:
-            rows.append(row)
-            size += sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)
-            if len(rows) > limits.rows:
-                return Result("stopped", message=f"more than {limits.rows} rows")
-            if size > limits.result_bytes:
-                return Result("stopped", message=f"more than {limits.result_bytes} bytes of result")
-            if time.perf_counter() > deadline:
-                return Result("stopped", message=f"longer than {limits.seconds:g} s")
-        return Result("ok", tuple(rows), columns)
+        columns: tuple[str, ...] = ()
+        size, status, message = 0, "", ""
+        try:
+            self.channel.settimeout(None)
+            guard.send(self.channel, request)
+            while not status:
+                frame: guard.Frame = guard.receive(self.channel, deadline)
+                status, columns, part, more, message = frame
+                rows += part
+                size += more
+        except TimeoutError:
+            self.kill()
+            status, message = "stopped", f"longer than {seconds:g} s"
+        if status not in ("ok", "stopped"):
+            rows, size = [], 0
+        return Result(
+            cast(Status, status), tuple(rows), columns, message, size, time.perf_counter() - start
+        )
 
-    def _uri(self) -> str:
-        journals = (Path(f"{self.path}{end}") for end in ("-wal", "-journal"))
-        in_use = any(file.exists() for file in journals)
-        return f"{self.path.as_uri()}?mode=ro{'' if in_use else '&immutable=1'}"
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+        _workers.discard(self)
+
+    def forget(self) -> None:
+        """Leave the process, in a fork, to the one that started it."""
+        self.channel.close()
+        self.process.returncode = 0
+
+
+_workers: set[_Worker] = set()
+_idle: list[_Worker] = []
+_lock = threading.Lock()
+
+
+def _take() -> _Worker:
+    """Return a process that no other thread uses."""
+    with _lock:
+        while _idle:
+            worker = _idle.pop()
+            if worker.process.poll() is None:
+                return worker
+            worker.kill()
+        worker = _Worker()
+        _workers.add(worker)
+        return worker
+
+
+def _give_back(worker: _Worker) -> None:
+    with _lock:
+        if worker.process.poll() is None and len(_idle) < _IDLE:
+            _idle.append(worker)
+            return
+    worker.kill()
+
+
+def _after_fork() -> None:
+    """In a fork: its parent's processes are not its own, and end when the parent does."""
+    for worker in _workers:
+        worker.forget()
+    _workers.clear()
+    _idle.clear()
+    _lock.release()
+
+
+def _at_exit() -> None:
+    for worker in tuple(_workers):
+        worker.kill()
+
+
+# No fork while a process starts: it would hold the channel open.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork)
+atexit.register(_at_exit)
 
 
 def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield each column's index and its distinct texts: 5,000 at most, of 1 to 60 characters.
 
-    A column that the file does not have, or that `Limits` stop, has none.
+    A column that the file does not have has none; of one that `Limits` stop, the first ones.
 
     Args:
         database: A SQLite file.
@@ -229,7 +276,6 @@ def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]
     Raises:
         ValueError: There is no such file, or it is no SQLite database.
     """
-    # The query is ours: a long text beside the short ones is no attack.
     reader = Database(database, Limits(value_bytes=1_000_000_000))
     for index, column in enumerate(schema.columns):
         if index == STAR:
