@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
 from callbacks.interruption import Interruption, stop_behind
@@ -171,9 +172,11 @@ class _Run:
         interruption = listening[0] if listening else Interruption()
         with interruption.listen(self.trainer), _told_to_children(self.start):
             self.record = Record(self.start, self.recorded, self.digest) if self.first else None
-            self.console.print(f"[bold]{self.start.folder}[/bold] ({self.task})", highlight=False)
+            self.console.print(
+                Text.assemble((str(self.start.folder), "bold"), f" ({self.task})"), soft_wrap=True
+            )
             for line in self.start.words:
-                self.console.print(line, highlight=False, markup=False)
+                self._say(line)
             code = 1
             began = time.perf_counter()
             try:
@@ -187,7 +190,7 @@ class _Run:
                     raise
                 code = int(stop.code or 1)
                 self._note("interrupted", reason=stop.words, metrics=logged(self.trainer))
-                self.console.print(f"Interrupted: {stop.words}.", highlight=False)
+                self._say(f"Interrupted: {stop.words}.")
                 if not self.first:  # Lightning kills the first process where another one fails
                     raise SystemExit(0) from None
                 raise stop from None
@@ -230,7 +233,7 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         given = self.settings["ckpt_path"]  # None where the module's parts bring their own
         checkpoint = None if given is None else checkpoint_of(Path(given))
-        self.console.print(f"checkpoint: {checkpoint}", highlight=False)
+        self._say(f"checkpoint: {checkpoint}")
         do = self.trainer.validate if self.task == "validate" else self.trainer.test
         with warnings.catch_warnings():
             # The checkpoint holds states of callbacks that only matter to training.
@@ -297,7 +300,10 @@ class _Run:
         self._note("failed", reason=reason, metrics=logged(self.trainer))
         if self.record is not None:
             (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
-        self.console.print(f"Failed: {reason.strip().splitlines()[0]}", markup=False)
+        self._say(f"Failed: {reason.strip().splitlines()[0]}")
+
+    def _say(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
 
     def _note(self, status: str, **fields: Any) -> None:
         if self.record is not None:
@@ -408,7 +414,8 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     sequences = data.get("batch_size", 1) * trainer.get("accumulate_grad_batches", 1)
     shape = (sequences * resume.device_count(trainer), data.get("context_length", 1))
     tokens = shape[0] * shape[1]
-    table = Table(title=f"{settings['name']}, dry run", title_justify="left", show_header=False)
+    title = Text(f"{settings['name']}, dry run")
+    table = Table(title=title, title_justify="left", show_header=False)
     table.add_row("parameters", f"{parameters:,}")
     table.add_row("of these trained", f"{trainable:,}")
     table.add_row("tokens per optimizer step", f"{tokens:,}")
@@ -448,7 +455,7 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
     kind = str(getattr(getattr(module, "hf_config", None), "model_type", "language"))
     text = report.card(resume.read_record(folder), checkpoint, kind)
     (target / "README.md").write_text(text, encoding="utf-8")
-    Console().print(f"exported: {target}", highlight=False)
+    Console().print(Text(f"exported: {target}"), soft_wrap=True)
     return {}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ledger import Ledger
 from runner.record import MetricsFile
@@ -64,15 +65,15 @@ def show(
         ledgers: What its methods saved.
         places: Its files by name.
     """
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     for name in sorted(metrics, key=_rank):
-        table.add_row(name, f"{metrics[name]:.6g}")
+        table.add_row(Text(name), f"{metrics[name]:.6g}")
     console.print(table)
     for ledger in ledgers:
         console.print(ledger.table())
     for name, place in places.items():
         if place is not None and place.exists():
-            console.print(f"{name + ':':17}{place}", soft_wrap=True, highlight=False)
+            console.print(Text(f"{name + ':':17}{place}"), soft_wrap=True)
 
 
 def plot(rows: Sequence[Mapping[str, str]], curves: Sequence[str], path: Path) -> Path | None:

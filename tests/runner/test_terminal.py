@@ -1,12 +1,15 @@
 """A run whose output nobody reads any more goes on to its end."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from runner import report
 from tests.runner.laboratory import ROOT
 
 CODE = """
@@ -57,3 +60,16 @@ def test_started_without_any_output(tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", command, code, str(tmp_path / "file")], cwd=ROOT)
     assert done.returncode == 0
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_names_and_paths_are_printed_whole(tmp_path: Path) -> None:
+    """Brackets in a name are no markup, and a long path is not broken."""
+    place = tmp_path / "[red]runs" / ("long" * 20) / "[x].ckpt"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    console = Console(file=io.StringIO(), width=40)
+    report.show(console, "[bold]name", {"val/[loss]": 1.0}, (), {"checkpoint": place})
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{place}\n" in printed
+    assert "[bold]name" in printed
+    assert "val/[loss]" in printed
