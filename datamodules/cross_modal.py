@@ -228,6 +228,7 @@ class CrossModalDataModule(pl.LightningDataModule):
         path: For features: a file (.npz, .mat, .h5) or a list of files; for folder: the folder.
         fields: For features: the names of `image`, `text` and `labels` in the file; None finds the
             names that the field uses.
+        axes: For features: how axes lie, see `read_features`; None finds it from all shapes.
         class_names: For features: the classes' names.
         options: For generated and folder: settings of the source.
         classes_per_session: How many classes are original, and how many arrive in each increment.
@@ -236,8 +237,8 @@ class CrossModalDataModule(pl.LightningDataModule):
         validation: Share of the training part that is held out for validation.
         standardise: Of `image` and `text`, those that are brought to mean 0 and deviation 1, by the
             original items' moments.
-        bad_rows: `refuse` items with NaN or without a class, and classes without items, or `skip`
-            and count them.
+        bad_rows: `refuse` items with NaN, without a class or equal to a query of a published split,
+            and classes without items; or `skip` and count them.
         batch_size: Items in a batch.
         split_seed: Draws queries and validation items.
         seed: Orders the batches.
@@ -256,6 +257,7 @@ class CrossModalDataModule(pl.LightningDataModule):
         source: Literal["features", "generated", "folder"] = "features",
         path: str | list[str] | None = None,
         fields: dict[str, str] | None = None,
+        axes: dict[str, str] | None = None,
         class_names: list[str] | None = None,
         options: dict[str, Any] | None = None,
         classes_per_session: list[int] | None = None,
@@ -329,6 +331,7 @@ class CrossModalDataModule(pl.LightningDataModule):
                 settings["fields"],
                 settings["class_names"],
                 settings["bad_rows"],
+                settings["axes"],
             )
         if settings["source"] == "generated":
             render = importlib.import_module("datamodules.generated_pictures").render

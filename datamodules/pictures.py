@@ -6,9 +6,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
+DARKEST = (
+    16  # of numbers in 0..255, the brightest is at least this; below, they are on another scale
+)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 # What Pillow raises on damaged files, by format.
@@ -45,11 +49,45 @@ def read_picture(file: str | Path) -> Image.Image:
             raise ValueError(f"picture {file} {what}") from error
     if upright.mode.startswith("I;16"):  # 16 bits a pixel, which `convert` would cut off
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode in ("F", "I"):  # floats or 32-bit numbers, which `convert` would cut off
+        values = np.asarray(upright, dtype=np.float64)
+        try:
+            scale = byte_scale(float(values.min()), float(values.max()))
+        except ValueError as error:
+            raise ValueError(f"picture {file} {error}") from error
+        upright = Image.fromarray(np.rint(values * scale).astype(np.uint8))
     if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
         layer = upright.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         upright = Image.alpha_composite(white, layer)
     return upright.convert("RGB")
+
+
+def byte_scale(lowest: float, highest: float, bytes_already: bool = False) -> int:
+    """Return by what pixels are multiplied so that white is 255: 255 or 1.
+
+    Args:
+        lowest: Of all pixels that belong together.
+        highest: Likewise.
+        bytes_already: Whether their type is uint8, so that dark ones are meant.
+
+    Raises:
+        ValueError: They lie neither in 0..1 nor in 0..255.
+    """
+    if lowest >= 0 and highest <= 1:
+        return 255 if highest == 1 or not bytes_already else 1
+    if lowest >= 0 and highest <= 255 and (bytes_already or highest >= DARKEST):
+        return 1
+    raise ValueError(
+        f"with values from {lowest:g} to {highest:g}: what is black and what is white cannot be "
+        "told; scale them to 0..255 or to 0..1, undo a normalisation first"
+    )
+
+
+def over_white(pixels: NDArray[np.floating]) -> NDArray[np.floating]:
+    """RGBA pixels in 0..255, (4, height, width), laid over white: (3, height, width)."""
+    opaque = pixels[3] / 255
+    return pixels[:3] * opaque + 255 * (1 - opaque)
 
 
 class TooLargeError(ValueError):
