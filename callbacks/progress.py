@@ -103,7 +103,7 @@ class Progress(ProgressBar):
             self._rate = self._tokens / seconds
             pl_module.log("perf/tokens_per_second", self._rate, batch_size=1)
         if self._enabled:
-            self._show(trainer, outputs, due or step == trainer.max_steps)
+            self._show(trainer, due or step == trainer.max_steps)
         if due:
             self._tokens, self._seconds, self._started = 0, 0.0, time.perf_counter()
 
@@ -138,10 +138,9 @@ class Progress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    def _show(self, trainer: pl.Trainer, outputs: Any, due: bool) -> None:
-        if due and isinstance(outputs, dict) and "loss" in outputs:
-            # Lightning hands out the loss as it goes into the sum over micro-batches.
-            self._loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+    def _show(self, trainer: pl.Trainer, due: bool) -> None:
+        if due and (loss := trainer.callback_metrics.get("train/loss")) is not None:
+            self._loss = float(loss)
         words = [f"loss {self._loss:.4f}"] if self._loss is not None else []
         words += [f"{self._rate:,.0f} tokens/s"] if self._rate is not None else []
         staged = [cb for cb in trainer.callbacks if isinstance(cb, Staged)]  # type: ignore[attr-defined]

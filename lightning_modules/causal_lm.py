@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.fused import fuse, loss_from_hidden
 from subnetworks.context import predicting
 
@@ -131,7 +132,7 @@ def learning_rate_factor(
     return final + (1 - final) * shape
 
 
-class CausalLM(pl.LightningModule):
+class CausalLM(CountedLoss):
     """Next-token prediction with AdamW, warm-up and decay by step.
 
     A batch holds `input_ids` of shape (batch, context) and optionally `labels` and
@@ -225,22 +226,21 @@ class CausalLM(pl.LightningModule):
         return self.model if self.lora is None else self.model.get_base_model()
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch in nats per predicted token."""
+        """Mean loss of a batch in nats per predicted token; 0 if nothing is predicted."""
         assert self.model is not None, "configure_model builds the model"
         with loss_from_hidden(self.backbone):
-            return self.model(
+            loss = self.model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch.get("attention_mask"),
                 position_ids=batch.get("position_ids"),
                 labels=batch.get("labels", batch["input_ids"]),
                 use_cache=False,
             ).loss
+        return torch.where(_predicted(batch) > 0, loss, 0.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one micro-batch."""
-        loss = self(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+        """Loss of one micro-batch, for a mean over all tokens that its step predicts."""
+        return self.counted({"train/loss": (self(batch), _predicted(batch))})
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the validation loss; a second loader's is that of the old domain."""
@@ -261,10 +261,8 @@ class CausalLM(pl.LightningModule):
         self._log_perplexity("test")
 
     def _evaluate(self, split: str, batch: Batch) -> None:
-        labels = batch.get("labels", batch["input_ids"])
-        predicted = predicting(labels).sum()
         metric = cast(MeanMetric, self.losses[split])
-        metric.update(self(batch), predicted)
+        metric.update(self(batch), _predicted(batch))
         self.log(f"{split}/loss", metric, on_epoch=True, prog_bar=True, add_dataloader_idx=False)
 
     def _log_perplexity(self, split: str) -> None:
@@ -293,6 +291,11 @@ class CausalLM(pl.LightningModule):
         model = self.model if self.lora is None else self.model.merge_and_unload()
         for each in (model, *files):
             each.save_pretrained(folder)
+
+
+def _predicted(batch: Batch) -> Tensor:
+    """How many tokens of a batch are predicted."""
+    return predicting(batch.get("labels", batch["input_ids"])).sum()
 
 
 def adamw_with_schedule(
@@ -340,15 +343,6 @@ def adamw_with_schedule(
         "optimizer": adamw,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
     }
-
-
-def no_loss(module: nn.Module) -> Tensor:
-    """Return a loss from which nothing is learned, though every trained parameter has part in it.
-
-    For batches that hold nothing to learn: DDP waits for a gradient of every parameter.
-    """
-    zeros = [p.sum() * 0.0 for p in module.parameters() if p.requires_grad]
-    return torch.stack(zeros).sum()
 
 
 def optimization(

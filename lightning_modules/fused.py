@@ -95,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     gradient_RV = log_p_RV.exp_()
                     gradient_RV.scatter_add_(1, target_R1, -torch.ones_like(predicted_R1))
                     logits_NV[block] = gradient_RV.mul_(predicted_R1)
-            count = predicted_N1.sum()
+            count = predicted_N1.sum().clamp_min(1.0)
             loss = -torch.stack(losses).sum() / count
             if differentiate:
                 of_hidden, of_weight = ctx.needs_input_grad[:2]
@@ -133,7 +133,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
         labels: Token ids, (...); -100 where nothing is predicted.
 
     Returns:
-        The loss, NaN if nothing is predicted.
+        The loss, 0 if nothing is predicted.
     """
     rows, targets = hidden.flatten(0, -2), labels.flatten()
     loss: Tensor = _LinearCrossEntropy.apply(rows, weight, targets, torch.is_grad_enabled())

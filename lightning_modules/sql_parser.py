@@ -12,13 +12,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.causal_lm import (
-    Optimizer,
-    Schedule,
-    adamw_with_schedule,
-    no_loss,
-    optimization,
-)
+from lightning_modules.causal_lm import Optimizer, Schedule, adamw_with_schedule, optimization
+from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.utterance_rewriter import read_checkpoint
 from text2sql.dialogue import Example, by_database
 from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from, train_tokenizer
@@ -33,7 +28,7 @@ Question = tuple[str, Schema, Path | None]
 _BETWEEN = " | "  # stands between the turns that are read together
 
 
-class SqlParser(pl.LightningModule):
+class SqlParser(CountedLoss):
     """Reads a question and a schema, writes SQL by a grammar (RAT-SQL's way, arXiv 1911.04942).
 
     A batch is a list of `text2sql.dialogue.Example`. The network is built in `configure_model`.
@@ -188,12 +183,10 @@ class SqlParser(pl.LightningModule):
     # --- training
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
-        """Mean negative log-likelihood of the gold derivations, in nats per choice."""
+        """Negative log-likelihood of the gold derivations: nats per choice of the whole step."""
         found = self.learnable(batch)
         self.log("train/left_out", float(len(batch) - len(found)), batch_size=len(batch))
-        loss = self.likelihood_loss(found) if found else no_loss(self)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        return loss
+        return self.counted({"train/loss": self.likelihood_loss(found)} if found else {})
 
     def learnable(self, batch: Sequence[Example]) -> list[Features]:
         """Return the features of those examples that there is something to learn from.
@@ -220,8 +213,8 @@ class SqlParser(pl.LightningModule):
                     self.features[example] = None
         return self.features[example]
 
-    def likelihood_loss(self, features: Sequence[Features]) -> Tensor:
-        """Mean negative log-likelihood of gold derivations, in nats per choice."""
+    def likelihood_loss(self, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood of gold derivations, in nats per choice, and the choices."""
         assert self.network is not None, "configure_model builds the network"
         assert self.featuriser is not None, "configure_model builds it"
         if self.training:
@@ -230,7 +223,7 @@ class SqlParser(pl.LightningModule):
         for _, batch in batches(features, self.device):
             likelihood, choices = self.network.log_likelihood(batch)
             total, count = total - likelihood.sum(), count + choices.sum()
-        return total / count.clamp_min(1)
+        return total / count.clamp_min(1), count
 
     # --- use
 
@@ -318,7 +311,7 @@ class SqlParser(pl.LightningModule):
     def _evaluate(self, split: str, batch: Sequence[Example]) -> None:
         known = [f for f in map(self._of, batch) if f is not None]
         if known:
-            cast(MeanMetric, self.losses[split]).update(self.likelihood_loss(known), len(known))
+            cast(MeanMetric, self.losses[split]).update(*self.likelihood_loss(known))
         asked = [e for e in batch if e.schema is not None and e.query is not None]
         # Features with a gold derivation serve as well: parsing does not look at it.
         features = [

@@ -4,12 +4,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-import pytorch_lightning as pl
 import sqlparse
 import torch
 from rich.console import Console
@@ -17,13 +16,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_modules.causal_lm import (
-    Optimizer,
-    Schedule,
-    adamw_with_schedule,
-    no_loss,
-    optimization,
-)
+from lightning_modules.causal_lm import Optimizer, Schedule, adamw_with_schedule, optimization
+from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.sql_parser import (
     Judge,
     SqlParser,
@@ -56,7 +50,7 @@ _COPY = 1.0  # nats that a rewrite must be better than the utterance as it is [D
 Part = TypeVar("Part", SqlParser, UtteranceRewriter)
 
 
-class TextToSql(pl.LightningModule):
+class TextToSql(CountedLoss):
     """Multi-turn Text-to-SQL by two models that need not know of each other.
 
     Paper: DELTA, "Decoupled Dialogue Modeling and Semantic Parsing for Multi-Turn Text-to-SQL",
@@ -183,21 +177,27 @@ class TextToSql(pl.LightningModule):
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """The parser's loss and the rewriter's; they share no parameter."""
-        losses = []
+        losses: dict[str, tuple[Tensor, Tensor | int]] = {}
         if self._is_trained(self.parser):
-            learnable = cast(SqlParser, self.parser).learnable(batch)
-            if learnable:
-                losses.append(cast(SqlParser, self.parser).likelihood_loss(learnable))
-                self.log("train/parser_loss", losses[-1].detach(), batch_size=len(learnable))
+            parser = cast(SqlParser, self.parser)
+            if learnable := parser.learnable(batch):
+                losses["train/parser_loss"] = parser.likelihood_loss(learnable)
         if self._is_trained(self.rewriter):
             later = [example for example in batch if example.history]
             if later:
-                loss, found = cast(UtteranceRewriter, self.rewriter).learn(later)
-                losses.append(loss)
-                self.log_dict({"train/rewriter_loss": loss.detach()} | found, batch_size=len(later))
-        loss = torch.stack(losses).sum() if losses else no_loss(self)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        return loss
+                learned, found = cast(UtteranceRewriter, self.rewriter).learn(later)
+                losses |= learned
+                self.log_dict(found, batch_size=len(later))
+        return self.counted(losses)
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Those of the parts that are trained here."""
+        found: dict[str, nn.Module] = {}
+        if self._is_trained(self.parser):
+            found["train/parser_loss"] = cast(SqlParser, self.parser)
+        if self._is_trained(self.rewriter):
+            found |= cast(UtteranceRewriter, self.rewriter).parts()
+        return found
 
     def on_fit_start(self) -> None:
         """Give the rewriter what its rewards need, the parser's verdict among it."""

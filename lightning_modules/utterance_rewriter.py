@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.causal_lm import (
-    Optimizer,
-    Schedule,
-    adamw_with_schedule,
-    no_loss,
-    optimization,
-)
+from lightning_modules.causal_lm import Optimizer, Schedule, adamw_with_schedule, optimization
+from lightning_modules.counted_loss import CountedLoss
 from text2sql.dialogue import Example, by_database
 from text2sql.dual_learning import Baseline, dual_step
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
@@ -76,7 +70,7 @@ class Dual(TypedDict, total=False):
     language_model: str | None
 
 
-class UtteranceRewriter(pl.LightningModule):
+class UtteranceRewriter(CountedLoss):
     """Rewrites the turns of a dialogue into questions that need no dialogue.
 
     Paper: DELTA, "Decoupled Dialogue Modeling and Semantic Parsing for Multi-Turn Text-to-SQL",
@@ -309,33 +303,50 @@ class UtteranceRewriter(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        loss, found = self.learn(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        losses, found = self.learn(batch)
         self.log_dict(found, batch_size=len(batch))
-        return loss
+        return self.counted(losses)
 
-    def learn(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Return the loss of a batch, and what there is to log of it."""
-        return self._dual_loss(batch) if self.mode == "dual" else self._supervised_loss(batch)
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Supervised, each network has a loss of its own; dual learning has one of both."""
+        if self.mode == "dual" or self.simplifier is None:
+            return {"train/rewriter_loss": self}
+        return {
+            "train/rewriter_loss": self.rewriter,
+            "train/simplifier_loss": self.simplifier,
+        }
 
-    def _supervised_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+    def learn(
+        self, batch: Batch
+    ) -> tuple[dict[str, tuple[Tensor, Tensor | int]], dict[str, float]]:
+        """Return the losses of a batch with what they count, and what else there is to log."""
+        return self._dual_loss(batch) if self.mode == "dual" else (self._supervised(batch), {})
+
+    def _supervised(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | int]]:
         pairs = [example for example in batch if example.rewrite]
         if not pairs:
-            return no_loss(self), {}
-        loss = self.rewriting_loss(pairs)
-        if self.simplifier is None:
-            return loss, {}
-        sources = [to_simplify(e, cast(str, e.rewrite), self.schema_words) for e in pairs]
-        simplifying = self.simplifier.loss(sources, [e.utterance for e in pairs])
-        return loss + simplifying, {"train/simplifier_loss": simplifying.detach()}
+            return {}
+        losses: dict[str, tuple[Tensor, Tensor | int]] = {
+            "train/rewriter_loss": self.rewriting_loss(pairs)
+        }
+        if self.simplifier is not None:
+            sources = [to_simplify(e, cast(str, e.rewrite), self.schema_words) for e in pairs]
+            losses["train/simplifier_loss"] = self.simplifier.counted_loss(
+                sources, [e.utterance for e in pairs]
+            )
+        return losses
 
-    def rewriting_loss(self, pairs: Batch) -> Tensor:
-        """Mean negative log-likelihood of gold rewrites, in nats per word piece."""
+    def rewriting_loss(self, pairs: Batch) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood of gold rewrites, in nats per word piece, and the pieces."""
         sources = [to_rewrite(example, self.schema_words) for example in pairs]
-        loss: Tensor = self.rewriter.loss(sources, [cast(str, e.rewrite) for e in pairs])
-        return loss
+        found: tuple[Tensor, Tensor] = self.rewriter.counted_loss(
+            sources, [cast(str, e.rewrite) for e in pairs]
+        )
+        return found
 
-    def _dual_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+    def _dual_loss(
+        self, batch: Batch
+    ) -> tuple[dict[str, tuple[Tensor, Tensor | int]], dict[str, float]]:
         assert self._rewards is not None, "on_fit_start makes the rewards"
         draws = torch.Generator()
         # By step, batch and rank: a resumed run draws what the first one would have.
@@ -352,9 +363,9 @@ class UtteranceRewriter(pl.LightningModule):
             generator=draws,
         )
         named = {f"dual/{name}": value for name, value in step.metrics().items()}
-        return step.loss(
-            self.reward_weights.reconstruction, self.dual_settings["supervised"]
-        ), named
+        weights = self.reward_weights.reconstruction, self.dual_settings["supervised"]
+        # Means of turns, of which each batch has its own baseline.
+        return {"train/rewriter_loss": (step.loss(*weights), len(batch))}, named
 
     # --- what was reached -----------------------------------------------------------------------
 
@@ -410,7 +421,7 @@ class UtteranceRewriter(pl.LightningModule):
         if not pairs:
             return
         loss = cast(MeanMetric, self.losses[split])
-        loss.update(self.rewriting_loss(pairs), len(pairs))
+        loss.update(*self.rewriting_loss(pairs))
         self.log(f"{split}/loss", loss, on_epoch=True, prog_bar=True, batch_size=len(pairs))
         # First turns are complete as they are: they would only make the scores look better.
         later = [example for example in pairs if example.history]

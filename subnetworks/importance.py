@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from subnetworks.anatomy import Anatomy
+from subnetworks.context import predicting
 from subnetworks.families import BRANCHES, Branch, Unit
 from subnetworks.ladder import IMPORTANCES, Importance, Selection
 from subnetworks.schedule import GroupedQueries
@@ -302,14 +303,20 @@ class UnitChooser:
             with torch.set_grad_enabled(with_gradients):
                 loss = model(**batch, use_cache=False).loss
         keys = list(outputs)
-        gradients = torch.autograd.grad(loss, list(outputs.values())) if with_gradients else ()
+        gradients: tuple[Tensor, ...] = ()
+        share: Tensor | float = 1.0
+        if with_gradients:
+            gradients = torch.autograd.grad(loss, list(outputs.values()))
+            # Of the mean over all ranks' labels: each rank's own is over its own count.
+            count = predicting(batch["labels"]).sum().float()
+            share = count / self._over_ranks(count.clone()).clamp_min(1.0)
         with torch.no_grad():
             for index, key in enumerate(keys):
                 branch, values = key[1], outputs[key].detach()
                 unit: Unit = "neurons" if branch == "mlp" else "heads"
                 n_units = self.anatomy.total(unit)
                 if with_gradients:
-                    units = taylor(values, gradients[index], n_units)
+                    units = taylor(values, gradients[index], n_units) * share
                 else:
                     units = activation(values).view(n_units, -1).sum(1)
                 scores = self._over_ranks(self._of_branch(branch, {unit: units.float()}))

@@ -50,6 +50,36 @@ class StopAt(Callback):
             raise RuntimeError("pulled the plug")
 
 
+class Prompts(Callback):
+    """Gives each sequence a prompt without labels, of a length that its first token decides."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        ids = batch["input_ids"]
+        ignored = torch.arange(ids.shape[1]) < ids[:, :1] % 12
+        batch["labels"] = ids.masked_fill(ignored, -100)
+
+
+class OnlyOne(Callback):
+    """Of a step's micro-batches leaves labels to one; keeps their number and the gradients."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.labels = 0
+        self.gradients: list[torch.Tensor | None] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx != self.number >= 0:
+            batch["labels"] = torch.full_like(batch["labels"], -100)
+        self.labels += int((batch["labels"][:, 1:] != -100).sum())
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.gradients = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
+
 @pytest.fixture
 def fit(text: Path, cache_dir: Path, tmp_path: Path) -> Fit:
     """Trains with a method; every training leaves its checkpoints in a folder of its own."""
@@ -68,21 +98,23 @@ def fit(text: Path, cache_dir: Path, tmp_path: Path) -> Fit:
         module = setting.module()
         folder = tmp_path / f"run {next(numbers)}"
         saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
-        callbacks = [RngState(seed=3), *([setting.method()] if method else []), saving, *extra]
+        methods = [setting.method()] if method else []
+        before = [each for each in extra if isinstance(each, OnlyOne)]
+        after = [each for each in extra if each not in before]
+        callbacks = [RngState(seed=3), Prompts(), *before, *methods, saving, *after]
         trainer = pl.Trainer(
             accelerator="cpu",
             max_steps=max_steps,
             val_check_interval=5,
             check_val_every_n_epoch=None,
             limit_val_batches=2,
-            gradient_clip_val=1.0,
             log_every_n_steps=1,
             callbacks=callbacks,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=tmp_path,
-            **options,
+            **{"gradient_clip_val": 1.0, **options},
         )
         data = setting.datamodule(text, cache_dir, batch_size)
         trainer.fit(module, data, ckpt_path=None if resume is None else str(resume))
@@ -147,6 +179,29 @@ def test_accumulation_equals_the_large_batch(setting: Setting, fit: Fit) -> None
     small, _ = fit(setting, batch_size=4, accumulate_grad_batches=2)
     for (name, left), right in zip(large.named_parameters(), small.parameters(), strict=True):
         torch.testing.assert_close(left, right, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: n + m)
+
+
+def test_every_label_of_a_step_counts_the_same(setting: Setting, fit: Fit) -> None:
+    """The gradient is the mean of those of its micro-batches, by their numbers of labels.
+
+    Labels left out change no other micro-batch's gradient, and one without any has none.
+    """
+    if "taylor" in str(getattr(setting.method(), "settings", "")):
+        pytest.skip("its importance depends on the labels")
+    setting = setting.without_dropout()  # which draws by micro-batch
+    found = [OnlyOne(-1), *(OnlyOne(number) for number in range(3))]
+    for one in found:
+        fit(setting, extra=(one,), max_steps=1, accumulate_grad_batches=3, gradient_clip_val=None)
+    together, *parts = found
+    counts = [part.labels for part in parts]
+    assert len({*counts, 0}) == 4
+    assert together.labels == sum(counts)
+    for whole, *each in zip(together.gradients, *(p.gradients for p in parts), strict=True):
+        if whole is None:
+            assert each == [None] * 3
+            continue
+        expected = sum(n * g for n, g in zip(counts, each, strict=True)) / sum(counts)
+        torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("step", "accumulate"), [(1, 1), (5, 1), (9, 1), (5, 2)])

@@ -437,8 +437,10 @@ class SpanEditor(Rewriter):
         self.gaps = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(2))
         self.places = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
 
-    def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
-        """Mean negative log-likelihood of the edits, in nats per decision."""
+    def counted_loss(
+        self, sources: Sequence[Source], targets: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood of the edits, in nats per decision, and their number."""
         names = [self.names(source, renamed=self.training) for source in sources]
         features = self.features(sources, names)
         keep, first, last = self._scores(features)
@@ -463,7 +465,8 @@ class SpanEditor(Rewriter):
                         reduction="none",
                     )
                 )
-        return torch.cat(losses).mean()
+        each = torch.cat(losses)
+        return each.mean(), torch.tensor(len(each), device=self.device)
 
     @torch.no_grad()
     def generate(self, sources: Sequence[Source], beam: int = 1) -> list[list[Hypothesis]]:

@@ -149,8 +149,14 @@ class Rewriter(nn.Module, ABC):
         self.vocabulary = Vocabulary(tokenizer)
 
     @abstractmethod
+    def counted_loss(
+        self, sources: Sequence[Source], targets: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood of the targets, in nats per decision, and their number."""
+
     def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of the targets, in nats per decision."""
+        return self.counted_loss(sources, targets)[0]
 
     @abstractmethod
     def generate(self, sources: Sequence[Source], beam: int = 1) -> list[list[Hypothesis]]:
@@ -292,11 +298,17 @@ class Generator(Rewriter):
         pieces = self.vocabulary.written(self.ids(text), names)
         return [*pieces[: self.target_tokens - 1], self.end]
 
-    def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
-        """Mean negative log-likelihood of the targets, in nats per token; see `Vocabulary`."""
+    def counted_loss(
+        self, sources: Sequence[Source], targets: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood of the targets, in nats per token, and their tokens.
+
+        See `Vocabulary`.
+        """
         names = [self.names(source, renamed=self.training) for source in sources]
         log_probs, mask = self._token_log_probs(sources, targets, names)
-        return -log_probs.sum() / mask.sum()
+        count = mask.sum()
+        return -log_probs.sum() / count, count
 
     def log_prob(
         self, sources: Sequence[Source], targets: Sequence[str | Sequence[int]]
