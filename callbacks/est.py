@@ -8,23 +8,27 @@ import torch
 
 from callbacks.subnetwork import SubnetworkTraining
 from subnetworks.anatomy import dimensions_of
-from subnetworks.schedule import GroupedQueries, LayerRescale, Schedule, check
+from subnetworks.schedule import GroupedQueries, Hold, LayerRescale, Schedule, UnitOrder, check
 from subnetworks.spec import SubnetworkSpec, sample_subnetwork
 
 
 class EvolvingSubnetworkTraining(SubnetworkTraining):
-    """Each optimizer step trains one random sub-network; its size grows in stages.
+    """Each optimizer step trains one sub-network; its size grows in stages.
 
     Paper: EST, "Evolving Subnetwork Training for Large Language Models", arXiv 2406.06962. What the
     paper says and what is our decision stands in docs/methods/est.md.
 
-    Before the first micro-batch of an optimizer step a sub-network is drawn from
-    (seed, global step); `SubnetworkTraining` says how it runs.
+    Before the first micro-batch of an optimizer step a sub-network is drawn from (seed, global
+    step), or the one that was drawn before is held; `SubnetworkTraining` says how it runs.
 
     Args:
         rates: Share of `layers`, `heads` and `neurons` that a stage draws where it samples them,
             each in (0, 1].
         stages: The stages, see `subnetworks.schedule.Schedule`.
+        hold: Optimizer steps that a draw is held, at least 1, or `stage`: to the end of its stage.
+            A stage begins with a new draw; held steps have the rates of the step of the draw.
+        units: `random` draws uniformly. `nested` takes the first heads and neurons, and layers
+            spread over the depth: the same at every draw, and part of every later stage's.
         grouped_queries: `groups` draws whole key/value groups, `within_groups` query heads of each.
         shared_indices: Draw one index set for all layers instead of one a layer.
         rescale_units: Multiply each branch by the inverse of its rate.
@@ -45,6 +49,8 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         self,
         rates: Mapping[str, float],
         stages: Sequence[Mapping[str, Any]],
+        hold: Hold = 1,
+        units: UnitOrder = "random",
         grouped_queries: GroupedQueries = "groups",
         shared_indices: bool = False,
         rescale_units: bool = True,
@@ -56,6 +62,8 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         settings: dict[str, Any] = {
             "rates": dict(rates),
             "stages": [dict(stage) for stage in stages],
+            "hold": hold,
+            "units": units,
             "grouped_queries": grouped_queries,
             "shared_indices": shared_indices,
             "rescale_units": rescale_units,
@@ -65,11 +73,12 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         check(settings, None)
         super().__init__(settings, Schedule(settings["stages"], rates), freeze_unsampled, seed)
         self._draw_options: dict[str, Any] = {
-            key: value for key, value in settings.items() if key not in ("rates", "stages")
+            key: value for key, value in settings.items() if key not in ("rates", "stages", "hold")
         }
 
     def draw(self, config: Any, step: int, max_steps: int) -> SubnetworkSpec:
         """The sub-network of a step: a pure function of the settings, the seed and the step."""
+        step = self.schedule.drawn_at(step, max_steps, self.settings["hold"])
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
         rates = self.schedule.rates_at(step, max_steps)
         return sample_subnetwork(dimensions_of(config), rates, generator, **self._draw_options)

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 GroupedQueries = Literal["groups", "within_groups"]
 LayerRescale = Literal["none", "inverse"]
+UnitOrder = Literal["random", "nested"]
+Hold = int | Literal["stage"]
 KINDS = ("layers", "heads", "neurons")
 
 
@@ -81,6 +83,17 @@ class Schedule:
         """First step after each stage."""
         return tuple(round(stage.until * max_steps) for stage in self.stages)
 
+    def drawn_at(self, step: int, max_steps: int, hold: Hold) -> int:
+        """The step whose draw a step trains: its own, or an earlier one of the same stage.
+
+        Args:
+            step: Optimizer steps already taken.
+            max_steps: Steps of the whole training.
+            hold: Steps that a draw is held, or `stage`: to the end of the stage.
+        """
+        first = (0, *self.ends(max_steps))[self.stage_at(step, max_steps)]
+        return first if hold == "stage" else step - (step - first) % hold
+
     def rates_at(self, step: int, max_steps: int) -> Rates:
         """Rates of a step."""
         index = self.stage_at(step, max_steps)
@@ -147,9 +160,13 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
     for key, allowed in (
         ("grouped_queries", get_args(GroupedQueries)),
         ("layer_rescale", get_args(LayerRescale)),
+        ("units", get_args(UnitOrder)),
     ):
         if settings.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{key}={settings[key]!r}: must be one of {', '.join(allowed)}")
+    hold = settings.get("hold", 1)
+    if hold != "stage" and (not isinstance(hold, int) or isinstance(hold, bool) or hold < 1):
+        raise ValueError(f"hold={hold!r}: must be a number of steps, at least 1, or stage")
     check_stages(settings.get("stages") or (), settings.get("rates"), settings, dimensions)
 
 

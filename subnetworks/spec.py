@@ -1,14 +1,14 @@
 """Which layers, heads and neurons are active, and how they are drawn."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from subnetworks.schedule import GroupedQueries, LayerRescale, Rates, active_count
+from subnetworks.schedule import GroupedQueries, LayerRescale, Rates, UnitOrder, active_count
 
 
 @dataclass(frozen=True)
@@ -349,23 +349,43 @@ def planned_subnetwork(
     return SubnetworkSpec(d, layers, context_forward_only)
 
 
+def _spread_layers(n_layers: int, count: int, exempt: Collection[int] = ()) -> list[int]:
+    """Layers spread over the depth, of which a lower count keeps a part.
+
+    Layers are taken away one at a time, each where the gap that it leaves is the smallest; the
+    first and the last one go last.
+    """
+    kept = list(range(n_layers))
+    while len(kept) > count:
+        inner = [i for i in range(1, len(kept) - 1) if kept[i] not in exempt]
+        if inner:
+            gone = min(inner, key=lambda i: kept[i + 1] - kept[i - 1])
+        else:
+            gone = max(i for i, layer in enumerate(kept) if layer not in exempt)
+        del kept[gone]
+    return kept
+
+
 def sample_subnetwork(
     dimensions: Dimensions,
     rates: Rates,
     generator: torch.Generator,
     *,
+    units: UnitOrder = "random",
     grouped_queries: GroupedQueries = "groups",
     shared_indices: bool = False,
     rescale_units: bool = True,
     layer_rescale: LayerRescale = "none",
     exempt_layers: Sequence[int] = (),
 ) -> SubnetworkSpec:
-    """Draw a sub-network uniformly, with exact counts (EST, arXiv 2406.06962).
+    """Draw a sub-network with exact counts (EST, arXiv 2406.06962).
 
     Args:
         dimensions: The model's units.
         rates: Share of layers, of heads and of neurons that is active.
         generator: Source of the draw, on the CPU.
+        units: `random` draws uniformly. `nested` takes the first heads and neurons, and layers
+            spread over the depth, so that a sub-network contains every one of lower rates.
         grouped_queries: With grouped-query attention, `groups` draws whole key/value groups with
             their query heads; `within_groups` keeps all keys and values and draws as many query
             heads in every group. With one query head a group both draw heads.
@@ -387,6 +407,8 @@ def sample_subnetwork(
     def draw(count: int, total: int) -> tuple[int, ...] | None:
         if count == total:
             return None
+        if units == "nested":
+            return tuple(range(count))
         return tuple(torch.randperm(total, generator=generator)[:count].sort().values.tolist())
 
     per_group = d.queries_per_group
@@ -423,8 +445,11 @@ def sample_subnetwork(
             f"rates.layers={rates.layers} keeps {n_open + len(exempt)} of {d.n_layers} layers, "
             f"fewer than the {len(exempt)} exempt ones; raise the rate or exempt fewer layers"
         )
-    drawn = draw(n_open, len(open_layers))
-    kept = set(open_layers) if drawn is None else {open_layers[i] for i in drawn}
+    if units == "nested":
+        kept = set(_spread_layers(d.n_layers, n_open + len(exempt), exempt)) - exempt
+    else:
+        drawn = draw(n_open, len(open_layers))
+        kept = set(open_layers) if drawn is None else {open_layers[i] for i in drawn}
     inverse = len(open_layers) / n_open if layer_rescale == "inverse" and n_open else 1.0
 
     common = draw_layer(1.0) if shared_indices else None

@@ -105,7 +105,11 @@ SETTINGS: dict[str, Setting] = {
     "est gpt2 checkpointed": Setting(
         _GPT2, _est, module_options=(("gradient_checkpointing", True),)
     ),
+    "est gpt2 held": Setting(_GPT2, lambda: _est(hold=2)),
     "est llama": Setting(_LLAMA, _est),
+    "est llama nested, held": Setting(
+        _LLAMA, lambda: _est(hold="stage", units="nested", rescale_units=False)
+    ),
     "est llama within groups, shared": Setting(
         _LLAMA, lambda: _est(grouped_queries="within_groups", shared_indices=True)
     ),

@@ -97,6 +97,66 @@ def test_layers_differ_unless_shared_and_exempt_layers_stay() -> None:
         assert scales == [1.0, 1.0, 4.0]
 
 
+@pytest.mark.parametrize(("hold", "draws"), [(1, 60), (7, 10), (60, 3), ("stage", 3)])
+def test_a_draw_is_held_and_never_beyond_its_stage(hold: Any, draws: int) -> None:
+    """Stages of 8, 20 and 32 steps: held for 7, they draw 2, 3 and 5 times, and so on."""
+    schedule = Schedule(STAGES, HALF)
+    drawn = [schedule.drawn_at(step, 60, hold) for step in range(60)]
+    assert len(set(drawn)) == draws
+    for step, of in enumerate(drawn):
+        assert 0 <= step - of < (60 if hold == "stage" else hold)
+        assert drawn[of] == of
+        assert schedule.stage_at(of, 60) == schedule.stage_at(step, 60)
+
+
+@pytest.mark.parametrize("grouped_queries", ["groups", "within_groups"])
+@pytest.mark.parametrize("exempt", [(), (2, -2)])
+def test_nested_subnetworks_contain_those_of_lower_rates(
+    grouped_queries: Any, exempt: tuple[int, ...]
+) -> None:
+    dimensions = Dimensions(n_layers=11, n_heads=8, n_kv_heads=4, intermediate_size=10)
+    before: SubnetworkSpec | None = None
+    for rate in (0.25, 0.3, 0.5, 0.7, 0.9, 1.0):
+        spec = sample_subnetwork(
+            dimensions,
+            Rates(rate, rate, rate),
+            torch.Generator().manual_seed(int(100 * rate)),
+            units="nested",
+            grouped_queries=grouped_queries,
+            exempt_layers=exempt,
+        )
+        assert spec.count("layers") == round(11 * rate)
+        assert {layer % 11 for layer in exempt} <= set(spec.active_layers)
+        for layer in before.active_layers if before else ():
+            for kind in ("heads", "kv_heads", "neurons"):
+                every = range(dimensions.total(kind))
+                inner, outer = (s.choice(layer).units(kind) or every for s in (before, spec))
+                assert set(inner) <= set(outer)
+        before = spec
+    assert before is not None
+    assert before.count("neurons") == 110
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "count", "layers"),
+    [
+        (4, 2, (0, 3)),
+        (8, 4, (0, 2, 4, 7)),
+        (12, 6, (0, 2, 4, 6, 8, 11)),
+        (12, 3, (0, 4, 11)),
+        (22, 11, (0, *range(2, 19, 2), 21)),
+        (5, 1, (0,)),
+    ],
+)
+def test_nested_layers_are_spread_from_the_first_to_the_last(
+    n_layers: int, count: int, layers: tuple[int, ...]
+) -> None:
+    dimensions = Dimensions(n_layers, n_heads=2, n_kv_heads=2, intermediate_size=4)
+    rates = Rates(layers=count / n_layers)
+    spec = sample_subnetwork(dimensions, rates, torch.Generator(), units="nested")
+    assert spec.active_layers == layers
+
+
 BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
     ({"rates": {"heads": 1.5}}, None, "rates.heads=1.5: a rate is a number in (0, 1]"),
     ({"rates": {"heads": 0}}, None, "rates.heads=0"),
@@ -109,6 +169,9 @@ BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
     ({"stages": [{"until": 1.0, "layers": [0.5]}]}, None, "pair [first, last]"),
     ({"rates": {}}, None, "'layers' has no rate"),
     ({"layer_rescale": "sqrt"}, None, "layer_rescale='sqrt': must be one of none, inverse"),
+    ({"units": "first"}, None, "units='first': must be one of random, nested"),
+    ({"hold": 0}, None, "hold=0: must be a number of steps, at least 1, or stage"),
+    ({"hold": "run"}, None, "hold='run': must be"),
     ({"rates": HALF | {"heads": 0.05}}, GPT2, "keeps 0.6 of 12 heads, below one"),
     ({"rates": HALF | {"heads": 0.2}}, TINYLLAMA, "of 4 key/value groups"),
     (
