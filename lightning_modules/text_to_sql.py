@@ -30,6 +30,7 @@ from lightning_modules.utterance_rewriter import TOGETHER, UtteranceRewriter, re
 from text2sql.dialogue import Example
 from text2sql.evaluation import (
     TURNS,
+    UNREADABLE,
     Evaluator,
     Gold,
     Scores,
@@ -46,6 +47,7 @@ from text2sql.schema import Schema, read_tables
 READINGS = ("raw", "rewritten", "gold")
 """What the parser reads: the utterance as it is, its rewrite, or the annotators' rewrite."""
 _ABSENT = 10.0  # nats that a value which a question leaves out takes from its verdict [D]
+_MEGABYTES = 100  # of an execution's process: 20 to start, the rest for SQLite
 _COPY = 1.0  # nats that a rewrite must be better than the utterance as it is [D]
 Part = TypeVar("Part", SqlParser, UtteranceRewriter)
 
@@ -78,6 +80,8 @@ class TextToSql(CountedLoss):
         keep_distinct: For task=evaluate, execute queries with their DISTINCT, which the official
             default takes out.
         seconds: What one execution may take.
+        megabytes: For task=evaluate, memory that one execution may take. Its result may take half
+            of that here, and as much the results that are kept because queries repeat.
         hypotheses: For task=annotate, the rewriter's, of which the parser chooses one.
         nats: For task=annotate, what the gold SQL of a chosen rewrite may cost at most: its
             negative log-likelihood. None: each turn gets the first hypothesis and no parser judges,
@@ -107,12 +111,15 @@ class TextToSql(CountedLoss):
         missing: Literal["error", "wrong", "skip"] = "error",
         keep_distinct: bool = False,
         seconds: float = 30.0,
+        megabytes: float = 1000.0,
         hypotheses: int = 4,
         nats: float | None = 6.0,
     ) -> None:
         super().__init__()
         if hypotheses < 1:
             raise ValueError(f"module.hypotheses={hypotheses}: must be at least 1")
+        if megabytes < _MEGABYTES:
+            raise ValueError(f"module.megabytes={megabytes}: must be at least {_MEGABYTES}")
         if nats is not None and nats <= 0:
             raise ValueError(f"module.nats={nats}: must be above 0, or null")
         if rewriter is not None and rewriter.mode == "dual" and parser_from is None:
@@ -128,7 +135,7 @@ class TextToSql(CountedLoss):
             optimizer, schedule, Optimizer(lr=5e-4)
         )
         self.tables, self.missing = tables, missing
-        self.keep_distinct, self.seconds = keep_distinct, seconds
+        self.keep_distinct, self.seconds, self.megabytes = keep_distinct, seconds, megabytes
         self.hypotheses, self.nats = hypotheses, nats
         self.matches = matches(*(f"{split} {r}" for split in ("val", "test") for r in READINGS))
         self.judge = Judge(seconds)
@@ -559,7 +566,8 @@ class TextToSql(CountedLoss):
                 raise ValueError(f"{key}: task=evaluate needs {key}=FILE")
         target = _target(settings)
         golds = read_gold(settings["gold"])
-        predictions = read_predictions(settings["predictions"], golds)
+        complete = self.missing == "error"
+        predictions = read_predictions(settings["predictions"], golds, complete)
         given = settings.get("database")
         folders = [Path(part) for part in given.split(os.pathsep) if part] if given else []
         names = list(dict.fromkeys(gold.db_id for turns in golds for gold in turns))
@@ -575,9 +583,12 @@ class TextToSql(CountedLoss):
             if source
             else {name: Schema.from_sqlite(file) for name, file in databases.items()}
         )
+        memory = int(self.megabytes * 1e6)
         # The official script fetches everything: rows are bounded by memory only.
-        limits = replace(Limits(), seconds=self.seconds, rows=2_000_000, result_bytes=512_000_000)
-        evaluator = Evaluator(schemas, databases, limits, self.keep_distinct)
+        limits = Limits(
+            seconds=self.seconds, rows=10**9, result_bytes=memory // 2, memory_bytes=memory
+        )
+        evaluator = Evaluator(schemas, databases, limits, self.keep_distinct, memory // 2)
         scores = evaluate(golds, predictions, evaluator, self.missing)
         _show(scores, golds, Path(settings["predictions"]), source)
         if target is not None:
@@ -669,14 +680,20 @@ def _show(
     show_scores(scores, predictions.name, console)
     verdicts = scores.verdicts
     notes = [f"foreign keys: {source or 'the SQLite files'}"]
+    if scores.executed:
+        files = {v.db_id: v.files for v in verdicts}
+        notes.append(f"executed on {len(files)} databases, {sum(files.values())} SQLite files")
     if unparsed := sum(not v.parsed for v in verdicts):
         notes.append(f"predictions outside of the benchmarks' SQL: {unparsed}")
     for v in verdicts:
         where = f"interaction {v.interaction}, turn {v.turn} ({v.db_id})"
         if v.prediction is None:
             notes.append(f"{where}: the prediction is missing")
-        if not v.components:
-            notes.append(f"{where}: the gold query is outside of the benchmarks' SQL: {v.gold}")
+        if v.hardness == UNREADABLE:
+            verdict = "and matched by its own text" if v.exact else "and no text equal to it"
+            notes.append(
+                f"{where}: the gold query is outside of the benchmarks' SQL, {verdict}: {v.gold}"
+            )
         if v.gold_status not in ("", "ok"):
             notes.append(f"{where}: the gold query does not run, the turn is a miss: {v.gold}")
         if v.status in ("refused", "stopped"):

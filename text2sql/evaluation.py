@@ -6,8 +6,9 @@ interactions whose turns all are (SParC, arXiv 1906.02285).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,18 @@ from text2sql.match import (
     order_matters,
     partial_match,
     results_match,
+    without_masks,
 )
 from text2sql.schema import Schema, read_list
 from text2sql.sql import SqlError, parse
 
 Missing = Literal["error", "wrong", "skip"]
 TURNS = ("1", "2", "3", "4", "> 4")  # the official groups of turns
+_DB_IDS = ("database_id", "db_id")
+_WAYS = (
+    "missing=wrong counts such a turn as wrong, missing=skip leaves it out, as the official script "
+    "does"
+)
 UNREADABLE = "unreadable"  # the hardness of a gold query outside of the benchmarks' SQL
 
 
@@ -52,11 +59,14 @@ class Verdict:
         db_id: The database.
         hardness: Of the gold query: easy, medium, hard, extra, or UNREADABLE.
         exact: Exact set match without values.
-        execution: Execution match; None if it was not asked for.
+        execution: Execution match, on every file; None if it was not asked for.
         parsed: Whether the prediction is in the benchmarks' SQL.
-        components: Component of exact set match and whether it matches.
+        components: Component of exact set match and whether it matches; UNREADABLE alone, and
+            whether the texts are equal, if the gold query is outside of the benchmarks' SQL.
         gold_status: How the gold query's execution ended, "" if not asked for.
-        status: How the prediction's execution ended, "" if not asked for.
+        status: How the prediction's execution ended, "" if not asked for; "longer" if it was
+            stopped because it has more rows than the gold query.
+        files: How many SQLite files of the database were asked, or would have been.
         message: Why the prediction was not parsed or did not run.
         gold: The gold query.
         prediction: The prediction; None if it is missing.
@@ -72,6 +82,7 @@ class Verdict:
     components: Mapping[str, bool]
     gold_status: str
     status: str
+    files: int
     message: str
     gold: str
     prediction: str | None
@@ -120,9 +131,15 @@ class Scores:
         return self._by(("easy", "medium", "hard", "extra", UNREADABLE), lambda v: v.hardness)
 
     def components(self) -> dict[str, float]:
-        """Return for each component of exact set match the share of turns in which it matches."""
-        names = list(self.verdicts[0].components) if self.verdicts else []
-        return {name: _mean([v.components[name] for v in self.verdicts]) for name in names}
+        """Return for each component of exact set match its share among the turns that have it.
+
+        Turns whose gold query is outside of the benchmarks' SQL have UNREADABLE alone.
+        """
+        found: dict[str, list[bool]] = {}
+        for verdict in self.verdicts:
+            for name, matches in verdict.components.items():
+                found.setdefault(name, []).append(matches)
+        return {name: _mean(matches) for name, matches in found.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain containers, for JSON."""
@@ -165,24 +182,29 @@ class Evaluator:
 
     Args:
         schemas: The schema of every database, with the foreign keys that make columns equal.
-        databases: The file of every database; empty to leave execution out.
+        databases: The file of every database; empty to leave execution out. Where it lies in a
+            folder of its name, every SQLite file of the folder is asked, as a test suite has them.
         limits: What one execution may take.
         keep_distinct: Execute with DISTINCT, where the official default takes it out.
+        kept_bytes: Of the results that are kept, because turns and their gold queries repeat.
     """
 
     schemas: Mapping[str, Schema]
     databases: Mapping[str, Path] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     keep_distinct: bool = False
+    kept_bytes: int = 64_000_000
     _golds: dict[Gold, tuple[str, NormalForm | None]] = field(default_factory=dict, repr=False)
-    _results: dict[tuple[str, str], Result] = field(default_factory=dict, repr=False)
-    _opened: dict[str, Database] = field(default_factory=dict, repr=False)
+    _kept: OrderedDict[tuple[Path, str], Result] = field(default_factory=OrderedDict, repr=False)
+    _kept_size: int = field(default=0, repr=False)
+    _suites: dict[Path, tuple[Database, ...]] = field(default_factory=dict, repr=False)
 
     def judge(self, gold: Gold, prediction: str | None, interaction: int, turn: int) -> Verdict:
         """Return the verdict on one turn.
 
         A prediction outside of the benchmarks' SQL is wrong in exact match, one that does not run
-        in execution match; so is any prediction where the gold query itself does neither.
+        in execution match; so is any prediction where the gold query itself does neither. But a
+        gold query outside of that SQL is matched by its own text.
 
         Args:
             gold: The gold query.
@@ -196,36 +218,35 @@ class Evaluator:
         schema = self._schema(gold, interaction, turn)
         level, expected = self._gold(gold, schema)
         form, message = None, "missing"
-        # Systems without values write `value`; the official script reads a lone one as 1.
-        text = None if prediction is None else prediction.replace(" value ", " 1 ")
+        copied = prediction is not None and _words(prediction) == _words(gold.query)
+        # A copy of the gold query has its values.
+        text = prediction if prediction is None or copied else without_masks(prediction, schema)
         if text is not None:
             try:
                 form, message = normal_form(parse(text, schema), schema), ""
             except SqlError as error:
                 message = str(error)
-        components = partial_match(form, expected) if expected is not None else {}
-        execution, gold_status, status = None, "", ""
+        if expected is None:
+            exact, components = copied, {UNREADABLE: copied}
+        else:
+            exact, components = form == expected, partial_match(form, expected)
+        execution, gold_status, status, files = None, "", "", 0
         if self.databases:
-            wanted = self._execute(gold.db_id, gold.query)
-            result = None if text is None else self._execute(gold.db_id, text)
-            execution = (
-                result is not None
-                and wanted.status == result.status == "ok"
-                and results_match(wanted.rows, result.rows, order_matters(gold.query))
-            )
-            gold_status, status = wanted.status, result.status if result else "missing"
-            message = message or (result.message if result else "")
+            suite = self._suite(self.databases[gold.db_id])
+            execution, gold_status, status, why = self._compare(gold, text, suite)
+            files, message = len(suite), message or why
         return Verdict(
             interaction,
             turn,
             gold.db_id,
             level,
-            expected is not None and form == expected,
+            exact,
             execution,
             form is not None,
             components,
             gold_status,
             status,
+            files,
             message,
             gold.query,
             prediction,
@@ -248,14 +269,65 @@ class Evaluator:
                 self._golds[gold] = UNREADABLE, None
         return self._golds[gold]
 
-    def _execute(self, db_id: str, sql: str) -> Result:
-        """Execute, or remember: turns of an interaction and their gold queries repeat a lot."""
+    def _suite(self, file: Path) -> tuple[Database, ...]:
+        """Open the files of a database: the one, or all of the folder that has its name."""
+        if file not in self._suites:
+            files = [file]
+            if file.parent.name == file.stem:
+                files += sorted(set(file.parent.glob("*.sqlite")) - {file})
+            self._suites[file] = tuple(Database(one, self.limits) for one in files)
+        return self._suites[file]
+
+    def _compare(
+        self, gold: Gold, text: str | None, suite: Sequence[Database]
+    ) -> tuple[bool, str, str, str]:
+        """Execute on each file until the results differ.
+
+        Returns:
+            Whether they never do, how the last executions of gold query and prediction ended, and
+            why the prediction did not run.
+        """
+        if text is None:
+            return False, self._execute(suite[0], gold.query, None).status, "missing", ""
+        ordered = order_matters(gold.query)
+        for database in suite:
+            wanted = self._execute(database, gold.query, None)
+            # More rows than the gold query has cannot match, however many they are.
+            rows = len(wanted.rows) + 1 if wanted.status == "ok" else None
+            result = self._execute(database, text, rows)
+            is_longer = result.status == "stopped" and len(result.rows) == rows
+            status, message = ("longer", "") if is_longer else (result.status, result.message)
+            if not (
+                wanted.status == status == "ok" and results_match(wanted.rows, result.rows, ordered)
+            ):
+                return False, wanted.status, status, message
+        return True, "ok", "ok", ""
+
+    def _execute(self, database: Database, sql: str, rows: int | None) -> Result:
+        """Execute, or remember; `rows` bounds the result further."""
         runs = executable(sql, self.keep_distinct)
-        if (db_id, runs) not in self._results:
-            if db_id not in self._opened:
-                self._opened[db_id] = Database(self.databases[db_id], self.limits)
-            self._results[db_id, runs] = self._opened[db_id].execute(runs)
-        return self._results[db_id, runs]
+        key = database.path, runs
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        limits = self.limits
+        if rows is not None:
+            limits = replace(limits, rows=min(rows, limits.rows))
+        result = database.execute(runs, limits)
+        if result.status != "stopped":
+            self._kept[key] = result
+            self._kept_size += _kept_size(result)
+            while self._kept_size > self.kept_bytes:
+                self._kept_size -= _kept_size(self._kept.popitem(last=False)[1])
+        return result
+
+
+def _kept_size(result: Result) -> int:
+    return result.size + 1000  # of the query's text and the entry
+
+
+def _words(sql: str) -> list[str]:
+    return sql.rstrip("; \t\r\n").split()
 
 
 def evaluate(
@@ -291,8 +363,7 @@ def evaluate(
         if None in turns and missing == "error":
             raise ValueError(
                 f"interaction {number}, turn {turns.index(None)} (counted from 0): the prediction "
-                f"is missing; there are {len(gold)} gold queries. missing=wrong counts such a turn "
-                "as wrong, missing=skip leaves it out, as the official script does"
+                f"is missing; there are {len(gold)} gold queries. {_WAYS}"
             )
     return Scores(
         tuple(
@@ -312,7 +383,7 @@ def read_gold(path: str | Path) -> list[list[Gold]]:
     """Read gold queries: text (`SQL <tab> db_id`) or the dev.json of Spider, SParC or CoSQL.
 
     Args:
-        path: A text file has a blank line between interactions; one without any is Spider's, and
+        path: A text file has a blank line after each interaction; one without any is Spider's, and
             every line an interaction of its own. A file ending in .json is read as JSON.
 
     Raises:
@@ -320,15 +391,19 @@ def read_gold(path: str | Path) -> list[list[Gold]]:
     """
     path = Path(path)
     if path.suffix == ".json":
-        return [
-            [
-                Gold(_string(turn, ("query",), f"{path}: entry {number}, turn {position}"), db_id)
-                for position, turn in enumerate(turns)
-            ]
-            for number, turns, db_id in _json_entries(path)
-        ]
+        golds = []
+        for where, entry in _entries(path):
+            db_id = _string(entry, _DB_IDS, where)
+            golds.append(
+                [
+                    Gold(_string(turn, ("query",), f"{where}, turn {position}"), db_id)
+                    for position, turn in enumerate(_turns(entry, where))
+                ]
+            )
+        return golds
     golds = []
-    for block in _blocks(path):
+    lines = _lines(path)
+    for block in _blocks(lines):
         turns = []
         for line, text in block:
             sql, tab, db_id = text.partition("\t")
@@ -336,42 +411,45 @@ def read_gold(path: str | Path) -> list[list[Gold]]:
                 raise ValueError(f"{path}:{line}: must be SQL, a tab and a database's name: {text}")
             turns.append(Gold(sql.strip(), db_id.strip().split("\t")[0]))
         golds.append(turns)
-    return golds if len(golds) > 1 else [[gold] for turns in golds for gold in turns]
+    return [[gold] for turns in golds for gold in turns] if all(lines) else golds
 
 
-def read_predictions(path: str | Path, golds: Sequence[Sequence[Gold]]) -> list[list[str | None]]:
+def read_predictions(
+    path: str | Path, golds: Sequence[Sequence[Gold]], complete: bool = False
+) -> list[list[str | None]]:
     """Read predictions: text, one a line with blank lines as in the gold file, or JSON.
 
     Args:
-        path: JSON is a list of interactions, each a list of SQL (null where missing), or in the
-            layout of dev.json with `prediction` beside or in place of `query`.
-        golds: What is predicted. Where each has one turn, blank lines do not count.
+        path: Text: where each interaction has one turn, a line for each, empty where a prediction
+            is missing; or as many lines that are not empty. What stands after a tab may name the
+            database. JSON: a list of SQL (null where missing), a list of interactions which are
+            such lists, or the layout of dev.json with the SQL under `prediction`. The gold `query`
+            is never read.
+        golds: What is predicted.
+        complete: Whether a missing prediction is an error, which names its place in the file.
 
     Raises:
-        ValueError: The file cannot be read, or has another form.
+        ValueError: The file cannot be read, or has another form; a prediction is for another
+            database than its gold query, or has no gold query; names the line or entry.
     """
     path = Path(path)
-    if path.suffix == ".json":
-        content = read_list(path, "interactions or questions")
-        if all(isinstance(turns, list) for turns in content):
-            for number, turns in enumerate(content):
-                for position, sql in enumerate(turns):
-                    if not isinstance(sql, str | None):
-                        raise ValueError(
-                            f"{path}: interaction {number}, turn {position}: must be SQL or null"
-                        )
-            return content
-        return [
-            [
-                _string(turn, ("prediction", "query"), f"{path}: entry {number}, turn {position}")
-                for position, turn in enumerate(turns)
-            ]
-            for number, turns, _ in _json_entries(path)
-        ]
-    blocks = [[text.split("\t")[0].strip() for _, text in block] for block in _blocks(path)]
-    if all(len(turns) == 1 for turns in golds):
-        return [[sql] for block in blocks for sql in block]
-    return [list(block) for block in blocks]
+    found = _json_answers(path, golds) if path.suffix == ".json" else _text_answers(path, golds)
+    for number, (answers, turns) in enumerate(zip(found, golds, strict=False)):
+        for turn, (answer, gold) in enumerate(zip(answers, turns, strict=False)):
+            if answer.db_id not in (None, gold.db_id):
+                raise ValueError(
+                    f"{answer.where}: is a prediction for {answer.db_id}; the gold query of "
+                    f"interaction {number}, turn {turn} (counted from 0) is about {gold.db_id}"
+                )
+            if complete and answer.sql is None:
+                raise ValueError(f"{answer.where}: the prediction is missing. {_WAYS}")
+        if complete and len(answers) < len(turns):
+            raise ValueError(
+                f"{answers[-1].where if answers else path}: interaction {number}, turn "
+                f"{len(answers)} (counted from 0): the prediction, after this one, is missing. "
+                f"{_WAYS}"
+            )
+    return [[answer.sql for answer in answers] for answers in found]
 
 
 def find_databases(
@@ -416,14 +494,117 @@ def find_databases(
     return found
 
 
-def _json_entries(path: Path) -> Iterable[tuple[int, list[Any], str]]:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A prediction with its place and, if it names one, its database."""
+
+    sql: str | None
+    where: str
+    db_id: str | None = None
+
+
+def _text_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Answer]]:
+    lines = _lines(path)
+    known = {gold.db_id for turns in golds for gold in turns}
+
+    def answer(number: int, text: str) -> _Answer:
+        sql, _, rest = text.partition("\t")
+        name = rest.strip().split("\t")[0]
+        return _Answer(sql.strip() or None, f"{path}:{number}", name if name in known else None)
+
+    blocks = _blocks(lines)
+    if all(len(turns) == 1 for turns in golds):
+        filled = [pair for block in blocks for pair in block]
+        if len(lines) == len(golds):
+            return [[answer(*pair)] for pair in enumerate(lines, start=1)]
+        if len(filled) > len(golds):
+            number, text = filled[len(golds)]
+            raise ValueError(
+                f"{path}:{number}: {len(filled)} predictions for {len(golds)} gold ones; this is "
+                f"the first in excess: {text:.80}"
+            )
+        if len(filled) < len(golds):
+            raise ValueError(
+                f"{path}:{filled[-1][0]}: {len(filled)} predictions for {len(golds)} gold ones; "
+                f"this is the last. An empty line may stand for one that is missing"
+            )
+        return [[answer(*pair)] for pair in filled]
+    lengths = [(len(block), len(turns)) for block, turns in zip(blocks, golds, strict=False)]
+    if len(blocks) != len(golds):
+        differing = (i for i, (ours, theirs) in enumerate(lengths) if ours != theirs)
+        first = next(differing, len(lengths) - 1)
+        raise ValueError(
+            f"{path}:{blocks[first][0][0]}: {len(blocks)} interactions of predictions for "
+            f"{len(golds)} gold ones; a blank line must stand between interactions, and nowhere "
+            f"else. The one that begins here has {lengths[first][0]} predictions for "
+            f"{lengths[first][1]} gold ones"
+        )
+    for number, (ours, theirs) in enumerate(lengths):
+        if ours > theirs:
+            raise ValueError(
+                f"{path}:{blocks[number][theirs][0]}: interaction {number}: {ours} predictions for "
+                f"{theirs} gold ones; this is the first in excess"
+            )
+    return [[answer(*pair) for pair in block] for block in blocks]
+
+
+def _json_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Answer]]:
+    content = read_list(path, "predictions, interactions or questions")
+    if content and all(isinstance(item, str | None) for item in content):
+        if len(content) != sum(map(len, golds)):
+            raise ValueError(
+                f"{path}: {len(content)} predictions for {sum(map(len, golds))} gold ones"
+            )
+        flat = (_answer(sql, f"{path}: item {number}") for number, sql in enumerate(content))
+        return [[next(flat) for _ in turns] for turns in golds]
+    if all(isinstance(turns, list) for turns in content):
+        return [
+            [
+                _answer(sql, f"{path}: interaction {number}, turn {position}")
+                for position, sql in enumerate(turns)
+            ]
+            for number, turns in enumerate(content)
+        ]
+    return [
+        [
+            _entry_answer(turn, entry, f"{where}, turn {position}")
+            for position, turn in enumerate(_turns(entry, where))
+        ]
+        for where, entry in _entries(path)
+    ]
+
+
+def _entry_answer(turn: Any, entry: Mapping[str, Any], where: str) -> _Answer:
+    """Read a turn in the layout of dev.json."""
+    if not isinstance(turn, Mapping) or "prediction" not in turn:
+        has = ", ".join(turn) if isinstance(turn, Mapping) else repr(turn)[:40]
+        raise ValueError(f"{where}: needs the key prediction (SQL, or null), has {has}")
+    names = (item[key] for item in (turn, entry) for key in _DB_IDS if key in item)
+    return _answer(turn["prediction"], where, next(names, None))
+
+
+def _answer(sql: Any, where: str, db_id: str | None = None) -> _Answer:
+    if not isinstance(sql, str | None):
+        raise ValueError(f"{where}: must be SQL or null, has {repr(sql)[:40]}")
+    return _Answer(sql if sql and sql.strip() else None, where, db_id)
+
+
+def _entries(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     for number, entry in enumerate(read_list(path, "interactions or questions")):
         where = f"{path}: entry {number}"
-        db_id = _string(entry, ("database_id", "db_id"), where)
-        turns = entry.get("interaction", [entry])
-        if not isinstance(turns, list) or not turns:
-            raise ValueError(f"{where}: interaction must be a list of turns")
-        yield number, turns, db_id
+        if not isinstance(entry, Mapping):
+            raise ValueError(
+                f"{where}: must be an interaction or a question, has {repr(entry)[:40]}"
+            )
+        yield where, entry
+
+
+def _turns(entry: Mapping[str, Any], where: str) -> list[Any]:
+    """Return an entry's turns; one of Spider is its own turn."""
+    turns = entry.get("interaction", [entry])
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"{where}: interaction must be a list of turns")
+    return turns
 
 
 def _string(entry: Any, names: Sequence[str], where: str) -> str:
@@ -433,24 +614,30 @@ def _string(entry: Any, names: Sequence[str], where: str) -> str:
     raise ValueError(f"{where}: has no text under {' or '.join(names)}")
 
 
-def _blocks(path: Path) -> list[list[tuple[int, str]]]:
-    """Return a text file's lines with their numbers, parted at blank lines."""
+def _lines(path: Path) -> list[str]:
+    """Return a text file's lines, without the blanks around them; at least one has more."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 at byte {error.start}") from error
+    # A tab at a line's beginning says that there is no SQL before the database's name.
+    lines = [line.rstrip().lstrip(" ") for line in text.removesuffix("\n").split("\n")]
+    if not any(lines):
+        raise ValueError(f"{path}: is empty")
+    return lines
+
+
+def _blocks(lines: Sequence[str]) -> list[list[tuple[int, str]]]:
+    """Return lines with their numbers, parted at blank ones."""
     blocks: list[list[tuple[int, str]]] = [[]]
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            blocks[-1].append((number, line.strip()))
+    for number, line in enumerate(lines, start=1):
+        if line:
+            blocks[-1].append((number, line))
         elif blocks[-1]:
             blocks.append([])
-    blocks = [block for block in blocks if block]
-    if not blocks:
-        raise ValueError(f"{path}: is empty")
-    return blocks
+    return [block for block in blocks if block]
 
 
 def _mean(values: Sequence[bool]) -> float:

@@ -50,6 +50,7 @@ _PIECE = re.compile(
 )
 _STEPS = 2000  # virtual-machine steps between looks at the clock: some 20 microseconds
 _FRAME = 64_000  # bytes of rows that are sent together
+_KEPT = 200_000_000  # bytes of freed memory that a process may hold for its next query
 
 # What runs: path, SQL (None: only look whether it is a database), whether it is this package's own
 # and so may use PRAGMA, seconds, rows, result_bytes, value_bytes, memory_bytes.
@@ -259,6 +260,16 @@ def _bound_memory(size: int) -> None:
         resource.setrlimit(kind, (size, resource.getrlimit(kind)[1]))
 
 
+def _resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as stream:
+            pages = int(stream.read().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
+
+
 def _die_with(channel: socket.socket) -> None:
     """End as soon as the other side has closed the channel, whatever SQLite is doing."""
     hung_up = select.poll()
@@ -312,7 +323,7 @@ def main() -> None:
     threading.Thread(target=_die_with, args=(channel,), daemon=True).start()
     reader = Reader()
     send(channel, "ready")
-    while True:
+    while _resident() < _KEPT:
         request: Request = receive(channel)
         try:
             for frame in reader.answer(request):

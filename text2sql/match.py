@@ -313,6 +313,11 @@ def _literal_column(unit: ColumnUnit) -> Form:
 # --- execution -----------------------------------------------------------------------------------
 
 Row = tuple[Any, ...]
+MASK = "value"  # what systems write that predict no values
+_WORD = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|[\w.]+|[<>=!]+|\S""")
+_BEFORE_VALUES = frozenset(
+    ("=", "==", "!=", "<>", "<", ">", "<=", ">=", "like", "in", "between", "limit", "offset")
+)
 _CURRENT_YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
 
 
@@ -335,6 +340,53 @@ def executable(sql: str, keep_distinct: bool = False) -> str:
         tokens = first.flatten() if first is not None else ()
         sql = "".join(token.value for token in tokens if token.value.lower() != "distinct")
     return _CURRENT_YEAR.sub("2020", sql)
+
+
+def without_masks(sql: str, schema: Schema) -> str:
+    """Return a prediction with the number 1 where it has the word `value` in a value's place.
+
+    Alone, or as a text (`"value"`, `'%value%'`). Where FROM has a column of that name it means the
+    column, though the official script puts 1 there too, as within other names and texts.
+
+    Args:
+        sql: The prediction.
+        schema: Whose tables FROM means.
+    """
+    if MASK not in sql:
+        return sql
+    owners = {
+        table.name.lower()
+        for index, table in enumerate(schema.tables)
+        if schema.find_column(index, MASK) is not None
+    }
+    words = list(_WORD.finditer(sql))
+    lowered = [word[0].lower() for word in words]
+    masks: list[tuple[re.Match[str], int | None]] = []  # with the SELECT that each stands in
+    owning: set[int] = set()  # the SELECTs whose FROM has such a column
+    brackets: list[tuple[int, str]] = []  # with the SELECT around each and the word before it
+    select = 0
+    for position, word in enumerate(lowered):
+        before = lowered[position - 1] if position else ""
+        if word == "select":
+            select = position
+        elif word == "(":
+            brackets.append((select, before))
+        elif word == ")" and brackets:
+            select = brackets.pop()[0]
+        elif word in owners:
+            owning.add(select)
+        elif words[position][0].strip("'\"% ") == MASK:
+            if before in ("(", ",") and brackets:
+                before = brackets[-1][1]
+            is_upper_bound = before == "and" and "between" in lowered[position - 3 : position]
+            if before in _BEFORE_VALUES or is_upper_bound:
+                never_a_column = before in ("limit", "offset") or word.startswith("'")
+                masks.append((words[position], None if never_a_column else select))
+    for match, select_of_it in reversed(masks):
+        if select_of_it not in owning:
+            start = match.start() + match[0].index(MASK)
+            sql = f"{sql[:start]}1{sql[start + len(MASK) :]}"
+    return sql
 
 
 def order_matters(gold: str) -> bool:

@@ -379,7 +379,7 @@ def read_list(path: str | Path, what: str) -> list[Any]:
         ValueError: There is no such file, it is not JSON, or it is no list; names the file.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -60,7 +60,9 @@ def test_scores_and_verdicts_are_written(
     written = json.loads(Path(files["json"]).read_text())
     assert {key: written[key] for key in metrics} == metrics
     assert [verdict["exact"] for verdict in written["verdicts"]] == [True, False, True]
-    assert "by hardness" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "by hardness" in printed
+    assert "executed on 1 databases, 1 SQLite files" in printed
 
 
 def test_a_missing_prediction_is_refused_unless_asked_for(files: dict[str, str]) -> None:

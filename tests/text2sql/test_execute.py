@@ -601,6 +601,16 @@ def test_ctrl_c_ends_a_query_and_not_the_next_one(database: Path) -> None:
     assert reader.execute("SELECT 2").rows == ((2,),)
 
 
+def test_a_process_that_holds_much_memory_is_not_kept(database: Path) -> None:
+    """What SQLite frees in small pieces does not go back to the system."""
+    reader = Database(database, Limits(seconds=60, memory_bytes=300_000_000))
+    pid = _pid(reader)
+    held = _DOUBLED.replace("100000", "1000")
+    assert reader.execute(held).message == "more than 300000000 bytes of memory"
+    assert _wait_for_end(pid)
+    assert reader.execute("SELECT count(*) FROM singer").rows == ((3,),)
+
+
 def test_the_process_is_small(database: Path) -> None:
     """It holds nothing of its parent: no memory, no open files."""
     pid = _pid(Database(database))

@@ -18,6 +18,7 @@ from text2sql.match import (
     normal_form,
     partial_match,
     results_match,
+    without_masks,
 )
 from text2sql.schema import Schema
 from text2sql.sql import Query, parse, to_sql
@@ -184,6 +185,74 @@ def test_queries_run_without_distinct_and_with_operators_closed_up() -> None:
     assert executable("SELECT DISTINCT a FROM t", keep_distinct=True) == "SELECT DISTINCT a FROM t"
     assert executable("SELECT YEAR(CURDATE()) - 1") == "SELECT 2020- 1"
     assert executable("") == ""
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("WHERE age > value", "WHERE age > 1"),
+        ("WHERE age > value;", "WHERE age > 1;"),
+        ("WHERE age>value", "WHERE age>1"),
+        ("WHERE age > = value OR age ! = value", "WHERE age > = 1 OR age ! = 1"),
+        ("WHERE age > (value) AND name LIKE value", "WHERE age > (1) AND name LIKE 1"),
+        ("WHERE age IN (value, value)", "WHERE age IN (1, 1)"),
+        ("WHERE age BETWEEN value AND value", "WHERE age BETWEEN 1 AND 1"),
+        ("WHERE name = \"value\" OR name = 'value'", "WHERE name = \"1\" OR name = '1'"),
+        ("WHERE name LIKE '%value%'", "WHERE name LIKE '%1%'"),
+        ("ORDER BY age LIMIT value", "ORDER BY age LIMIT 1"),
+        ("GROUP BY age HAVING count(*) > value", "GROUP BY age HAVING count(*) > 1"),
+        # No place of a value, another word, another text: as it is.
+        ("WHERE value > 3 AND count(value) > 3", "WHERE value > 3 AND count(value) > 3"),
+        ("WHERE age > 3 AND value = 2", "WHERE age > 3 AND value = 2"),
+        ("WHERE age > T1.value + total_value", "WHERE age > T1.value + total_value"),
+        ("WHERE name = 'best value'", "WHERE name = 'best value'"),
+        ("ORDER BY value", "ORDER BY value"),
+    ],
+)
+def test_the_word_value_stands_for_any_value(sql: str, expected: str, schema: Schema) -> None:
+    assert without_masks(f"SELECT name FROM singer {sql}", schema) == (
+        f"SELECT name FROM singer {expected}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT x FROM boxes WHERE x > value", "SELECT x FROM boxes WHERE x > value"),
+        ("SELECT x FROM Boxes AS T1 WHERE x > value", "SELECT x FROM Boxes AS T1 WHERE x > value"),
+        ('SELECT x FROM boxes WHERE x = "value"', 'SELECT x FROM boxes WHERE x = "value"'),
+        ("SELECT x FROM boxes WHERE x = 'value'", "SELECT x FROM boxes WHERE x = '1'"),
+        (
+            "SELECT x FROM boxes ORDER BY value LIMIT value",
+            "SELECT x FROM boxes ORDER BY value LIMIT 1",
+        ),
+        ("SELECT y FROM rooms WHERE y > value", "SELECT y FROM rooms WHERE y > 1"),
+        # Of its own FROM, not of another.
+        (
+            "SELECT y FROM rooms WHERE y > (SELECT x FROM boxes WHERE x > value) AND y < value",
+            "SELECT y FROM rooms WHERE y > (SELECT x FROM boxes WHERE x > value) AND y < 1",
+        ),
+        (
+            "SELECT x FROM boxes WHERE x > (SELECT y FROM rooms WHERE y > value)",
+            "SELECT x FROM boxes WHERE x > (SELECT y FROM rooms WHERE y > 1)",
+        ),
+        (
+            "SELECT y FROM rooms WHERE y > value UNION SELECT x FROM boxes WHERE x > value",
+            "SELECT y FROM rooms WHERE y > 1 UNION SELECT x FROM boxes WHERE x > value",
+        ),
+    ],
+)
+def test_a_column_called_value_is_that_column(sql: str, expected: str, tmp_path: Path) -> None:
+    ddl = "CREATE TABLE rooms (y INT); CREATE TABLE boxes (x INT, Value INT)"
+    boxes = Schema.from_sqlite(make(tmp_path / "boxes.sqlite", ddl))
+    assert without_masks(sql, boxes) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="()'\",; =>vxs", max_size=30), st.integers(0, 30))
+def test_any_text_is_read_for_masks(text: str, at: int) -> None:
+    found = without_masks(f"{text[:at]}value{text[at:]}", _schema())
+    assert found.replace("1", "value") == f"{text[:at]}value{text[at:]}"
 
 
 @pytest.mark.parametrize(
