@@ -65,8 +65,9 @@ def test_a_training_is_measured_once_and_shown(
         arguments += ["--override", override]
     est_quality.main(arguments)
     once = results.read_text()
-    est_quality.main(arguments)
+    est_quality.main([*arguments, "--figure", str(tmp_path / "loss.png")])
     assert results.read_text() == once
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
     dense, sampled = map(json.loads, once.splitlines())
     assert (dense["arm"], sampled["arm"]) == ("dense", "EST")
     assert dense["steps"] == sampled["steps"] == 4
