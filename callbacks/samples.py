@@ -18,7 +18,8 @@ class GenerationSamples(pl.Callback):
     Greedy, so that nothing random is drawn. Prompt, answer and reference go to `samples.jsonl` in
     the run folder and as a table to loggers that have tables (W&B). With an answer pattern the
     share of right answers is logged as `val/exact_match` or `test/exact_match`: GSM8K's metric,
-    where the pattern's last match in both texts must be equal, thousands separators apart.
+    where the pattern's last match in both texts must be equal, thousands separators apart. It is a
+    metric of data whose answers all end so: of other data it is not logged, and that is said once.
 
     Args:
         folder: Where the file is written.
@@ -59,6 +60,7 @@ class GenerationSamples(pl.Callback):
         self.prompts, self.test_prompts = prompts, test_prompts
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.pattern = pattern
+        self._has_said = False
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write samples of the validation part."""
@@ -74,6 +76,7 @@ class GenerationSamples(pl.Callback):
     ) -> None:
         data = cast(Any, trainer).datamodule
         prompts = data.prompts(2**31 if count is None else count, test=split == "test")
+        pattern = self._pattern_of([prompt.reference for prompt in prompts], trainer)
         mine = prompts[trainer.global_rank :: trainer.world_size]
         # Where each process has a part of the weights, all of them must generate equally often.
         together = isinstance(trainer.strategy, ModelParallelStrategy)
@@ -97,15 +100,26 @@ class GenerationSamples(pl.Callback):
                     "answer": answer,
                     "reference": prompt.reference,
                 }
-                if self.pattern is not None:
-                    row["right"] = exact_match(answer, prompt.reference, self.pattern)
+                if pattern is not None:
+                    row["right"] = exact_match(answer, prompt.reference, pattern)
                 rows.append(row)
-        if self.pattern is not None:
+        if pattern is not None:
             counts = torch.tensor([sum(row["right"] for row in rows), len(rows)], dtype=torch.float)
             right, asked = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
             # Summed over the ranks already; `sync_dist` averages equal values.
             pl_module.log(f"{split}/exact_match", right / asked, sync_dist=True)
         _write(trainer, split, rows, self.file, self.prompts)
+
+    def _pattern_of(self, references: list[str], trainer: pl.Trainer) -> re.Pattern[str] | None:
+        """Return the answer pattern if every reference has a final answer by it."""
+        if self.pattern is None or all(map(self.pattern.search, references)):
+            return self.pattern
+        if trainer.is_global_zero and not self._has_said:
+            print(
+                f"No exact_match: not all answers end as {self.pattern.pattern!r} says.", flush=True
+            )
+            self._has_said = True
+        return None
 
     def places(self) -> dict[str, Path]:
         """The file of the samples, for the run's report."""

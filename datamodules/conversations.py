@@ -7,39 +7,49 @@ tokenizer's chat template turns them into text, of which only what the assistant
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamodules.text_sources import (
     Piece,
     check_datasets,
     check_fraction,
     check_numbers,
+    check_old_domain,
     check_tokenizer,
     choices,
     digest_file,
     falls_below,
-    find_files,
+    find_parts,
     identity_of,
     jsonl_rows,
     load_rows,
     parquet_rows,
+    refuse_surrogates,
 )
-from datamodules.text_sources import check as check_text
-
-if TYPE_CHECKING:  # settings are checked before transformers is imported
-    from transformers import PreTrainedTokenizerFast
 
 Row = tuple[str, Any]
 """Where a row stands, for messages to the user, and the row."""
 
 FILE_SOURCES = ("jsonl", "parquet")
 SOURCES = ("arithmetic", *FILE_SOURCES, "hub")
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "function_response": "tool",
+    "observation": "tool",
+}
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -55,14 +65,23 @@ class Conversation:
     """Messages, the last of which is the assistant's.
 
     Args:
-        messages: (role, content) in their order.
+        messages: In their order, as chat templates take them: `role`, `content` (text, a list of
+            parts, or None beside `tool_calls`), and what else the row says of them.
         part: `train`, `val` or `test`.
         where: File and line, for messages to the user.
+        tools: JSON schemas of the functions that the assistant may call; None for none.
     """
 
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
     part: str
     where: str
+    tools: list[Any] | None = None
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return a message's content as text: that of its parts, end to end."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 @dataclass(frozen=True)
@@ -71,18 +90,20 @@ class ConversationSource:
 
     Args:
         identity: What they depend on, as JSON data.
-        read: Reads everything from the start, in the same order each time.
+        read: Reads everything from the start, in the same order each time; calls what it is given
+            with an error for each row that is no conversation, and goes on if that returns.
     """
 
     identity: dict[str, Any]
-    read: Callable[[], Iterator[Conversation]]
+    read: Callable[[Callable[[ValueError], object]], Iterator[Conversation]]
     size: int | None = None
 
     def pieces(self) -> Iterator[Piece]:
         """The contents as text, from which a tokenizer can be trained."""
-        for conversation in self.read():
-            for _, content in conversation.messages:
-                yield Piece(content, ends_document=True, held_out=conversation.part != "train")
+        for conversation in self.read(lambda error: None):
+            for message in conversation.messages:
+                if text := text_of(message):
+                    yield Piece(text, ends_document=True, held_out=conversation.part != "train")
 
 
 def open_conversations(settings: Mapping[str, Any]) -> ConversationSource:
@@ -96,7 +117,7 @@ def open_conversations(settings: Mapping[str, Any]) -> ConversationSource:
 
     Raises:
         ValueError: A file is missing or empty, or a data set cannot be reached; while reading, a
-            row that is not a conversation: names file, line and field.
+            file that cannot be read.
     """
     kind, fraction = settings["source"], settings["val_fraction"]
     rows: list[tuple[str, Callable[[], Iterator[Row]]]] = []
@@ -115,32 +136,31 @@ def open_conversations(settings: Mapping[str, Any]) -> ConversationSource:
                     one = {**plain, "split": split}
                     rows.append((part, partial(_hub_rows, name, one, settings["streaming"])))
     else:
-        files = {
-            part: find_files(settings[key], key)
-            for part, key in (("test", "test_files"), ("val", "val_files"), ("train", "files"))
-        }
-        held_out = {*files["test"], *files["val"]}
-        files["train"] = [file for file in files["train"] if file not in held_out]
+        files = find_parts(settings, ("test_files", "val_files", "files"))
         example = f'{{"{settings["prompt_column"]}": "...", "{settings["answer_column"]}": "..."}}'
         if settings["messages_column"] is not None:
             example = f'{{"{settings["messages_column"]}": [{{"role": "user", "content": "..."}}]}}'
         read_file = partial(jsonl_rows, example=example) if kind == "jsonl" else parquet_rows
-        for part, paths in files.items():
-            identity[part] = [digest_file(file) for file in paths]
-            rows += [(part, partial(read_file, path)) for path in paths]
-        if files["val"]:
+        for part, key in (("test", "test_files"), ("val", "val_files"), ("train", "files")):
+            identity[part] = [digest_file(file) for file in files[key]]
+            rows += [(part, partial(read_file, path)) for path in files[key]]
+        if files["val_files"]:
             fraction = None
     columns = {key: settings[key] for key in ("prompt_column", "answer_column", "messages_column")}
 
-    def read() -> Iterator[Conversation]:
+    def read(refuse: Callable[[ValueError], object]) -> Iterator[Conversation]:
         for part, open_rows in rows:
             for where, record in open_rows():
-                messages = _messages(record, where, columns)
+                try:
+                    messages, tools = _messages(record, where, columns)
+                except ValueError as error:
+                    refuse(error)
+                    continue
                 side = part
                 if part == "train" and fraction is not None:
-                    text = "\0".join(content for _, content in messages)
+                    text = "\0".join(map(text_of, messages))
                     side = "val" if falls_below(text, fraction) else "train"
-                yield Conversation(messages, side, where)
+                yield Conversation(messages, side, where, tools)
 
     identity = {"source": kind, **identity, **columns, "val_fraction": fraction}
     return ConversationSource(identity, read)
@@ -153,48 +173,79 @@ def _hub_rows(name: str, node: Mapping[str, Any], streaming: bool) -> Iterator[R
 
 def _messages(
     record: object, where: str, columns: Mapping[str, str | None]
-) -> tuple[tuple[str, str], ...]:
-    """Check one row; `ValueError` says which field of which line is wrong."""
+) -> tuple[tuple[dict[str, Any], ...], list[Any] | None]:
+    """Check one row: messages and tools, or a `ValueError` that says which field is wrong."""
+    if isinstance(record, ValueError):
+        raise record
     if not isinstance(record, Mapping):
         raise ValueError(f"{where} is not an object but {repr(record)[:40]}")
-
-    def text(holder: Mapping[str, Any], field: str, key: str | None = None) -> str:
-        value = holder.get(field)
-        if not isinstance(value, str) or not value.strip():
-            what = "is empty" if isinstance(value, str) else f"has no text (it is {value!r:.40})"
-            if field not in holder:
-                what = f"is missing (there are: {', '.join(map(str, holder))})"
-            mend = f"; set datamodule.{key}, or mend the row" if key else "; mend the row"
-            raise ValueError(f"{where}: {field!r} {what}{mend}")
-        return value
-
     column = columns["messages_column"]
     if column is None:
-        prompt = text(record, str(columns["prompt_column"]), "prompt_column")
-        answer = text(record, str(columns["answer_column"]), "answer_column")
-        return (("user", prompt), ("assistant", answer))
+        return tuple(
+            {"role": role, "content": _column(record, str(columns[key]), where, key)}
+            for role, key in (("user", "prompt_column"), ("assistant", "answer_column"))
+        ), None
     given = record.get(column)
     if not isinstance(given, list) or not given:
         raise ValueError(
             f"{where}: {column!r} is not a list of messages (there are: "
             f"{', '.join(map(str, record))}); set datamodule.messages_column"
         )
-    messages = []
-    for index, message in enumerate(given):
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            raise ValueError(
-                f"{where}: {column}[{index}] needs a role ({', '.join(ROLES)}) and a content"
-            )
-        content = message.get("content")
-        if not isinstance(content, str) or not content.strip():
-            raise ValueError(f"{where}: {column}[{index}].content is empty or no text")
-        messages.append((str(message["role"]), content))
-    if messages[-1][0] != "assistant":
-        raise ValueError(f"{where}: {column} ends with {messages[-1][0]}, not with an answer")
-    return tuple(messages)
+    messages = tuple(
+        _message(message, f"{where}: {column}[{index}]") for index, message in enumerate(given)
+    )
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"{where}: {column} ends with {messages[-1]['role']}, not with an answer")
+    tools = record.get("tools") or None
+    if isinstance(tools, str):  # as data sets of one schema for all rows have to keep them
+        try:
+            tools = json.loads(tools) or None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: 'tools' is not JSON: {error}") from error
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError(f"{where}: 'tools' is not a list of JSON schemas")
+    return messages, tools
 
 
-# --- rendering -----------------------------------------------------------------------------------
+def _column(record: Mapping[str, Any], field: str, where: str, key: str) -> str:
+    if field not in record:
+        raise ValueError(
+            f"{where}: {field!r} is missing (there are: {', '.join(map(str, record))}); set "
+            f"datamodule.{key}"
+        )
+    return _content(record[field], f"{where}: {field!r}")
+
+
+def _message(message: object, where: str) -> dict[str, Any]:
+    if isinstance(message, Mapping) and "from" in message and "role" not in message:  # ShareGPT
+        role = SHAREGPT_ROLES.get(str(message["from"]), message["from"])
+        message = {"role": role, "content": message.get("value")}
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        raise ValueError(f"{where} needs a role ({', '.join(ROLES)}) and a content")
+    said = {key: value for key, value in message.items() if value is not None}
+    if not (message["role"] == "assistant" and said.get("tool_calls") and not said.get("content")):
+        said["content"] = _content(message.get("content"), f"{where}.content")
+    return said
+
+
+def _content(content: object, where: str) -> Any:
+    """Check that a content, text or a list of parts of text, says something that can be encoded."""
+    text = content
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, Mapping) else repr(part)
+                raise ValueError(f"{where} has a part that is not text but {str(kind)[:40]}")
+        text = text_of({"content": content})
+    if not isinstance(text, str):
+        raise ValueError(f"{where} has no text (it is {content!r:.40})")
+    if not text.strip():
+        raise ValueError(f"{where} is empty")
+    refuse_surrogates(text, where)
+    return content
+
+
+# --- the template --------------------------------------------------------------------------------
 
 
 def chat_template(named: str | None) -> str | None:
@@ -215,49 +266,6 @@ def chat_template(named: str | None) -> str | None:
             "for the tokenizer's own"
         )
     return path.read_text(encoding="utf-8")
-
-
-def segments(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerFast
-) -> list[tuple[str, bool]]:
-    """A conversation as text, in segments: what is read, and (`True`) what the assistant says.
-
-    An assistant's segment begins where a generation would, and holds the end of its turn, so that
-    the tokens before it are the very ones that a prompt is made of.
-
-    Raises:
-        ValueError: The template refuses the conversation, or renders a beginning of it differently
-            from the whole.
-    """
-    messages = [{"role": role, "content": content} for role, content in conversation.messages]
-
-    def render(count: int, prompt: bool) -> str:
-        try:
-            text = tokenizer.apply_chat_template(
-                messages[:count], tokenize=False, add_generation_prompt=prompt
-            )
-        except Exception as error:
-            raise ValueError(
-                f"{conversation.where}: the chat template refuses it: {error}"
-            ) from error
-        assert isinstance(text, str)
-        return text
-
-    found: list[tuple[str, bool]] = []
-    done = ""
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt, answered = render(index, True), render(index + 1, False)
-        if not (prompt.startswith(done) and answered.startswith(prompt)):
-            raise ValueError(
-                f"{conversation.where}: the chat template renders the beginning of a conversation "
-                "otherwise than the whole, so that answers cannot be told from prompts; choose "
-                "datamodule.chat_template=default or a Jinja file"
-            )
-        found += [(prompt[len(done) :], False), (answered[len(prompt) :], True)]
-        done = answered
-    return found
 
 
 # --- generated word problems ---------------------------------------------------------------------
@@ -326,27 +334,27 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
     Raises:
         ValueError: Names the full config key, what is wrong with it and what is allowed.
     """
-    old_domain = settings.get("old_domain")
-    if old_domain is not None:
-        check_text({"old_domain": old_domain})
+    check_old_domain(settings)
     check_numbers(settings, {"count": 1})
     source = settings.get("source", "arithmetic")
     if source not in SOURCES:
         raise ValueError(f"datamodule.source={source}: {choices(source, SOURCES)}")
-    given = {}
-    for key in ("files", "val_files", "test_files"):
+    keys = ("test_files", "val_files", "files")
+    for key in keys:
         if settings.get(key) and source not in FILE_SOURCES:
             raise ValueError(
                 f"datamodule.{key} is not read by source={source}; set datamodule.source=jsonl or "
                 "parquet"
             )
-        given[key] = set(find_files(settings.get(key), key))
-    if source in FILE_SOURCES and not given["files"] - given["val_files"] - given["test_files"]:
+    found = find_parts(settings, keys)
+    if source in FILE_SOURCES and not found["files"]:
         raise ValueError(
             f"datamodule.files: source={source} needs training files that are neither validation "
             "nor test files; give a path or a pattern such as datamodule.files=data/*.jsonl"
         )
-    check_fraction(settings, bool(given["val_files"]))
+    check_fraction(settings, bool(found["val_files"]))
+    if settings.get("bad_rows", "refuse") not in ("refuse", "skip"):
+        raise ValueError(f"datamodule.bad_rows={settings['bad_rows']!r}: must be refuse or skip")
     if settings.get("over_long", "skip") not in ("skip", "refuse"):
         raise ValueError(f"datamodule.over_long={settings['over_long']!r}: must be skip or refuse")
     check_datasets(source, settings.get("datasets"), ("test_split",))

@@ -5,8 +5,10 @@ length and batches are made of them when they are read, so that one cache serves
 """
 
 import bisect
+import itertools
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,15 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast
 
-from datamodules.conversations import (
-    ConversationSource,
-    chat_template,
-    check,
-    open_conversations,
-    segments,
-)
+from datamodules.chat_rendering import ChatRenderer, Rendering
+from datamodules.conversations import ConversationSource, chat_template, check, open_conversations
 from datamodules.language_modeling import (
     Batch,
     BlockLoader,
@@ -37,6 +33,9 @@ log = logging.getLogger(__name__)
 IGNORED = -100  # a label that no loss is taken of
 WINDOW = 32  # batches whose samples are sorted by length together
 PARTS = ("train", "val", "test")
+RENDERING = 2  # raise it when the same conversations are to give other tokens
+RENDERED_AT_ONCE = 256  # conversations
+BAD_ROWS = "bad_rows.txt"  # in the cache: the rows that were left out, a line each
 
 
 class Samples:
@@ -123,6 +122,11 @@ class PackedBlocks(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.members)
 
+    def fill(self) -> float:
+        """Return the share of the blocks' tokens that are of conversations."""
+        lengths = self.samples.lengths[np.concatenate(self.members)]
+        return float(lengths.sum() / len(self) / self.context_length)
+
     def __getitem__(self, blocks: NDArray[np.int64]) -> Batch:
         """Return {"input_ids", "labels", "position_ids"}, each int64[len(blocks), T]."""
         shape = (len(blocks), self.context_length)
@@ -201,6 +205,30 @@ def grouped_batch(
     return samples[start : start + step][rank::world_size]
 
 
+class BadRows:
+    """What becomes of rows that cannot be trained on.
+
+    Args:
+        choice: `refuse` the first one, or `skip` and list them.
+    """
+
+    def __init__(self, choice: str) -> None:
+        self.choice = choice
+        self.lines: list[str] = []
+
+    def refuse(self, error: ValueError) -> None:
+        """Raise what is wrong with a row, or list it.
+
+        Raises:
+            ValueError: `choice` is refuse.
+        """
+        if self.choice == "refuse":
+            raise ValueError(
+                f"{error}; mend the row, or leave such rows out: datamodule.bad_rows=skip"
+            ) from error
+        self.lines.append(" ".join(str(error).split()))
+
+
 class InstructionDataModule(LanguageModelingDataModule):
     """Batches of conversations for supervised fine-tuning, with labels on the answers only.
 
@@ -217,7 +245,8 @@ class InstructionDataModule(LanguageModelingDataModule):
         streaming: For hub: read over the network instead of downloading first.
         prompt_column: The field of the prompt.
         answer_column: The field of the answer.
-        messages_column: The field of a list of {role, content}, read instead of the two above.
+        messages_column: The field of a list of {role, content} or of ShareGPT's {from, value}, read
+            instead of the two above. A row's `tools`, JSON schemas, go to the chat template.
         count: For arithmetic: how many problems.
         val_fraction: In (0, 1): the share of the training rows that is held out, by content hash,
             where there are no `val_files`.
@@ -227,6 +256,8 @@ class InstructionDataModule(LanguageModelingDataModule):
         chat_template: "default" for ours, a Jinja file, or None for the tokenizer's own.
         packed: Several conversations in a block of `context_length`, none of which sees another;
             False: one a row, batches of similar length, padded.
+        bad_rows: A row that is no conversation, or that the chat template does not take, is refused
+            ("refuse"), or left out, counted and listed ("skip").
         over_long: Conversations of more than `context_length` tokens are left out and counted
             ("skip"), or refused ("refuse"). None is ever cut.
         vocab_size: The model's vocabulary, at least the tokenizer's.
@@ -261,6 +292,7 @@ class InstructionDataModule(LanguageModelingDataModule):
         tokenizer: dict[str, Any] | None = None,
         chat_template: str | None = None,
         packed: bool = True,
+        bad_rows: Literal["refuse", "skip"] = "refuse",
         over_long: Literal["skip", "refuse"] = "skip",
         vocab_size: int = 2048,
         context_length: int = 256,
@@ -290,11 +322,16 @@ class InstructionDataModule(LanguageModelingDataModule):
         return open_conversations(self.settings)
 
     def _further_identity(self) -> dict[str, Any]:
-        return {"chat_template": chat_template(self.settings["chat_template"])}
+        return {
+            "chat_template": chat_template(self.settings["chat_template"]),
+            "bad_rows": self.settings["bad_rows"],
+            "rendering": RENDERING,
+        }
 
     def _build(self, source: ConversationSource, folder: Path) -> dict[str, Any]:
         tokenizer = self._make_tokenizer(source)
         template = chat_template(self.settings["chat_template"])
+        own = tokenizer.chat_template
         if template is not None:
             tokenizer.chat_template = template
         elif tokenizer.chat_template is None:
@@ -304,7 +341,8 @@ class InstructionDataModule(LanguageModelingDataModule):
                 "datamodule.chat_template=default (ours) or to a Jinja file"
             )
         tokenizer.save_pretrained(folder / "tokenizer")
-        record = _write(source, tokenizer, folder)
+        renderer = ChatRenderer(tokenizer, [own] if isinstance(own, str) else [])
+        record = _write(source, renderer, folder, self.settings["bad_rows"])
         log.info("Tokenised %s into %s", {part: record[part] for part in PARTS}, folder)
         return {"token_ids": count_token_ids(tokenizer), **record}
 
@@ -312,6 +350,13 @@ class InstructionDataModule(LanguageModelingDataModule):
         filler = self.tokenizer.pad_token_id
         filler = self.tokenizer.eos_token_id if filler is None else filler
         self.samples = {part: Samples(folder, part, record["dtype"]) for part in PARTS}
+        if record["bad_rows"]:
+            listed = folder / BAD_ROWS
+            with listed.open(encoding="utf-8") as file:
+                first = file.readline().strip()
+            self._say(
+                f"Left out: {record['bad_rows']} rows, listed in {listed}; the first: {first}."
+            )
         blocks: dict[str, Any] = {}
         for part, samples in self.samples.items():
             kept = np.flatnonzero(samples.lengths <= self.context_length)
@@ -327,8 +372,7 @@ class InstructionDataModule(LanguageModelingDataModule):
                     raise ValueError(
                         f"{words}; raise it, or leave them out: datamodule.over_long=skip"
                     )
-                if self._place()[0] == 0:
-                    print(f"Left out: {words}.", flush=True)
+                self._say(f"Left out: {words}.")
             if self.packed:
                 blocks[part] = PackedBlocks(samples, kept, self.context_length, filler)
             else:
@@ -336,6 +380,36 @@ class InstructionDataModule(LanguageModelingDataModule):
                     kept = kept[np.argsort(samples.lengths[kept], kind="stable")]
                 blocks[part] = PaddedSamples(samples, kept, filler)
         return blocks
+
+    def _say(self, words: str) -> None:
+        if self._place()[0] == 0:
+            print(words, flush=True)
+
+    def _amount(self, part: str) -> str:
+        record = self.record[part]
+        there = f"{record['tokens']} tokens in {record['conversations']} conversations"
+        if self.over_long[part]:
+            there += f", {self.over_long[part]} of them too long"
+        return there
+
+    def check_files(self) -> None:
+        """Read the user's own files once, to refuse what is wrong in them; needs no tokenizer.
+
+        Raises:
+            ValueError: A row that is no conversation, or fewer answers than one batch takes.
+        """
+        if self.old_domain is not None:
+            self.old_domain.check_files()
+        if self.settings["files"] is None:
+            return
+        bad_rows = BadRows(self.settings["bad_rows"])
+        held = Counter({"train": 0, "val": 0})
+        for conversation in open_conversations(self.settings).read(bad_rows.refuse):
+            # A block has one answer at least.
+            roles = [message["role"] for message in conversation.messages]
+            held[conversation.part] += roles.count("assistant")
+        words = f"{held['train']} answers, and {held['val']} are held out"
+        self._refuse_too_little(held, f"{words} ({len(bad_rows.lines)} rows are left out)")
 
     def _train_batch(self, number: int) -> NDArray[np.int64]:
         if self.packed:
@@ -369,42 +443,53 @@ class InstructionDataModule(LanguageModelingDataModule):
         return {
             "source": self.settings["source"],
             "cache": str(self.folder),
-            "conversations": {part: len(self.samples[part].ends) for part in PARTS},
+            "conversations": {part: self.record[part]["conversations"] for part in PARTS},
+            "bad_rows": self.record["bad_rows"],
             "over_long": self.over_long,
             "share_of_answer_tokens": trained / max(1, read),
             "train_blocks": len(blocks),
-            "fill": float(samples.lengths.sum() / len(blocks) / self.context_length)
-            if self.packed
-            else None,
+            "fill": blocks.fill() if self.packed else None,
         }
 
 
 def _write(
-    source: ConversationSource, tokenizer: PreTrainedTokenizerFast, folder: Path
+    source: ConversationSource, renderer: ChatRenderer, folder: Path, bad_rows: str
 ) -> dict[str, Any]:
-    """Tokenise every conversation, segment by segment, into three files for each part."""
-    dtype = np.uint16 if count_token_ids(tokenizer) <= 1 << 16 else np.uint32
-    encoder = tokenizer.backend_tokenizer
+    """Tokenise every conversation into three files for each part; list what is left out."""
+    token_ids = count_token_ids(renderer.tokenizer)
+    dtype = np.uint16 if token_ids <= 1 << 16 else np.uint32
     counts: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+    left_out = BadRows(bad_rows)
+
+    def renderings() -> Iterator[tuple[str, Rendering]]:
+        for conversation in source.read(left_out.refuse):
+            try:
+                found = renderer.render(conversation)
+            except ValueError as error:
+                left_out.refuse(error)
+                continue
+            counts[conversation.part]["conversations"] += 1
+            yield from ((conversation.part, rendering) for rendering in found)
+
     kinds = ("bin", "answers.bin", "ends.bin")
     files = {(p, k): (folder / f"{p}.{k}").open("wb") for p in PARTS for k in kinds}
     try:
-        for conversation in source.read():
-            part, found = conversation.part, segments(conversation, tokenizer)
-            texts = [text for text, _ in found]
-            encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
-            ids = np.concatenate([np.array(e.ids, dtype=dtype) for e in encoded])
-            marks = [
-                np.full(len(e.ids), s, np.uint8) for e, (_, s) in zip(encoded, found, strict=True)
-            ]
-            counts[part].update(conversations=1, tokens=len(ids))
-            ids.tofile(files[part, "bin"])
-            np.concatenate(marks).tofile(files[part, "answers.bin"])
-            np.array([counts[part]["tokens"]], dtype=np.int64).tofile(files[part, "ends.bin"])
+        remaining = renderings()
+        while some := list(itertools.islice(remaining, RENDERED_AT_ONCE)):
+            encoded = renderer.encode([rendering for _, rendering in some])
+            for (part, _), (ids, marks) in zip(some, encoded, strict=True):
+                counts[part].update(samples=1, tokens=len(ids))
+                ids.astype(dtype).tofile(files[part, "bin"])
+                marks.astype(np.uint8).tofile(files[part, "answers.bin"])
+                np.array([counts[part]["tokens"]], dtype=np.int64).tofile(files[part, "ends.bin"])
     finally:
         for file in files.values():
             file.close()
+    lines = left_out.lines
+    (folder / BAD_ROWS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    empty = {"conversations": 0, "samples": 0, "tokens": 0}
     return {
         "dtype": np.dtype(dtype).name,
-        **{part: {"conversations": 0, "tokens": 0, **count} for part, count in counts.items()},
+        "bad_rows": len(lines),
+        **{part: {**empty, **count} for part, count in counts.items()},
     }

@@ -12,7 +12,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +25,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from datamodules.text_sources import check, digest_file, files_under, open_source
+from datamodules.text_sources import (
+    check,
+    check_old_domain,
+    digest_file,
+    files_under,
+    open_source,
+)
 from datamodules.token_cache import (
     build_once,
     count_token_ids,
@@ -275,7 +282,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         old_domain: Settings of another text (source, files, val_files, ..., val_batches,
             max_tokens), whose held-out part is validated beside this one's as `old/loss`. Tokenizer
             and sizes are this one's.
-        max_tokens: Stop tokenising at so many training tokens; None for all of the text.
+        max_tokens: Train on the first so many tokens; None for all of the text. Held-out text is
+            read whole, except from a hub's stream, which ends with the last training token.
         tokenizer: {pretrained: folder or hub name, None to train one; sample_chars: characters that
             a tokenizer is trained on at most}.
         vocab_size: The number of token ids, which is the model's vocabulary: of a trained tokenizer
@@ -325,13 +333,14 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         self.context_length, self.batch_size = context_length, batch_size
         self.seed, self.num_workers = seed, num_workers
         self.folder: Path | None = None
+        self._opened_at: tuple[int, int] | None = None
         self._restored: dict[str, Any] | None = None
         self._train_loader: TrainLoader | None = None
         self.old_domain: LanguageModelingDataModule | None = None
-        if old_domain is not None:
+        if (chosen := check_old_domain(self.settings)) is not None:
             shared = ("tokenizer", "vocab_size", "context_length", "batch_size", "cache_dir")
             self.old_domain = LanguageModelingDataModule(
-                **{**old_domain, **{key: self.settings[key] for key in shared}}
+                **{**chosen, **{key: self.settings[key] for key in shared}}
             )
 
     def prepare_data(self) -> None:
@@ -363,7 +372,9 @@ class LanguageModelingDataModule(pl.LightningDataModule):
 
     def _further_identity(self) -> dict[str, Any]:
         """What the cache depends on beside text and tokenizer."""
-        return {"max_tokens": self.settings["max_tokens"]}
+        limit = self.settings["max_tokens"]
+        # Caches with a limit that cut held-out text as well stand under max_tokens.
+        return {"max_tokens": None} if limit is None else {"max_train_tokens": limit}
 
     def _make_tokenizer(self, source: Any) -> PreTrainedTokenizerFast:
         if self.pretrained is None:
@@ -407,6 +418,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         if self.old_domain is not None:
             self.old_domain.trainer = self.trainer
             self.old_domain.setup(stage)
+        if self._opened_at == (rank, world_size):
+            return
         if rank == 0:
             self.prepare_data()
         if world_size > 1:  # the other ranks need not read the text to know its key
@@ -422,16 +435,55 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         self._check_vocabulary(record["token_ids"])
         self.record = record
         self.blocks = self._open_blocks(self.folder, record)
+        self._refuse_too_little({part: len(blocks) for part, blocks in self.blocks.items()})
+        self._opened_at = rank, world_size
+
+    def _refuse_too_little(self, held: Mapping[str, int], of: str = "") -> None:
+        """Refuse text that does not fill one batch of each part.
+
+        Args:
+            held: Blocks of `train` and `val`.
+            of: What is known of the text beside, for the message; empty: the cache's record.
+        """
+        _, world_size = self._place()
+        limit = self.settings.get("max_tokens")
         for part, needed, mend in (
-            ("train", self.batch_size * world_size, "datamodule.batch_size"),
+            ("train", self.batch_size * world_size, "datamodule.batch_size (down)"),
             ("val", world_size, "datamodule.val_fraction (up)"),
         ):
-            if len(self.blocks[part]) < needed:
-                raise ValueError(
-                    f"the {part} part has {record[part]['tokens']} tokens, too few for {needed} "
-                    f"blocks of datamodule.context_length={self.context_length} tokens; give more "
-                    f"text, or change datamodule.context_length (down) or {mend}"
-                )
+            if held[part] >= needed:
+                continue
+            there = of or self._amount(part)
+            if part == "train" and limit is not None:
+                mend += f" or datamodule.max_tokens={limit} (up)"
+            raise ValueError(
+                f"the {part} part has {there}, too few for {needed} blocks of "
+                f"datamodule.context_length={self.context_length} tokens "
+                f"({needed * self.context_length} in all); give more text, or change "
+                f"datamodule.context_length (down) or {mend}"
+            )
+
+    def _amount(self, part: str) -> str:
+        return f"{self.record[part]['tokens']} tokens"
+
+    def check_files(self) -> None:
+        """Read the user's own files once, to refuse what is wrong in them; needs no tokenizer.
+
+        For whoever has long work to do before `prepare_data`, such as making the tokenizer.
+
+        Raises:
+            ValueError: A file cannot be read, or there is less text than one batch takes.
+        """
+        if self.old_domain is not None:
+            self.old_domain.check_files()
+        if self.settings["files"] is None:
+            return
+        held = Counter({"train": 0, "val": 0})
+        for piece in open_source(self.settings).pieces():
+            # Tokens at most: one for each byte, a space before and an end behind.
+            held["val" if piece.held_out else "train"] += len(piece.text.encode()) + 2
+        blocks = {part: count // self.context_length for part, count in held.items()}
+        self._refuse_too_little(blocks, f"{held['train']} bytes, and {held['val']} are held out")
 
     def _open_blocks(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         return {

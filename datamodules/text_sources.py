@@ -4,16 +4,21 @@ A piece is a document, or a part of one where a text file is too large to hold. 
 torch or Lightning, and nothing but `docstrings` (16 million characters) is ever held whole.
 """
 
+import bz2
 import difflib
 import functools
 import glob
+import gzip
 import hashlib
 import json
+import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from datamodules.docstrings import list_modules, package_folders, read_code, read_documents
 
@@ -22,10 +27,15 @@ SOURCES = ("docstrings", "code", *FILE_SOURCES, "hub")
 PIECE_BYTES = 1 << 16  # text files are read in parts of this size, cut at a line's end
 MAX_PARSERS = 8  # parsing the environment takes 15 core-seconds: more processes gain nothing
 DOCSTRING_CHARS = 16_000_000  # about; how many there are is known after parsing only
+PARQUET_ROWS = 1000  # held at once
 HUB_TIMEOUT = 10.0  # seconds; without an early probe datasets and transformers retry for 25 to 50
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token
 
 DATASET_KEYS = ("path", "name", "data_dir", "split", "revision", "text_column", "weight")
+OLD_DOMAIN_KEYS = (
+    *("source", "files", "val_files", "text_column", "datasets", "streaming"),
+    *("val_fraction", "val_batches", "max_tokens"),
+)
 TOKENIZER_KEYS = ("pretrained", "sample_chars")
 
 
@@ -52,11 +62,13 @@ class TextSource:
         identity: What the pieces depend on, as JSON data: other content has another identity.
         pieces: Reads everything from the start, in the same order each time.
         size: Bytes to be read, roughly; None where only reading would tell.
+        streamed: Whether it is read over a network and may have no end within reach.
     """
 
     identity: dict[str, Any]
     pieces: Callable[[], Iterator[Piece]]
     size: int | None
+    streamed: bool = False
 
 
 def open_source(settings: Mapping[str, Any]) -> TextSource:
@@ -92,8 +104,8 @@ def open_source(settings: Mapping[str, Any]) -> TextSource:
     if kind == "hub":
         return _open_hub(settings)
 
-    val_files = find_files(settings["val_files"], "val_files")
-    files = [file for file in find_files(settings["files"], "files") if file not in set(val_files)]
+    found = find_parts(settings, ("val_files", "files"))
+    files, val_files = found["files"], found["val_files"]
     if val_files:
         fraction = None
     column = settings["text_column"]
@@ -116,7 +128,7 @@ def open_source(settings: Mapping[str, Any]) -> TextSource:
         "text_column": None if kind == "text" else column,
         "val_fraction": fraction,
     }
-    return TextSource(identity, pieces, size=sum(file.stat().st_size for file in files + val_files))
+    return TextSource(identity, pieces, size=sum(map(_size, files + val_files)))
 
 
 def _split(
@@ -139,26 +151,53 @@ def falls_below(text: str, fraction: float) -> bool:
 
 
 def find_files(patterns: str | list[str] | None, key: str) -> list[Path]:
-    """Return the files that match any of the glob patterns, each once, sorted by path.
+    """Return the files that are named, or match a glob pattern, each once, sorted by path.
+
+    A name that a file or a folder bears is its own, whatever characters are in it
+    (`notes [v2].txt`, `run[1]/*.txt`).
 
     Raises:
-        ValueError: A pattern matches no file, or a file is empty; names `datamodule.KEY`.
+        ValueError: A pattern matches no file, or a file is empty or may not be read; names
+            `datamodule.KEY`.
     """
-    found: set[Path] = set()
+    found: dict[str, Path] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
-        matches = [Path(name) for name in glob.glob(os.path.expanduser(pattern), recursive=True)]
-        files = [match for match in matches if match.is_file()]
+        path = Path(pattern).expanduser()
+        there = next(p for p in (path, *path.parents) if p.exists())
+        sought = Path(glob.escape(str(there))) / path.relative_to(there)
+        names = glob.glob(str(sought), recursive=True)
+        files = [Path(name) for name in names if os.path.isfile(name)]
         if not files:
-            what = "matches only folders" if matches else "matches no file"
+            what = "matches only folders" if names else "matches no file"
             raise ValueError(
                 f"datamodule.{key}: {pattern!r} {what} (looked in {Path.cwd()}); give a file or a "
                 "pattern such as data/*.txt"
             )
-        found.update(files)
-    for file in found:
+        found.update((os.path.realpath(file), file) for file in files)
+    for file in found.values():
+        if not os.access(file, os.R_OK):
+            raise ValueError(f"datamodule.{key}: {file} may not be read; change its permissions")
         if file.stat().st_size == 0:
             raise ValueError(f"datamodule.{key}: {file} is empty; remove it or leave it out")
-    return sorted(found)
+    return sorted(found.values())
+
+
+def find_parts(settings: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, list[Path]]:
+    """Return the files that each of the keys names; those of the last key without all others.
+
+    Whatever path leads to a file, it is not trained on if it is held out.
+
+    Args:
+        settings: The datamodule's arguments.
+        keys: Of held-out files, then that of the training files.
+
+    Raises:
+        ValueError: As `find_files`.
+    """
+    found = {key: find_files(settings.get(key), key) for key in keys}
+    held_out = {os.path.realpath(file) for key in keys[:-1] for file in found[key]}
+    found[keys[-1]] = [f for f in found[keys[-1]] if os.path.realpath(f) not in held_out]
+    return found
 
 
 def digest_file(file: Path) -> str:
@@ -171,11 +210,61 @@ def digest_file(file: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8: some editors write it, it is no part of the text
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+DAMAGES = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+FORMATS = {  # what a file that is no text may begin with
+    b"\xff\xfe": "UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
+    b"\x1f\x8b": "compressed by gzip; let its name end with .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it: unzstd",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"PAR1": "parquet; choose datamodule.source=parquet",
+}
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[BinaryIO]:
+    """Open a file of text as its bytes, unpacked if its name ends with .gz, .bz2 or .xz."""
+    try:
+        with OPENERS.get(file.suffix, open)(file, "rb") as stream:
+            yield cast(BinaryIO, stream)
+    except DAMAGES as error:
+        raise ValueError(f"datamodule.files: {file} is damaged or cut off: {error}") from error
+    except OSError as error:
+        raise ValueError(f"datamodule.files: {file} cannot be read: {error}") from error
+
+
+def _size(file: Path) -> int:
+    """Return how many bytes of text a file has, unpacked."""
+    if file.suffix not in OPENERS:
+        return file.stat().st_size
+    with _open(file) as stream:
+        return stream.seek(0, os.SEEK_END)
+
+
+def _no_utf8(where: str, head: bytes, error: UnicodeDecodeError, byte: int) -> ValueError:
+    """Say of bytes that are no UTF-8 what they are, as far as a file's first bytes tell."""
+    known = next((words for start, words in FORMATS.items() if head.startswith(start)), None)
+    if known is not None:
+        return ValueError(f"{where} is {known}")
+    return ValueError(
+        f"{where} is not UTF-8 at byte {byte} ({error.object[error.start]:#04x}: {error.reason}); "
+        "convert it, for example with iconv -f WINDOWS-1252 -t UTF-8"
+    )
+
+
 def _read_text(file: Path, val_fraction: float | None, held_out: bool) -> Iterator[Piece]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        border = size if val_fraction is None else _find_border(stream.fileno(), size, val_fraction)
-        for start, end, side in ((0, border, held_out), (border, size, True)):
+    size = _size(file)
+    with _open(file) as stream:
+        head = stream.read(4)
+        begin = len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0
+        if begin >= size:
+            raise ValueError(f"datamodule.files: {file} has no text; remove it or leave it out")
+        border = size
+        if val_fraction is not None:
+            border = max(begin, _find_border(stream, size, val_fraction))
+        for start, end, side in ((begin, border, held_out), (border, size, True)):
             offset, rest = start, b""
             stream.seek(start)
             while offset < end:
@@ -185,22 +274,20 @@ def _read_text(file: Path, val_fraction: float | None, held_out: bool) -> Iterat
                 try:
                     text = block[:cut].decode()
                 except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"datamodule.files: {file} is not UTF-8 at byte {offset + error.start} "
-                        f"({block[error.start]:#04x}: {error.reason}); convert it, for example "
-                        "with iconv -t UTF-8"
-                    ) from error
+                    where = f"datamodule.files: {file}"
+                    raise _no_utf8(where, head, error, offset + error.start) from error
                 yield Piece(text, ends_document=is_last, held_out=side)
                 offset, rest = offset + cut, block[cut:]
 
 
-def _find_border(descriptor: int, size: int, val_fraction: float) -> int:
+def _find_border(stream: BinaryIO, size: int, val_fraction: float) -> int:
     border = max(1, int(size * (1 - val_fraction)))
-    line_start = border + os.pread(descriptor, PIECE_BYTES, border - 1).find(b"\n")
+    stream.seek(border - 1)
+    ahead = stream.read(PIECE_BYTES)
+    line_start = border + ahead.find(b"\n")
     if border <= line_start < size:
         return line_start
-    ahead = os.pread(descriptor, 4, border)
-    while ahead and ahead[0] & 0xC0 == 0x80:  # in the middle of a character
+    while ahead[1:] and ahead[1] & 0xC0 == 0x80:  # in the middle of a character
         border, ahead = border + 1, ahead[1:]
     return border
 
@@ -217,31 +304,46 @@ def jsonl_rows(file: Path, example: str) -> Iterator[tuple[str, Any]]:
     """Read a file of JSON lines: yields where each object stands, for messages, and the object.
 
     Args:
-        file: The file; empty lines are passed over.
+        file: The file, which may be compressed; empty lines are passed over.
         example: What a line should look like, for messages.
 
+    Yields:
+        Place and object. In place of an object that is not JSON, or has a key twice, stands a
+        `ValueError` that says so, with file and line: the caller decides.
+
     Raises:
-        ValueError: A line is not UTF-8 or not JSON; names file and line.
+        ValueError: The file is not UTF-8 or cannot be read.
     """
-    offset = 0
-    with file.open("rb") as stream:
+    offset, head = 0, b""
+    with _open(file) as stream:
         for number, line in enumerate(stream, start=1):
             where = f"datamodule.files: {file}:{number}"
+            head = head or line[:4]
+            record: Any
             try:
-                record = json.loads(line.decode()) if line.strip() else None
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                record = json.loads(text, object_pairs_hook=_object) if text.strip() else None
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{where} is not UTF-8 at byte {offset + error.start} of the file "
-                    f"({error.reason}); convert it, for example with iconv -t UTF-8"
-                ) from error
+                raise _no_utf8(where, head, error, offset + error.start) from error
             except json.JSONDecodeError as error:
-                raise ValueError(
+                record = ValueError(
                     f"{where} is not JSON: {error.msg} at column {error.colno}; each line must be "
                     f"one object such as {example}"
-                ) from error
+                )
+            except (ValueError, RecursionError) as error:  # ValueError: also of too long numbers
+                record = ValueError(f"{where} cannot be read: {error}")
             offset += len(line)
             if line.strip():
                 yield where, record
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
 
 
 def parquet_rows(file: Path, where: str | None = None) -> Iterator[tuple[str, Any]]:
@@ -254,15 +356,19 @@ def parquet_rows(file: Path, where: str | None = None) -> Iterator[tuple[str, An
     Raises:
         ValueError: It cannot be read as parquet.
     """
-    from datasets import load_dataset  # type: ignore[import-untyped]
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     where = where or f"datamodule.files: {file}"
+    number = 0
     try:
-        rows = load_dataset("parquet", data_files=str(file), split="train", streaming=True)
-    except (OSError, ValueError) as error:
+        with pq.ParquetFile(file) as content:
+            for batch in content.iter_batches(PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    yield f"{where}, row {number}", row
+                    number += 1
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{where} cannot be read as parquet: {error}") from error
-    for number, row in enumerate(rows):
-        yield f"{where}, row {number}", row
 
 
 def _read_jsonl(file: Path, column: str) -> Iterator[str]:
@@ -276,6 +382,8 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
 
 
 def _text_of(record: object, column: str, where: str) -> str:
+    if isinstance(record, ValueError):
+        raise record
     text = record.get(column) if isinstance(record, Mapping) else None
     if not isinstance(text, str):
         has = ", ".join(map(str, record)) if isinstance(record, Mapping) else repr(record)[:40]
@@ -283,11 +391,16 @@ def _text_of(record: object, column: str, where: str) -> str:
             f"{where} has no text in {column!r} (it has: {has}); set datamodule.text_column, for "
             "datamodule.datasets the text_column of the data set"
         )
+    refuse_surrogates(text, f"{where}: {column!r}")
+    return text
+
+
+def refuse_surrogates(text: str, where: str) -> None:
+    """Refuse text with half of a surrogate pair, which JSON can say and no encoding can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: {column!r} holds half a surrogate pair: {error}") from error
-    return text
+        raise ValueError(f"{where} holds half a surrogate pair: {error}") from error
 
 
 # --- the Hugging Face hub ----------------------------------------------------------------------
@@ -297,7 +410,7 @@ def _open_hub(settings: Mapping[str, Any]) -> TextSource:
     nodes = {name: node for name, node in settings["datasets"].items() if node is not None}
 
     def documents() -> Iterator[str]:
-        from datasets import interleave_datasets
+        from datasets import interleave_datasets  # type: ignore[import-untyped]
 
         parts = [_texts(name, node, settings["streaming"]) for name, node in nodes.items()]
         weights = [node.get("weight") or 1 for node in nodes.values()]
@@ -311,7 +424,12 @@ def _open_hub(settings: Mapping[str, Any]) -> TextSource:
         "datasets": {name: identity_of(node) for name, node in nodes.items()},
         "val_fraction": settings["val_fraction"],
     }
-    return TextSource(identity, lambda: _split(documents(), settings["val_fraction"]), size=None)
+    return TextSource(
+        identity,
+        lambda: _split(documents(), settings["val_fraction"]),
+        size=None,
+        streamed=settings["streaming"],
+    )
 
 
 def identity_of(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,14 +516,7 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
     Raises:
         ValueError: Names the full config key, what is wrong with it and what is allowed.
     """
-    old_domain = settings.get("old_domain")
-    if old_domain is not None:
-        try:
-            check(old_domain)
-        except ValueError as error:
-            raise ValueError(
-                str(error).replace("datamodule.", "datamodule.old_domain.", 1)
-            ) from error
+    check_old_domain(settings)
     check_numbers(settings)
     source = settings.get("source", "docstrings")
     if source not in SOURCES:
@@ -416,17 +527,28 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
                 f"datamodule.{key} is not read by source={source}; choose datamodule=text, jsonl "
                 "or parquet"
             )
-    val_files = find_files(settings.get("val_files"), "val_files")
-    if source in FILE_SOURCES and not set(find_files(settings.get("files"), "files")) - set(
-        val_files
-    ):
+    found = find_parts(settings, ("val_files", "files"))
+    if source in FILE_SOURCES and not found["files"]:
         raise ValueError(
             f"datamodule.files: source={source} needs training files that are not validation "
             "files; give a path or a pattern such as datamodule.files=data/*.txt"
         )
-    check_fraction(settings, bool(val_files))
+    check_fraction(settings, bool(found["val_files"]))
     check_datasets(source, settings.get("datasets"))
     check_tokenizer(settings)
+
+
+def check_old_domain(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Refuse settings of the text that is validated beside; return those that were given."""
+    if settings.get("old_domain") is None:
+        return None
+    _check_keys("datamodule.old_domain", settings["old_domain"], OLD_DOMAIN_KEYS)
+    chosen = {key: value for key, value in settings["old_domain"].items() if value is not None}
+    try:
+        check(chosen)
+    except ValueError as error:
+        raise ValueError(str(error).replace("datamodule.", "datamodule.old_domain.", 1)) from error
+    return chosen
 
 
 def check_numbers(settings: Mapping[str, Any], further: Mapping[str, int] | None = None) -> None:

@@ -1,7 +1,8 @@
 """The token cache: text is tokenised once, by one process, and found whole or not at all.
 
 A cache folder holds `train.bin` and `val.bin` (token ids end to end, to be memory-mapped), the
-tokenizer as transformers loads it, and `finished.json`, which is written last.
+tokenizer as transformers loads it, and `finished.json`, which is written last and knows the size of
+every other file.
 """
 
 import json
@@ -17,7 +18,8 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from datamodules.text_sources import Piece, TextSource, probe_hub
+from datamodules.text_encoder import TextEncoder
+from datamodules.text_sources import Piece, TextSource, files_under, probe_hub
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,10 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
         unfinished.mkdir()
         try:
             record = build(unfinished)
-            record["sizes"] = {file.name: file.stat().st_size for file in unfinished.glob("*.bin")}
+            record["sizes"] = {
+                str(file.relative_to(unfinished)): file.stat().st_size
+                for file in files_under(str(unfinished))
+            }
             (unfinished / "finished.json").write_text(json.dumps(record, indent=2))
             unfinished.rename(folder)
         except BaseException:
@@ -70,7 +75,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / "finished.json").read_text())
         sizes = {name: (folder / name).stat().st_size for name in record["sizes"]}
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
     return record if sizes == record["sizes"] else None
 
@@ -147,40 +152,43 @@ def write_tokens(
 ) -> dict[str, Any]:
     """Tokenise everything into `folder`: `train.bin` and `val.bin`, tokens end to end.
 
-    Nothing is dropped or added but the end-of-text token after each document; the name of a special
+    Nothing is dropped or added but the end-of-text token after each document; the name of a control
     token in the text is tokenised as text.
 
     Args:
         source: The text.
         tokenizer: A fast tokenizer with an end-of-text token.
         folder: An empty folder.
-        max_tokens: Stop at so many training tokens; None for all.
+        max_tokens: So many training tokens at most; None for all. All held-out text is tokenised,
+            except where the source is streamed: there reading ends with the last training token.
 
     Returns:
         `dtype`, and documents, characters and tokens of both parts.
     """
     dtype = np.uint16 if count_token_ids(tokenizer) <= 1 << 16 else np.uint32
     parts = {part: {"documents": 0, "characters": 0, "tokens": 0} for part in ("train", "val")}
-    encoder = tokenizer.backend_tokenizer
-    encoder.encode_special_tokens = True
+    encoder = TextEncoder(tokenizer)
+
+    def is_wanted(piece: Piece) -> bool:
+        return piece.held_out or parts["train"]["tokens"] != max_tokens
+
     reported = time.monotonic()
     with (folder / "train.bin").open("wb") as train, (folder / "val.bin").open("wb") as val:
-        for pieces in _in_batches(source.pieces()):
-            encodings = encoder.encode_batch_fast(
-                [piece.text for piece in pieces], add_special_tokens=False
-            )
-            for piece, encoding in zip(pieces, encodings, strict=True):
+        for pieces in _in_batches(filter(is_wanted, source.pieces())):
+            encoded = encoder.encode([piece.text for piece in pieces])
+            for piece, ids in zip(pieces, encoded, strict=True):
+                if not is_wanted(piece):
+                    continue
                 part, stream = ("val", val) if piece.held_out else ("train", train)
-                ids = encoding.ids
                 if piece.ends_document:
-                    ids.append(tokenizer.eos_token_id)
+                    ids = np.append(ids, tokenizer.eos_token_id)
                 if part == "train" and max_tokens is not None:
                     ids = ids[: max_tokens - parts[part]["tokens"]]
-                np.array(ids, dtype=dtype).tofile(stream)
+                ids.astype(dtype).tofile(stream)
                 parts[part]["documents"] += piece.ends_document
                 parts[part]["characters"] += len(piece.text)
                 parts[part]["tokens"] += len(ids)
-            if parts["train"]["tokens"] == max_tokens:
+            if source.streamed and parts["train"]["tokens"] == max_tokens:
                 break
             if time.monotonic() > reported + 10:
                 reported = time.monotonic()

@@ -72,6 +72,14 @@ class HasPlaces(Protocol):
 
 
 @runtime_checkable
+class ChecksFiles(Protocol):
+    """A datamodule that reads the user's own files."""
+
+    def check_files(self) -> None:
+        """Read them, cheaply and before all else; ValueError says what is wrong in them."""
+
+
+@runtime_checkable
 class DescribesItself(Protocol):
     """A datamodule that can say what its data is."""
 
@@ -163,6 +171,9 @@ class _Run:
         self.callbacks.insert(0, Identity(start.folder, identity))
         self.loggers = self._loggers()
         self.trainer = self._trainer()
+        if self.first and self.datamodule is not None:
+            # Before there is a run folder. Of several processes each opens its share by itself.
+            prepare(self.datamodule, opened=self.trainer.world_size == 1)
         self.ledgers: dict[str, Ledger] = {}
         self.places: dict[str, Path | None] = {"run folder": start.folder}
 
@@ -360,18 +371,44 @@ class _Run:
         return trainer
 
 
+def prepare(datamodule: Any, opened: bool = True) -> None:
+    """Have the data made, so that what is wrong with it is refused before anything starts.
+
+    Args:
+        datamodule: The data.
+        opened: Whether it is to be opened as well.
+
+    Raises:
+        ConfigError: The data cannot be used.
+    """
+    with refusing():
+        datamodule.prepare_data()
+        if opened:
+            datamodule.setup("fit")
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Let what data or module refuse be a refusal of the config that names them.
+
+    Raises:
+        ConfigError: In place of a ValueError or ImportError.
+    """
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+
+
 def _planned_steps(module: Any, datamodule: Any, limit: int) -> int:
     """Ask a module that plans its steps how many there are; `limit` at most, unless it is -1.
 
     Raises:
         ConfigError: The data cannot be used, or do not fit the module.
     """
-    try:
-        datamodule.prepare_data()
-        datamodule.setup("fit")
+    prepare(datamodule)
+    with refusing():
         steps: int = module.max_steps(datamodule, None if limit == -1 else limit)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(str(error)) from error
     return steps
 
 
@@ -401,6 +438,9 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
         known["pretrained"] = None  # what it is says enough: nothing is trained or downloaded
     settings = settings if base is not None else pretrained.resolve(settings)
     datamodule = build("datamodule", settings["datamodule"])
+    if isinstance(datamodule, ChecksFiles):
+        with refusing():
+            datamodule.check_files()
     module = build("module", known if known.get("architecture") else settings["module"])
     trainer = {**settings["trainer"]}
     if plans_steps(settings):
@@ -477,10 +517,8 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
     module.eval()
-    try:
+    with refusing():
         metrics: dict[str, float] = getattr(module, settings["task"])(datamodule, settings)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return metrics
 
 

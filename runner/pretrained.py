@@ -58,13 +58,26 @@ def resolve(settings: dict[str, Any]) -> dict[str, Any]:
         ConfigError: What is named cannot be made.
     """
     models = Path(settings["paths"]["cache_dir"]) / "models"
-    for key, named in _names(settings["module"]):
+    names = _names(settings["module"])
+    if any(named.startswith(EXPERIMENT) for _, named in names):
+        _check_files(settings["datamodule"])
+    for key, named in names:
         if named.startswith(EXPERIMENT):
             folder = _train(key, named, settings["paths"], models)
         else:
             folder = _convert(_gguf_file(key, named), models)
         settings = replaced(settings, named, str(folder))
     return settings
+
+
+def _check_files(data: dict[str, Any] | None) -> None:
+    """Look at the user's own files before a model is trained for minutes that they are for."""
+    from runner.life import ChecksFiles, build, refusing
+
+    datamodule = build("datamodule", data)
+    if isinstance(datamodule, ChecksFiles):
+        with refusing():
+            datamodule.check_files()
 
 
 def _names(node: Any, key: str = "module") -> list[tuple[str, str]]:

@@ -105,7 +105,7 @@ def tiny_sat(name: str, base: Path, text: Path, outputs: Path, cache: Path) -> l
             *small(outputs, cache, 128),
         ]
         return [*overrides, "callbacks.samples.prompts=4", *data]
-    old = [f"+datamodule.old_domain.files={text}", "datamodule.old_domain.source=text"]
+    old = [f"datamodule.old_domain.files={text}", "datamodule.old_domain.source=text"]
     return [*overrides, *tiny(text, outputs, cache), *old]
 
 

@@ -2,6 +2,8 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,21 @@ def test_exact_match_compares_the_last_final_answer(answer: str, right: bool) ->
 
 def test_thousands_separators_do_not_matter() -> None:
     assert exact_match("#### 12345", "#### 12,345", GSM8K)
+
+
+@pytest.mark.parametrize(
+    ("references", "measured"),
+    [(["so #### 4", "#### 12"], True), (["so #### 4", "Hello."], False), (["Hello."], False)],
+)
+def test_the_metric_is_of_data_whose_answers_all_end_so(
+    references: list[str], measured: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = GenerationSamples("folder", answer_pattern=GSM8K.pattern)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    for _ in range(2):
+        assert (samples._pattern_of(references, trainer) is not None) == measured
+    said = capsys.readouterr().out
+    assert said.count("No exact_match: not all answers end as '#### ") == (not measured)
 
 
 def test_a_batch_of_prompts_is_answered_as_each_alone(cache_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """Instruction data: only answers are trained, conversations do not mix, every row is checked."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_over_long_conversations_are_counted_or_refused_never_cut(
 
 
 ROW = {"question": "2 + 2?", "answer": "4"}
-BAD_ROWS = {
+BAD_ROWS: dict[str, tuple[Any, str]] = {
     "not json": ("{broken", r"rows.jsonl:2 is not JSON: .*column 2"),
     "not an object": ("[1]", r"rows.jsonl:2 is not an object"),
     "missing field": (
@@ -174,6 +175,12 @@ BAD_ROWS = {
         r"rows.jsonl:2: 'answer' is missing \(there are: question",
     ),
     "empty answer": ({"question": "x", "answer": " "}, r"rows.jsonl:2: 'answer' is empty"),
+    "null": ({"question": "x", "answer": None}, r"rows.jsonl:2: 'answer' has no text \(it is None"),
+    "surrogate": (
+        {"question": "\ud800?", "answer": "4"},
+        r"rows.jsonl:2: 'question' holds half a surrogate pair",
+    ),
+    "twice": ('{"question": "a", "question": "b", "answer": "c"}', "'question' stands there twice"),
     "no text": (
         {"question": 3, "answer": "4"},
         r"rows.jsonl:2: 'question' has no text \(it is 3\)",
@@ -194,6 +201,24 @@ BAD_MESSAGES = {
     "no list": ({"text": "x"}, r"'messages' is not a list of messages \(there are: text\)"),
     "role": ({"messages": [{"role": "robot", "content": "x"}]}, r"messages\[0\] needs a role"),
     "empty": ({"messages": [{"role": "user", "content": ""}]}, r"messages\[0\].content is empty"),
+    "null": ({"messages": [{"role": "user", "content": None}]}, r"\[0\].content has no text"),
+    "number": ({"messages": [{"role": "user", "content": 3}]}, r"\[0\].content has no text"),
+    "picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]},
+        r"\[0\].content has a part that is not text but image",
+    ),
+    "tools": (
+        {"messages": [{"role": "assistant", "content": "x"}], "tools": "{"},
+        r"'tools' is not JSON",
+    ),
+    "sharegpt": (
+        {"messages": [{"from": "narrator", "value": "x"}]},
+        r"messages\[0\] needs a role",
+    ),
+    "nothing asked": (
+        {"messages": [{"from": "gpt", "value": "x"}]},
+        "the conversation begins with an answer",
+    ),
     "no answer": ({"messages": [{"role": "user", "content": "x"}]}, r"ends with user, not with"),
 }
 
@@ -204,6 +229,141 @@ def test_bad_messages_are_refused(name: str, tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", row)
     with pytest.raises(ValueError, match=words):
         data(tmp_path, source="jsonl", files=file, messages_column="messages")
+
+
+def test_bad_rows_are_skipped_counted_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    good = [{"question": f"{i} + 1?", "answer": f"It is {i + 1}."} for i in range(60)]
+    # A template of its own refuses a row that is well-formed.
+    template = tmp_path / "strict.jinja"
+    refusing = "{% if messages[0].content == 'no' %}{{ raise_exception('No.') }}{% endif %}"
+    template.write_text(refusing + DEFAULT_TEMPLATE)
+    bad = [row for row, _ in BAD_ROWS.values()] + [{"question": "no", "answer": "x"}]
+    write(file, *good[:30], *bad, *good[30:])
+    options: dict[str, Any] = {"source": "jsonl", "files": str(file), "vocab_size": 300}
+    options |= {"chat_template": str(template), "batch_size": 1}
+    module = data(tmp_path / "cache", **options, bad_rows="skip")
+    found = module.describe()
+    assert found["bad_rows"] == len(bad)
+    assert sum(found["conversations"].values()) == len(good)
+    assert module.folder is not None
+    lines = (module.folder / "bad_rows.txt").read_text().splitlines()
+    assert [int(line.split("rows.jsonl:")[1].split(":")[0].split(" ")[0]) for line in lines] == [
+        *range(31, 31 + len(bad))
+    ]
+    for line, (_, words) in zip(lines, BAD_ROWS.values(), strict=False):
+        assert re.search(words.replace("rows.jsonl:2", ""), line)
+    assert lines[-1].endswith("the chat template refuses it: No.")
+    said = capsys.readouterr().out
+    assert f"Left out: {len(bad)} rows, listed in {module.folder}" in said
+    # The whole cache does not make a job that refuses such rows run.
+    with pytest.raises(ValueError, match=r"rows.jsonl:31 is not JSON.*bad_rows=skip"):
+        data(tmp_path / "cache", **options)
+    write(tmp_path / "none.jsonl", *bad)
+    with pytest.raises(ValueError, match="the train part has 0 tokens in 0 conversations, too few"):
+        data(tmp_path, **options | {"files": f"{tmp_path}/none.jsonl", "bad_rows": "skip"})
+
+
+def test_what_is_left_out_is_said_once(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = data(cache_dir, context_length=60)
+    for stage in ("fit", "validate", "test"):
+        module.setup(stage)
+    assert capsys.readouterr().out.count("Left out") == 2  # of train and of val
+
+
+def test_end_tokens_that_users_spell_are_text(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": "Write <|endoftext|> now"},
+        {"role": "assistant", "content": "It is <|endoftext|> here"},
+    ]
+    file = write(tmp_path / "chat.jsonl", *[{"messages": turns}] * 8)
+    held_out = write(tmp_path / "val.jsonl", {"messages": turns})
+    module = data(
+        tmp_path,
+        source="jsonl",
+        files=file,
+        val_files=held_out,
+        messages_column="messages",
+        vocab_size=300,
+        batch_size=1,
+    )
+    ids, labels = module.samples["train"][0]
+    end = module.tokenizer.eos_token_id
+    assert [int((some == end).sum()) for some in (ids, labels)] == [2, 1]
+    prompt = module.prompts(1)[0]
+    assert prompt.reference == "It is <|endoftext|> here"
+    assert prompt.ids.count(end) == 1
+
+
+def test_sharegpt_parts_and_tools_are_read(tmp_path: Path) -> None:
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    rows = [
+        {"talk": [{"from": "human", "value": "one?"}, {"from": "gpt", "value": "ONE"}]},
+        {
+            "talk": [
+                {"role": "developer", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "t"}, {"text": "wo?"}]},
+                {"role": "assistant", "content": "TWO"},
+            ]
+        },
+        {
+            "talk": [
+                {"role": "user", "content": "three?"},
+                {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "content": "3"},
+                {"role": "assistant", "content": "THREE"},
+            ],
+            "tools": json.dumps([{"name": "add"}]),
+        },
+    ]
+    template = tmp_path / "tools.jinja"
+    template.write_text(
+        "{% if tools %}<|tools|>{{ tools | tojson }}\n{% endif %}"
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    file, held_out = write(tmp_path / "a.jsonl", *rows), write(tmp_path / "b.jsonl", rows[0])
+    module = data(
+        tmp_path,
+        source="jsonl",
+        files=file,
+        val_files=held_out,
+        messages_column="talk",
+        chat_template=str(template),
+        vocab_size=300,
+        batch_size=1,
+    )
+    read = [
+        str(module.tokenizer.decode(some[some != IGNORED]))
+        for sample in range(3)
+        for some in module.samples["train"][sample]
+    ]
+    end = "<|endoftext|>"
+    assert read == [
+        f"<|user|>one?{end}<|assistant|>ONE{end}",
+        f"ONE{end}",
+        f"<|developer|>Be brief.{end}<|user|>two?{end}<|assistant|>TWO{end}",
+        f"TWO{end}",
+        f'<|tools|>[{{"name": "add"}}]\n<|user|>three?{end}<|assistant|>add{end}'
+        f"<|tool|>3{end}<|assistant|>THREE{end}",
+        f"add{end}THREE{end}",
+    ]
+
+
+def test_own_files_are_looked_at_without_a_tokenizer(tmp_path: Path) -> None:
+    later = {"source": "jsonl", "tokenizer": {"pretrained": str(tmp_path / "later")}}
+    good = write(
+        tmp_path / "good.jsonl", *[{"question": f"{i}?", "answer": "x"} for i in range(60)]
+    )
+    InstructionDataModule(**later, files=good, batch_size=2).check_files()
+    bad = write(tmp_path / "bad.jsonl", ROW, {**ROW, "answer": None})
+    with pytest.raises(ValueError, match=r"bad.jsonl:2: 'answer' has no text \(it is None\)"):
+        InstructionDataModule(**later, files=bad).check_files()
+    with pytest.raises(ValueError, match=r"has 1 answers.*1 rows are left out.*too few for 16"):
+        InstructionDataModule(**later, files=bad, bad_rows="skip").check_files()
 
 
 def test_a_tokenizer_without_a_template_is_refused(cache_dir: Path) -> None:

@@ -1,13 +1,18 @@
 """Text becomes the same tokens in the same order each time, also after a run was cut off."""
 
+import bz2
+import gzip
 import importlib
+import itertools
 import json
+import lzma
 import multiprocessing
 import os
 import pickle
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +209,95 @@ def test_max_tokens_is_kept_to_the_token(tmp_path: Path) -> None:
     assert len(token_file(data, "train")) == data.record["train"]["tokens"] == 333
     whole = opened(tmp_path)
     assert (token_file(whole, "train")[:333] == token_file(data, "train")).all()
+
+
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+@pytest.mark.parametrize("has_val_files", [False, True])
+def test_a_limit_on_training_tokens_leaves_held_out_text_whole(
+    tmp_path: Path, source: str, has_val_files: bool
+) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        texts = [make_text(200, seed * 100 + number) for number in range(40)]
+        lines = [json.dumps({"text": text}) if source == "jsonl" else text for text in texts]
+        (tmp_path / f"{name}.{source}").write_text("\n".join(lines))
+    settings: dict[str, Any] = {"source": source, "files": f"{tmp_path}/*.{source}"}
+    if has_val_files:
+        settings["val_files"] = f"{tmp_path}/b.{source}"
+    whole, limited = opened(tmp_path, **settings), opened(tmp_path, **settings, max_tokens=64)
+    assert len(token_file(limited, "train")) == 64
+    assert token_file(limited, "val").tolist() == token_file(whole, "val").tolist()
+    # Before, a limit cut both parts: caches of that time are not read again.
+    assert limited.folder != whole.folder
+
+
+def test_a_stream_is_read_no_further_than_the_last_training_token(tmp_path: Path) -> None:
+    pieces = (
+        text_sources.Piece(make_text(300, number), True, held_out=number % 4 == 3)
+        for number in itertools.count()
+    )
+    tokenizer = opened(tmp_path, make_text(3000)).tokenizer
+    source = text_sources.TextSource({}, lambda: pieces, size=None, streamed=True)
+    (tmp_path / "tokens").mkdir()
+    record = token_cache.write_tokens(source, tokenizer, tmp_path / "tokens", 1000)
+    assert record["train"]["tokens"] == 1000
+    assert record["val"]["tokens"] > 0
+
+
+def test_files_are_found_by_their_names_before_patterns(tmp_path: Path) -> None:
+    text = make_text(3000)
+    for name in ("notes [v2].txt", "notes 2.txt", "run[1]/a::b/c*.txt", "run[1]/a::b/c1.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name + text)
+        data = opened(tmp_path, files=f"{tmp_path}/{name}")
+        assert data.tokenizer.decode(token_file(data, "train")).startswith(name)
+    for pattern, found in (("notes [2v].txt", ["notes 2.txt"]), ("run[1]/**/*1.txt", ["c1.txt"])):
+        files = text_sources.find_files(f"{tmp_path}/{pattern}", "files")
+        assert [file.name for file in files] == found
+
+
+def test_parquet_is_read_from_any_folder(tmp_path: Path) -> None:
+    texts = [make_text(300, seed) for seed in range(60)]
+    Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "x.parquet")
+    found = set()
+    for name in ("plain", "run[1]", "a::b", "c*"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "x.parquet", tmp_path / name)
+        files = f"{tmp_path}/{name}/x.parquet"
+        data = opened(tmp_path, source="parquet", files=files)
+        found.add(token_file(data, "train").tobytes())
+    assert len(found) == 1
+
+
+def test_a_byte_order_mark_and_compression_are_no_part_of_the_text(tmp_path: Path) -> None:
+    text = make_text(6000)
+    lines = "\n".join(json.dumps({"text": line}) for line in text.splitlines())
+    for source, content in (("text", text.encode()), ("jsonl", lines.encode())):
+        tokens = []
+        for name, written in (
+            ("plain", content),
+            ("mark", b"\xef\xbb\xbf" + content),
+            ("x.gz", gzip.compress(b"\xef\xbb\xbf" + content)),
+            ("x.bz2", bz2.compress(content)),
+            ("x.xz", lzma.compress(content)),
+        ):
+            (tmp_path / name).write_bytes(written)
+            data = opened(tmp_path, source=source, files=f"{tmp_path}/{name}")
+            parts = [token_file(data, part)[:-1] for part in ("train", "val")]
+            tokens.append([str(data.tokenizer.decode(part)) for part in parts])
+        if source == "text":  # the mark's three bytes move the border by a line at most
+            assert {"".join(parts) for parts in tokens} == {text}
+        else:
+            assert tokens == tokens[:1] * len(tokens)
+
+
+def test_a_file_that_is_held_out_is_not_trained_on_by_another_path(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(make_text(3000, 1))
+    (tmp_path / "b.txt").write_text(make_text(1000, 2))
+    (tmp_path / "link.txt").symlink_to("b.txt")
+    (tmp_path / "sub").mkdir()
+    data = opened(tmp_path, files=f"{tmp_path}/*.txt", val_files=f"{tmp_path}/sub/../b.txt")
+    whole = data.tokenizer.decode(token_file(data, "train")[:-1])
+    assert whole == (tmp_path / "a.txt").read_text()
 
 
 def test_docstrings_are_read_without_importing_a_module(
@@ -411,6 +505,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
     tokens = token_file(data, "train")
     for damage in (
         lambda folder: (folder / "train.bin").write_bytes(b"xx"),
+        lambda folder: (folder / "tokenizer" / "tokenizer.json").unlink(),
+        lambda folder: shutil.rmtree(folder / "tokenizer"),
         lambda folder: (folder / "finished.json").unlink(),
         lambda folder: (folder / "finished.json").write_text("{"),
     ):
@@ -721,6 +817,14 @@ def test_two_processes_train_on_the_batches_of_one(tmp_path: Path) -> None:
         ({"val_files": "nowhere"}, r"datamodule\.val_files: 'nowhere' matches no file"),
         ({"val_files": "text.txt", "files": "*.txt"}, r"training files that are not validation"),
         ({"source": "hub", "files": None}, r"datamodule\.datasets: .*at least one data set"),
+        (
+            {"old_domain": {"source": "code", "context_length": 8}},
+            r"datamodule\.old_domain\.context_length: no such key; choose one of source, files",
+        ),
+        (
+            {"old_domain": {"source": "text", "files": None}},
+            r"datamodule\.old_domain\.files: source=text needs",
+        ),
         ({"datasets": {"a": {}}}, r"datamodule\.datasets is read by source=hub only"),
         (
             {"source": "hub", "files": None, "datasets": {"a": {"pth": "x"}}},
@@ -768,7 +872,26 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'"text"\n', r"a\.jsonl:1 has no text"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl:1: 'text' holds half a surrogate pair"),
     ("a.parquet", b"not parquet", r"a\.parquet cannot be read as parquet"),
-    ("a.txt", b"too short", r"the train part has \d+ tokens, too few for 4 blocks.*batch_size"),
+    (
+        "a.jsonl",
+        b'{"text": "a", "text": "b"}\n',
+        r"a\.jsonl:1 .* the key 'text' stands there twice",
+    ),
+    ("a.jsonl", b'{"text": ' + b"[" * 99_999, r"a\.jsonl:1 cannot be read: .*recursion"),
+    ("a.txt", b"\xef\xbb\xbf", r"a\.txt has no text"),
+    ("a.txt", "text".encode("utf-16"), r"a\.txt is UTF-16; convert it: iconv -f UTF-16"),
+    ("a.jsonl", "text\n".encode("utf-16"), r"a\.jsonl:1 is UTF-16; convert it: iconv -f UTF-16"),
+    ("a.txt", b"\x28\xb5\x2f\xfd\x04", r"a\.txt is compressed by zstd; unpack it"),
+    ("a.txt", b"PK\x03\x04\x9c", r"a\.txt is a zip archive"),
+    ("a.txt.gz", gzip.compress(b"text\n" * 9999)[:50], r"a\.txt\.gz is damaged or cut off"),
+    ("a.txt.gz", b"plain text", r"a\.txt\.gz is damaged or cut off: Not a gzipped file"),
+    ("a.txt.gz", gzip.compress(b""), r"a\.txt\.gz has no text"),
+    ("a.jsonl.xz", b"plain text", r"a\.jsonl\.xz is damaged or cut off"),
+    (
+        "a.txt",
+        b"too short",
+        r"the train part has \d+ tokens, too few for 4 blocks.*\(32 in all\).*batch_size",
+    ),
     ("a.txt", b"long enough\n" * 50, r"the val part has \d+ tokens, too few.*val_fraction \(up\)"),
 ]
 
@@ -779,12 +902,34 @@ def test_text_that_cannot_be_read_is_refused_and_leaves_nothing(
 ) -> None:
     file = tmp_path / name
     file.write_bytes(content)
-    source = {"txt": "text"}.get(name[2:], name[2:])
+    source = "jsonl" if "jsonl" in name else name[2:].replace("txt", "text").removesuffix(".gz")
     settings = {"source": source, "files": str(file), "val_fraction": 0.01}
     with pytest.raises(ValueError, match=message):
         make(tmp_path, **settings).setup("fit")
     for left in tmp_path.glob("cache/*"):  # a lock file, or a whole cache of too little text
         assert left.suffix == ".lock" or read_record(left) is not None
+
+
+def test_too_few_tokens_for_a_limit_name_the_limit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 20 tokens, .* datamodule\.max_tokens=20 \(up\)"):
+        opened(tmp_path, make_text(3000), max_tokens=20)
+
+
+def test_own_files_are_looked_at_without_a_tokenizer(tmp_path: Path) -> None:
+    """It stands in a model that is yet to be trained: what is wrong is said before."""
+    missing = {"tokenizer": {"pretrained": str(tmp_path / "later")}}
+    make(tmp_path, make_text(3000), **missing).check_files()
+    (tmp_path / "bad.jsonl").write_text('{"text": null}\n')
+    for data, words in (
+        (make(tmp_path, source="jsonl", files=f"{tmp_path}/bad.jsonl", **missing), "bad.jsonl:1"),
+        (make(tmp_path, "short", **missing), r"the train part has \d+ bytes.*too few for 4 blocks"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            data.check_files()
+    old = {"source": "jsonl", "files": f"{tmp_path}/bad.jsonl"}
+    with pytest.raises(ValueError, match=r"bad\.jsonl:1"):
+        make(tmp_path, make_text(3000), old_domain=old, **missing).check_files()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_parquet_without_the_column_is_refused(tmp_path: Path) -> None:
