@@ -58,8 +58,8 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         grouped_queries: `groups` chooses whole key/value groups, `within_groups` query heads of
             each.
         refresh_every: Steps between two computations of the scores, at least 1.
-        probe_sequences: Sequences of the step's first micro-batch on which `activation` and
-            `taylor` probe the full model.
+        probe_sequences: Sequences of the step's first micro-batch, over all ranks, on which
+            `activation` and `taylor` probe the full model.
         layer_factors: {layer: factor in [0, 1] on its omission rates}; 0 exempts a layer, negative
             layers count from the end.
         multiple_of: Round counts of neurons to multiples of this (64 suits tensor cores).
@@ -118,7 +118,9 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         self._planned: dict[tuple[Any, Rates], SubnetworkSpec] = {}
         self._chooser_state: dict[str, Tensor] = {}
         self._trained: dict[tuple[int, Unit], Tensor] = {}
-        self._previous: dict[tuple[int, Unit], Tensor] = {}
+        self._previous: Mapping[tuple[int, Unit], Tensor] | None = None
+        """Active units of the step before, None before the first."""
+        self._gathered = False
 
     def draw(self, config: Any, step: int, max_steps: int) -> SubnetworkSpec:
         """A sub-network of the step's counts; its units stand for those that will be chosen."""
@@ -156,18 +158,22 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on with the scores of a checkpoint."""
         super().on_train_start(trainer, pl_module)
+        self._gathered = False
         self.chooser.load_state_dict(self._chooser_state)
 
     def gather(self, spec: SubnetworkSpec, batch: Mapping[str, Tensor]) -> None:
         """Choose the step's units, or let the branches choose them, and gather their weights."""
-        self._previous = self._sliced.units
+        self._previous = self._sliced.units if self._gathered else None
+        self._gathered = True
         self.chooser.begin_step(self._step)
         if not spec.is_full and self.chooser.needs_probe:
-            count = self.settings["probe_sequences"]
+            # The first ones of what one process would read: the ranks' parts follow each other.
+            own = self.settings["probe_sequences"] - self._rank * len(batch["input_ids"])
+            count = max(1, own)
             inputs = {k: v[:count] for k, v in batch.items() if k != "labels"}
             inputs["labels"] = batch.get("labels", batch["input_ids"])[:count]
             with FlopCount(self._sliced.anatomy.model.config) as flops:
-                self.chooser.probe(self._sliced.anatomy.model, inputs)
+                self.chooser.probe(self._sliced.anatomy.model, inputs, counts=own > 0)
             self._meter.add(flops.flops)
         self._sliced.gather(spec, self.chooser)
 
@@ -175,12 +181,13 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Remember what was trained, and write the gradients into the model's parameters."""
-        for (layer, unit), indices in self._sliced.units.items():
-            if (layer, unit) not in self._trained:
-                total = self._sliced.anatomy.total(unit)
+        for key, indices in self._sliced.units.items():
+            if key not in self._trained:
+                total = self._sliced.anatomy.total(key[1])
                 seen = torch.zeros(total, dtype=torch.bool, device=indices.device)
-                self._trained[layer, unit] = seen
-            self._trained[layer, unit].index_fill_(0, indices, True)
+                self._trained[key] = seen
+        for key, seen in self._trained.items():
+            seen |= self._active(self._sliced.units, key)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def further_metrics(self) -> dict[str, float]:
@@ -192,19 +199,27 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         for unit in units:
             total = d.n_layers * d.total(unit)
             metrics[f"omission_{unit}"] = 1 - self._spec.count(unit) / total
-            chosen = {k: v for k, v in self._sliced.units.items() if k[1] == unit}
-            both = [k for k in chosen if k in self._previous]
-            if both:
-                again = sum(torch.isin(chosen[k], self._previous[k]).sum() for k in both)
-                metrics[f"overlap_{unit}"] = float(again) / sum(len(chosen[k]) for k in both)
             # A layer's kind that was never cut has been trained as a whole.
-            seen = [t for k, t in self._trained.items() if k[1] == unit and k in chosen]
-            if seen:
-                metrics[f"coverage_{unit}"] = float(torch.stack(seen).float().mean())
+            cut = [key for key in self._trained if key[1] == unit]
+            if not cut:
+                continue
+            now = torch.stack([self._active(self._sliced.units, key) for key in cut])
+            if self._previous is not None:
+                before = torch.stack([self._active(self._previous, key) for key in cut])
+                metrics[f"overlap_{unit}"] = float((now & before).sum() / now.sum())
+            seen = torch.stack([self._trained[key] for key in cut])
+            metrics[f"coverage_{unit}"] = float(seen.float().mean())
         spent = self._meter.spent.seconds[0]
         if spent:
             metrics["choosing_share"] = self.chooser.seconds / spent
         return metrics
+
+    def _active(self, units: Mapping[tuple[int, Unit], Tensor], key: tuple[int, Unit]) -> Tensor:
+        """Which units of a layer's kind were active, (units,); all, where it was not cut."""
+        seen = self._trained[key]
+        if key not in units:
+            return torch.ones_like(seen)
+        return torch.zeros_like(seen).index_fill_(0, units[key].to(seen.device), True)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's, scores that later steps still use, and which units were trained."""

@@ -40,6 +40,8 @@ class SubnetworkTraining(Callback):
     leaves_parameters_unused: ClassVar[bool] = True
     runs_on_split_parameters: ClassVar[bool] = True
     changes_shapes: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = True
+    """Its course is a share of the whole training's steps."""
     fits: ClassVar[str] = "subnetworks.families:fits"
     method: ClassVar[str]
     """Short name: the prefix of the metrics, and the callback's key in the config."""
@@ -93,6 +95,7 @@ class SubnetworkTraining(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the model's parts; nothing is drawn yet."""
         module = cast(Any, pl_module)
+        self._rank = trainer.global_rank
         self._sliced = SlicedModel(module.backbone)
         self._frozen: list[FreezeUnsampled] = []
         self._max_steps = int(trainer.estimated_stepping_batches)

@@ -272,12 +272,14 @@ class UnitChooser:
         groups = by_group.sum(1)
         return groups + pooled["kv_heads"] if "kv_heads" in pooled else groups
 
-    def probe(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> None:
+    def probe(self, model: PreTrainedModel, batch: Mapping[str, Any], counts: bool = True) -> None:
         """Score every unit of the full model by what it puts out on a batch (`needs_probe`).
 
         Args:
             model: The model, without a sub-network attached. No gradient is left in it.
             batch: Arguments of its forward pass, with `labels` for `taylor`.
+            counts: Whether the batch is part of the probe. A rank that has no part in it runs one
+                all the same: FSDP puts weights together on all ranks at once.
         """
         started = perf_counter()
         outputs: dict[tuple[int, Branch], Tensor] = {}
@@ -308,7 +310,7 @@ class UnitChooser:
         if with_gradients:
             gradients = torch.autograd.grad(loss, list(outputs.values()))
             # Of the mean over all ranks' labels: each rank's own is over its own count.
-            count = predicting(batch["labels"]).sum().float()
+            count = counts * predicting(batch["labels"]).sum().float()
             share = count / self._over_ranks(count.clone()).clamp_min(1.0)
         with torch.no_grad():
             for index, key in enumerate(keys):
@@ -318,7 +320,7 @@ class UnitChooser:
                 if with_gradients:
                     units = taylor(values, gradients[index], n_units) * share
                 else:
-                    units = activation(values).view(n_units, -1).sum(1)
+                    units = activation(values).view(n_units, -1).sum(1) * counts
                 scores = self._over_ranks(self._of_branch(branch, {unit: units.float()}))
                 self.scores[key] = scores if with_gradients else scores.sqrt()
         self.seconds += perf_counter() - started

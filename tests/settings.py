@@ -125,7 +125,7 @@ SETTINGS: dict[str, Setting] = {
         lambda: _sat(
             importance="taylor",
             refresh_every=3,
-            probe_sequences=8,
+            probe_sequences=3,
             grouped_queries="within_groups",
             layer_factors={0: 0.5},
         ),
@@ -135,7 +135,7 @@ SETTINGS: dict[str, Setting] = {
     "sat gpt2 activation, rescaled": Setting(
         _GPT2,
         lambda: _sat(
-            importance="activation", rescale_units=True, refresh_every=5, probe_sequences=8
+            importance="activation", rescale_units=True, refresh_every=5, probe_sequences=5
         ),
         reads_batch=True,
     ),

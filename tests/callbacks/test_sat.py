@@ -71,3 +71,39 @@ def test_prompts_that_run_forward_only_are_saved_in_plan_and_count() -> None:
     context = sum(2 * prompt for prompt in (4, 8, 12, 6))
     weights = sum(p.numel() for n, p in module.named_parameters() if "layers" in n and p.ndim == 2)
     assert planned.baseline - planned.spent == 4 * weights * context
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+def test_a_dense_rung_logs_what_it_trains() -> None:
+    """Two steps on half of the units, two dense ones, then again two on half of them."""
+    half, whole = {"heads": 0.5, "neurons": 0.5}, {"heads": 0.0, "neurons": 0.0}
+    shares = zip((1 / 3, 2 / 3, 1.0), (half, whole, half), strict=True)
+    sat = SparsityAcceleratedTraining(
+        ladder=[{"until": until, **rates} for until, rates in shares],
+        importance="magnitude",
+        grouped_queries="within_groups",
+    )
+    seen: dict[str, list[float]] = {}
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            for name in ("omission", "overlap", "coverage"):
+                value = trainer.callback_metrics.get(f"sat/{name}_neurons", torch.tensor(-1.0))
+                seen.setdefault(name, []).append(float(value))
+
+    module = CausalLM(architecture=ARCHITECTURE, optimizer={"lr": 1e-9})
+    trainer = pl.Trainer(
+        max_steps=6,
+        accelerator="cpu",
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[sat, Watch()],
+    )
+    trainer.fit(module, DataLoader(conversations() * 2, batch_size=None))
+    assert seen["omission"] == [0.5, 0.5, 0, 0, 0.5, 0.5]
+    assert seen["overlap"] == [-1, 1, 0.5, 1, 1, 1]
+    assert seen["coverage"] == [0.5, 0.5, 1, 1, 1, 1]
