@@ -116,20 +116,44 @@ def learning_rate_factor(
         step: Optimizer steps already taken.
         max_steps: Steps of the whole training.
         warmup: Steps of linear warm-up, or a fraction of `max_steps` if below 1.
-        final: Factor at the last step.
+        final: Factor at the last step, unless the warm-up or a constant rate goes on until then.
         decay: `cosine`, `linear` or `constant`.
 
     Returns:
-        The factor, in (0, 1].
+        The factor, in [0, 1].
     """
-    warmup_steps = round(warmup * max_steps) if warmup < 1 else int(warmup)
+    warmup_steps, last = _warmup_steps(warmup, max_steps), max_steps - 1
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if decay == "constant":
         return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    if warmup_steps < last:
+        progress = min(1.0, (step - warmup_steps) / (last - warmup_steps))
+    else:  # the one step after a warm-up; a training of one step takes it at the peak
+        progress = 0.0 if last == 0 else 1.0
     shape = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress
     return final + (1 - final) * shape
+
+
+def _warmup_steps(warmup: float, max_steps: int) -> int:
+    return round(warmup * max_steps) if warmup < 1 else int(warmup)
+
+
+def remarks(schedule: Mapping[str, Any], max_steps: int) -> list[str]:
+    """Return what is odd about a learning rate's course, a sentence each.
+
+    Args:
+        schedule: Complete, see `Schedule`.
+        max_steps: Optimizer steps of the whole training.
+    """
+    steps = _warmup_steps(schedule["warmup"], max_steps)
+    if steps < max_steps:
+        return []
+    peak = max_steps / steps
+    return [
+        f"module.schedule.warmup={schedule['warmup']} is not shorter than the training, which has "
+        f"{max_steps:,} steps: the learning rate only rises, to {peak:.3g} of its peak."
+    ]
 
 
 class CausalLM(CountedLoss):
@@ -158,6 +182,8 @@ class CausalLM(CountedLoss):
 
     splits_parameters: ClassVar[bool] = True
     """Over the devices, under `trainer=fsdp`."""
+    follows_length: ClassVar[bool] = True
+    """Its course is a share of the whole training's steps."""
 
     def __init__(
         self,
@@ -335,6 +361,9 @@ def adamw_with_schedule(
         cast(Any, adamw)._step_supports_amp_scaling = False
     max_steps = int(module.trainer.estimated_stepping_batches)
     s = schedule
+    if module.trainer.is_global_zero:
+        for words in remarks(schedule, max_steps):
+            print(words, flush=True)
     scheduler = LambdaLR(
         adamw,
         lambda step: learning_rate_factor(step, max_steps, s["warmup"], s["final"], s["decay"]),

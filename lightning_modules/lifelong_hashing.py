@@ -109,6 +109,9 @@ class LifelongHashing(pl.LightningModule):
 
     tasks: ClassVar[dict[str, bool]] = {"search": True}
 
+    follows_length: ClassVar[bool] = True
+    """Its course is a share of the whole training's steps."""
+
     plans_steps: ClassVar[bool] = True
     """Tells the runner to ask `max_steps` how long the training is."""
 

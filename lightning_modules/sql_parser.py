@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -65,6 +65,9 @@ class SqlParser(CountedLoss):
     Raises:
         ValueError: A value is not allowed; the message names its key.
     """
+
+    follows_length: ClassVar[bool] = True
+    """Its course is a share of the whole training's steps."""
 
     def __init__(
         self,

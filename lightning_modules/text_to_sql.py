@@ -91,6 +91,8 @@ class TextToSql(CountedLoss):
         ValueError: A value is not allowed; the message names its key.
     """
 
+    follows_length: ClassVar[bool] = True
+    """Its course is a share of the whole training's steps."""
     # The runner's tasks of this module; none needs a checkpoint: its parts may bring theirs.
     tasks: ClassVar[dict[str, bool]] = {
         "evaluate": False, "chat": False, "annotate": False, "test": False

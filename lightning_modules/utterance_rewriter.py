@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
 import torch
@@ -103,6 +103,9 @@ class UtteranceRewriter(CountedLoss):
     Raises:
         ValueError: A value is not allowed; the message names its key.
     """
+
+    follows_length: ClassVar[bool] = True
+    """Its course is a share of the whole training's steps."""
 
     def __init__(
         self,

@@ -162,7 +162,11 @@ def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
         if record["status"] == "finished" or record["task"] != "train" or is_locked(folder):
             continue
         changes = difference(stored, settings)
-        against = [*stops(changes, stored, settings), *({"seed"} & changes.keys())]
+        against = [
+            *stops(changes, stored, settings),
+            *stretches(changes, stored, settings),
+            *({"seed"} & changes.keys()),
+        ]
         checkpoint, words = newest_whole(folder)
         if checkpoint is not None and not against:
             said = [f"Going on with {folder} from {checkpoint.name}.", *words, *skipped]
@@ -215,9 +219,10 @@ def difference(
 ) -> dict[str, tuple[Any, Any]]:
     """Return the keys whose values differ, with the stored and the new value.
 
-    Paths, loggers and what says how to start (resume, dry_run, task) are not compared.
+    Paths, loggers and what says how to start (resume, stretch, dry_run, task) are not compared.
     """
-    skipped = ("paths", "logger", "resume", "ckpt_path", "dry_run", "task", "tags", "name")
+    how = ("resume", "stretch", "ckpt_path", "dry_run", "task")
+    skipped = ("paths", "logger", "tags", "name", *how)
     before, after = (
         dict(_flat({key: value for key, value in config.items() if key not in skipped}))
         for config in (stored, settings)
@@ -238,6 +243,29 @@ def stops(
         if any(key == root or key.startswith((f"{root}.", f"{root}[")) for root in roots)
         and key.rpartition(".")[2] not in INDIFFERENT
     ]
+
+
+def stretches(
+    changes: Mapping[str, Any], stored: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[str]:
+    """Return those of the changed keys that give a training another length, and so another course.
+
+    None, if nothing in it follows its length (learning rate, stages), or `stretch` asks for it.
+    """
+    nodes = [settings["module"], *(settings["callbacks"] or {}).values()]
+    targets = [node["_target_"] for node in nodes if node is not None]
+    if settings["stretch"] or not any(signatures.attribute(t, "follows_length") for t in targets):
+        return []
+    keys = {"trainer.max_steps", "trainer.max_epochs"}
+    if any((config["trainer"].get("max_epochs") or -1) > 0 for config in (stored, settings)):
+        # The length of an epoch in optimizer steps.
+        keys |= {
+            "trainer.accumulate_grad_batches",
+            "trainer.limit_train_batches",
+            "trainer.devices",
+            "trainer.num_nodes",
+        }
+    return [key for key in changes if key in keys]
 
 
 def lock(folder: Path) -> TextIO:
@@ -381,6 +409,13 @@ def _named(settings: Mapping[str, Any], path: Path) -> Start:
         raise ConfigError(
             f"resume={path}: the model, the data or the method differ from that run's, so it would "
             f"be another run. Give the same settings, or start a new run: resume=never\n{lines}"
+        )
+    if against := stretches(changes, stored, settings):
+        lines = "\n".join(_listed({key: changes[key] for key in against}))
+        raise ConfigError(
+            f"resume={path}: the training would get another length; its learning rate and stages, "
+            "shares of it, would jump. Give the same length, or stretch=true to fit them to the "
+            f"new one\n{lines}"
         )
     words: list[str] = []
     checkpoint: Path | None = path

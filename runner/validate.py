@@ -67,6 +67,10 @@ class MissingValue(ConfigError):
     """A key that has no default must be given; says which."""
 
 
+class FailedRun(RuntimeError):
+    """A run has failed, of which its words, printed by now, say all."""
+
+
 class RefusedSweep(SystemExit):
     """A job of a sweep cannot run. Hydra turns a callback's other errors into warnings.
 
@@ -101,6 +105,7 @@ class TopLevel(OfExperiments):
     tags: list[str]
     dry_run: bool
     resume: str
+    stretch: bool
     ckpt_path: str | None
 
 
@@ -111,7 +116,8 @@ def guard(main: Callable[[], Any]) -> int:
         main: The function that `hydra.main` made.
 
     Returns:
-        The exit code: 0, or 2 for a config that was refused. Other errors pass through.
+        The exit code: 0, 1 for a run whose failure was said, or 2 for a config that was refused.
+        Other errors pass through.
     """
     terminal.outlive()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -126,6 +132,10 @@ def guard(main: Callable[[], Any]) -> int:
     except RefusedSweep as stop:
         refuse(stop.error)
         return 2
+    except FailedRun:
+        if full:
+            raise
+        return 1
     except Exception as error:
         trace = error.__traceback__
         while trace and Path(trace.tb_frame.f_code.co_filename) != ROOT / "run.py":

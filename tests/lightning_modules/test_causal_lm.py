@@ -82,12 +82,31 @@ def test_decay_applies_to_matrices_and_every_parameter_is_optimized_once() -> No
 
 @pytest.mark.parametrize("warmup", [10, 0.1])
 def test_learning_rate_warms_up_then_follows_the_cosine(warmup: float) -> None:
-    factors = [learning_rate_factor(s, 100, warmup, 0.1, "cosine") for s in range(101)]
+    factors = [learning_rate_factor(s, 101, warmup, 0.1, "cosine") for s in range(102)]
     assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.55)
-    assert factors[100] == pytest.approx(0.1)
+    assert factors[100] == pytest.approx(0.1), "the last of 101 steps"
+    assert factors[101] == pytest.approx(0.1)
     assert all(a >= b for a, b in pairwise(factors[10:]))
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+@pytest.mark.parametrize("warmup", [0, 1, 4, 9, 0.5, 0.9])
+def test_learning_rate_ends_at_its_final_share(warmup: float, decay: str) -> None:
+    factors = [learning_rate_factor(s, 10, warmup, 0.2, decay) for s in range(10)]
+    assert factors[-1] == pytest.approx(0.2)
+    assert max(factors) == 1.0
+    assert learning_rate_factor(0, 1, 0, 0.2, decay) == 1.0, "the only step"
+
+
+def test_a_warm_up_as_long_as_the_training_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for warmup, said in ((5, True), (2000, True), (4, False), (0.5, False)):
+        module = built(architecture=GPT2, schedule={"warmup": warmup})
+        module.trainer = quiet(max_steps=5)
+        module.configure_optimizers()
+        assert (f"module.schedule.warmup={warmup} " in capsys.readouterr().out) == said
+    assert learning_rate_factor(4, 5, 2000, 0.0, "linear") == 0.0025
 
 
 def test_perplexity_is_weighted_by_tokens() -> None:

@@ -11,14 +11,15 @@ import signal
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from runner import resume
+from runner import resume, signatures
 from runner.validate import ConfigError, checked
 from tests.runner.laboratory import finish, run, start
+from tests.runner.tiny import TinyModule
 
 LAST = "step-00000040.ckpt"
 
@@ -277,6 +278,68 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
     after = json.loads((folder / "run.json").read_text())
     assert after["id"] == json.loads(before)["id"]
     assert after["checkpoint"] == "checkpoints/step-00000008.ckpt"
+
+
+class Following(TinyModule):
+    """Its learning rate falls until the last step."""
+
+    follows_length: ClassVar[bool] = True
+
+
+def test_another_length_is_refused_unless_it_is_asked_for(tmp_path: Path) -> None:
+    target = f"module._target_={Following.__module__}.{Following.__qualname__}"
+    given = [target, "trainer.max_steps=5"]
+    run(tmp_path, *given)
+    folder = folder_of(tmp_path)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for change in ("trainer.max_steps=8", "trainer.max_steps=4", "trainer.max_epochs=2"):
+        key, _, value = change.partition("=")
+        with pytest.raises(ConfigError, match=rf"stretch=true .*\n  {key}: \S+ -> {value}"):
+            run(tmp_path, *given, f"resume={folder}", change)
+        settings = {**resume.stored_config(folder), "resume": "auto"}
+        settings["trainer"] = {**settings["trainer"], key.removeprefix("trainer."): int(value)}
+        (folder / "run.json").write_text(
+            json.dumps({**resume.read_record(folder), "status": "interrupted"})
+        )
+        told = resume.find(settings, folder.parent)
+        assert isinstance(told, str)
+        assert f"{key}: " in told
+        (folder / "run.json").write_bytes(before[folder / "run.json"])
+    assert {path: path.read_bytes() for path in before} == before
+    # Without a limit on epochs these do not change the length.
+    run(tmp_path, *given, f"resume={folder}", "trainer.accumulate_grad_batches=2")
+    run(tmp_path, *given, f"resume={folder}", "trainer.max_steps=8", "stretch=true")
+    assert resume.read_record(folder)["checkpoint"] == "checkpoints/step-00000008.ckpt"
+
+
+def test_what_changes_the_steps_of_an_epoch_changes_the_length() -> None:
+    stored = {
+        "module": {"_target_": "lightning_modules.causal_lm.CausalLM"},
+        "callbacks": None,
+        "trainer": {"max_steps": 100, "max_epochs": 3, "accumulate_grad_batches": 1, "devices": 1},
+        "stretch": False,
+    }
+    for key in ("accumulate_grad_batches", "devices", "limit_train_batches"):
+        settings = {**stored, "trainer": {**stored["trainer"], key: 2}}  # type: ignore[dict-item]
+        changes = resume.difference(stored, settings)
+        assert resume.stretches(changes, stored, settings) == [f"trainer.{key}"]
+        assert resume.stretches(changes, stored, {**settings, "stretch": True}) == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "callbacks.est.EvolvingSubnetworkTraining",
+        "callbacks.sat.SparsityAcceleratedTraining",
+        "lightning_modules.causal_lm.CausalLM",
+        "lightning_modules.lifelong_hashing.LifelongHashing",
+        "lightning_modules.sql_parser.SqlParser",
+        "lightning_modules.text_to_sql.TextToSql",
+        "lightning_modules.utterance_rewriter.UtteranceRewriter",
+    ],
+)
+def test_methods_and_modules_say_that_they_follow_the_length(target: str) -> None:
+    assert signatures.attribute(target, "follows_length") is True
 
 
 def test_auto_takes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
