@@ -121,7 +121,7 @@ class Checkpointing(Checkpoint):
         Args:
             trainer: The trainer of the run; every process must call this.
         """
-        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        path = self._path(trainer.global_step)
         if self._saved_step != trainer.global_step:
             self.metrics = logged(trainer)
             trainer.save_checkpoint(path)
@@ -139,8 +139,10 @@ class Checkpointing(Checkpoint):
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the step that was resumed from, which is saved already."""
-        self._seen_step = self._saved_step = trainer.global_step
+        """Take the step that was resumed from, which is saved already if its file is there."""
+        self._seen_step = trainer.global_step
+        saved: bool = trainer.strategy.broadcast(self._path(trainer.global_step).exists())
+        self._saved_step = trainer.global_step if saved else -1
         loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
         ended = batches.restarted_on_train_batch_end and batches.batch_progress.is_last_batch
         if loop.restarted_mid_epoch and ended:
@@ -195,6 +197,9 @@ class Checkpointing(Checkpoint):
         self.validated_step = state_dict["validated_step"]
         self.metrics = dict(state_dict["metrics"])
 
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.ckpt"
+
     def _improved(self, trainer: pl.Trainer, monitor: str) -> bool:
         if monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
@@ -217,5 +222,5 @@ class Checkpointing(Checkpoint):
         elif trainer.is_global_zero:
             beside = path.with_name("best.ckpt.tmp")
             beside.unlink(missing_ok=True)
-            os.link(self.folder / f"step-{trainer.global_step:08d}.ckpt", beside)
+            os.link(self._path(trainer.global_step), beside)
             os.replace(beside, path)

@@ -25,10 +25,11 @@ from rich.text import Text
 
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
 from callbacks.interruption import Interruption, stop_behind
+from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
 from runner import pretrained, report, resume
 from runner.record import Identity, MetricsFile, Record, now, quiet
-from runner.validate import RUN_DIR, RUNNER_KEYS, TASKS, ConfigError, plans_steps
+from runner.validate import RUN_DIR, RUNNER_KEYS, TASKS, ConfigError, FailedRun, plans_steps
 
 
 @runtime_checkable
@@ -87,6 +88,13 @@ class DescribesItself(Protocol):
         """Return what the data is and how large, as JSON data."""
 
 
+@runtime_checkable
+class HasSchedule(Protocol):
+    """A module whose learning rate follows `lightning_modules.causal_lm.learning_rate_factor`."""
+
+    schedule_settings: dict[str, Any]
+
+
 def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, float]:
     """Do what a checked config asks for.
 
@@ -100,6 +108,7 @@ def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, floa
     Raises:
         ConfigError: Something cannot be built as it was asked for.
         Interrupted: A signal stopped the run.
+        FailedRun: The training came to numbers that are not finite.
     """
     quiet()
     if settings["dry_run"]:
@@ -168,7 +177,7 @@ class _Run:
         }
         # Last, as checkpoints are by Lightning: what is saved at a stop has seen the whole step.
         self.callbacks = sorted(self.named.values(), key=lambda cb: isinstance(cb, Interruption))
-        self.callbacks.insert(0, Identity(start.folder, identity))
+        self.callbacks = [Identity(start.folder, identity), *self.callbacks, StepWatch()]
         self.loggers = self._loggers()
         self.trainer = self._trainer()
         if self.first and self.datamodule is not None:
@@ -197,7 +206,10 @@ class _Run:
             except BaseException as error:
                 stop = stop_behind(error)
                 if stop is None:
-                    self._failed(error)
+                    words = not_finite_behind(error)
+                    self._failed(error, words)
+                    if words is not None:
+                        raise FailedRun(words) from error
                     raise
                 code = int(stop.code or 1)
                 self._note("interrupted", reason=stop.words, metrics=logged(self.trainer))
@@ -306,8 +318,8 @@ class _Run:
         knows = isinstance(self.datamodule, DescribesItself) and not spawned
         return self.datamodule.describe() if knows else {}
 
-    def _failed(self, error: BaseException) -> None:
-        reason = f"{type(error).__name__}: {error}"
+    def _failed(self, error: BaseException, words: str | None) -> None:
+        reason = words or f"{type(error).__name__}: {error}"
         self._note("failed", reason=reason, metrics=logged(self.trainer))
         if self.record is not None:
             (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
@@ -470,6 +482,11 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
         callback = build(f"callbacks.{name}", node)
         if isinstance(callback, HasPlan):
             console.print(callback.plan(module, shape, trainer["max_steps"]))
+    if isinstance(module, HasSchedule):
+        from lightning_modules.causal_lm import remarks
+
+        for line in remarks(module.schedule_settings, trainer["max_steps"]):
+            console.print(line, highlight=False, markup=False)
     console.print("Dry run: nothing was trained and nothing was written.")
     return {"parameters": float(parameters), "tokens_per_step": float(tokens)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -41,8 +42,17 @@ def now() -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, see `write_text`."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+    """Write a JSON file, see `write_text`; JSON has no NaN and no infinity, they become null."""
+    text = json.dumps(_finite(content), indent=2, default=str, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def write_text(path: Path, text: str) -> None:

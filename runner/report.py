@@ -132,7 +132,11 @@ def card(record: Mapping[str, Any], checkpoint: Path, model_type: str) -> str:
         checkpoint: What was exported.
         model_type: The architecture's name in transformers.
     """
-    reached = {name: value for name, value in record["metrics"].items() if _rank(name)[0] < 3}
+    reached = {
+        name: value
+        for name, value in record["metrics"].items()
+        if _rank(name)[0] < 3 and value is not None
+    }
     metrics = "".join(f"| {name} | {value:.6g} |\n" for name, value in reached.items())
     saved = ""
     for content in record["ledgers"].values():

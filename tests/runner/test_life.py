@@ -13,7 +13,7 @@ import torch
 
 from runner import resume
 from runner.record import MetricsFile, write_json
-from runner.validate import ConfigError
+from runner.validate import ConfigError, guard
 from tests.runner.laboratory import ROOT, finish, run, start
 
 
@@ -63,11 +63,50 @@ def test_record_of_a_failed_run(tmp_path: Path) -> None:
     assert "as the test wants it" in (folder_of(tmp_path) / "traceback.txt").read_text()
 
 
+def test_numbers_that_are_not_finite_end_a_run_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = guard(lambda: run(tmp_path, "module.lr=1e20", "trainer.gradient_clip_val=null"))
+    shown = capsys.readouterr()
+    assert code == 1, shown.err
+    folder = folder_of(tmp_path)
+    record = json.loads((folder / "run.json").read_text(), parse_constant=pytest.fail)
+    assert record["status"] == "failed"
+    assert record["reason"].startswith("step ")
+    assert f"Failed: {record['reason']}" in shown.out
+    assert "Traceback" not in shown.out + shown.err
+
+
 def test_no_folder_when_a_constructor_refuses(tmp_path: Path) -> None:
     """What only the built object can judge is refused in words as well, and leaves no folder."""
     with pytest.raises(ConfigError, match=r"callbacks\.checkpoint: keep_last=1 must be at least 2"):
         run(tmp_path, "callbacks.checkpoint.keep_last=1")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_before_the_first_step_saves_the_best(tmp_path: Path) -> None:
+    """With three micro-batches a step the first two validations come before it or between two."""
+    run(
+        tmp_path,
+        "trainer.max_steps=4",
+        "trainer.accumulate_grad_batches=3",
+        "trainer.val_check_interval=2",
+    )
+    folder = folder_of(tmp_path)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] in range(5)
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    nan, inf = float("nan"), float("inf")
+    write_json(
+        path, {"metrics": {"loss": nan, "best": 1.5}, "rows": [(inf, -inf, 2)], "path": path}
+    )
+    found = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert found["metrics"] == {"loss": None, "best": 1.5}
+    assert found["rows"] == [[None, None, 2]]
 
 
 def test_json_is_never_half_written(tmp_path: Path) -> None:
