@@ -8,7 +8,6 @@ data.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize, relu
 
@@ -119,27 +118,3 @@ def increment_loss(
     loss = mse_loss(products_BN / bits, similarity_BN)
     loss = loss + weights.alpha * quantisation_loss(outputs_BK, own_codes_BK)
     return loss + weights.beta * balance_loss(outputs_BK)
-
-
-@torch.no_grad()
-def increment_objective(
-    outputs: Mapping[str, Tensor],
-    codes: Mapping[str, Tensor],
-    similarity_MN: Tensor,
-    rows_M: Tensor,
-    weights: IncrementWeights,
-) -> Tensor:
-    """An increment's objective over the whole sample and both modalities: what must not rise.
-
-    Args:
-        outputs: `image` and `text`: tanh of the outputs of the M sampled items, each (M, K).
-        codes: `image` and `text`: codes of all N items, each (N, K).
-        similarity_MN: Label similarity of the sampled and all items.
-        rows_M: Rows of the sampled items in the code tables.
-        weights: See `IncrementWeights`.
-    """
-    parts = [
-        increment_loss(outputs[m], codes[m], similarity_MN, codes[m][rows_M], weights)
-        for m in ("image", "text")
-    ]
-    return torch.stack(parts).sum()

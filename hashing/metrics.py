@@ -1,4 +1,4 @@
-"""How good a ranking by Hamming distance is: mAP, precision, recall, forgetting; ties are exact.
+"""How good a ranking by Hamming distance is: mAP, precision and recall; ties are exact.
 
 Distances of k bits take k + 1 values, so thousands of items tie. All figures here are expectations
 over every order of tied items, in closed form (McSherry and Najork, ECIR 2008): they depend on the
@@ -9,13 +9,10 @@ Relevant is what shares a label with the query. Queries without a relevant item 
 left out of every mean.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from hashing.similarity import relevance
 
@@ -54,7 +51,24 @@ def count_distances(
 
     Returns:
         The counts, for the queries that have a relevant item.
+
+    Raises:
+        ValueError: A code is not of -1 and 1, a label not 0 or 1, or their numbers do not fit.
     """
+    for name, codes, labels in (
+        ("queries", queries, query_labels),
+        ("database", database, database_labels),
+    ):
+        _check(name, codes, labels)
+    for name, one, other in (
+        ("codes", queries, database),
+        ("labels", query_labels, database_labels),
+    ):
+        if one.shape[1] != other.shape[1]:
+            raise ValueError(
+                f"{name} of the queries have {one.shape[1]} columns, those of the database "
+                f"{other.shape[1]}: must be as many"
+            )
     bits, size = queries.shape[1], len(database)
     bins = 2 * (bits + 1)
     columns = database.float().T
@@ -73,6 +87,27 @@ def count_distances(
     return DistanceCounts(pairs.sum(2)[kept], relevant[kept], kept)
 
 
+def _check(name: str, codes: Tensor, labels: Tensor) -> None:
+    if codes.ndim != 2 or labels.ndim != 2:
+        raise ValueError(
+            f"{name}: codes of shape {tuple(codes.shape)} and labels of shape "
+            f"{tuple(labels.shape)}: must be (items, bits) and multi-hot (items, classes); class "
+            "numbers become such rows by torch.nn.functional.one_hot"
+        )
+    if len(codes) != len(labels):
+        raise ValueError(f"{name}: {len(codes)} codes and {len(labels)} rows of labels")
+    if not ((codes == 1) | (codes == -1)).all():
+        raise ValueError(
+            f"{name}: codes must be -1 or 1; take the signs first (hashing.networks.binarise), "
+            "codes of 0 and 1 become 2 * codes - 1"
+        )
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(
+            f"{name}: labels must be 0 or 1 in each class's column; class numbers become such rows "
+            "by torch.nn.functional.one_hot"
+        )
+
+
 def average_precision(counts: DistanceCounts, top: int | None = None) -> Tensor:
     """Expected average precision of each query.
 
@@ -85,7 +120,14 @@ def average_precision(counts: DistanceCounts, top: int | None = None) -> Tensor:
 
     Returns:
         float64 (queries,).
+
+    Raises:
+        ValueError: `top` is not a whole number of at least 1.
     """
+    if top is not None and not (top >= 1 and top % 1 == 0):
+        raise ValueError(
+            f"top={top}: must be a whole number of at least 1, or None for the whole ranking"
+        )
     n, r = counts.items, counts.relevant
     before = n.cumsum(1) - n  # items that are nearer
     hits = r.cumsum(1) - r
@@ -120,26 +162,6 @@ def precision_recall_by_radius(counts: DistanceCounts) -> tuple[Tensor, Tensor]:
     return precision, (hits / hits[:, -1:]).mean(0)
 
 
-def top_precision(counts: DistanceCounts, tops: Sequence[int]) -> Tensor:
-    """Expected share of relevant items among the first N, mean over the queries.
-
-    Args:
-        counts: Of `count_distances`.
-        tops: The Ns; one above the size of the database counts missing items as not relevant.
-
-    Returns:
-        float64 (len(tops),).
-    """
-    before = counts.items.cumsum(1) - counts.items
-    share = counts.relevant / counts.items.clamp(min=1)
-    return torch.stack(
-        [
-            (share * (top - before).clamp(min=0).minimum(counts.items)).sum(1).mean() / top
-            for top in tops
-        ]
-    )
-
-
 def mean_average_precision(
     queries: Tensor,
     query_labels: Tensor,
@@ -155,132 +177,9 @@ def mean_average_precision(
         database: Codes of -1 and 1, (n, bits).
         database_labels: Multi-hot, (n, classes).
         top: See `average_precision`.
+
+    Raises:
+        ValueError: See `count_distances` and `average_precision`.
     """
     counts = count_distances(queries, query_labels, database, database_labels)
     return float(average_precision(counts, top).mean())
-
-
-class _MeanOverQueries(Metric):
-    """Sums a row of figures of each query, and divides by the number of queries."""
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    total: Tensor
-    queries: Tensor
-
-    def __init__(self, size: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        zeros = torch.zeros(size, dtype=torch.float64)
-        self.add_state("total", zeros, dist_reduce_fx="sum")
-        self.add_state("queries", zeros.clone(), dist_reduce_fx="sum")
-
-    def figures(self, counts: DistanceCounts) -> tuple[Tensor, Tensor]:
-        """Sums of the figures over the queries, and over how many."""
-        raise NotImplementedError
-
-    def update(
-        self, queries: Tensor, query_labels: Tensor, database: Tensor, database_labels: Tensor
-    ) -> None:
-        """Add some queries, ranked over the whole database; see `count_distances`."""
-        total, number = self.figures(
-            count_distances(queries, query_labels, database, database_labels)
-        )
-        self.total += total.to(self.total.device)
-        self.queries += number.to(self.queries.device)
-
-    def compute(self) -> Tensor:
-        """The means, NaN where there was no query."""
-        return (self.total / self.queries).squeeze()
-
-
-class HammingMAP(_MeanOverQueries):
-    """mAP by Hamming distance, see `average_precision`.
-
-    Args:
-        top: k of mAP@k; None for the whole ranking.
-        kwargs: Of `torchmetrics.Metric`.
-    """
-
-    def __init__(self, top: int | None = None, **kwargs: Any) -> None:
-        super().__init__(1, **kwargs)
-        if top is not None and top < 1:
-            raise ValueError(f"top={top}: must be at least 1, or None for the whole ranking")
-        self.top = top
-
-    def figures(self, counts: DistanceCounts) -> tuple[Tensor, Tensor]:
-        """Sum of the average precisions, number of queries."""
-        values = average_precision(counts, self.top)
-        return values.sum()[None], torch.tensor([float(len(values))])
-
-
-class HammingPrecisionRecall(_MeanOverQueries):
-    """Precision and recall within each Hamming radius, see `precision_recall_by_radius`.
-
-    Args:
-        bits: Length of a code.
-        kwargs: Of `torchmetrics.Metric`.
-    """
-
-    def __init__(self, bits: int, **kwargs: Any) -> None:
-        super().__init__(2 * (bits + 1), **kwargs)
-
-    def figures(self, counts: DistanceCounts) -> tuple[Tensor, Tensor]:
-        """Sums of precisions, then of recalls, and numbers of queries."""
-        items, hits = counts.items.cumsum(1), counts.relevant.cumsum(1)
-        sums = ((hits / items.clamp(min=1)).sum(0), (hits / hits[:, -1:]).sum(0))
-        everyone = torch.full_like(sums[1], float(len(items)))
-        return torch.cat(sums), torch.cat([(items > 0).sum(0).double(), everyone])
-
-    def compute(self) -> Tensor:
-        """(2, bits + 1): precision, 1 at radii within which no query has any item, and recall."""
-        means = self.total / self.queries
-        return torch.where(self.queries > 0, means, 1.0).view(2, -1)
-
-
-class TopPrecision(_MeanOverQueries):
-    """Precision among the first N, see `top_precision`.
-
-    Args:
-        tops: The Ns.
-        kwargs: Of `torchmetrics.Metric`.
-    """
-
-    def __init__(self, tops: Sequence[int], **kwargs: Any) -> None:
-        super().__init__(len(tops), **kwargs)
-        self.tops = tuple(tops)
-
-    def figures(self, counts: DistanceCounts) -> tuple[Tensor, Tensor]:
-        """Sums of the precisions, number of queries for each N."""
-        number = torch.full((len(self.tops),), float(len(counts.items)), dtype=torch.float64)
-        if not len(counts.items):
-            return torch.zeros_like(number), number
-        return top_precision(counts, self.tops) * number, number
-
-
-class Forgetting(Metric):
-    """By how much a figure of the old classes lies below its best so far; below 0 it rose.
-
-    `update` takes the figure after each session, in order.
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = True
-    best: Tensor
-    last: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("best", torch.tensor(-torch.inf), dist_reduce_fx="max")
-        self.add_state("last", torch.tensor(torch.nan), dist_reduce_fx="mean")
-
-    def update(self, value: float | Tensor) -> None:
-        """Add the figure after one more session."""
-        if not torch.isnan(self.last):
-            self.best = self.best.maximum(self.last)
-        self.last = torch.as_tensor(value, dtype=self.last.dtype)
-
-    def compute(self) -> Tensor:
-        """Best figure before the last session, minus the last one; 0 after a single session."""
-        return self.best - self.last if torch.isfinite(self.best) else torch.zeros_like(self.last)

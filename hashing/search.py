@@ -63,7 +63,7 @@ def nearest(queries: Packed, database: Packed, top: int, backend: Backend | None
         backend: `faiss`, `numpy`, or None for faiss where it is installed.
 
     Raises:
-        ValueError: Shapes do not fit, or `top` is below 1.
+        ValueError: Shapes or types do not fit, or `top` is below 1.
         ImportError: faiss is asked for and not installed.
     """
     if queries.ndim != 2 or database.ndim != 2 or queries.shape[1] != database.shape[1]:
@@ -71,11 +71,16 @@ def nearest(queries: Packed, database: Packed, top: int, backend: Backend | None
             f"packed queries of shape {queries.shape} do not fit codes of shape {database.shape}: "
             "both must be (n, bits / 8)"
         )
-    if top < 1:
-        raise ValueError(f"top={top}: must be at least 1")
+    if queries.dtype != np.uint8 or database.dtype != np.uint8:
+        raise ValueError(
+            f"queries of {queries.dtype} and codes of {database.dtype} are not packed: both must "
+            "be uint8, made by hashing.store.pack"
+        )
+    if not (top >= 1 and top % 1 == 0):
+        raise ValueError(f"top={top}: must be a whole number of at least 1")
     if backend is None:
         backend = "faiss" if find_spec("faiss") else "numpy"
-    top = min(top, len(database))
+    top = min(int(top), len(database))
     queries = np.ascontiguousarray(queries)
     if backend == "numpy":
         return _nearest_numpy(queries, database, top)

@@ -11,10 +11,11 @@ import hashlib
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CHUNK_ITEMS = 1 << 20  # packed or compared at once
+FORMAT = 1  # of the folder
 Packed = NDArray[np.uint8]
 
 
@@ -38,14 +40,19 @@ def pack(codes: Tensor | NDArray[Any]) -> Packed:
     Raises:
         ValueError: Bits are not a multiple of 8, or a value is neither -1 nor 1.
     """
-    array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else codes
+    array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else np.asarray(codes)
+    if array.dtype.kind not in "if":
+        raise ValueError(
+            f"codes of {array.dtype} hold no -1; give signs of -1 and 1, what is packed already "
+            "goes to CodeStore.of_packed"
+        )
     if array.ndim != 2:
         raise ValueError(f"codes of shape {array.shape}: must be (items, bits)")
     check_bits(array.shape[1])
     packed = np.empty((len(array), array.shape[1] // 8), dtype=np.uint8)
     for start in range(0, len(array), CHUNK_ITEMS):
         part = array[start : start + CHUNK_ITEMS]
-        wrong = np.abs(part) != 1
+        wrong = (part != 1) & (part != -1)
         if wrong.any():
             row, bit = np.argwhere(wrong)[0]
             raise ValueError(
@@ -96,7 +103,7 @@ class CodeStore:
     altered: `append` returns a longer one.
 
     Args:
-        codes: Sign codes (n, bits) of -1 and 1, or packed ones, uint8 (n, bits / 8).
+        codes: Sign codes (n, bits) of -1 and 1.
         names: Of each item, unique and of one line each; None where rows are enough.
 
     Raises:
@@ -105,14 +112,36 @@ class CodeStore:
     """
 
     def __init__(self, codes: Tensor | NDArray[Any], names: Sequence[str] | None = None) -> None:
-        is_packed = isinstance(codes, np.ndarray) and codes.dtype == np.uint8
-        self._codes: Packed = cast(Packed, codes) if is_packed else pack(codes)
-        if not self._codes.size:
-            raise ValueError(f"codes of shape {tuple(codes.shape)}: a store needs at least one")
+        self._fill(pack(codes), names)
+
+    @classmethod
+    def of_packed(cls, packed: Packed, names: Sequence[str] | None = None) -> "CodeStore":
+        """Make a store of codes that are packed already; they are not copied.
+
+        Args:
+            packed: uint8 (n, bits / 8), as `pack` makes them.
+            names: As this class takes them.
+
+        Raises:
+            ValueError: They are not of that form; names as above.
+        """
+        if packed.ndim != 2 or packed.dtype != np.uint8:
+            raise ValueError(
+                f"packed codes of shape {packed.shape} and {packed.dtype}: must be uint8 (items, "
+                "bits / 8)"
+            )
+        store = cls.__new__(cls)
+        store._fill(packed, names)
+        return store
+
+    def _fill(self, packed: Packed, names: Sequence[str] | None) -> None:
+        if not packed.size:
+            raise ValueError(f"packed codes of shape {packed.shape}: a store needs at least one")
+        self._codes = packed
         self._names: Sequence[str] | None = None
         if names is not None:
-            self._names = _checked_names(names, len(self._codes))
-        self.parts: tuple[Part, ...] = (_part(self._codes, self._names),)
+            self._names = _checked_names(names, len(packed))
+        self.parts: tuple[Part, ...] = (_part(packed, self._names),)
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -140,7 +169,7 @@ class CodeStore:
         """Return this store with more items behind its own.
 
         Args:
-            codes: As this class takes them, of the same length.
+            codes: Sign codes of the same length.
             names: Of the new items, if and only if this store has names.
 
         Raises:
@@ -174,7 +203,7 @@ class CodeStore:
         """Compare codes with those of the first items here, bit by bit.
 
         Args:
-            codes: Sign codes or packed ones of the first items, as many as there are.
+            codes: Sign codes of the first items, as many as there are.
 
         Raises:
             ValueError: A code differs; the message names its item.
@@ -202,7 +231,8 @@ class CodeStore:
             folder: Empty or absent, or a store that these items continue.
 
         Raises:
-            ValueError: The folder holds other codes than this store's first; it stays as it is.
+            ValueError: The folder holds other codes than this store's first, or is damaged; it
+                stays as it is.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,6 +247,7 @@ class CodeStore:
                         f"{folder} holds other codes than the first of this store: what is stored "
                         "is not changed; load it and append to it, or choose another folder"
                     )
+                _check_size(folder / "codes.bin", sum(part.items for part in saved), bits)
             done = sum(part.items for part in saved)
             if old is not None and done == len(self):
                 return
@@ -224,7 +255,7 @@ class CodeStore:
             if self._names is not None:
                 start = 0 if not done else _names_end(folder, done)
                 _write_behind(folder / "names.txt", start, _lines(self._names, done, CHUNK_ITEMS))
-            record = {"format": 1, "bits": self.bits, "parts": [asdict(p) for p in self.parts]}
+            record = {"format": FORMAT, "bits": self.bits, "parts": [asdict(p) for p in self.parts]}
             unfinished = folder / "store.json.tmp"
             with unfinished.open("w") as stream:
                 json.dump(record, stream, indent=1)
@@ -250,8 +281,7 @@ class CodeStore:
         bits, parts = found
         items, width = sum(part.items for part in parts), bits // 8
         file = folder / "codes.bin"
-        if not file.is_file() or file.stat().st_size < items * width:
-            raise ValueError(f"{file} is shorter than store.json says ({items} codes): damaged")
+        _check_size(file, items, bits)
         store = cls.__new__(cls)
         store.parts = parts
         store._codes = np.memmap(file, np.uint8, mode="r", shape=(items, width))
@@ -282,10 +312,36 @@ def _read_parts(folder: Path) -> tuple[int, tuple[Part, ...]] | None:
     if not file.exists():
         return None
     try:
-        record = json.loads(file.read_text())
-        return record["bits"], tuple(Part(**part) for part in record["parts"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not the record of a store of codes: {error}") from error
+        record = json.loads(file.read_bytes())
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}: this version reads {FORMAT} alone")
+        bits, parts = record["bits"], tuple(Part(**part) for part in record["parts"])
+        if type(bits) is not int:
+            raise ValueError(f"bits {bits!r}: must be a number")
+        check_bits(bits)
+        for part in parts:
+            _check_part(part, parts[0].names is not None)
+        if not parts:
+            raise ValueError("it has no parts")
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file} is not the record of a store of codes: {reason}") from error
+    return bits, parts
+
+
+def _check_part(part: Part, named: bool) -> None:
+    if type(part.items) is not int or part.items < 1:
+        raise ValueError(f"items {part.items!r}: must be a number of at least 1")
+    for key, fingerprint in (("codes", part.codes), *((("names", part.names),) if named else ())):
+        if not isinstance(fingerprint, str) or not re.fullmatch(r"[0-9a-f]{32}", fingerprint):
+            raise ValueError(f"{key} {fingerprint!r}: must be a fingerprint of 32 digits")
+    if not named and part.names is not None:
+        raise ValueError(f"names {part.names!r}: the first part has none")
+
+
+def _check_size(file: Path, items: int, bits: int) -> None:
+    if not file.is_file() or file.stat().st_size < items * bits // 8:
+        raise ValueError(f"{file} is shorter than store.json says ({items} codes): damaged")
 
 
 def _write_behind(file: Path, start: int, blocks: Any) -> None:
@@ -354,7 +410,7 @@ class _NamesFile(Sequence[str]):
     """The lines of a file: where they end is found once, what they say is read when asked for."""
 
     def __init__(self, file: Path, items: int) -> None:
-        self._items = items
+        self._items, self._file = items, file
         try:
             with file.open("rb") as stream:
                 self._text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -377,7 +433,10 @@ class _NamesFile(Sequence[str]):
             return [self[i] for i in range(*row.indices(self._items))]
         row = range(self._items)[row]
         start = int(self._ends[row - 1]) + 1 if row else 0
-        return self._text[start : int(self._ends[row])].decode()
+        try:
+            return self._text[start : int(self._ends[row])].decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._file}, line {row + 1}: {error}: damaged") from error
 
 
 def _names_end(folder: Path, items: int) -> int:

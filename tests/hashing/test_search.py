@@ -86,8 +86,14 @@ def test_a_store_on_disk_is_searched_by_name(tmp_path: Path, backend: Any) -> No
     assert found == [Match("d", 3, 0), Match("a", 0, 1), Match("c", 2, 1), Match("e", 4, 1)]
     with pytest.raises(ValueError, match=r"do not fit"):
         search(CodeStore.load(tmp_path), torch.ones(8), 4, backend)
-    with pytest.raises(ValueError, match="top=0: must be at least 1"):
+    with pytest.raises(ValueError, match="top=0: must be a whole number"):
         search(CodeStore.load(tmp_path), codes[3], 0, backend)
+    with pytest.raises(ValueError, match=r"top=2\.5: must be a whole number"):
+        search(CodeStore.load(tmp_path), codes[3], 2.5, backend)
+    with pytest.raises(ValueError, match="code of row 0 is 0"):
+        search(CodeStore.load(tmp_path), (codes[3] + 1) / 2, 4, backend)
+    with pytest.raises(ValueError, match="queries of int8 and codes of uint8 are not packed"):
+        nearest(np.ones((1, 2), dtype=np.int8), pack(codes), 4, backend)
 
 
 def test_without_faiss_the_default_still_searches_and_asking_for_it_names_the_extra(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +51,32 @@ def test_a_value_that_is_no_sign_is_refused_by_row(wrong: float) -> None:
     codes[2, 5] = wrong
     with pytest.raises(ValueError, match=r"row 2 is .* at bit 5: must be -1 or 1"):
         pack(codes)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, bool, np.uint16, np.int64, np.float32])
+def test_codes_of_zeros_and_ones_are_not_taken_as_packed(kind: Any) -> None:
+    codes = ((signs(4, 16).numpy() + 1) // 2).astype(kind)
+    for made in (
+        CodeStore,
+        CodeStore(signs(2, 16)).append,
+        CodeStore(signs(9, 16)).check_unchanged,
+    ):
+        with pytest.raises(ValueError, match=r"must be -1 or 1|hold no -1"):
+            made(codes)
+    if kind is not np.uint8:
+        with pytest.raises(ValueError, match="must be uint8"):
+            CodeStore.of_packed(codes)
+
+
+def test_a_store_of_packed_codes_is_that_of_the_signs() -> None:
+    codes = signs(5, 16)
+    store = CodeStore.of_packed(pack(codes), names(5))
+    assert store.parts == CodeStore(codes, names(5)).parts
+    assert store.bits == 16
+    store.check_unchanged(codes)
+    for wrong in (pack(codes)[0], pack(codes)[:0]):
+        with pytest.raises(ValueError, match="packed codes of shape"):
+            CodeStore.of_packed(wrong)
 
 
 def test_items_without_codes_and_names_that_do_not_fit_are_refused() -> None:
@@ -168,5 +195,67 @@ def test_damage_is_found_and_named(tmp_path: Path) -> None:
     damage("names.txt", text.replace(b"7.png", b"7.jpg"), r"lines 1 to 60 were changed")
     damage("names.txt", b"one\n", r"has 1 lines, not 60")
     damage("names.txt", b"", r"names.txt: .*damaged")
+    damage("names.txt", text.replace("ü".encode(), b"\xff\xff"), r"names.txt, line 1: .*damaged")
     damage("store.json", b"{", r"store.json is not the record")
+    damage("store.json", b"\xff{}", r"store.json is not the record")
+    damage("store.json", b"[1, 2]", r"store.json is not the record")
     damage("store.json", json.dumps({"bits": 32}).encode(), r"store.json is not the record")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("bits", "16", "bits '16': must be a number"),
+        ("bits", None, "bits None: must be a number"),
+        ("bits", True, "bits True: must be a number"),
+        ("bits", 16.0, "bits 16.0: must be a number"),
+        ("bits", 12, "bits=12: must be a multiple of 8"),
+        ("bits", -16, "bits=-16: must be a multiple of 8"),
+        ("format", 2, "format 2: this version reads 1 alone"),
+        ("format", None, "format None: this version reads 1 alone"),
+        ("parts", [], "it has no parts"),
+        ("parts", None, "not iterable"),
+        ("parts", [3], "must be a mapping"),
+        ("items", -5, "items -5: must be a number of at least 1"),
+        ("items", 0, "items 0: must be a number of at least 1"),
+        ("items", "60", "items '60': must be a number of at least 1"),
+        ("items", None, "items None: must be a number of at least 1"),
+        ("codes", None, "codes None: must be a fingerprint"),
+        ("codes", "zz", "codes 'zz': must be a fingerprint"),
+        ("names", 7, "names 7: must be a fingerprint"),
+        ("more", 7, "unexpected keyword"),
+    ],
+)
+def test_a_record_of_wrong_values_is_refused(
+    tmp_path: Path, key: str, value: Any, words: str
+) -> None:
+    store = CodeStore(signs(60, 16), names(60))
+    store.save(tmp_path)
+    record = json.loads((tmp_path / "store.json").read_text())
+    place = record if key in record else record["parts"][0]
+    place[key] = value
+    (tmp_path / "store.json").write_text(json.dumps(record))
+    for use in (lambda: CodeStore.load(tmp_path), lambda: store.save(tmp_path)):
+        with pytest.raises(ValueError, match=rf"store\.json is not the record.*{words}"):
+            use()
+
+
+def test_a_record_whose_parts_do_not_agree_on_names_is_refused(tmp_path: Path) -> None:
+    CodeStore(signs(6, 16)).append(signs(4, 16)).save(tmp_path)
+    record = json.loads((tmp_path / "store.json").read_text())
+    record["parts"][1]["names"] = record["parts"][1]["codes"]
+    (tmp_path / "store.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="the first part has none"):
+        CodeStore.load(tmp_path)
+
+
+def test_nothing_is_saved_onto_cut_codes(tmp_path: Path) -> None:
+    old = CodeStore(signs(60, 32), names(60))
+    old.save(tmp_path)
+    codes = tmp_path / "codes.bin"
+    codes.write_bytes(codes.read_bytes()[:-1])
+    stored = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for store in (old, old.append(signs(20, 32, 1), names(20, 60))):
+        with pytest.raises(ValueError, match=r"codes\.bin is shorter than store\.json says"):
+            store.save(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == stored
