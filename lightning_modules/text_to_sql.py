@@ -189,7 +189,9 @@ class TextToSql(CountedLoss):
         losses: dict[str, tuple[Tensor, Tensor | int]] = {}
         if self._is_trained(self.parser):
             parser = cast(SqlParser, self.parser)
-            if learnable := parser.learnable(batch):
+            learnable = parser.learnable(batch)
+            self.log("train/left_out", float(len(batch) - len(learnable)), batch_size=len(batch))
+            if learnable:
                 losses["train/parser_loss"] = parser.likelihood_loss(learnable)
         if self._is_trained(self.rewriter):
             later = [example for example in batch if example.history]

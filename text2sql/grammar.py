@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from text2sql.schema import Schema
+from text2sql.schema import Key, Schema
 from text2sql.sql import (
     AGGREGATES,
     ARITHMETIC,
@@ -220,7 +220,10 @@ def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Deriva
         yield from core.table()
         joins += 1
         following = yield from _choose(*(("join", "end") if joins < _ITEMS else ("end",)))
-    sources, on = join(names.schema, core.used)
+    keys: list[int] = []
+    for options in choices_of_keys(names.schema, core.used):
+        keys.append((yield Slot("column", options)))
+    sources, on = join(names.schema, core.used, keys)
     return Query(
         tuple(select), sources, on, tuple(where), tuple(groups), tuple(having), tuple(sorts),
         order, limit, distinct,
@@ -325,33 +328,44 @@ def _replace(query: Query, combination: str, combined: Query) -> Query:
 
 
 def join(
-    schema: Schema, tables: Sequence[int]
+    schema: Schema, tables: Sequence[int], keys: Sequence[int] = ()
 ) -> tuple[tuple[int, ...], tuple[Condition | str, ...]]:
     """Return FROM: the tables, those needed between them, and the conditions that join them.
 
     Args:
-        schema: Its foreign keys; tables that none connects are joined over columns of equal name.
+        schema: Its keys; tables that none connects are joined as their columns' names tell.
         tables: At least one; all of one component.
+        keys: One of each of `choices_of_keys`, in their order; the first key where there is none.
     """
-    wanted, path = set(tables), _path(schema, set(tables))
-    between = {schema.columns[column].table for pair in path for column in pair}
-    if not between <= wanted:
-        # Once more from all of them: FROM depends on which tables it has, not on the way there.
-        wanted |= between
-        path = _path(schema, wanted)
-    sources = [min(wanted)]
-    on: list[Condition | str] = []
-    for own, its in path:
-        sources.append(schema.columns[its].table)
-        on += ["and"] * bool(on)
-        on.append(Condition(ValueUnit(ColumnUnit(own)), "=", ColumnUnit(its)))
+    first_table, path = _path(schema, tables)
+    sources, on = [first_table], list[Condition | str]()
+    chosen = iter(keys)
+    for there, options in path:
+        sources.append(there)
+        first = next(iter(options))
+        for own, its in options[next(chosen, first) if len(options) > 1 else first]:
+            on += ["and"] * bool(on)
+            on.append(Condition(ValueUnit(ColumnUnit(own)), "=", ColumnUnit(its)))
     return tuple(sources), tuple(on)
 
 
-def _path(schema: Schema, tables: set[int]) -> tuple[tuple[int, int], ...]:
-    path = schema.join_path(tables) or schema.joinable.join_path(tables)
-    assert path is not None, "the grammar allows tables of one component only"
-    return path
+def choices_of_keys(schema: Schema, tables: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return, for each join of these tables that several keys allow, the columns to choose from."""
+    return [tuple(options) for _, options in _path(schema, tables)[1] if len(options) > 1]
+
+
+def _path(schema: Schema, tables: Sequence[int]) -> tuple[int, list[tuple[int, dict[int, Key]]]]:
+    """The first table of FROM, and those that are joined to it, each with the keys that can."""
+    wanted = set(tables)
+    while True:
+        known = schema if schema.join_path(wanted) is not None else schema.joinable
+        path = known.join_path(wanted)
+        assert path is not None, "the grammar allows tables of one component only"
+        between = {table for pair in path for table in pair}
+        if between <= wanted:
+            return min(wanted), [(there, known.keys_between(here, there)) for here, there in path]
+        # Once more from all of them: FROM depends on which tables it has, not on the way there.
+        wanted |= between
 
 
 # --- from trees ----------------------------------------------------------------------------------
@@ -370,7 +384,7 @@ def linearise(query: Query, schema: Schema, literals: Literals) -> list[Choice |
 
     Raises:
         SqlError: The grammar has no such query: sub-queries in FROM, tables that nothing connects,
-            lists, and what else is outside.
+            lists, a third SELECT in a chain, and what else is outside.
     """
     return list(_Lineariser(schema, literals).query(query, 0))
 
@@ -414,6 +428,8 @@ class _Lineariser:
             yield symbol(query.combination or "single")
         elif query.combined:
             raise SqlError("a sub-query that combines two")
+        if query.combined and query.combined.combined:
+            raise SqlError("a third SELECT")
         yield from self.core(query, depth)
         if query.combined:
             yield from self.core(query.combined, depth)
@@ -450,6 +466,19 @@ class _Lineariser:
             yield symbol("join")
             yield Choice("table", table)
         yield symbol("end")
+        given = {
+            frozenset((part.left.left.column, part.right.column))
+            for part in query.on
+            if isinstance(part, Condition) and isinstance(part.right, ColumnUnit)
+        }
+        for options in extras.joins():
+            # The key that the query joins over; where it joins otherwise, the first.
+            joined = (
+                column
+                for column, key in options.items()
+                if all(frozenset(pair) in given for pair in key)
+            )
+            yield Choice("column", next(joined, next(iter(options))))
 
     def extras(self, query: Query, tables: list[int]) -> _Extras:
         """Tables of FROM that no column of the query leads to."""
@@ -544,9 +573,12 @@ class _Extras:
 
     def _close(self) -> None:
         """Add the tables that the joins pass through."""
-        component = self.schema.joinable.components
-        if len({component[table] for table in self.reached}) == 1:
+        if self._connected():
             self.reached = set(join(self.schema, sorted(self.reached))[0])
+
+    def _connected(self) -> bool:
+        component = self.schema.joinable.components
+        return len({component[table] for table in self.reached}) == 1
 
     def next(self) -> int:
         table = next((t for t in self.tables if t not in self.reached), self.tables[0])
@@ -557,6 +589,13 @@ class _Extras:
     def rest(self) -> Iterator[int]:
         while not self.reached.issuperset(self.tables):
             yield self.next()
+
+    def joins(self) -> list[dict[int, Key]]:
+        """The keys that can join each table, where there are several; once all is handed out."""
+        if not self._connected():
+            raise SqlError("tables that nothing connects")
+        _, path = _path(self.schema, sorted(self.reached))
+        return [options for _, options in path if len(options) > 1]
 
 
 def _key(value: object) -> str:

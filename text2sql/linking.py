@@ -13,12 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import snowballstemmer
 from numpy.typing import NDArray
 
 from text2sql import execute
 from text2sql.schema import Schema
 from text2sql.sql import STAR
+from text2sql.words import stem
 
 _WORD = re.compile(r"\d+(?:[.,:/-]\d+)*|\w+|[^\w\s]")
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -146,17 +146,6 @@ def link(question: str, schema: Schema, database: Path | None = None) -> Links:
                     for word in range(first, first + len(name)):
                         relate(f"exact {what}", word, start + index)
     return Links(words, candidates, relations)
-
-
-@lru_cache(maxsize=100_000)
-def stem(word: str) -> str:
-    """Return a word's stem (Snowball's English stemmer), lower case."""
-    return _stemmer().stemWord(word.casefold())
-
-
-@lru_cache(maxsize=1)
-def _stemmer() -> snowballstemmer.english_stemmer.EnglishStemmer:
-    return snowballstemmer.stemmer("english")
 
 
 @lru_cache(maxsize=100_000)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, combinations, groupby
 from pathlib import Path
 from typing import Any
+
+from text2sql.words import split_name, stem
+
+Key = tuple[tuple[int, int], ...]
+"""A foreign key: each of its columns with the one that it refers to."""
 
 # Spider's words for a column's content; `others` is what fits none of the rest.
 KINDS = ("text", "number", "time", "boolean", "others")
@@ -76,7 +82,9 @@ class Schema:
         tables: In the order of the source.
         columns: In the order of the source, table by table.
         primary_keys: Column indices.
-        foreign_keys: Pairs of column indices, each a column and the one that it refers to.
+        foreign_keys: Pairs of column indices, each a column and the one that it refers to, in the
+            order of the source.
+        keys: The same pairs, those that are one key together; tables are joined over whole keys.
     """
 
     db_id: str
@@ -84,6 +92,7 @@ class Schema:
     columns: tuple[Column, ...]
     primary_keys: tuple[int, ...]
     foreign_keys: tuple[tuple[int, int], ...]
+    keys: tuple[Key, ...]
 
     def find_table(self, name: str) -> int | None:
         """Return a table's index, None if there is no such table."""
@@ -123,50 +132,80 @@ class Schema:
         return {column: min(group) for group in groups for column in group}
 
     @cached_property
-    def neighbours(self) -> dict[int, tuple[tuple[int, int, int], ...]]:
-        """The foreign-key graph: for each table, (other table, own column, its column), sorted."""
-        edges: dict[int, set[tuple[int, int, int]]] = {i: set() for i in range(len(self.tables))}
-        for source, target in self.foreign_keys:
-            here, there = self.columns[source].table, self.columns[target].table
-            edges[here].add((there, source, target))
-            edges[there].add((here, target, source))
-        return {table: tuple(sorted(found)) for table, found in edges.items()}
+    def _joins(self) -> dict[tuple[int, int], dict[int, Key]]:
+        """See `keys_between`; for tables in either order."""
+        found: dict[tuple[int, int], dict[Key, None]] = {}
+        for key in self.keys:
+            own, its = (self.columns[column].table for column in key[0])
+            if own != its:
+                back = tuple((target, column) for column, target in key)
+                found.setdefault((own, its), {})[key] = None
+                found.setdefault((its, own), {})[back] = None
+        return {tables: _told_apart(sorted(keys)) for tables, keys in found.items()}
+
+    def keys_between(self, here: int, there: int) -> dict[int, Key]:
+        """Return the foreign keys that join two tables, in either direction.
+
+        Args:
+            here: A table.
+            there: Another one.
+
+        Returns:
+            Pairs of columns, of `here` and of `there`, by the column that tells the key from the
+            others: of a source and a destination airport the column with the airport. Empty where
+            no key joins the two.
+        """
+        return self._joins.get((here, there), {})
+
+    @cached_property
+    def neighbours(self) -> dict[int, tuple[int, ...]]:
+        """For each table the others that a key joins with it, sorted."""
+        return {
+            table: tuple(sorted(there for here, there in self._joins if here == table))
+            for table in range(len(self.tables))
+        }
 
     @cached_property
     def components(self) -> dict[int, int]:
-        """For each table, the lowest table that foreign keys connect it with, over others too."""
+        """For each table, the lowest table that keys connect it with, over others too."""
         found: dict[int, int] = {}
         for table in range(len(self.tables)):
             queue = [] if table in found else [table]
             found.setdefault(table, table)
             for here in queue:
-                new = [other for other, *_ in self.neighbours[here] if other not in found]
+                new = [other for other in self.neighbours[here] if other not in found]
                 found.update(dict.fromkeys(new, table))
                 queue += new
         return found
 
     @cached_property
     def joinable(self) -> Schema:
-        """The schema with more foreign keys: columns of equal name where no keys connect tables.
+        """The schema with more keys: those that names tell, where no declared ones connect tables.
 
-        Several of Spider's schemas lack keys that their gold queries join over.
+        Columns that are called like a table and its key (`orders.customer_id` refers to
+        `customers.id`), and between other tables columns of equal name: those that look like keys,
+        and where that leaves tables apart, the others. What says nothing about what a row belongs
+        to, `id` or `name`, joins nothing. Several of Spider's schemas lack keys that their gold
+        queries join over.
         """
-        places: dict[str, list[int]] = {}
-        for index, column in enumerate(self.columns[1:], 1):
-            places.setdefault(column.name.lower(), []).append(index)
-        of = [self.components.get(column.table, -1) for column in self.columns]
-        added = [
-            (one, other)
-            for same in places.values()
-            for position, one in enumerate(same)
-            for other in same[position + 1 :]
-            if of[one] != of[other]
-        ]
-        keys = (*self.foreign_keys, *added)
-        return replace(self, foreign_keys=keys) if added else self
+        found = self
+        for kinds in ((_references, _equal_keys), (_equal_names,)):
+            joined: dict[tuple[int, int], list[Key]] = {}
+            for kind in kinds:
+                new: dict[tuple[int, int], list[Key]] = {}
+                for one, other in kind(found):
+                    here, there = self.columns[one].table, self.columns[other].table
+                    if found.components[here] != found.components[there]:
+                        new.setdefault((min(here, there), max(here, there)), []).append(
+                            ((one, other),)
+                        )
+                joined = new | joined
+            keys = chain.from_iterable(joined.values())
+            found = replace(found, keys=(*found.keys, *keys)) if joined else found
+        return found
 
     def join_path(self, tables: set[int]) -> tuple[tuple[int, int], ...] | None:
-        """Return pairs of columns whose equality joins the tables, over others where needed.
+        """Return which tables are joined one after the other, over others where needed.
 
         Starts at the lowest table and takes the nearest missing one at each step; equal distances
         are decided by index.
@@ -175,8 +214,8 @@ class Schema:
             tables: Indices of at least one table.
 
         Returns:
-            One pair for each table beyond the first, each (column of a table that is there already,
-            column of the one that it adds), in joining order; None if no keys connect them.
+            One pair for each table beyond the first, each (a table that is there already, the one
+            that is added), in joining order; None if no keys connect them.
         """
         reached = {min(tables)}
         path: list[tuple[int, int]] = []
@@ -185,19 +224,19 @@ class Schema:
             if found is None:
                 return None
             path += found
-            reached |= {self.columns[column].table for pair in found for column in pair}
+            reached |= {table for pair in found for table in pair}
         return tuple(path)
 
     def _nearest(self, reached: set[int], wanted: set[int]) -> list[tuple[int, int]] | None:
-        """Breadth-first over foreign keys, from any table reached to the first one wanted."""
+        """Breadth-first over keys, from any table reached to the first one wanted."""
         paths: dict[int, list[tuple[int, int]]] = {table: [] for table in sorted(reached)}
         queue = list(paths)
         for table in queue:
             if table in wanted:
                 return paths[table]
-            for other, own, its in self.neighbours[table]:
+            for other in self.neighbours[table]:
                 if other not in paths:
-                    paths[other] = [*paths[table], (own, its)]
+                    paths[other] = [*paths[table], (table, other)]
                     queue.append(other)
         return None
 
@@ -217,47 +256,44 @@ class Schema:
         tables: list[Table] = []
         columns = [Column("*", "*", -1, "text")]
         primary: list[int] = []
-        links: list[tuple[int, str, str, str | None, int]] = []
+        links: list[list[tuple[int, str, str, str | None, int]]] = []
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
                 db.text_factory = lambda raw: raw.decode(errors="ignore")
-                names = [
-                    row[0]
-                    for row in db.execute("SELECT name FROM sqlite_master WHERE type='table'")
-                ]
-                for index, name in enumerate(names):
-                    quoted = name.replace('"', '""')
+                for index, name in enumerate(_readable(db)):
                     first = len(columns)
-                    for row in db.execute(f'PRAGMA table_info("{quoted}")').fetchall():
+                    for row in db.execute(f"PRAGMA table_info({_quoted(name)})").fetchall():
                         if row[5]:
                             primary.append(len(columns))
-                        columns.append(Column(row[1], _words(row[1]), index, _kind(row[2])))
-                    tables.append(Table(name, _words(name), tuple(range(first, len(columns)))))
+                        columns.append(Column(row[1], split_name(row[1]), index, _kind(row[2])))
+                    tables.append(Table(name, split_name(name), tuple(range(first, len(columns)))))
                     # Newest key first is SQLite's order; by number and part it is the file's.
-                    keys = db.execute(f'PRAGMA foreign_key_list("{quoted}")').fetchall()
-                    for row in sorted(keys, key=lambda key: (-key[0], key[1])):
-                        links.append((index, row[3], row[2], row[4], row[1]))
+                    keys = db.execute(f"PRAGMA foreign_key_list({_quoted(name)})").fetchall()
+                    links += [
+                        [(index, row[3], row[2], row[4], row[1]) for row in parts]
+                        for _, parts in groupby(
+                            sorted(keys, key=lambda key: (-key[0], key[1])), lambda key: key[0]
+                        )
+                    ]
         except sqlite3.Error as error:
             raise ValueError(f"{path}: cannot be read as a SQLite database: {error}") from error
-        schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), ())
-        return cls(
-            path.stem, schema.tables, schema.columns, schema.primary_keys, schema._linked(links)
-        )
+        schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), (), ())
+        keys = tuple(key for key in map(schema._linked, links) if key)
+        return replace(schema, foreign_keys=tuple(chain.from_iterable(keys)), keys=keys)
 
-    def _linked(
-        self, links: list[tuple[int, str, str, str | None, int]]
-    ) -> tuple[tuple[int, int], ...]:
-        """Resolve foreign keys; one to a table or column that is not there says nothing."""
+    def _linked(self, parts: list[tuple[int, str, str, str | None, int]]) -> Key:
+        """Resolve a foreign key; one to a table or column that is not there says nothing."""
         found = []
-        for table, name, target, column, part in links:
+        for table, name, target, column, part in parts:
             source, other = self.find_column(table, name), self.find_table(target)
             if other is None:
-                continue
+                return ()
             keys = [key for key in self.primary_keys if self.columns[key].table == other]
             implied = keys[part] if column is None and part < len(keys) else None
             there = implied if column is None else self.find_column(other, column)
-            if source is not None and there is not None:
-                found.append((source, there))
+            if source is None or there is None:
+                return ()
+            found.append((source, there))
         return tuple(found)
 
     @classmethod
@@ -318,6 +354,11 @@ class Schema:
                 originals, names, entry["column_types"], strict=True
             )
         )
+        pairs = tuple(
+            (pair[0], pair[1])
+            for position, key in enumerate(entry["foreign_keys"])
+            for pair in [list(_indices(key, len(columns), f"{where}: foreign_keys[{position}]", 2))]
+        )
         return cls(
             entry["db_id"],
             tuple(
@@ -326,13 +367,8 @@ class Schema:
             ),
             columns,
             tuple(_indices(entry["primary_keys"], len(columns), f"{where}: primary_keys")),
-            tuple(
-                (pair[0], pair[1])
-                for position, key in enumerate(entry["foreign_keys"])
-                for pair in [
-                    list(_indices(key, len(columns), f"{where}: foreign_keys[{position}]", 2))
-                ]
-            ),
+            pairs,
+            _grouped(pairs, columns),
         )
 
     def to_entry(self) -> dict[str, Any]:
@@ -401,13 +437,148 @@ def _indices(values: Any, count: int, where: str, length: int | None = None) -> 
             yield index
 
 
-def _words(name: str) -> str:
-    """Split a name at underscores and at the humps of camel case."""
-    spaced = "".join(
-        f" {char}" if char.isupper() and name[i - 1 : i].islower() else char
-        for i, char in enumerate(name)
-    )
-    return " ".join(spaced.replace("_", " ").lower().split())
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _readable(db: sqlite3.Connection) -> list[str]:
+    """Tables, then views, in the order in which they were made.
+
+    SQLite's own tables are not among them, nor what virtual tables keep their rows in, nor views
+    that do not work.
+    """
+    inner = {row[1] for row in db.execute("PRAGMA table_list") if row[2] == "shadow"}
+    made = "SELECT name FROM sqlite_master WHERE type=? AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    tables, views = ([row[0] for row in db.execute(made, (kind,))] for kind in ("table", "view"))
+    return [name for name in tables if name not in inner] + [v for v in views if _works(db, v)]
+
+
+def _works(db: sqlite3.Connection, view: str) -> bool:
+    try:
+        db.execute(f"SELECT 1 FROM {_quoted(view)} LIMIT 0")
+    except sqlite3.Error:
+        return False
+    return True
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+# Names of columns that tell rows of one table apart, and of those that tell what any row is like:
+# that two tables have one of these says nothing about which rows belong together.
+_IDENTIFIERS = frozenset(
+    """id ids pk key keys code no nr num number uid uuid guid ref rowid""".split()  # noqa: SIM905
+)
+_DESCRIPTIONS = frozenset(
+    """name title label description details comment comments note notes remark remarks type kind
+    status state active date time day month year timestamp created updated modified createdat
+    updatedat createdon updatedon startdate enddate starttime endtime value amount quantity total
+    count price cost age sum weight height length size rank rating score order position url image
+    text content""".split()  # noqa: SIM905
+)
+
+
+def _told_apart(keys: list[Key]) -> dict[int, Key]:
+    """Name each of several keys by a column that none of the others has.
+
+    A key all of whose columns are in others has no such column, and falls to them; the first one
+    stays if that leaves none.
+    """
+    found: dict[int, Key] = {}
+    columns = [{column for pair in key for column in pair} for key in keys]
+    for place, key in enumerate(keys):
+        others = set[int]().union(*columns[:place], *columns[place + 1 :])
+        own = (column for side in zip(*key, strict=True) for column in side)
+        mark = next((column for column in own if column not in others), None)
+        if mark is not None:
+            found[mark] = key
+    return found or {keys[0][0][0]: keys[0]}
+
+
+def _grouped(pairs: Sequence[tuple[int, int]], columns: Sequence[Column]) -> tuple[Key, ...]:
+    """Put the pairs of a tables.json together to keys, which it lists pair by pair.
+
+    Pairs of equal names between the same two tables are one key [D]: so are all of Spider's that
+    have several columns, and a key from another role (source, destination) has another name.
+    """
+    groups: dict[object, list[tuple[int, int]]] = {}
+    for place, (own, its) in enumerate(pairs):
+        one, other = columns[own], columns[its]
+        equal = one.name.lower() == other.name.lower()
+        group = (one.table, other.table) if equal else place
+        if (own, its) not in groups.setdefault(group, []):
+            groups[group].append((own, its))
+    return tuple(map(tuple, groups.values()))
+
+
+def _compact(name: str) -> str:
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
+def _references(schema: Schema) -> Iterator[tuple[int, int]]:
+    """Find columns that are called like a table, or a table and its key.
+
+    `customer_id`, `CustomerID`, `customerid`, `id_customer`, `fk_customer`, `customer` and
+    `paying_customer_id`, `customer2_id` refer to the key of `customers`: the column with the rest
+    of the name, if it tells rows apart, else the only primary key.
+    """
+    called: dict[str, list[int]] = {}
+    for index, table in enumerate(schema.tables):
+        called.setdefault(stem(_compact(table.name)), []).append(index)
+    for own, column in enumerate(schema.columns[1:], 1):
+        words = [_compact(word).rstrip("0123456789") for word in split_name(column.name).split()]
+        for rest, name in dict.fromkeys(_readings([word for word in words if word])):
+            for table in called.get(stem(name), ()):
+                its = _key_called(schema, table, rest, column.kind)
+                if table != column.table and its is not None:
+                    yield own, its
+
+
+def _readings(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Ways to read a column's name as (what is left, a table's name), but for a role around them.
+
+    A role after them, as in `team_id_winner`, must follow the name of a key.
+    """
+    for first, last in combinations(range(len(words) + 1), 2):
+        joined = "".join(words[first:last])
+        for cut in range(len(joined), 1, -1):
+            if last == len(words) or joined[cut:] in _IDENTIFIERS:
+                yield joined[cut:], joined[:cut]
+        if words[first] in _IDENTIFIERS and last == len(words):
+            yield words[first], "".join(words[first + 1 :])
+
+
+def _key_called(schema: Schema, table: int, rest: str, kind: str) -> int | None:
+    """The column of a table that a name with this rest refers to."""
+    own = schema.tables[table].columns
+    primary = [column for column in schema.primary_keys if column in own]
+    named = [column for column in own if _compact(schema.columns[column].name) == rest]
+    if named and (rest in _IDENTIFIERS or named[0] in primary):
+        return named[0]
+    if rest:
+        return primary[0] if len(primary) == 1 and rest in _IDENTIFIERS else None
+    # A number that is called like a table stands for its key, a text may be the row's name.
+    names = [column for column in own if _compact(schema.columns[column].name) == "name"]
+    rows = [*primary, *names] if len(primary) < 2 else names
+    return next((column for column in rows if schema.columns[column].kind == kind), None)
+
+
+def _equal_keys(schema: Schema) -> Iterator[tuple[int, int]]:
+    """Find columns of equal name that are a primary key or end as one does: `zip_code`."""
+    for one, other in _equal_names(schema):
+        last = split_name(schema.columns[one].name).split()[-1]
+        if last in _IDENTIFIERS or not {one, other}.isdisjoint(schema.primary_keys):
+            yield one, other
+
+
+def _equal_names(schema: Schema) -> Iterator[tuple[int, int]]:
+    """Find columns of equal name, but for names that any table's columns may have."""
+    places: dict[str, list[int]] = {}
+    for index, column in enumerate(schema.columns[1:], 1):
+        name = _compact(column.name)
+        if name and name not in _IDENTIFIERS | _DESCRIPTIONS:
+            places.setdefault(name, []).append(index)
+    for same in places.values():
+        yield from combinations(same, 2)
 
 
 def _kind(declared: str) -> str:

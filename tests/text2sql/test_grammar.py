@@ -4,12 +4,14 @@ import os
 import random
 import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.text2sql.conftest import make
 from text2sql.evaluation import read_gold
 from text2sql.execute import Database
 from text2sql.grammar import SYMBOLS, Choice, derive, join, linearise, replay, symbol
@@ -137,6 +139,48 @@ def test_tables_without_keys_are_joined_over_columns_of_equal_name(schema: Schem
     assert schema.columns[condition.right.column].name == "city"
 
 
+KEYS = """CREATE TABLE airport (code TEXT PRIMARY KEY, city TEXT);
+CREATE TABLE flight (id INTEGER, source TEXT REFERENCES airport, target TEXT REFERENCES airport);
+CREATE TABLE seat (code TEXT, day TEXT, row INT, PRIMARY KEY (code, day));
+CREATE TABLE booking (guest TEXT, seat TEXT, day TEXT,
+    FOREIGN KEY (seat, day) REFERENCES seat (code, day))"""
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT T1.id FROM flight AS T1 JOIN airport AS T2 ON T1.source = T2.code "
+        "WHERE T2.city = 'Paris'",
+        "SELECT T1.id FROM flight AS T1 JOIN airport AS T2 ON T1.target = T2.code "
+        "WHERE T2.city = 'Paris'",
+        "SELECT T1.id FROM flight AS T1 JOIN airport AS T2 ON T1.source = T2.code INTERSECT "
+        "SELECT T3.id FROM flight AS T3 JOIN airport AS T4 ON T3.target = T4.code",
+        "SELECT T1.guest FROM booking AS T1 JOIN seat AS T2 ON T1.seat = T2.code AND "
+        "T1.day = T2.day WHERE T2.row = 1",
+    ],
+)
+def test_the_key_of_a_join_is_derived_and_whole(sql: str, tmp_path: Path) -> None:
+    """Rows tell: with another key, or a part of one, the result is another one."""
+    file = make(
+        tmp_path / "keys.sqlite",
+        f"""{KEYS}; INSERT INTO airport VALUES ('P', 'Paris'), ('L', 'Lima');
+        INSERT INTO flight VALUES (1, 'P', 'L'), (2, 'L', 'P'), (3, 'P', 'P'), (4, 'L', 'X');
+        INSERT INTO seat VALUES ('A', 'mon', 1), ('A', 'tue', 2), ('B', 'mon', 1);
+        INSERT INTO booking VALUES ('Ann', 'A', 'tue'), ('Bo', 'B', 'mon')""",
+    )
+    schema, values = Schema.from_sqlite(file), (1.0, "Paris")
+    query, slots = replay(
+        linearise(parse(sql, schema, scoped=True), schema, values), schema, values
+    )
+    with closing(sqlite3.connect(file)) as db:
+        found, gold = (sorted(db.execute(q).fetchall()) for q in (to_sql(query, schema), sql))
+    assert found == gold
+    offered = [slot.allowed for slot in slots if slot.kind == "column"]
+    flight = schema.find_table("flight") or 0
+    ends = tuple(schema.find_column(flight, name) for name in ("source", "target"))
+    assert offered.count(ends) == ("flight" in sql) * (1 + ("INTERSECT" in sql))
+
+
 def test_a_column_of_a_table_that_nothing_joins_is_not_allowed(schema: Schema) -> None:
     singer = schema.find_column(schema.find_table("singer"), "name")
     secret = schema.find_column(schema.find_table("secret"), "word")
@@ -161,6 +205,12 @@ def test_a_column_of_a_table_that_nothing_joins_is_not_allowed(schema: Schema) -
             "singer)",
             "combines",
         ),
+        (
+            "SELECT name FROM singer UNION SELECT name FROM stadium EXCEPT SELECT city FROM "
+            "stadium",
+            "a third SELECT",
+        ),
+        ("SELECT T1.name FROM singer AS T1 JOIN secret AS T2", "nothing connects"),
     ],
 )
 def test_what_the_grammar_does_not_have_is_said(schema: Schema, sql: str, words: str) -> None:

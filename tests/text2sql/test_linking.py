@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from text2sql.linking import RELATIONS, Links, link, stem
+from text2sql.linking import RELATIONS, Links, link
 from text2sql.schema import Schema
+from text2sql.words import stem
 
 
 def relation(links: Links, schema: Schema, word: str, name: str) -> str:

@@ -44,13 +44,117 @@ def test_keys_merge_columns_and_connect_tables(schema: Schema) -> None:
     # Stadium to singer: over concert and singer_in_concert.
     path = schema.join_path({0, 1})
     assert path is not None
-    assert len(path) == 3
-    assert path[0] == (stadium, column(schema, "concert", "stadium_id"))
+    concert, both = schema.find_table("concert"), schema.find_table("singer_in_concert")
+    assert path == ((0, concert), (concert, both), (both, 1))
+    assert list(schema.keys_between(0, concert or 0).values()) == [
+        ((stadium, column(schema, "concert", "stadium_id")),)
+    ]
 
 
 def test_tables_without_keys_are_not_joined(tmp_path: Path) -> None:
     file = make(tmp_path / "two.sqlite", "CREATE TABLE a (x); CREATE TABLE b (y)")
     assert Schema.from_sqlite(file).join_path({0, 1}) is None
+
+
+def joins(file: Path) -> set[str]:
+    """What can join tables of a SQLite file: each key as "a.x = b.y and a.z = b.w"."""
+    schema = Schema.from_sqlite(file).joinable
+    return {
+        " and ".join(f"{schema.full_name(own)} = {schema.full_name(its)}" for own, its in key)
+        for here in range(len(schema.tables))
+        for there in range(here + 1, len(schema.tables))
+        for key in schema.keys_between(here, there).values()
+    }
+
+
+@pytest.mark.parametrize(
+    ("ddl", "expected"),
+    [
+        # Declared: whole keys, of one name or of several; what they refer to may be left out.
+        (
+            "a (x, y, PRIMARY KEY (x, y)); CREATE TABLE b (p, q, x, "
+            "FOREIGN KEY (p, q) REFERENCES a (x, y))",
+            {"a.x = b.p and a.y = b.q"},
+        ),
+        (
+            "users (tenant, id, PRIMARY KEY (tenant, id)); CREATE TABLE sales (tenant, buyer, "
+            "seller, FOREIGN KEY (tenant, buyer) REFERENCES users, "
+            "FOREIGN KEY (tenant, seller) REFERENCES users (tenant, id))",
+            {
+                "users.tenant = sales.tenant and users.id = sales.buyer",
+                "users.tenant = sales.tenant and users.id = sales.seller",
+            },
+        ),
+        (
+            "airport (code PRIMARY KEY); CREATE TABLE flight (source REFERENCES airport, "
+            "target REFERENCES airport)",
+            {"airport.code = flight.source", "airport.code = flight.target"},
+        ),
+        (
+            "boss (id, team REFERENCES team (id)); CREATE TABLE team (id, head REFERENCES boss "
+            "(id))",
+            {"boss.team = team.id", "boss.id = team.head"},
+        ),
+        # One key within another is no key of its own.
+        (
+            "a (x, y, PRIMARY KEY (x, y)); CREATE TABLE b (x REFERENCES a (x), y, "
+            "FOREIGN KEY (x, y) REFERENCES a (x, y))",
+            {"a.x = b.x and a.y = b.y"},
+        ),
+        # Not declared: names of tables and their keys, whatever their form; never id = id.
+        ("customers (id, name); CREATE TABLE orders (id, customer_id, name)",
+         {"customers.id = orders.customer_id"}),
+        ("Customer (ID, Name); CREATE TABLE Orders (ID, CustomerID, Name)",
+         {"Customer.ID = Orders.CustomerID"}),
+        ("categories (id); CREATE TABLE item (id, categoryid)",
+         {"categories.id = item.categoryid"}),
+        ("people (id); CREATE TABLE pet (id, person_id)", {"people.id = pet.person_id"}),
+        ("orders (id, nr); CREATE TABLE item (id, order_nr)", {"orders.nr = item.order_nr"}),
+        ("author (aid INTEGER PRIMARY KEY, name); CREATE TABLE book (id, author INTEGER)",
+         {"author.aid = book.author"}),
+        ("author (idAuthor INTEGER PRIMARY KEY); CREATE TABLE book (id, id_author INTEGER)",
+         {"author.idAuthor = book.id_author"}),
+        ("country (id INTEGER PRIMARY KEY, name TEXT); CREATE TABLE singer (id, country TEXT)",
+         {"country.name = singer.country"}),
+        ("team (id, name); CREATE TABLE game (id, team1_id, guest_team_id, team_id_winner)",
+         {"team.id = game.team1_id", "team.id = game.guest_team_id",
+          "team.id = game.team_id_winner"}),
+        # A reference counts before columns of equal name, and those of keys before others.
+        ("customers (id, zip_code); CREATE TABLE orders (id, customer_id, zip_code)",
+         {"customers.id = orders.customer_id"}),
+        ("trip (id, zip_code, wind); CREATE TABLE weather (id, zip_code, wind)",
+         {"trip.zip_code = weather.zip_code"}),
+        ("list (id, room); CREATE TABLE teacher (id, Room)", {"list.room = teacher.Room"}),
+        # What every table may have joins nothing.
+        ("product (id, name, price, year); CREATE TABLE customer (id, name, price, year)", set()),
+    ],
+)  # fmt: skip
+def test_keys_and_names_tell_what_joins(ddl: str, expected: set[str], tmp_path: Path) -> None:
+    assert joins(make(tmp_path / "own.sqlite", f"CREATE TABLE {ddl}")) == expected
+
+
+def test_a_list_of_pairs_is_read_as_keys_by_their_names(entry: dict[str, Any]) -> None:
+    """tables.json has no keys of several columns: equal names tell which pairs are one."""
+    entry["column_names_original"] = [
+        [-1, "*"], [0, "course"], [0, "year"], [1, "course"], [1, "year"], [1, "next"],
+    ]  # fmt: skip
+    entry["column_names"] = entry["column_names_original"]
+    entry["column_types"] = ["text"] * 6
+    entry["primary_keys"] = []
+    entry["foreign_keys"] = [[3, 1], [5, 1], [4, 2]]
+    schema = Schema.from_entry(entry)
+    assert schema.foreign_keys == ((3, 1), (5, 1), (4, 2))
+    assert set(schema.keys) == {((3, 1), (4, 2)), ((5, 1),)}
+
+
+def test_what_nobody_made_is_hidden_and_views_are_offered(tmp_path: Path) -> None:
+    ddl = """CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, v TEXT);
+    CREATE VIEW old AS SELECT v AS word, id FROM t; INSERT INTO t (v) VALUES ('x');
+    CREATE VIEW broken AS SELECT v FROM gone; CREATE VIRTUAL TABLE notes USING fts5 (body);
+    CREATE TABLE last (x); ANALYZE"""
+    schema = Schema.from_sqlite(make(tmp_path / "own.sqlite", ddl))
+    assert [table.name for table in schema.tables] == ["t", "notes", "last", "old"]
+    assert [schema.full_name(c) for c in schema.tables[3].columns] == ["old.word", "old.id"]
 
 
 def test_groups_of_equal_columns_that_meet_late_stay_two(entry: dict[str, Any]) -> None:
