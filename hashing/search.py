@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from hashing.store import CodeStore, Packed, pack
+from terminal import literal
 
 Backend = Literal["faiss", "numpy"]
 
@@ -165,7 +165,7 @@ def results_table(
         captions: Texts of the matches' items, in their order.
         labels: Classes of the matches' items, in their order.
     """
-    table = Table(title=Text(f"Nearest to {query!r}"), title_justify="left")
+    table = Table(title=literal(f"Nearest to {query!r}"), title_justify="left")
     table.add_column("rank", justify="right")
     table.add_column(f"distance of {bits}", justify="right")
     table.add_column("item", overflow="fold")
@@ -176,5 +176,5 @@ def results_table(
     for place, match in enumerate(matches):
         cells = [str(place + 1), str(match.distance), match.name]
         cells += [each[place] for each in (labels, captions) if each is not None]
-        table.add_row(*map(Text, cells))  # a name's brackets are no markup
+        table.add_row(*map(literal, cells))
     return table

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,6 +16,8 @@ from torchmetrics import MeanMetric
 from lightning_modules.causal_lm import Optimizer, Schedule, adamw_with_schedule, optimization
 from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.utterance_rewriter import read_checkpoint
+from terminal import literal
+from text2sql.confidence import Confidence
 from text2sql.dialogue import Example, by_database
 from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.evaluation import Evaluator, Gold, Scores, Verdict
@@ -130,7 +133,12 @@ class SqlParser(CountedLoss):
         self.matches = matches("val", "test")
         self.judge = Judge(seconds)
         self.verdicts: list[Verdict] = []
+        self.judged: list[tuple[float, bool]] = []
         self.samples: list[dict[str, Any]] = []
+        self.confidence: Confidence | None = None
+        """How likely answers are right, learned in the last whole validation."""
+        self.trained_on: dict[str, Any] = {}
+        """What the datamodule of the training said of itself."""
 
     # --- the model
 
@@ -167,13 +175,19 @@ class SqlParser(CountedLoss):
         self.network = ParserNetwork(encoder, **self.sizes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep a tokenizer that was trained here."""
+        """Keep a tokenizer that was trained here, what it learned from, and how sure it may be."""
         if self.encoder is None and self.featuriser is not None:
             checkpoint["parser_tokenizer"] = self.featuriser.tokenizer.backend_tokenizer.to_str()
+        checkpoint["parser_trained_on"] = self.trained_on
+        if self.confidence is not None:
+            checkpoint["parser_confidence"] = asdict(self.confidence)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network before its weights are loaded outside of a trainer."""
         self.init = None  # the checkpoint says all
+        self.trained_on = checkpoint.get("parser_trained_on", {})
+        if "parser_confidence" in checkpoint:
+            self.confidence = Confidence(**checkpoint["parser_confidence"])
         if self.network is None:
             self._build(checkpoint.get("parser_tokenizer"))
 
@@ -183,7 +197,26 @@ class SqlParser(CountedLoss):
         before = example.history[::-1][: self.history]
         return _BETWEEN.join([rewrite or example.utterance, *before])
 
+    def about(self) -> list[str]:
+        """Say what the parser was trained on and is fit for; nothing where nobody knows."""
+        if not self.trained_on:
+            return []
+        train = self.trained_on["train"]
+        learned = f"{train['with_query']:,} questions about {train['databases']} databases"
+        if self.trained_on["source"] != "generated":
+            return [f"The parser learned from {learned}."]
+        return [
+            f"The parser learned from {learned}, all generated: it shows how a conversation goes, "
+            "and is not fit for trusting what it says of a database of your own.",
+            "A parser of Spider's 140 databases: python run.py experiment=delta_parser_spider "
+            "datamodule.root=FOLDER, then module.parser_from=RUN here.",
+        ]
+
     # --- training
+
+    def on_fit_start(self) -> None:
+        """Note what the training learns from."""
+        self.trained_on = describe(self.trainer)
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """Negative log-likelihood of the gold derivations: nats per choice of the whole step."""
@@ -237,8 +270,14 @@ class SqlParser(CountedLoss):
             questions: What is asked, the schema, and the SQLite file whose cells are looked up.
             beam: Derivations kept at every step; None: the module's.
         """
+        return [sql for sql, _ in self.best(questions, beam)]
+
+    def best(
+        self, questions: Sequence[Question], beam: int | None = None
+    ) -> list[tuple[str, float]]:
+        """Return the SQL of each question with its log-likelihood in nats, as `parse`."""
         features = [self._featurise(question) for question in questions]
-        return [sql for ((sql, _), *_) in self._ranked(features, beam or self.beam)]
+        return [best for best, *_ in self._ranked(features, beam or self.beam)]
 
     def ranked(self, question: Question, beam: int) -> list[tuple[str, float]]:
         """Return the best SQL of a question, best first, with log-likelihoods in nats."""
@@ -323,6 +362,7 @@ class SqlParser(CountedLoss):
         ]
         ranked = self._ranked(features, self.beam)
         verdicts = [self.judge(e, sql) for e, ((sql, _), *_) in zip(asked, ranked, strict=True)]
+        self.judged += [(r[0][1], v.exact) for r, v in zip(ranked, verdicts, strict=True)]
         update_matches(self.matches, split, verdicts)
         self.samples += [
             {"history": list(e.history), "utterance": e.utterance, "question": self.question(e),
@@ -335,15 +375,27 @@ class SqlParser(CountedLoss):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the verdicts of the last validation."""
-        self.samples, self.verdicts = [], []
+        self.samples, self.verdicts, self.judged = [], [], []
 
     def on_test_epoch_start(self) -> None:
         """Forget the verdicts of the last test."""
-        self.samples, self.verdicts = [], []
+        self.samples, self.verdicts, self.judged = [], [], []
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, question and interaction match."""
+        """Log loss, question and interaction match, and learn how likely answers are right."""
         self._log("val")
+        if not self.trainer.sanity_checking:
+            self.calibrate(self.judged)
+
+    def calibrate(self, judged: Sequence[tuple[float, bool]]) -> None:
+        """Learn from answers how likely those of some likelihood are right.
+
+        Args:
+            judged: Log-likelihood of each, in nats, and whether it is right.
+        """
+        if judged:
+            scores, right = zip(*judged, strict=True)
+            self.confidence = Confidence.fit(scores, right)
 
     def on_test_epoch_end(self) -> None:
         """Log them, and print match by turn and hardness."""
@@ -439,6 +491,12 @@ def log_matches(module: pl.LightningModule, metrics: nn.ModuleDict, prefix: str)
             metric.reset()
 
 
+def describe(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what a trainer's datamodule says of itself; nothing where it does not."""
+    datamodule = getattr(trainer, "datamodule", None)
+    return datamodule.describe() if hasattr(datamodule, "describe") else {}
+
+
 def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:
     """What a tokenizer is trained on: all that is said, and the names of the databases."""
     texts = by_database(examples)
@@ -464,7 +522,7 @@ def show_scores(scores: Scores, title: str, console: Console) -> None:
     for group, rows in groups.items():
         if not rows:
             continue
-        table = Table(title=f"{title}, by {group}", title_justify="left")
+        table = Table(title=literal(f"{title}, by {group}"), title_justify="left")
         table.add_column(group)
         for name in ("turns", *(f"{kind} %" for kind in kinds)):
             table.add_column(name, justify="right")

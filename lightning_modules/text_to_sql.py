@@ -3,13 +3,11 @@
 import json
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-import sqlparse
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -21,12 +19,15 @@ from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.sql_parser import (
     Judge,
     SqlParser,
+    describe,
     log_matches,
     matches,
     show_scores,
     update_matches,
 )
 from lightning_modules.utterance_rewriter import TOGETHER, UtteranceRewriter, read_checkpoint
+from terminal import Terminal, literal
+from text2sql.conversation import Conversation, Ranked, Reader
 from text2sql.dialogue import Example
 from text2sql.evaluation import (
     TURNS,
@@ -41,13 +42,13 @@ from text2sql.evaluation import (
     read_predictions,
 )
 from text2sql.execute import Database, Limits
-from text2sql.linking import link
 from text2sql.schema import Schema, read_tables
 
 READINGS = ("raw", "rewritten", "gold")
 """What the parser reads: the utterance as it is, its rewrite, or the annotators' rewrite."""
 _ABSENT = 10.0  # nats that a value which a question leaves out takes from its verdict [D]
 _MEGABYTES = 100  # of an execution's process: 20 to start, the rest for SQLite
+_CELL = 1_000_000_000  # bytes of a cell that a conversation can look at, SQLite's own limit
 _COPY = 1.0  # nats that a rewrite must be better than the utterance as it is [D]
 Part = TypeVar("Part", SqlParser, UtteranceRewriter)
 
@@ -143,6 +144,8 @@ class TextToSql(CountedLoss):
         self.judge = Judge(seconds)
         self.verdicts: dict[str, list[Verdict]] = {}
         self.samples: list[dict[str, Any]] = []
+        self.judged: list[tuple[float, bool]] = []
+        """Of the rewritten reading, log-likelihoods of answers and whether they are right."""
         self._rewrites: dict[tuple[int, int], str] = {}
 
     # --- the parts
@@ -212,6 +215,8 @@ class TextToSql(CountedLoss):
 
     def on_fit_start(self) -> None:
         """Give the rewriter what its rewards need, the parser's verdict among it."""
+        if self.parser is not None and self._is_trained(self.parser):
+            self.parser.trained_on = describe(self.trainer)
         if self.rewriter is not None and self._is_trained(self.rewriter):
             self.rewriter.verify = self.verify
             self.rewriter.on_fit_start()
@@ -279,18 +284,24 @@ class TextToSql(CountedLoss):
             return self.rewriter.rewrite(batch)
         for turn in sorted({example.turn for example in batch}):
             now = [example for example in batch if example.turn == turn]
-            shortened = [
-                replace(e, history=(self._rewrites[e.interaction, turn - 1],) if turn else ())
-                for e in now
-            ]
-            for example, text in zip(now, self.rewriter.rewrite(shortened), strict=True):
+            read = self.rewriter.rewrite([self._as_read(example) for example in now])
+            for example, text in zip(now, read, strict=True):
                 self._rewrites[example.interaction, turn] = text
         return [self._rewrites[e.interaction, e.turn] for e in batch]
 
+    def _as_read(self, example: Example) -> Example:
+        """The turn with the history that the rewriter is given."""
+        if not self.recursive or not example.turn:
+            return example
+        return replace(example, history=(self._rewrites[example.interaction, example.turn - 1],))
+
     def parse(self, batch: Sequence[Example], questions: Sequence[str]) -> list[str]:
         """Return the SQL of questions about the databases of their turns."""
+        return [sql for sql, _ in self._best(batch, questions)]
+
+    def _best(self, batch: Sequence[Example], questions: Sequence[str]) -> list[tuple[str, float]]:
         assert self.parser is not None, "configure_model builds the parts"
-        return self.parser.parse(
+        return self.parser.best(
             [(q, cast(Schema, e.schema), e.database) for e, q in zip(batch, questions, strict=True)]
         )
 
@@ -313,10 +324,13 @@ class TextToSql(CountedLoss):
         }
         # A first turn is its own rewrite: what is asked in several readings is parsed once.
         every = list(dict.fromkeys(pair for pairs in questions.values() for pair in pairs))
-        sql = dict(zip(every, self.parse(*zip(*every, strict=True)), strict=True)) if every else {}
+        best = dict(zip(every, self._best(*zip(*every, strict=True)), strict=True)) if every else {}
         found: dict[str, dict[Example, Verdict]] = {}
         for reading, pairs in questions.items():
-            judged = [self.judge(pair[0], sql[pair]) for pair in pairs]
+            judged = [self.judge(pair[0], best[pair][0]) for pair in pairs]
+            if reading == "rewritten":
+                scores = [best[pair][1] for pair in pairs]
+                self.judged += [(s, v.exact) for s, v in zip(scores, judged, strict=True)]
             update_matches(self.matches, f"{split} {reading}", judged)
             self.verdicts.setdefault(reading, []).extend(judged)
             found[reading] = dict(zip([e for e, _ in pairs], judged, strict=True))
@@ -344,15 +358,17 @@ class TextToSql(CountedLoss):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what was judged before."""
-        self.verdicts, self.samples, self._rewrites = {}, [], {}
+        self.verdicts, self.samples, self.judged, self._rewrites = {}, [], [], {}
 
     def on_test_epoch_start(self) -> None:
         """Forget what was judged before."""
-        self.verdicts, self.samples, self._rewrites = {}, [], {}
+        self.verdicts, self.samples, self.judged, self._rewrites = {}, [], [], {}
 
     def on_validation_epoch_end(self) -> None:
-        """Log question and interaction match of the three readings."""
+        """Log match of the three readings; the parser learns how likely its answers are right."""
         self._log("val")
+        if not self.trainer.sanity_checking and self.parser is not None:
+            self.parser.calibrate(self.judged)
 
     def on_test_epoch_end(self) -> None:
         """Log them, and print them side by side, by turn and by hardness."""
@@ -367,10 +383,7 @@ class TextToSql(CountedLoss):
     # --- task=chat
 
     def chat(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
-        """Talk with a database in a terminal: question, SQL and result of every turn.
-
-        `:why` shows what the last turn was read as and what it was linked with, `:schema` the
-        tables, `:reset` forgets the conversation, `:quit` or the end of the input ends it.
+        """Talk with a database in a terminal, see `text2sql.conversation`.
 
         Args:
             datamodule: Not used.
@@ -380,74 +393,39 @@ class TextToSql(CountedLoss):
             `turns`, and `seconds_per_turn`, the slowest one's.
 
         Raises:
-            ValueError: There is no such file, or it is no SQLite database.
+            ValueError: There is no such file, it is no SQLite database, or it has no tables.
         """
         if not settings.get("database"):
             raise ValueError("database: task=chat needs database=FILE, a SQLite file")
-        path = Path(settings["database"])
-        schema, database = Schema.from_sqlite(path), Database(path, Limits(seconds=self.seconds))
+        limits = Limits(seconds=self.seconds, value_bytes=_CELL)
+        conversation = Conversation(Path(settings["database"]), self._reader(), limits, Terminal())
         self.configure_model()
         self.eval()
-        console = Console()
-        console.print(f"{path.name}: {len(schema.tables)} tables. :why :schema :reset :quit")
-        said: list[Example] = []
-        slowest, turns = 0.0, 0
-        while (line := _ask(console)) is not None:
-            if line == ":schema":
-                _show_schema(schema, console)
-            elif line == ":reset":
-                said, self._rewrites = [], {}
-                console.print("The conversation is forgotten.")
-            elif line == ":why":
-                self._show_why(said, console)
-            elif line.startswith(":"):
-                console.print("Commands: :why :schema :reset :quit", markup=False)
-            elif line:
-                start = time.perf_counter()
-                history = tuple(example.utterance for example in said)
-                example = Example(0, len(said), history, line, None, None, schema, path)
-                said.append(example)
-                (question,) = self.rewrite([example])
-                (sql,) = self.parse([example], [question])
-                result = database.execute(sql)
-                seconds = time.perf_counter() - start
-                self._rewrites[0, example.turn] = question
-                console.print(f"question  {question}", markup=False, highlight=False)
-                text = sqlparse.format(sql, reindent=True, keyword_case="upper")
-                console.print(text, markup=False, highlight=False)
-                if result.status == "ok":
-                    _show_rows(result.columns, result.rows, console)
-                else:
-                    console.print(f"{result.status}: {result.message}", markup=False)
-                console.print(f"[dim]{seconds:.2f} s[/dim]")
-                slowest, turns = max(slowest, seconds), turns + 1
+        conversation.hold(cast(SqlParser, self.parser).about())
+        turns, slowest = conversation.turns, conversation.slowest
         return {"turns": float(turns), "seconds_per_turn": slowest}
 
-    def _show_why(self, said: Sequence[Example], console: Console) -> None:
-        if not said:
-            console.print("Nothing was asked yet.")
-            return
-        assert self.parser is not None, "configure_model builds the parts"
-        example = said[-1]
-        question = self._rewrites[0, example.turn]
-        schema = cast(Schema, example.schema)
-        table = Table(show_header=False, title_justify="left")
-        table.add_row("history", "\n".join(example.history) or "none")
-        table.add_row("utterance", example.utterance)
-        table.add_row("question", question)
-        links = link(question, schema, example.database)
-        for what, names in links.named(schema).items():
-            table.add_row(f"names {what}", ", ".join(names) or "none")
-        values = {
-            f"{c.value} ({', '.join(schema.full_name(i) for i in c.columns)})"
-            for c in links.candidates
-            if c.columns
-        }
-        table.add_row("cells", ", ".join(sorted(values)) or "none")
-        ranked = self.parser.ranked((question, schema, example.database), beam=3)
-        for sql, score in ranked:
-            table.add_row(f"{score:.2f} nats", sql)
-        console.print(table)
+    def _reader(self) -> Reader:
+        def rewrite(example: Example) -> str:
+            (question,) = self.rewrite([example])
+            self._rewrites[example.interaction, example.turn] = question
+            return question
+
+        def rank(question: str, schema: Schema, path: Path, count: int) -> list[Ranked]:
+            parser = cast(SqlParser, self.parser)
+            beam = parser.beam if count == 1 else count
+            sure = parser.confidence
+            return [
+                Ranked(sql, score, None if sure is None else sure(score))
+                for sql, score in parser.ranked((question, schema, path), beam)[:count]
+            ]
+
+        def read(example: Example) -> tuple[str, ...]:
+            if self.rewriter is None:
+                return ()
+            return self.rewriter.turns_read(self._as_read(example))
+
+        return Reader(rewrite, rank, read)
 
     # --- task=annotate
 
@@ -517,12 +495,11 @@ class TextToSql(CountedLoss):
         unfinished.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
         unfinished.replace(target)
         copied = sum(text == e.utterance for e, text in chosen.items())
-        Console().print(
+        words = (
             f"{target}: {len(chosen)} of {len(bare)} turns without a rewrite got one, {copied} of "
-            "them their own words",
-            highlight=False,
-            soft_wrap=True,
+            "them their own words"
         )
+        Terminal().print(literal(words), soft_wrap=True)
         count = max(1, len(bare))
         return {
             "turns": float(len(bare)),
@@ -597,7 +574,7 @@ class TextToSql(CountedLoss):
         _show(scores, golds, Path(settings["predictions"]), source)
         if target is not None:
             target.write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
-            Console().print(f"verdicts: {target}", highlight=False)
+            Terminal().print(literal(f"verdicts: {target}"), soft_wrap=True)
         return scores.metrics()
 
     def _tables(self, gold: Path, folders: list[Path]) -> Path | None:
@@ -680,7 +657,7 @@ def show_readings(verdicts: dict[str, list[Verdict]], console: Console) -> None:
 def _show(
     scores: Scores, golds: Sequence[Sequence[Gold]], predictions: Path, source: Path | None
 ) -> None:
-    console = Console()
+    console = Terminal()
     show_scores(scores, predictions.name, console)
     verdicts = scores.verdicts
     notes = [f"foreign keys: {source or 'the SQLite files'}"]
@@ -703,38 +680,4 @@ def _show(
         if v.status in ("refused", "stopped"):
             notes.append(f"{where}: {v.status}: {v.message}")
     for note in notes:
-        console.print(note, highlight=False, markup=False)
-
-
-def _ask(console: Console) -> str | None:
-    """Read a line; None at the end of the input or at `:quit`."""
-    try:
-        line = console.input("[bold]> [/bold]").strip()
-    except EOFError:
-        return None
-    return None if line == ":quit" else line
-
-
-def _show_schema(schema: Schema, console: Console) -> None:
-    table = Table("table", "columns", title=schema.db_id, title_justify="left")
-    keys = dict(schema.foreign_keys)
-    for entry in schema.tables:
-        columns = [
-            schema.columns[index].name
-            + (f" -> {schema.full_name(keys[index])}" if index in keys else "")
-            for index in entry.columns
-        ]
-        table.add_row(entry.name, ", ".join(columns))
-    console.print(table)
-
-
-def _show_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
-    table = Table(*columns)
-    for row in rows[:_ROWS]:
-        table.add_row(*("NULL" if value is None else str(value) for value in row))
-    console.print(table)
-    if len(rows) > _ROWS:
-        console.print(f"... {len(rows)} rows in all")
-
-
-_ROWS = 20  # of a result that a conversation shows
+        console.print(literal(note), soft_wrap=True)

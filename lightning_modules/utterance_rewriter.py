@@ -385,6 +385,12 @@ class UtteranceRewriter(CountedLoss):
         written = {example: texts[0] for example, texts in found.items()}
         return [written.get(example, example.utterance) for example in examples]
 
+    def turns_read(self, example: Example) -> tuple[str, ...]:
+        """Return the turns before this one that are read with it, oldest first."""
+        source = to_rewrite(example, self.schema_words)
+        count = self.rewriter.turns_read(source)
+        return source.context[len(source.context) - count :]
+
     @torch.no_grad()
     def hypotheses(self, examples: Sequence[Example], beam: int) -> dict[Example, list[str]]:
         """Return the best rewrites of later turns, best first.

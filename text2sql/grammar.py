@@ -28,6 +28,7 @@ from text2sql.sql import (
     SqlError,
     Value,
     ValueUnit,
+    number,
 )
 
 Kind = Literal["symbol", "column", "table", "value"]
@@ -314,7 +315,7 @@ def _typed(value: float | str, left: ValueUnit, schema: Schema) -> float | str:
 
 
 def _text(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+    return value if isinstance(value, str) else number(value)
 
 
 def _replace(query: Query, combination: str, combined: Query) -> Query:
@@ -601,9 +602,9 @@ class _Extras:
 def _key(value: object) -> str:
     """Values are the same if they read alike: case, `%` of LIKE and the form of numbers aside."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return number(value)
     text = str(value).strip("%").strip().casefold()
     try:
-        return f"{float(text):g}"
+        return number(float(text))
     except ValueError:
         return text

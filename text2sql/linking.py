@@ -6,6 +6,8 @@ BRIDGE (arXiv 2012.12627). Which values a query may contain is decided here: tho
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from text2sql import execute
 from text2sql.schema import Schema
-from text2sql.sql import STAR
+from text2sql.sql import STAR, number
 from text2sql.words import stem
 
 _WORD = re.compile(r"\d+(?:[.,:/-]\d+)*|\w+|[^\w\s]")
@@ -91,10 +93,17 @@ class Links:
         """The candidates' values."""
         return tuple(candidate.value for candidate in self.candidates)
 
-    def named(self, schema: Schema) -> dict[str, list[str]]:
-        """Return the tables and columns that words of the question name, by `tables`, `columns`."""
+    def named(
+        self, schema: Schema, how: Sequence[str] = ("partial", "exact")
+    ) -> dict[str, list[str]]:
+        """Return the tables and columns that words of the question name, by `tables`, `columns`.
+
+        Args:
+            schema: Of the links.
+            how: By their whole names (`exact`), or words of them (`partial`).
+        """
         words, columns = len(self.words), len(schema.columns)
-        kinds = [_RELATION[f"{how} {what}"] for how in ("partial", "exact") for what in _NAMED]
+        kinds = [_RELATION[f"{each} {what}"] for each in how for what in _NAMED]
         hit = np.atleast_1d(np.isin(self.relations[:words, words:], kinds).any(axis=0))
         return {
             "tables": [t.name for i, t in enumerate(schema.tables) if hit[columns + i]],
@@ -112,7 +121,7 @@ def link(question: str, schema: Schema, database: Path | None = None) -> Links:
     """
     words = tuple(_WORD.findall(question))
     stems = [stem(word) for word in words]
-    cells = _cells(database, schema) if database else {}
+    cells = _cells(database, schema, stamp(database)) if database else {}
     candidates = tuple(_candidates(words, schema, cells))
     count, columns = len(words), len(schema.columns)
     relations = np.zeros((count + columns + len(schema.tables),) * 2, dtype=np.uint8)
@@ -210,8 +219,9 @@ def _candidates(words: Sequence[str], schema: Schema, cells: Cells) -> Iterator[
             yield from found
             taken.update(range(first, last + 1))
     for index, word in enumerate(words):
-        if _NUMBER.fullmatch(word):
-            yield Candidate(float(word.replace(",", "")), index, index)
+        amount = float(word.replace(",", "")) if _NUMBER.fullmatch(word) else math.inf
+        if math.isfinite(amount):
+            yield Candidate(amount, index, index)
         elif word[0].isdigit():  # a date or a time
             yield Candidate(word, index, index)
         elif word.casefold() in _TIMES:
@@ -251,17 +261,39 @@ def _joined(words: Sequence[str]) -> str:
 
 def _lookup(text: str, first: int, last: int, cells: Cells) -> Iterator[Candidate]:
     for value, columns in cells.get(_normal(text), ())[:4]:
-        number = float(value) if _NUMBER.fullmatch(value) and "," not in value else value
-        yield Candidate(number, first, last, columns)
+        # A text of digits is a number only if it reads the same: 007 does not, nor a long one.
+        is_number = _NUMBER.fullmatch(value) and "," not in value and number(float(value)) == value
+        yield Candidate(float(value) if is_number else value, first, last, columns)
 
 
 def _normal(text: str) -> str:
     return " ".join(_stems(text))
 
 
+def stamp(path: Path) -> tuple[tuple[int, int], ...]:
+    """Tell one state of a SQLite file from another: times and sizes of it and of its log.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: It is gone.
+    """
+    found = []
+    for file in (path, Path(f"{path}-wal")):
+        try:
+            state = os.stat(file)
+        except OSError as error:
+            if file == path:
+                raise ValueError(f"{path}: cannot be read any more: {error.strerror}") from error
+            continue
+        found.append((state.st_mtime_ns, state.st_size))
+    return tuple(found)
+
+
 @lru_cache(maxsize=400)
-def _cells(database: Path, schema: Schema) -> Cells:
-    """Where each text of a database stands."""
+def _cells(database: Path, schema: Schema, state: object) -> Cells:
+    """Where each text of a database stands; another `stamp` is another database."""
     found: dict[str, dict[str, set[int]]] = {}
     for index, texts in execute.cells(database, schema):
         for value in texts:

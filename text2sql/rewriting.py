@@ -227,6 +227,11 @@ class Rewriter(nn.Module, ABC):
             tail = segment(self.ids(source.hints)[: left - 1], HINTS)
         return head + middle + tail
 
+    def turns_read(self, source: Source) -> int:
+        """Return how many turns before the text are read, the last ones, in whole or their ends."""
+        roles = (role for *_, role, _ in self._row(source))
+        return max((role for role in roles if TEXT < role < HINTS), default=0)
+
     def words(self, tokens: Sequence[int], source: Source) -> str:
         """Turn word pieces into text, spelled as the source spells it."""
         text = self.vocabulary.text(tokens, self.names(source))

@@ -15,6 +15,7 @@ General SQL parsers accept another language, so none is used:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -496,11 +497,11 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Words that SQLite takes for a name only in quotes (sqlite.org/lang_keywords.html), without the
 # many that it takes as they are.
 _RESERVED = frozenset(
-    """add all alter and as autoincrement between case check collate commit constraint create
-    default deferrable delete distinct drop else escape except exists foreign from group having if
-    in index insert intersect into is isnull join limit not notnull null on or order primary
-    references select set table then to transaction union unique update using values when
-    where""".split()  # noqa: SIM905
+    """add all alter and as autoincrement between case cast check collate commit constraint create
+    current_date current_time current_timestamp default deferrable delete distinct drop else escape
+    except exists foreign from group having if in index insert intersect into is isnull join limit
+    not nothing notnull null on or order primary raise references returning select set table then
+    to transaction union unique update using values when where""".split()  # noqa: SIM905
 )
 
 
@@ -648,7 +649,14 @@ class _Writer:
             return self.column(value, scopes)
         if isinstance(value, str):
             return "'" + value.replace("'", "''") + "'"
-        return str(int(value)) if value == value // 1 and abs(value) < 2**53 else repr(value)
+        return number(value)
+
+
+def number(value: float) -> str:
+    """Write a number as SQL reads it: whole ones without a point, infinity as what overflows."""
+    if math.isinf(value):
+        return "9e999" if value > 0 else "-9e999"
+    return str(int(value)) if value == value // 1 and abs(value) < 2**53 else repr(value)
 
 
 def _name(name: str) -> str:

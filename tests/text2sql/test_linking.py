@@ -1,12 +1,18 @@
 """Names, cells and numbers of a question are found in the database, and nothing is made up."""
 
+import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.text2sql.conftest import make
+from text2sql.grammar import Choice, linearise, replay
 from text2sql.linking import RELATIONS, Links, link
 from text2sql.schema import Schema
+from text2sql.sql import parse, to_sql
 from text2sql.words import stem
 
 
@@ -108,3 +114,33 @@ def test_a_tables_json_may_name_what_the_file_does_not_have(schema: Schema, data
     entry["column_types"].append("text")
     links = link("Which stadium is named Park?", Schema.from_entry(entry), database)
     assert "Park" in links.values
+
+
+def test_a_database_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = make(tmp_path / "own.sqlite")
+    schema = Schema.from_sqlite(path)
+    assert "Zoe Ray" not in link("How old is zoe ray?", schema, path).values
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("INSERT INTO singer VALUES (9, 'Zoe Ray', 'Peru', 1)")
+        db.commit()
+    found = link("How old is zoe ray?", schema, path)
+    assert "Zoe Ray" in found.values
+    path.unlink()
+    with pytest.raises(ValueError, match="cannot be read any more"):
+        link("Show Zoe Ray", schema, path)
+
+
+def test_digits_keep_what_a_number_would_lose(tmp_path: Path) -> None:
+    cells = ("007", "12345678901234567890", "5551234567", "12")
+    rows = ", ".join(f"('{cell}')" for cell in cells)
+    path = make(tmp_path / "own.sqlite", f"CREATE TABLE t (code TEXT); INSERT INTO t VALUES {rows}")
+    schema = Schema.from_sqlite(path)
+    for cell in cells:
+        found = link(f"Which code is {cell}?", schema, path)
+        sql = "SELECT code FROM t WHERE code = 1"
+        named = next(i for i, c in enumerate(found.candidates) if c.columns)
+        choices = linearise(parse(sql, schema), schema, found.values)
+        choices[-2] = Choice("value", named)
+        query, _ = replay(choices, schema, found.values)
+        assert to_sql(query, schema) == f"SELECT code FROM t WHERE code = '{cell}'"
+    assert all(math.isfinite(v) for v in link("9" * 400, schema).values if isinstance(v, float))
