@@ -106,15 +106,17 @@ class _Names:
         assert literals, "there must be a value to choose"
         self.schema, self.literals = schema, literals
         self.component = schema.joinable.components
+        self._columns: dict[int | None, tuple[int, ...]] = {}
 
     def columns(self, near: int | None, star: bool) -> tuple[int, ...]:
         """Columns of the tables that can be joined with table `near` (None: any)."""
-        found = tuple(
-            index
-            for index, column in enumerate(self.schema.columns)
-            if index != STAR and self._joins(column.table, near)
-        )
-        return (STAR, *found) if star else found
+        if near not in self._columns:
+            self._columns[near] = tuple(
+                index
+                for index, column in enumerate(self.schema.columns)
+                if index != STAR and self._joins(column.table, near)
+            )
+        return (STAR, *self._columns[near]) if star else self._columns[near]
 
     def tables(self, near: int | None) -> tuple[int, ...]:
         return tuple(

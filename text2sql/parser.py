@@ -9,6 +9,7 @@ Shapes: B examples, N nodes (words, columns, tables), V values, T choices, D wid
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -32,7 +33,9 @@ _KINDS: tuple[Kind, ...] = ("symbol", "column", "table", "value")
 # costs the square of a row, and the relational layers see all of them.
 _ROW = 192
 _QUESTION = 128  # wordpieces of a question; what follows is not read
-_LONGEST = 160  # choices, more than any question needs; a derivation that is longer is ended
+# Choices, more than any question needs (Spider's longest gold query has 64, one in a thousand 48):
+# a derivation that is longer is ended. An untrained parser goes on to the end of this.
+_LONGEST = 80
 _END = SYMBOLS.index("end")
 # Wordpieces that are encoded together, of rows of like length, and pairs of nodes that are related
 # together, padding included: what fits a CPU's caches, and what keeps a GPU busy.
@@ -442,39 +445,42 @@ class ParserNetwork(nn.Module):
             beam: Derivations that are kept at every step; 1 is greedy.
         """
         memory = self.encode(batch)
-        empty, kind_of = _empty(batch), _of_kind(batch)
+        steps, kind_of = _Steps(self, memory, _empty(batch)), _of_kind(batch)
         nodes = batch.is_node.shape[1]
         alive = [[_Path(f)] for f in batch.features]
         done: list[list[_Path]] = [[] for _ in batch.features]
         while any(alive):
             rows = [(b, path) for b, paths in enumerate(alive) for path in paths]
-            at = torch.tensor([b for b, _ in rows], device=memory.device)
-            chosen = torch.tensor([p.options(nodes) for _, p in rows], device=memory.device)
-            kinds = torch.tensor([p.kinds for _, p in rows], device=memory.device)
-            hidden = self._decode(empty[at], memory[at], chosen.long(), kinds)
-            logits = self._scores(memory[at], hidden[:, -1:])[:, 0].float()
-            allowed = kind_of[at] == kinds[:, -1:]
+            at, before, chosen, kinds = torch.tensor(
+                [(b, p.row, p.option(nodes), _KINDS.index(p.slot.kind)) for b, p in rows],
+                device=memory.device,
+            ).unbind(1)
+            allowed = kind_of[at] == kinds[:, None]
             for i, (_, path) in enumerate(rows):
-                open_to = [
-                    _option(path.features, path.slot.kind, index, nodes) for index in path.allowed
-                ]
                 narrow = torch.zeros_like(allowed[i])
-                narrow[open_to] = True
+                start = _option(path.features, path.slot.kind, 0, nodes)
+                narrow[[start + index for index in path.allowed]] = True
                 allowed[i] &= narrow
+            logits = steps.take(at, before, chosen, kinds)
             scores = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
             best = scores.topk(min(beam, scores.shape[1]))
-            found: list[list[_Path]] = [[] for _ in alive]
+            found: list[list[tuple[float, int, int]]] = [[] for _ in alive]
             for i, (b, path) in enumerate(rows):
+                start = _option(path.features, path.slot.kind, 0, nodes)
                 for score, option in zip(
                     best.values[i].tolist(), best.indices[i].tolist(), strict=True
                 ):
                     if score > -torch.inf:
-                        found[b].append(path.then(option, score, nodes))
-            for b, paths in enumerate(found):
-                paths.sort(key=lambda path: -path.score)
-                for path in paths[:beam]:
-                    (done[b] if path.query is not None else []).append(path)
-                alive[b] = [path for path in paths[:beam] if path.query is None]
+                        found[b].append((path.score + score, i, option - start))
+            for b, ways in enumerate(found):
+                ways.sort(key=lambda way: -way[0])
+                left = Counter(i for _, i, _ in ways[:beam])
+                paths = []
+                for score, i, index in ways[:beam]:
+                    left[i] -= 1
+                    paths.append(rows[i][1].then(index, score, i, is_last=not left[i]))
+                done[b] += [path for path in paths if path.query is not None]
+                alive[b] = [path for path in paths if path.query is None]
                 # No open derivation can overtake a finished one: scores only fall.
                 finished = sorted((p.score for p in done[b]), reverse=True)[:beam]
                 if len(finished) == beam and alive[b] and alive[b][0].score <= finished[-1]:
@@ -505,19 +511,22 @@ class Parse:
 class _Path:
     """A derivation under way: what was chosen, and what may come next."""
 
-    def __init__(
-        self, features: Features, chosen: tuple[int, ...] = (), score: float = 0.0
-    ) -> None:
-        self.features, self.chosen, self.score = features, chosen, score
-        self.slots: list[Slot] = []
+    def __init__(self, features: Features, chosen: Sequence[int] = ()) -> None:
+        self.features = features
+        self.score, self.row = 0.0, 0
+        self.chosen: list[int] = []
         self.query: Query | None = None
-        derivation = derive(features.schema, features.links.values)
-        self.slots.append(next(derivation))
+        self._derivation = derive(features.schema, features.links.values)
+        self.slots = [next(self._derivation)]
         for index in chosen:
-            try:
-                self.slots.append(derivation.send(index))
-            except StopIteration as end:
-                self.query = end.value
+            self._choose(index)
+
+    def _choose(self, index: int) -> None:
+        self.chosen.append(index)
+        try:
+            self.slots.append(self._derivation.send(index))
+        except StopIteration as end:
+            self.query = end.value
 
     @property
     def slot(self) -> Slot:
@@ -531,25 +540,95 @@ class _Path:
             return slot.allowed
         return (_END,) if _END in slot.allowed else slot.allowed[:1]
 
-    @property
-    def kinds(self) -> list[int]:
-        return [_KINDS.index(slot.kind) for slot in self.slots]
-
     def parse(self) -> Parse:
         assert self.query is not None, "the derivation has ended"
         chosen = zip(self.slots, self.chosen, strict=True)
         choices = tuple(Choice(slot.kind, index) for slot, index in chosen)
         return Parse(self.query, self.score, choices, tuple(self.slots))
 
-    def options(self, nodes: int) -> list[int]:
-        return [
-            _option(self.features, slot.kind, index, nodes)
-            for slot, index in zip(self.slots, self.chosen, strict=False)
-        ]
+    def option(self, nodes: int) -> int:
+        """Where the last choice stands in the row of options; before the first one, 0."""
+        if not self.chosen:
+            return 0
+        return _option(self.features, self.slots[-2].kind, self.chosen[-1], nodes)
 
-    def then(self, option: int, score: float, nodes: int) -> _Path:
-        start = _option(self.features, self.slot.kind, 0, nodes)
-        return _Path(self.features, (*self.chosen, option - start), self.score + score)
+    def then(self, index: int, score: float, row: int, is_last: bool) -> _Path:
+        """Choose; a derivation cannot be copied, so that only the last way on takes it over."""
+        path = self if is_last else _Path(self.features, self.chosen)
+        path._choose(index)
+        path.score, path.row = score, row
+        return path
+
+
+class _Steps:
+    """The decoder, a choice at a time: what it read and chose before is kept.
+
+    Args:
+        network: Whose decoder it is; in evaluation mode.
+        memory: Of `encode`.
+        empty: Where the memory is padding, (B, N + V).
+    """
+
+    def __init__(self, network: ParserNetwork, memory: Tensor, empty: Tensor) -> None:
+        self.network, self.there = network, ~empty[:, None, None, :]
+        symbols = (table.weight.expand(len(memory), -1, -1).to(memory.dtype)
+                   for table in (network.symbols, network.symbol_keys))  # fmt: skip
+        inputs, keys = symbols
+        self.inputs = torch.cat([inputs, network.chosen(memory)], 1)
+        self.keys = torch.cat([keys, network.key(memory)], 1)
+        self.layers = [cast(nn.TransformerDecoderLayer, each) for each in network.decoder.layers]
+        self.read = [_heads(layer.multihead_attn, memory)[1:] for layer in self.layers]
+        self.past: list[tuple[Tensor, Tensor]] = []
+        self.place = 0
+
+    def take(self, at: Tensor, before: Tensor, chosen: Tensor, kinds: Tensor) -> Tensor:
+        """Return the logits of all options, float (R, S + N + V), for R derivations.
+
+        Args:
+            at: Which example each is of, (R,).
+            before: Its row in the call before, (R,).
+            chosen: The option chosen there, (R,).
+            kinds: Of the slot that is open, (R,).
+        """
+        network = self.network
+        x = self.inputs[at, chosen] if self.place else network.start.expand(len(at), -1)
+        place = torch.tensor(min(self.place, _LONGEST), device=at.device)
+        x = (x + network.slots(kinds) + network.positions(place))[:, None]
+        there = self.there[at]
+        kept = []
+        for number, layer in enumerate(self.layers):
+            q, k, v = _heads(layer.self_attn, layer.norm1(x))
+            if self.place:
+                k, v = (
+                    torch.cat([past[before], new], 2)
+                    for past, new in zip(self.past[number], (k, v), strict=True)
+                )
+            kept.append((k, v))
+            x = x + _joined_heads(layer.self_attn, F.scaled_dot_product_attention(q, k, v))
+            q = _heads(layer.multihead_attn, layer.norm2(x), queries_only=True)[0]
+            k, v = (each[at] for each in self.read[number])
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=there)
+            x = x + _joined_heads(layer.multihead_attn, mixed)
+            x = x + layer.linear2(F.gelu(layer.linear1(layer.norm3(x))))
+        self.past, self.place = kept, self.place + 1
+        hidden = network.query(cast(nn.LayerNorm, network.decoder.norm)(x))
+        return (hidden @ self.keys[at].transpose(1, 2))[:, 0].float() / network.width**0.5
+
+
+def _heads(
+    attention: nn.MultiheadAttention, x: Tensor, queries_only: bool = False
+) -> tuple[Tensor, ...]:
+    """Queries, keys and values of states (B, T, D), each (B, heads, T, D / heads)."""
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    if queries_only:
+        weight, bias = weight[: x.shape[-1]], bias[: x.shape[-1]]
+    b, t, d = x.shape
+    found = F.linear(x, weight, bias).view(b, t, -1, attention.num_heads, d // attention.num_heads)
+    return found.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _joined_heads(attention: nn.MultiheadAttention, mixed: Tensor) -> Tensor:
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 def _option(features: Features, kind: Kind, index: int, nodes: int) -> int:

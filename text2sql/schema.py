@@ -278,8 +278,8 @@ class Schema:
         except sqlite3.Error as error:
             raise ValueError(f"{path}: cannot be read as a SQLite database: {error}") from error
         schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), (), ())
-        keys = tuple(key for key in map(schema._linked, links) if key)
-        return replace(schema, foreign_keys=tuple(chain.from_iterable(keys)), keys=keys)
+        linked = tuple(key for key in map(schema._linked, links) if key)
+        return replace(schema, foreign_keys=tuple(chain.from_iterable(linked)), keys=linked)
 
     def _linked(self, parts: list[tuple[int, str, str, str | None, int]]) -> Key:
         """Resolve a foreign key; one to a table or column that is not there says nothing."""
@@ -527,9 +527,9 @@ def _references(schema: Schema) -> Iterator[tuple[int, int]]:
     for own, column in enumerate(schema.columns[1:], 1):
         words = [_compact(word).rstrip("0123456789") for word in split_name(column.name).split()]
         for rest, name in dict.fromkeys(_readings([word for word in words if word])):
-            for table in called.get(stem(name), ()):
-                its = _key_called(schema, table, rest, column.kind)
-                if table != column.table and its is not None:
+            for other in called.get(stem(name), ()):
+                its = _key_called(schema, other, rest, column.kind)
+                if other != column.table and its is not None:
                     yield own, its
 
 

@@ -11,7 +11,17 @@ from text2sql.dialogue import Example
 from text2sql.execute import Database
 from text2sql.grammar import SYMBOLS
 from text2sql.match import exact_match
-from text2sql.parser import _AREA, Features, Featuriser, collate, similar
+from text2sql.parser import (
+    _AREA,
+    _KINDS,
+    Features,
+    Featuriser,
+    _empty,
+    _Path,
+    _Steps,
+    collate,
+    similar,
+)
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, parse, to_sql
 
@@ -72,14 +82,14 @@ def test_a_derivation_that_would_go_on_is_ended(
     monkeypatch.setattr("text2sql.parser._LONGEST", 20)
     featuriser, network = tiny_parser()
     network.eval()
-    scores = network._scores
+    take = _Steps.take
 
-    def never(memory: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        found = scores(memory, hidden)
+    def never(steps: _Steps, *rows: torch.Tensor) -> torch.Tensor:
+        found = take(steps, *rows)
         found[..., SYMBOLS.index("end")] = -1e4
         return found
 
-    monkeypatch.setattr(network, "_scores", never)
+    monkeypatch.setattr(_Steps, "take", never)
     for beam in (1, 2):
         for parses in network.parse(collate(features(featuriser, turns[:3])), beam):
             assert len(parses) == beam
@@ -102,6 +112,34 @@ def test_a_decoded_query_scores_what_training_would_say_of_it(turns: list[Exampl
             # Training normalises over all columns, decoding over those that may stand there.
             assert float(likelihood) <= found.score + 1e-3
             assert float(likelihood) > found.score - 0.2 * len(found.choices)
+
+
+def test_a_choice_at_a_time_is_the_whole_derivation_at_once(turns: list[Example]) -> None:
+    """What is kept from earlier choices is what reading them again would give, in any order."""
+    featuriser, network = tiny_parser()
+    network.eval()
+    batch = collate(features(featuriser, turns[:3]))
+    nodes = batch.is_node.shape[1]
+    with torch.no_grad():
+        memory, empty = network.encode(batch), _empty(batch)
+        steps, order = _Steps(network, memory, empty), torch.tensor([0, 1, 2])
+        length = min(len(f.choices) for f in batch.features)
+        paths = [_Path(f) for f in batch.features]
+        chosen, kinds = torch.zeros(3, 0, dtype=torch.long), torch.zeros(3, 0, dtype=torch.long)
+        for place in range(length):
+            kind = torch.tensor([_KINDS.index(path.slot.kind) for path in paths])
+            last = torch.tensor([path.option(nodes) for path in paths])
+            kinds = torch.cat([kinds, kind[:, None]], 1)
+            chosen = torch.cat([chosen, last[:, None]], 1) if place else chosen
+            at = torch.tensor([2, 0, 1]) if place % 2 else torch.tensor([0, 1, 2])
+            before = torch.stack([(order == row).nonzero()[0, 0] for row in at.tolist()])
+            found = steps.take(at, before, last[at], kind[at])
+            whole = network._scores(memory, network._decode(empty, memory, chosen, kinds)[:, -1:])
+            assert torch.allclose(found, whole[at, 0], atol=1e-4)
+            order = at
+            for path in paths:
+                gold = path.features.choices[place]
+                path.then(gold.index if gold else 0, 0.0, 0, is_last=True)
 
 
 def test_padding_changes_nothing(turns: list[Example]) -> None:
