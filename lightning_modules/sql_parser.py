@@ -494,7 +494,8 @@ def log_matches(module: pl.LightningModule, metrics: nn.ModuleDict, prefix: str)
 def describe(trainer: pl.Trainer) -> dict[str, Any]:
     """Return what a trainer's datamodule says of itself; nothing where it does not."""
     datamodule = getattr(trainer, "datamodule", None)
-    return datamodule.describe() if hasattr(datamodule, "describe") else {}
+    said: dict[str, Any] = getattr(datamodule, "describe", dict)()
+    return said
 
 
 def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:

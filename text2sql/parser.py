@@ -591,7 +591,8 @@ class _Steps:
             kinds: Of the slot that is open, (R,).
         """
         network = self.network
-        x = self.inputs[at, chosen] if self.place else network.start.expand(len(at), -1)
+        first: Tensor = network.start.expand(len(at), -1)
+        x = self.inputs[at, chosen] if self.place else first
         place = torch.tensor(min(self.place, _LONGEST), device=at.device)
         x = (x + network.slots(kinds) + network.positions(place))[:, None]
         there = self.there[at]

@@ -285,8 +285,11 @@ def test_an_answer_that_is_likely_wrong_is_marked(
 def test_turns_carry_the_conversation(database: Path, script: Script) -> None:
     seen: list[Example] = []
     own = reader()
-    talk = conversation(
-        database, script, Reader(lambda e: seen.append(e) or e.utterance, own.rank, own.read)
-    )
+
+    def rewrite(example: Example) -> str:
+        seen.append(example)
+        return example.utterance
+
+    talk = conversation(database, script, Reader(rewrite, own.rank, own.read))
     script.hold(talk, "One.", "Two.", ":reset", "Three.")
     assert [(e.turn, e.history) for e in seen] == [(0, ()), (1, ("One.",)), (0, ())]
