@@ -591,8 +591,7 @@ class _Steps:
             kinds: Of the slot that is open, (R,).
         """
         network = self.network
-        first: Tensor = network.start.expand(len(at), -1)
-        x = self.inputs[at, chosen] if self.place else first
+        x = self.inputs[at, chosen] if self.place else network.start.expand(len(at), -1)
         place = torch.tensor(min(self.place, _LONGEST), device=at.device)
         x = (x + network.slots(kinds) + network.positions(place))[:, None]
         there = self.there[at]
@@ -620,10 +619,9 @@ def _heads(
     attention: nn.MultiheadAttention, x: Tensor, queries_only: bool = False
 ) -> tuple[Tensor, ...]:
     """Queries, keys and values of states (B, T, D), each (B, heads, T, D / heads)."""
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    if queries_only:
-        weight, bias = weight[: x.shape[-1]], bias[: x.shape[-1]]
     b, t, d = x.shape
+    rows = d if queries_only else 3 * d
+    weight, bias = attention.in_proj_weight[:rows], attention.in_proj_bias[:rows]
     found = F.linear(x, weight, bias).view(b, t, -1, attention.num_heads, d // attention.num_heads)
     return found.permute(2, 0, 3, 1, 4).unbind(0)
 
