@@ -16,6 +16,7 @@ from lightning_modules.counted_loss import CountedLoss
 from text2sql.dialogue import Example, by_database
 from text2sql.dual_learning import Baseline, dual_step
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
+from text2sql.linking import content, stems
 from text2sql.rewards import (
     Fluency,
     PretrainedFluency,
@@ -25,6 +26,7 @@ from text2sql.rewards import (
     Verify,
     complete_questions,
     natural_share,
+    pronouns,
 )
 from text2sql.rewrite_metrics import RewriteScores
 from text2sql.rewriter_networks import (
@@ -376,13 +378,15 @@ class UtteranceRewriter(CountedLoss):
     def rewrite(self, examples: Sequence[Example], beam: int | None = None) -> list[str]:
         """Write each turn as a question that stands alone; a first turn stands as it is.
 
+        Of the hypotheses the likeliest counts that says all of the turn: see `most_faithful`.
+
         Args:
             examples: Turns; their rewrites and queries are not read.
             beam: Hypotheses of the search; None: the module's.
         """
         beam = self.beam if beam is None else beam
         found = self.hypotheses([e for e in examples if e.history], beam)
-        written = {example: texts[0] for example, texts in found.items()}
+        written = {example: most_faithful(example, texts) for example, texts in found.items()}
         return [written.get(example, example.utterance) for example in examples]
 
     def turns_read(self, example: Example) -> tuple[str, ...]:
@@ -468,6 +472,31 @@ class UtteranceRewriter(CountedLoss):
             named = {f"{split}/{name}": value for name, value in scores.compute().items()}
             self.log_dict(named, sync_dist=True)
         scores.reset()
+
+
+def most_faithful(example: Example, texts: Sequence[str]) -> str:
+    """Return the rewrite that keeps what the turn says of the database, the turn itself if none.
+
+    People who rewrite leave out names of columns now and then (in SParC in a tenth of the turns),
+    and values hardly ever. A text that loses a value counts therefore for nothing, and neither does
+    one that loses a name if the turn names a table and has no pronoun, so that it may well stand
+    alone. Of the others the first counts that loses the fewest names [D].
+
+    Args:
+        example: The turn.
+        texts: Rewrites of it, best first; at least one.
+    """
+    if example.schema is None:
+        return texts[0]
+    said = content(example.utterance, example.schema, example.database)
+    stands_alone = bool(said.tables) and not pronouns(example.utterance)
+    ranked = []
+    for text in texts:
+        kept = stems(text)
+        lost = len((said.columns | said.tables) - kept)
+        if said.values <= kept and not (lost and stands_alone):
+            ranked.append((lost, text))
+    return min(ranked, key=lambda each: each[0])[1] if ranked else example.utterance
 
 
 def _length(example: Example) -> int:

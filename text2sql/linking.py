@@ -157,6 +157,57 @@ def link(question: str, schema: Schema, database: Path | None = None) -> Links:
     return Links(words, candidates, relations)
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Stems of the words of a text that say something of a database.
+
+    Args:
+        values: Of cells, numbers, quoted words, and names, which are capitalised in a sentence.
+        columns: Of names of columns.
+        tables: Of names of tables.
+    """
+
+    values: frozenset[str]
+    columns: frozenset[str]
+    tables: frozenset[str]
+
+
+def content(text: str, schema: Schema, database: Path | None = None) -> Content:
+    """Return what a text says of a database.
+
+    Args:
+        text: Any text.
+        schema: Its database's.
+        database: The SQLite file whose cells are looked up; None: no cell is known.
+    """
+    links = link(text, schema, database)
+    count = len(links.words)
+    values = np.zeros(count, dtype=bool)
+    for candidate in links.candidates:
+        first, last = candidate.first, candidate.last + 1
+        word = links.words[first] if first >= 0 else ""
+        if candidate.columns or last - first > 1 or word[:1].isdigit():
+            values[max(first, 0) : last] = True
+        elif first > 0 and word[0].isupper():
+            values[first] = True
+    said = {"value": values}
+    for what in _NAMED:
+        kinds = [_RELATION[f"{how} {what}"] for how in ("partial", "exact")]
+        named = np.isin(links.relations[:count, count:], kinds).any(axis=1)
+        said[what] = named & ~values
+    return Content(*(_said(links.words, said[what]) for what in ("value", *_NAMED)))
+
+
+def _said(words: Sequence[str], kept: NDArray[np.bool_]) -> frozenset[str]:
+    said = (word for word, is_kept in zip(words, kept, strict=True) if is_kept)
+    return frozenset(stem(w) for w in said if w[0].isalnum() and w.casefold() not in _STOP)
+
+
+def stems(text: str) -> frozenset[str]:
+    """Return the stems of a text's words."""
+    return frozenset(_stems(text))
+
+
 @lru_cache(maxsize=100_000)
 def _stems(words: str) -> tuple[str, ...]:
     return tuple(stem(word) for word in _WORD.findall(words))

@@ -36,6 +36,7 @@ _QUESTION = 128  # wordpieces of a question; what follows is not read
 # Choices, more than any question needs (Spider's longest gold query has 64, one in a thousand 48):
 # a derivation that is longer is ended. An untrained parser goes on to the end of this.
 _LONGEST = 80
+_PLACES = 160  # of choices that the decoder tells apart; those beyond are one
 _END = SYMBOLS.index("end")
 # Wordpieces that are encoded together, of rows of like length, and pairs of nodes that are related
 # together, padding included: what fits a CPU's caches, and what keeps a GPU busy.
@@ -299,7 +300,7 @@ class ParserNetwork(nn.Module):
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.chosen = nn.Linear(width, width)  # a node or value as the decoder's input
         self.slots = nn.Embedding(len(_KINDS), width)
-        self.positions = nn.Embedding(_LONGEST + 1, width)
+        self.positions = nn.Embedding(_PLACES + 1, width)
         layer = nn.TransformerDecoderLayer(
             width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
         )
@@ -421,7 +422,7 @@ class ParserNetwork(nn.Module):
         x = (
             before
             + self.slots(kinds)
-            + self.positions(torch.arange(t, device=kinds.device).clamp_max(_LONGEST))
+            + self.positions(torch.arange(t, device=kinds.device).clamp_max(_PLACES))
         )
         ahead = torch.ones(t, t, dtype=torch.bool, device=kinds.device).triu(1)
         return self.decoder(
@@ -592,7 +593,7 @@ class _Steps:
         """
         network = self.network
         x = self.inputs[at, chosen] if self.place else network.start.expand(len(at), -1)
-        place = torch.tensor(min(self.place, _LONGEST), device=at.device)
+        place = torch.tensor(min(self.place, _PLACES), device=at.device)
         x = (x + network.slots(kinds) + network.positions(place))[:, None]
         there = self.there[at]
         kept = []

@@ -79,6 +79,30 @@ def test_a_stopped_run_goes_on_bit_for_bit(data: Concerts, tmp_path: Path) -> No
     assert actual["parser_tokenizer"] == expected["parser_tokenizer"]
 
 
+def test_a_checkpoint_says_what_it_learned_from_and_how_sure_it_may_be(
+    data: Concerts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"source": "generated", "train": {"with_query": 1234, "databases": 7}}
+    monkeypatch.setattr(Concerts, "describe", lambda self: said, raising=False)
+    made = module()
+    run = trainer(tmp_path, 3)
+    run.fit(made, datamodule=data)
+    assert made.confidence is not None
+    run.save_checkpoint(tmp_path / "made.ckpt")
+    again = module()
+    again.on_load_checkpoint(torch.load(tmp_path / "made.ckpt", weights_only=True))
+    assert again.confidence == made.confidence
+    first, second = again.about()
+    assert "1,234 questions about 7 databases, all generated" in first
+    assert "delta_parser_spider" in second
+    again.trained_on = {**said, "source": "files"}
+    assert again.about() == ["The parser learned from 1,234 questions about 7 databases."]
+    assert module().about() == []
+    # Nothing was judged: what was learned before stays.
+    again.calibrate([])
+    assert again.confidence == made.confidence
+
+
 def test_a_training_goes_on_from_another_ones_network(data: Concerts, tmp_path: Path) -> None:
     run = trainer(tmp_path, 3)
     first = module()

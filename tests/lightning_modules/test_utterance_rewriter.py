@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from callbacks.checkpoint import AtomicCheckpointIO
 from callbacks.rng_state import RngState
 from callbacks.samples import ModuleSamples
-from lightning_modules.utterance_rewriter import UtteranceRewriter
+from lightning_modules.utterance_rewriter import UtteranceRewriter, most_faithful
 from tests.test_methods import assert_equal
 from tests.text2sql.rewriters import LENGTHS, SIZES, seq2seq_folder, turns
 from text2sql.dialogue import Example
@@ -250,3 +250,38 @@ def test_the_other_networks_train(kind: str, data: Concerts, tmp_path: Path) -> 
 def test_what_cannot_run_is_refused_in_words(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         module(**options)
+
+
+@pytest.mark.parametrize(
+    ("history", "utterance", "texts", "expected"),
+    [
+        # A question that stands alone stays, whatever was asked before.
+        ("Show the stadiums.", "How many singers are from Brazil?",
+         ["How many singers are there?", "How many stadiums are from Brazil?"], None),
+        ("Show the stadiums.", "How many singers are there?",
+         ["How many stadiums are there?"], None),
+        # The likeliest one that keeps the value.
+        ("How old are singers from Peru?", "What about those from Chile?",
+         ["How old are singers from Peru?", "How old are singers from Chile?"], 1),
+        ("Which singers are older than 30?", "And than 41?",
+         ["Which singers are older than 30?", "Which singers are older than 41?"], 1),
+        ("Show the ages of singers.", "And their names?",
+         ["Show the ages of singers.", "Show the names of singers."], 1),
+        # People leave names out as well, where the turn needs what was before.
+        ("Show the singers.", "What is the age of these?", ["How old are the singers?"], 0),
+        # Nothing is lost: the first one.
+        ("Show the singers.", "Only those from Peru.",
+         ["Show the singers from Peru.", "Show singers from Peru."], 0),
+    ],
+)  # fmt: skip
+def test_a_rewrite_keeps_what_the_turn_says(
+    history: str, utterance: str, texts: list[str], expected: int | None, schema: Schema,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    example = Example(0, 1, (history,), utterance, None, None, schema, None)
+    best = utterance if expected is None else texts[expected]
+    assert most_faithful(example, texts) == best
+    assert most_faithful(replace(example, schema=None), texts) == texts[0]
+    made = module()
+    monkeypatch.setattr(made, "hypotheses", lambda some, beam: dict.fromkeys(some, texts))
+    assert made.rewrite([example]) == [best]
