@@ -83,6 +83,7 @@ class Question:
         restrictions: On the rows.
         parent: At least one restriction on the rows' parents, or none.
         aggregate: "" to list, or one of AGGREGATED, or "count".
+        word: How the aggregate is said, one of AGGREGATED's words; "" for the first.
         group: The column whose values part the rows; "" for none.
         form: "plain"; with `group` also "most" (the value with the most rows) or "which" (the
             values that have such rows).
@@ -97,6 +98,7 @@ class Question:
     restrictions: tuple[Restriction, ...] = ()
     parent: tuple[Restriction, ...] = ()
     aggregate: str = ""
+    word: str = ""
     group: str = ""
     form: Literal["plain", "most", "which"] = "plain"
     order: Order | None = None
@@ -121,7 +123,12 @@ class Question:
         return any(restriction.phrase == NAMED for restriction in self.restrictions)
 
 
-AGGREGATED = {"avg": "average", "max": "maximum", "min": "minimum"}
+AGGREGATED = {
+    "avg": ("average", "mean"),
+    "max": ("maximum", "highest", "largest"),
+    "min": ("minimum", "lowest", "smallest"),
+    "sum": ("total",),
+}
 NAMED = "called {}"
 SHOW = (
     "Show {x}.",
@@ -133,11 +140,17 @@ SHOW = (
     "I would like to see {x}.",
     "Could you return {x}?",
 )
+# Of rows that are shown by their names alone; SHOW[0] stands in where a question outgrows them.
+BY_NAME = ("Which {are}?", "Which {are}?", "Show {the}.", "List {the}.", "Give me {the}.")
+ONE = ("Which {are}?", "Which is {the}?", "Show {the}.")
+WHO = "Who is {the}?"
 COUNT = (
     "How many {rows} are there?",
     "Count the {rows}.",
     "What is the number of {rows}?",
     "Tell me how many {rows} there are.",
+    "How many {are}?",
+    "How many {are}?",
 )
 EACH = (
     "For each {group}, show {x}.",
@@ -176,7 +189,9 @@ def _rows(things: Things, question: Question, restrictions: Sequence[Restriction
     noun = things.noun if question.one else plural(things.noun)
     parts = [noun]
     if order is not None and order.count is not None:
+        after = order.words.startswith("with ")
         parts = [*([str(order.count)] if order.count > 1 else []), order.words, noun]
+        parts = [noun, order.words] if after else parts
     if restrictions:
         parts.append(" and ".join(restriction.words for restriction in restrictions))
     if question.parent:
@@ -184,6 +199,47 @@ def _rows(things: Things, question: Question, restrictions: Sequence[Restriction
         parts += [things.relation, f"the {things.parent}" if one else plural(things.parent)]
         parts.append(" and ".join(restriction.words for restriction in question.parent))
     return " ".join(parts)
+
+
+def _are(things: Things, question: Question) -> str:
+    """The rows as a clause, "singers are from Peru"; "" where they make none."""
+    order, noun = question.order, plural(things.noun)
+    if question.parent or question.other is not None:
+        return ""
+    if order is not None:
+        if question.restrictions or order.count != 1:
+            return ""
+        noun = things.noun
+        after = order.words.removeprefix("with ")
+        return f"{noun} is the {after}" if after == order.words else f"{noun} has {after}"
+    if question.one:
+        return ""
+    words = [restriction.words for restriction in question.restrictions]
+    if len(words) == 1 and words[0].startswith("that "):
+        return f"{noun} {words[0].removeprefix('that ')}"
+    if any(phrase.startswith(("whose", "that ")) for phrase in words):
+        return ""
+    having = [phrase.startswith(("with ", "not with ")) for phrase in words]
+    if not words:
+        return f"{noun} are there"
+    if not any(having):
+        return f"{noun} are {' and '.join(words)}"
+    plain = all(phrase.startswith("with ") for phrase in words)
+    return f"{noun} have {' and '.join(w.removeprefix('with ') for w in words)}" if plain else ""
+
+
+def _frame(question: Question, things: Things, are: str) -> str:
+    """The sentence, or a plain one where the question has outgrown it."""
+    frame = question.frame
+    named = question.lists and question.shown == (things.name.words,)
+    counted = question.aggregate == "count" and not question.group
+    if "{are}" in frame and not (are and (named or counted)):
+        return COUNT[0] if counted else SHOW[0]
+    if "{the}" in frame:
+        sorts = question.order is not None and question.order.count is None
+        if not named or sorts or (frame in (ONE[1], WHO) and not question.one):
+            return SHOW[0]
+    return frame
 
 
 def say(question: Question, domain: Domain) -> str:
@@ -198,7 +254,8 @@ def say(question: Question, domain: Domain) -> str:
     if question.aggregate == "count":
         x = f"the number of {rows}"
     elif question.aggregate:
-        x = f"the {AGGREGATED[question.aggregate]} {question.shown[0]} of {rows}"
+        word = question.word or AGGREGATED[question.aggregate][0]
+        x = f"the {word} {question.shown[0]} of {rows}"
     elif question.shown:
         shown = _listed([words if one else plural(words) for words in question.shown])
         definite = one or (question.order is not None and question.order.count is not None)
@@ -208,8 +265,12 @@ def say(question: Question, domain: Domain) -> str:
     if question.order is not None and question.order.count is None:
         x += f" {question.order.words}"
     single = question.aggregate or (one and len(question.shown) == 1)
-    return question.frame.format(
+    are = _are(things, question)
+    counted = question.order is not None and question.order.count is not None
+    return _frame(question, things, are).format(
         x=x,
+        are=are,
+        the=f"the {rows}" if one or counted else rows if question.restrictions else f"all {rows}",
         be="is" if single else "are",
         rows=rows,
         group=question.group,
@@ -338,7 +399,9 @@ class _Talk:
         field = self.draw.choice(free)
         if not field.is_number:
             value = str(self.draw.choice(rows)[field.words])
-            return Restriction(field.words, "=", value, field.phrase)
+            said = (f"whose {field.words} is {{}}", f"with the {field.words} {{}}")
+            phrase = self.pick(field.phrase, field.phrase, *said)
+            return Restriction(field.words, "=", value, phrase)
         return self.bound(field, rows)
 
     def bound(self, field: Field, rows: Sequence[Row]) -> Restriction:
@@ -347,8 +410,10 @@ class _Talk:
         values = sorted(int(row[field.words]) for row in rows)
         middle = values[len(values) // 4 : -(len(values) // 4) or None]
         value = self.draw.choice(middle) + (-1 if above else 1)
-        long = f"with {_a(field.words)} {'above' if above else 'below'} {{}}"
-        whose = f"whose {field.words} is {'more' if above else 'less'} than {{}}"
+        sides = ("above", "over", "of more than") if above else ("below", "under", "of less than")
+        long = f"with {_a(field.words)} {self.pick(*sides)} {{}}"
+        than = ("more", "greater", "higher") if above else ("less", "smaller", "lower")
+        whose = f"whose {field.words} is {self.pick(*than)} than {{}}"
         phrase = self.pick(f"{field.more if above else field.less} {{}}", long, whose)
         return Restriction(field.words, ">" if above else "<", value, phrase)
 
@@ -408,7 +473,8 @@ def _fresh(talk: _Talk, noun: str) -> Question:
     if kind == "aggregate":
         field = draw.choice(things.numbers).words
         aggregate = draw.choice(list(AGGREGATED))
-        return Question(noun, draw.choice(SHOW), (field,), known, aggregate=aggregate)
+        word = draw.choice(AGGREGATED[aggregate])
+        return Question(noun, draw.choice(SHOW), (field,), known, aggregate=aggregate, word=word)
     if kind == "each":
         return Question(noun, draw.choice(EACH), (), known, aggregate="count", group=group)
     if kind == "most":
@@ -419,10 +485,16 @@ def _fresh(talk: _Talk, noun: str) -> Question:
     shown = [things.name.words]
     if draw.random() < 0.35:
         shown.append(draw.choice(things.fields[1:]).words)
-    question = Question(noun, draw.choice(SHOW), tuple(shown), known)
+    by_name = len(shown) == 1 and draw.random() < 0.5
     if kind == "extreme":
-        return replace(question, order=_extreme(draw, draw.choice(things.numbers), 1))
-    return question
+        order = _extreme(draw, draw.choice(things.numbers), 1)
+        if draw.random() < 0.4:
+            words = draw.choice(AGGREGATED["max" if order.descending else "min"])
+            order = replace(order, words=f"with the {words} {order.field}")
+        frames = (*ONE, WHO, WHO) if things.person else ONE
+        frame = draw.choice(frames if by_name else SHOW)
+        return Question(noun, frame, tuple(shown), known, order=order)
+    return Question(noun, draw.choice(BY_NAME if by_name else SHOW), tuple(shown), known)
 
 
 def _extreme(draw: random.Random, field: Field, count: int) -> Order:
@@ -595,8 +667,8 @@ def _aggregate(talk: _Talk) -> _Step:
         return None
     field = talk.draw.choice(talk.things.numbers).words
     aggregate = talk.draw.choice(list(AGGREGATED))
-    name = AGGREGATED[aggregate]
-    question = replace(last, shown=(field,), aggregate=aggregate, order=None)
+    name = talk.pick(*AGGREGATED[aggregate])
+    question = replace(last, shown=(field,), aggregate=aggregate, word=name, order=None)
     forms = {
         f"What is their {name} {field}?": SHOW[4],
         f"Give me their {name} {field}.": SHOW[2],
@@ -612,9 +684,9 @@ def _reaggregate(talk: _Talk) -> _Step:
     if last.aggregate not in AGGREGATED:
         return None
     other = talk.draw.choice([name for name in AGGREGATED if name != last.aggregate])
-    word = AGGREGATED[other]
+    word = talk.pick(*AGGREGATED[other])
     forms = (f"And the {word}?", f"What about the {word}?", f"The {word} as well, please.")
-    return talk.pick(*forms), replace(last, aggregate=other)
+    return talk.pick(*forms), replace(last, aggregate=other, word=word)
 
 
 def _superlative(talk: _Talk) -> _Step:

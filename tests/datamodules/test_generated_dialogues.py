@@ -22,7 +22,7 @@ COUNT = 60  # dialogues about each database
 FRAMES = set(
     """show list give me find what is are tell i would like to see could you return how many there
     count the number of for each by which has have most different that both but no and with not
-    a an from at whose in all sorted""".split()  # noqa: SIM905
+    a an from at whose in all sorted who names titles""".split()  # noqa: SIM905
 )
 
 
