@@ -318,7 +318,7 @@ def grammar_share(parser: SqlParser, turns: Sequence[Example], batch: int) -> fl
     for start in range(0, len(features), batch):
         part = features[start : start + batch]
         for _, collated in batches(part, parser.device):
-            with timed(parser.network, "encode", "_decode", "_scores") as seconds:
+            with timed(parser.network, "encode", "_next") as seconds:
                 begin = perf_counter()
                 parser.network.parse(collated, parser.beam)
                 whole += perf_counter() - begin

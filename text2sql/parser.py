@@ -437,6 +437,10 @@ class ParserNetwork(nn.Module):
         )  # fmt: skip
         return self.query(hidden) @ keys.transpose(1, 2) / self.width**0.5
 
+    def _next(self, steps: _Steps, *rows: Tensor) -> Tensor:
+        """See `_Steps.take`; what of decoding is the network's."""
+        return steps.take(*rows)
+
     @torch.no_grad()
     def parse(self, batch: Batch, beam: int = 1) -> list[list[Parse]]:
         """Return the best derivations of each example, best first.
@@ -462,7 +466,7 @@ class ParserNetwork(nn.Module):
                 start = _option(path.features, path.slot.kind, 0, nodes)
                 narrow[[start + index for index in path.allowed]] = True
                 allowed[i] &= narrow
-            logits = steps.take(at, before, chosen, kinds)
+            logits = self._next(steps, at, before, chosen, kinds)
             scores = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
             best = scores.topk(min(beam, scores.shape[1]))
             found: list[list[tuple[float, int, int]]] = [[] for _ in alive]
