@@ -160,10 +160,10 @@ class Schema:
     @cached_property
     def neighbours(self) -> dict[int, tuple[int, ...]]:
         """For each table the others that a key joins with it, sorted."""
-        return {
-            table: tuple(sorted(there for here, there in self._joins if here == table))
-            for table in range(len(self.tables))
-        }
+        found: dict[int, list[int]] = {table: [] for table in range(len(self.tables))}
+        for here, there in sorted(self._joins):
+            found[here].append(there)
+        return {table: tuple(others) for table, others in found.items()}
 
     @cached_property
     def components(self) -> dict[int, int]:

@@ -98,6 +98,22 @@ def test_a_derivation_that_would_go_on_is_ended(
             assert Database(database).execute(text).status == "ok", text
 
 
+def test_greedy_decoding_derives_each_choice_once(
+    turns: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    featuriser, network = tiny_parser()
+    network.eval()
+    sent, choose = [], _Path._choose
+
+    def counted(path: _Path, index: int) -> None:
+        sent.append(index)
+        choose(path, index)
+
+    monkeypatch.setattr(_Path, "_choose", counted)
+    parses = network.parse(collate(features(featuriser, turns)))
+    assert len(sent) == sum(len(parse.choices) for (parse,) in parses)
+
+
 def test_a_decoded_query_scores_what_training_would_say_of_it(turns: list[Example]) -> None:
     featuriser, network = tiny_parser()
     network.eval()
