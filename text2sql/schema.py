@@ -476,6 +476,8 @@ _DESCRIPTIONS = frozenset(
     text content""".split()  # noqa: SIM905
 )
 
+_SHARED = 40  # tables with a column of one name; in more of them, it tells no two apart
+
 
 def _told_apart(keys: list[Key]) -> dict[int, Key]:
     """Name each of several keys by a column that none of the others has.
@@ -571,14 +573,15 @@ def _equal_keys(schema: Schema) -> Iterator[tuple[int, int]]:
 
 
 def _equal_names(schema: Schema) -> Iterator[tuple[int, int]]:
-    """Find columns of equal name, but for names that any table's columns may have."""
+    """Find columns of equal name, but for names that any table's columns may have, or many have."""
     places: dict[str, list[int]] = {}
     for index, column in enumerate(schema.columns[1:], 1):
         name = _compact(column.name)
         if name and name not in _IDENTIFIERS | _DESCRIPTIONS:
             places.setdefault(name, []).append(index)
     for same in places.values():
-        yield from combinations(same, 2)
+        if len(same) <= _SHARED:
+            yield from combinations(same, 2)
 
 
 def _kind(declared: str) -> str:
