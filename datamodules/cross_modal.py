@@ -6,8 +6,10 @@ loader that serves the batches of the module's plan; the datamodule.
 """
 
 import functools
+import hashlib
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -387,6 +389,27 @@ class CrossModalDataModule(pl.LightningDataModule):
             picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
             return np.asarray(picture)
         return None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """After `setup`, a digest of the items, their labels and parts, wherever they lie.
+
+        Of features it is over their values, of pictures with captions over names and captions.
+        """
+        assert self.items is not None, "setup comes first"
+        digest = hashlib.blake2b(digest_size=16)
+        for part, pairs in self.parts.items():
+            digest.update(part.encode())
+            digest.update(pairs.rows.tobytes())
+            digest.update(self.groups[part].tobytes())
+        digest.update(self.items.labels.tobytes())
+        if self.items.captions is None:
+            for values in (self.items.image, self.items.text):
+                digest.update(np.ascontiguousarray(values).data)
+        else:  # what encoders make of a picture differs in the last digits between machines
+            names = (Path(name).name for name in self.items.names)
+            digest.update("\n".join([*names, *self.items.captions]).encode())
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Return, after `setup`, what the data is and how large, for reports and run.json."""

@@ -230,8 +230,8 @@ def encode_query(
     text = bag_of_words([query], words)
     if not text.any():
         raise ValueError(
-            f"query={query!r}: the generated captions have none of these words; they have "
-            f"{', '.join(words)}"
+            f"query={query!r}: no file, and the generated captions have none of these words; they "
+            f"have {', '.join(words)}"
         )
     return "text", text
 

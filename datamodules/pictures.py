@@ -102,5 +102,17 @@ def _too_large(file: str | Path, size: str) -> TooLargeError:
 
 
 def is_picture(query: str) -> bool:
-    """Whether a query names a picture's file rather than being a text, by how it ends."""
-    return query.lower().endswith(SUFFIXES)
+    """Whether a query names a picture's file rather than being a text.
+
+    Raises:
+        ValueError: It names a folder.
+    """
+    path = Path(query)
+    try:
+        if path.is_dir():
+            raise ValueError(
+                f"query={query}: a folder. Give one picture of it; to ask for the word, add another"
+            )
+        return path.is_file() or query.lower().endswith(SUFFIXES)
+    except OSError:  # longer than a file's name can be
+        return False

@@ -20,6 +20,20 @@ def first_codes(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {m: binarise(2 * buffers[m] + buffers["label"]) for m in ("image", "text")}
 
 
+def output_codes(outputs: Mapping[str, Tensor], shared: bool = True) -> dict[str, Tensor]:
+    """Codes of new items by their networks alone: signs of the outputs, or of both networks' sum.
+
+    Args:
+        outputs: tanh of the outputs, `image` and `text`, each (N, K).
+        shared: One code for both modalities of an item; else one for each.
+
+    Returns:
+        int8 codes of `image` and `text`, each (N, K).
+    """
+    total = outputs["image"] + outputs["text"]
+    return {m: binarise(total if shared else outputs[m]) for m in ("image", "text")}
+
+
 @torch.no_grad()
 def update_new_codes(
     codes: Mapping[str, Tensor],
@@ -37,11 +51,12 @@ def update_new_codes(
     b_c = sign(q_c - B'(U'^T u_c + V'^T v_c)), q = K S_n^T (U + V) + alpha N_all K (Ubar + Vbar);
     a dash leaves bit c out, Ubar has a new item's outputs in its row and 0 where it was not
     sampled. N_all K turns the means of `increment_loss` into one scale. With codes of their own,
-    each modality has its own terms only. A bit whose argument is 0 stays as it is.
+    each modality has its own terms only. A bit whose argument is 0 stays as it is; one that has no
+    sign yet becomes 1, which costs the same.
 
     Args:
-        codes: int8 codes of the new items before, `image` and `text`, each (N, K); with `shared`
-            these must be equal.
+        codes: int8 codes of the new items before, `image` and `text`, each (N, K), 0 where an item
+            has none yet; with `shared` these must be equal.
         outputs: tanh of the outputs of the M sampled items, `image` (U) and `text` (V), each (M,
             K).
         similarity_MN: Label similarity of the sampled and the new items.
@@ -52,7 +67,7 @@ def update_new_codes(
         sweeps: Passes over the bits; it ends before if none changed.
 
     Returns:
-        The codes after, in new tensors.
+        The codes after, of -1 and 1, in new tensors.
     """
     count, bits = codes["image"].shape
     new_M = places_M >= 0
@@ -71,9 +86,10 @@ def update_new_codes(
             before_NK = found_NK.clone()
             for bit in range(bits):
                 argument_N = linear_NK[:, bit] - found_NK @ gram_KK[:, bit]
-                kept_N = found_NK[:, bit]
+                kept_N = torch.where(found_NK[:, bit] == 0, 1, found_NK[:, bit])
                 found_NK[:, bit] = torch.where(argument_N == 0, kept_N, argument_N.sign())
             if torch.equal(found_NK, before_NK):
                 break
+        assert (found_NK.abs() == 1).all(), "a bit without a sign"
         result |= dict.fromkeys(modalities, found_NK.to(torch.int8))
     return result

@@ -145,6 +145,38 @@ def average_precision(counts: DistanceCounts, top: int | None = None) -> Tensor:
     return total / (found if top is None else found.clamp(max=top))
 
 
+def chance_precision(counts: DistanceCounts) -> Tensor:
+    """Expected average precision of each query if the items came in a random order.
+
+    Args:
+        counts: Of `count_distances`.
+
+    Returns:
+        float64 (queries,).
+    """
+    tied = (counts.items.sum(1, keepdim=True), counts.relevant.sum(1, keepdim=True))
+    return average_precision(DistanceCounts(*tied, counts.queries))
+
+
+def distinct_codes(codes: Tensor) -> int:
+    """How many different codes there are; far fewer than items means that codes say little.
+
+    Args:
+        codes: Of -1 and 1, (n, bits), any number type.
+    """
+    return len(torch.unique(codes, dim=0))
+
+
+def bit_balance(codes: Tensor) -> float:
+    """Share of the rarer sign, mean over the bits: 0.5 if all are even, 0 if all are constant.
+
+    Args:
+        codes: Of -1 and 1, (n, bits), any number type.
+    """
+    positive = (codes > 0).double().mean(0)
+    return float(positive.minimum(1 - positive).mean())
+
+
 def precision_recall_by_radius(counts: DistanceCounts) -> tuple[Tensor, Tensor]:
     """Precision and recall of all items within each Hamming radius.
 

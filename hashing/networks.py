@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 
 def binarise(outputs: Tensor) -> Tensor:
@@ -37,17 +38,21 @@ def image_network(shape: Sequence[int], bits: int) -> nn.Module:
         )
     layers: list[nn.Module] = [_Scaled()]
     width = 3
-    for wider in (32, 64, 128):
+    for wider in (24, 48, 96):
         stride = 2 if width == 3 else 1  # at full size the first layer would take most of the time
         layers += [
             nn.Conv2d(width, wider, 5 if width == 3 else 3, stride, "same" if stride == 1 else 2),
-            nn.GroupNorm(8, wider),  # not batch norm: one item's code depends on that item alone
+            nn.GroupNorm(8, wider),
             nn.ReLU(),
             *([nn.MaxPool2d(2)] if stride == 1 else []),
         ]
         width = wider
     # Mean and maximum over the places: colours and textures, and whether a shape is there at all.
-    return nn.Sequential(*layers, _MeanAndMaximum(), nn.Linear(2 * width, bits))
+    # Both are above 0 and nearly equal for all pictures. Without moments of their own all outputs
+    # would point one way, where cosines have no slope, and the codes would follow them there.
+    return nn.Sequential(
+        *layers, _MeanAndMaximum(), _Standardised(2 * width), nn.Linear(2 * width, bits)
+    )
 
 
 def wide_network(features: int, bits: int, width: int) -> nn.Module:
@@ -96,3 +101,15 @@ class _Scaled(nn.Module):
 class _MeanAndMaximum(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+
+
+class _Standardised(nn.BatchNorm1d):
+    """Features of mean 0 and deviation 1: of the batch in training, of past batches after it."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, affine=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if len(features) == 1:  # one item has no moments
+            return batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(features)

@@ -3,7 +3,8 @@
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -17,12 +18,15 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from hashing.codes import first_codes, update_new_codes
+from hashing.codes import first_codes, output_codes, update_new_codes
 from hashing.losses import FirstWeights, IncrementWeights, first_session_loss, increment_loss
 from hashing.metrics import (
     DistanceCounts,
     average_precision,
+    bit_balance,
+    chance_precision,
     count_distances,
+    distinct_codes,
     precision_recall_by_radius,
 )
 from hashing.networks import HashNetworks, binarise
@@ -39,6 +43,9 @@ MODALITIES = ("image", "text")
 DIRECTIONS = (("i2t", "image", "text"), ("t2i", "text", "image"))
 SUBSETS = ("all", "old", "new")
 GRID_COLUMNS = 8  # items that the run's plot shows of what a query finds
+TOP_K = 10  # items that a search shows, unless it is asked for more
+MOST_SHOWN = 1000  # of them, lines of a table
+MOST_DRAWN = 50  # of them, a tenth of a second each
 
 
 class Optimizer(TypedDict, total=False):
@@ -112,8 +119,20 @@ class LifelongHashing(pl.LightningModule):
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
 
+    bound_to_data: ClassVar[bool] = True
+    """Tells the runner that codes belong to their items: a run brings its data and all settings."""
+
     plans_steps: ClassVar[bool] = True
     """Tells the runner to ask `max_steps` how long the training is."""
+
+    needs_of_trainer: ClassVar[dict[str, float]] = {
+        "accumulate_grad_batches": 1,
+        "devices": 1,
+        "limit_train_batches": 1.0,
+        "num_nodes": 1,
+        "overfit_batches": 0.0,
+    }
+    """The only values of these settings that sessions can run on: batches are the plan's steps."""
 
     def __init__(
         self,
@@ -158,6 +177,7 @@ class LifelongHashing(pl.LightningModule):
             raise ValueError(f"module.lengths.{error}") from error
         self.evaluate, self.seed = evaluate, seed
         self.networks: HashNetworks | None = None
+        self.data: Any = None
         self.plan: SessionPlan = cast(SessionPlan, None)
         self.history: list[dict[str, float]] = []
         """Metrics of each finished session, by name."""
@@ -178,14 +198,9 @@ class LifelongHashing(pl.LightningModule):
         Raises:
             ValueError: The data do not fit the sessions.
         """
-        self.plan = SessionPlan(
-            datamodule.groups["retrieval"],
-            self.strategy,
-            self.lengths,
-            datamodule.batch_size,
-            self.seed,
-            limit,
-        )
+        groups, size = datamodule.groups["retrieval"], datamodule.batch_size
+        self.plan = SessionPlan(groups, self.strategy, self.lengths, size, self.seed, limit)
+        self._limit = limit
         self._shapes = (
             tuple(datamodule.image_shape),
             int(datamodule.text_features),
@@ -201,11 +216,16 @@ class LifelongHashing(pl.LightningModule):
             self.max_steps(self.data)
             return
         limit = self.trainer.max_steps if self.trainer.max_steps > 0 else None
-        if self.trainer.world_size > 1:
-            raise ValueError("trainer.devices: lifelong hashing trains on one device")
-        if self.trainer.accumulate_grad_batches != 1:
-            raise ValueError("trainer.accumulate_grad_batches: must be 1, batches are the steps")
-        self.max_steps(self.data, limit)
+        for key, needed in self.needs_of_trainer.items():
+            value = getattr(self.trainer, "world_size" if key in ("devices", "num_nodes") else key)
+            if value != needed:
+                raise ValueError(
+                    f"trainer.{key}={value}: lifelong hashing needs {needed}, since its sessions "
+                    "say which batch is when; shorten them by trainer.max_steps or module.lengths"
+                )
+        # Whoever has asked `max_steps` gave the trainer its answer, which is no limit of its own.
+        if self.plan is None or limit != self.plan.steps:
+            self.max_steps(self.data, limit)
         if limit is not None and limit > self.plan.steps:
             cast(Any, self.trainer.fit_loop).epoch_loop.max_steps = self.plan.steps
 
@@ -369,16 +389,21 @@ class LifelongHashing(pl.LightningModule):
             self.codes(m)[rows] = codes
 
     def _update_new_codes(self, session: Session, sample: NDArray[np.int64]) -> None:
-        """Coordinate descent on the new items' codes, from the sample's latest outputs."""
+        """Coordinate descent on the new items' codes, from the sample's latest outputs.
+
+        An item that shares no label with the sample has no similarity to learn from: its networks
+        say its code, as they say that of a query.
+        """
         new = torch.from_numpy(session.new).to(self.device)
         rows = torch.from_numpy(sample).to(self.device)
         place = torch.full((self._items,), -1, device=self.device)
         place[new] = torch.arange(len(new), device=self.device)
         labels = self._labels()
+        similarity = label_similarity(labels[rows], labels[new])
         found = update_new_codes(
             {m: self.codes(m)[new] for m in MODALITIES},
             {m: self.outputs(m)[rows] for m in MODALITIES},
-            label_similarity(labels[rows], labels[new]),
+            similarity,
             place[rows],
             len(session.rows),
             self.increment_weights.alpha,
@@ -386,16 +411,31 @@ class LifelongHashing(pl.LightningModule):
         )
         for m in MODALITIES:
             self.codes(m)[new] = found[m]
+        alone = new[(similarity == 0).all(0)]
+        if len(alone):
+            self._encode_retrieval(alone.cpu().numpy())
+            outputs = {m: self.outputs(m)[alone] for m in MODALITIES}
+            for m, codes in output_codes(outputs, self.shared_codes).items():
+                self.codes(m)[alone] = codes
 
-    @torch.no_grad()
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """Each item by itself, and without a gradient."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            yield
+        self.train(training)
+
     def _encode_retrieval(self, rows: NDArray[np.int64], label: bool = False) -> None:
         """Fill the outputs of some items, which this session may read, by one pass over them."""
         squash = torch.tanh if self.plan.sessions[int(self.session)].kind == "lifelong" else None
-        for batch in self._batches("retrieval", rows):
-            inputs = {**batch, "label": batch["labels"].float()}
-            for m in (*MODALITIES, "label") if label else MODALITIES:
-                output = self.network(m)(inputs[m])
-                self.outputs(m)[batch["rows"]] = output if squash is None else squash(output)
+        with self._encoding():
+            for batch in self._batches("retrieval", rows):
+                inputs = {**batch, "label": batch["labels"].float()}
+                for m in (*MODALITIES, "label") if label else MODALITIES:
+                    output = self.network(m)(inputs[m])
+                    self.outputs(m)[batch["rows"]] = output if squash is None else squash(output)
 
     def _batches(self, part: str, rows: NDArray[np.int64] | None = None) -> Any:
         for batch in self.data.in_order(part, rows):
@@ -447,12 +487,12 @@ class LifelongHashing(pl.LightningModule):
         """
         return self._maps(part, self._encoded(part))
 
-    @torch.no_grad()
     def _encoded(self, part: str) -> dict[str, Tensor]:
         outputs: dict[str, list[Tensor]] = {m: [] for m in MODALITIES}
-        for batch in self._batches(part):
-            for m in MODALITIES:
-                outputs[m].append(self.network(m)(batch[m]))
+        with self._encoding():
+            for batch in self._batches(part):
+                for m in MODALITIES:
+                    outputs[m].append(self.network(m)(batch[m]))
         return {m: torch.cat(outputs[m]) for m in MODALITIES}
 
     def _maps(self, part: str, outputs: Mapping[str, Tensor]) -> dict[str, float]:
@@ -467,6 +507,17 @@ class LifelongHashing(pl.LightningModule):
             for name, chosen in {**self._subsets(groups), "original": groups == 0}.items():
                 if chosen.any():
                     figures[f"map_{name}_{direction}"] = float(values[chosen].mean())
+        return figures
+
+    def _health(self, part: str, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        """What tells codes that say something from codes that do not, whatever mAP they reach."""
+        figures: dict[str, float] = {}
+        known = torch.from_numpy(self.plan.known(int(self.session))).to(self.device)
+        for m in MODALITIES:
+            figures[f"distinct_codes/{m}"] = float(distinct_codes(self.codes(m)[known]))
+            figures[f"bit_balance/{m}"] = bit_balance(self.codes(m)[known])
+        for direction, (counts, _) in self._counted(part, outputs, int(self.session)).items():
+            figures[f"chance/{direction}"] = float(chance_precision(counts).mean())
         return figures
 
     def _counted(
@@ -506,6 +557,7 @@ class LifelongHashing(pl.LightningModule):
         self._clock = perf_counter()
         checkpoint["lifelong_hashing"] = {
             "shapes": [list(self._shapes[0]), *self._shapes[1:], self._items],
+            "data": self.data.fingerprint,
             "history": self.history,
             "seconds": dict(self._seconds),
         }
@@ -514,19 +566,33 @@ class LifelongHashing(pl.LightningModule):
         """Make networks and codes of the checkpoint's sizes before their values are loaded.
 
         Raises:
-            ValueError: The data now has another number of items.
+            ValueError: The data now is another.
         """
         kept = checkpoint["lifelong_hashing"]
         image_shape, text_features, classes, items = kept["shapes"]
+        if self.data is not None:
+            self.check_data(self.data, checkpoint)
         if self.networks is None:
             self._make(tuple(image_shape), text_features, classes, items)
-        if items != self._items:
-            raise ValueError(
-                f"datamodule: the checkpoint was trained on {items} items, now there are "
-                f"{self._items}; restore its data and split"
-            )
         self.history = [dict(figures) for figures in kept["history"]]
         self._seconds = dict(kept["seconds"])
+
+    def check_data(self, datamodule: Any, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse data that a checkpoint's codes do not belong to.
+
+        Args:
+            datamodule: Set up.
+            checkpoint: Its content.
+
+        Raises:
+            ValueError: Items, their labels, or which part they are in differ from the training's.
+        """
+        trained_on = checkpoint["lifelong_hashing"].get("data")  # older checkpoints do not say
+        if trained_on not in (None, datamodule.fingerprint):
+            raise ValueError(
+                "datamodule: the checkpoint's codes belong to other items, labels or parts than "
+                "these: give the data of its run, or train on these"
+            )
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Encode a batch of queries."""
@@ -555,6 +621,8 @@ class LifelongHashing(pl.LightningModule):
             return
         for name, value in self._maps(part, outputs).items():
             self.log(f"{split}/{name}", value)
+        for name, value in self._health(part, outputs).items():
+            self.log(name, value)
         for number, figures in enumerate(self.history if split == "val" else ()):
             for name, value in figures.items():
                 self.log(f"session_{number}/{name}", value)
@@ -569,7 +637,7 @@ class LifelongHashing(pl.LightningModule):
     def search(self, datamodule: Any, settings: Mapping[str, Any]) -> dict[str, float]:
         """Rank the retrieval part's items by the Hamming distance of the other modality's codes.
 
-        Prints the ranking, and draws it beside the run's other files.
+        Prints the ranking, and draws its first `MOST_DRAWN` items beside the run's other files.
 
         Args:
             datamodule: That of the training.
@@ -580,9 +648,12 @@ class LifelongHashing(pl.LightningModule):
             The smallest and the largest distance.
 
         Raises:
-            ValueError: There is no query, it cannot be encoded, or `top_k` is below 1.
+            ValueError: There is no query, it cannot be encoded, or `top_k` is out of its range.
         """
-        query, top = settings.get("query"), settings.get("top_k", 10)
+        query, top = settings.get("query"), settings.get("top_k")
+        top = TOP_K if top is None else top
+        if not 1 <= top <= MOST_SHOWN:
+            raise ValueError(f"top_k={top}: must be from 1 to {MOST_SHOWN:,}")
         if not query:
             raise ValueError(
                 'query: task=search needs words or a picture, such as query="red bird"'
@@ -601,7 +672,7 @@ class LifelongHashing(pl.LightningModule):
 
         cells = [
             Cell(_shown(datamodule, row), f"{match.distance}")
-            for match, row in zip(matches, rows, strict=True)
+            for match, row in zip(matches[:MOST_DRAWN], rows, strict=False)
         ]
         asked = Cell(values[0].numpy() if values.ndim == 4 else query)
         run = Path(settings["ckpt_path"])
@@ -615,10 +686,10 @@ class LifelongHashing(pl.LightningModule):
         self, datamodule: Any, searched: str, code: Tensor, top: int
     ) -> tuple[list[Match], list[int]]:
         """The items that have arrived and are nearest to a code, and their rows in `items`."""
-        codes = self.codes(searched).cpu()
-        known = codes[:, 0] != 0
-        matches = nearest_items(CodeStore(codes[known]), code.cpu(), top)
-        arrived = datamodule.parts["retrieval"].rows[known.numpy()]
+        known = np.flatnonzero(datamodule.groups["retrieval"] <= int(self.session))
+        codes = self.codes(searched).cpu()[torch.from_numpy(known)]
+        matches = nearest_items(CodeStore(codes), code.cpu(), top)
+        arrived = datamodule.parts["retrieval"].rows[known]
         rows = [int(arrived[match.row]) for match in matches]
         names = datamodule.items.names  # not the store's: several texts may have one picture
         return [replace(m, name=names[row]) for m, row in zip(matches, rows, strict=True)], rows
@@ -685,16 +756,17 @@ class LifelongHashing(pl.LightningModule):
     def ledger(self) -> Ledger | None:
         """What the increments saved against retraining; None before the first, or for retraining.
 
-        Steps of the baseline are those it would take. Its time is known only to a benchmark that
-        runs it.
+        Steps of the baseline are those it would take under the same limit of all steps. Its time is
+        known only to a benchmark that runs it.
         """
         increments = self.history[1:]
         if not increments or self.strategy == "retrain":
             return None
-        plan = SessionPlan(
-            self.plan.groups, "retrain", self.lengths, self.plan.batch_size, self.seed
-        )
-        baseline = sum(s.steps for s in plan.sessions[1 : len(self.history)])
+        baseline = None
+        if self._limit is None or self._limit >= len(self.plan.sessions):
+            groups, size = self.plan.groups, self.plan.batch_size
+            plan = SessionPlan(groups, "retrain", self.lengths, size, self.seed, self._limit)
+            baseline = float(sum(s.steps for s in plan.sessions[1 : len(self.history)]))
         steps = sum(figures["steps"] for figures in increments)
         seconds = sum(figures["seconds"] for figures in increments)
         last = increments[-1]
@@ -702,7 +774,7 @@ class LifelongHashing(pl.LightningModule):
             method=f"DLCH, {self.strategy}",
             baseline="retraining on all items at each increment",
             savings=(
-                Saving("mini-batch steps of the increments", "steps", steps, float(baseline)),
+                Saving("mini-batch steps of the increments", "steps", steps, baseline),
                 Saving("time of the increments", "s", seconds, None),
             ),
             quality=tuple(

@@ -24,10 +24,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
         ConfigError: The config cannot run; says what is wrong, what is allowed, how to mend it.
         Interrupted: A signal stopped the run.
     """
-    from runner.resume import choose, with_stored
+    from runner.resume import choose
     from runner.validate import check
 
-    settings = with_stored(check(cfg))
+    settings = check(cfg)
     leaves_folder = settings["task"] in ("train", "validate", "test") and not settings["dry_run"]
     start = choose(settings) if leaves_folder else None
     from runner.life import live

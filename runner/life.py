@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -93,6 +93,22 @@ class HasSchedule(Protocol):
     """A module whose learning rate follows `lightning_modules.causal_lm.learning_rate_factor`."""
 
     schedule_settings: dict[str, Any]
+
+
+@runtime_checkable
+class BelongsToData(Protocol):
+    """A module whose checkpoints are of use with the data of their training only."""
+
+    def check_data(self, datamodule: Any, checkpoint: Mapping[str, Any]) -> None:
+        """Raise ValueError if a checkpoint is of other data; the datamodule is set up."""
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """A module that can be written for other programs."""
+
+    def export(self, folder: Path, files: list[Any]) -> None:
+        """Write the model into a folder, and beside it what has a `save_pretrained`."""
 
 
 def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, float]:
@@ -183,6 +199,10 @@ class _Run:
         if self.first and self.datamodule is not None:
             # Before there is a run folder. Of several processes each opens its share by itself.
             prepare(self.datamodule, opened=self.trainer.world_size == 1)
+        given = settings["ckpt_path"]  # None where the module's parts bring their own
+        self.checkpoint = start.checkpoint if given is None else checkpoint_of(Path(given))
+        if self.checkpoint is not None:
+            _check_data(self.module, self.datamodule, self.checkpoint)
         self.ledgers: dict[str, Ledger] = {}
         self.places: dict[str, Path | None] = {"run folder": start.folder}
 
@@ -226,7 +246,7 @@ class _Run:
         return metrics
 
     def _train(self) -> dict[str, float]:
-        checkpoint = self.start.checkpoint
+        checkpoint = self.checkpoint
         if checkpoint is not None:
             step = _load(checkpoint)["global_step"]
             if self.first:
@@ -254,8 +274,7 @@ class _Run:
         return metrics
 
     def _evaluate(self) -> dict[str, float]:
-        given = self.settings["ckpt_path"]  # None where the module's parts bring their own
-        checkpoint = None if given is None else checkpoint_of(Path(given))
+        checkpoint = self.checkpoint
         self._say(f"checkpoint: {checkpoint}")
         do = self.trainer.validate if self.task == "validate" else self.trainer.test
         with warnings.catch_warnings():
@@ -424,6 +443,22 @@ def _planned_steps(module: Any, datamodule: Any, limit: int) -> int:
     return steps
 
 
+def _check_data(module: Any, datamodule: Any, checkpoint: Path) -> None:
+    """Compare the data with a checkpoint's, where a module says that it belongs to them.
+
+    Raises:
+        ConfigError: They are others, or cannot be used.
+    """
+    if not isinstance(module, BelongsToData):
+        return
+    try:
+        datamodule.prepare_data()
+        datamodule.setup("test")
+        module.check_data(datamodule, _load(checkpoint))
+    except (ValueError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+
+
 def checkpoint_of(path: Path) -> Path:
     """Return the checkpoint that a path means: itself, or a run folder's newest whole one.
 
@@ -500,6 +535,11 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
             f"ckpt_path={checkpoint}: not in a run folder, so its tokenizer is unknown"
         )
     module = build("module", pretrained.resolve(settings)["module"])
+    if not isinstance(module, Exports):
+        raise ConfigError(
+            f"task=export: {type(module).__name__} writes nothing that other programs read. Its "
+            "checkpoint is the model: see the tasks in its card in docs/methods"
+        )
     module.configure_model()
     module.load_state_dict(_load(checkpoint)["state_dict"])
     files: list[Any] = []
@@ -530,7 +570,9 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
     module = build("module", settings["module"])
     datamodule = build("datamodule", settings["datamodule"])
     if settings["ckpt_path"] is not None:
-        content = _load(checkpoint_of(Path(settings["ckpt_path"])))
+        checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
+        _check_data(module, datamodule, checkpoint)
+        content = _load(checkpoint)
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
     module.eval()

@@ -88,8 +88,6 @@ class OfExperiments(TypedDict, total=False):
 
     strategy: str
     bits: int
-    query: str | None
-    top_k: int
     database: str | None
     gold: str | None
     predictions: str | None
@@ -107,6 +105,8 @@ class TopLevel(OfExperiments):
     resume: str
     stretch: bool
     ckpt_path: str | None
+    query: str | None
+    top_k: int | None
 
 
 def guard(main: Callable[[], Any]) -> int:
@@ -164,7 +164,8 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         cfg: The composed config, unchanged by this.
 
     Returns:
-        The resolved config as plain containers, with RUN_DIR where the run folder will stand.
+        The resolved config as plain containers, with RUN_DIR where the run folder will stand. A
+        task that reads a run is completed from it, see `runner.resume.with_stored`.
 
     Raises:
         ConfigError: All that is wrong with it.
@@ -178,10 +179,14 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     problems = signatures.bind("", values, signatures.fields(top))
     _refuse(problems + _nodes(settings))
     settings["name"] = _name(settings)
+    from runner import resume
+
+    settings = resume.with_stored(settings)
     for key, node in targets(settings):
         problems += bind(key, node)
     _refuse(problems)
-    problems += _task(settings) + _strategy(settings) + _architecture(settings)
+    problems += _task(settings) + _needs_of_trainer(settings)
+    problems += _strategy(settings) + _architecture(settings)
     _refuse(problems)
     _refuse(_checks(settings))
     return settings
@@ -475,6 +480,23 @@ def _task(settings: dict[str, Any]) -> list[str]:
         listed = "".join(f"\n  experiment={name:24} {line}" for name, line in experiments().items())
         return [f"Nothing to train. Choose an experiment, or a module and a datamodule:{listed}"]
     return []
+
+
+def _needs_of_trainer(settings: dict[str, Any]) -> list[str]:
+    """Check the settings of the trainer for which the module takes one value only."""
+    if settings["task"] != "train" or not settings["module"]:
+        return []
+    target = settings["module"]["_target_"]
+    problems = []
+    for key, needed in (signatures.attribute(target, "needs_of_trainer") or {}).items():
+        given = settings["trainer"].get(key, needed)
+        count = len(given) if isinstance(given, list) else given
+        if isinstance(count, int | float) and count != needed:
+            problems.append(
+                f"trainer.{key}={given}: {target} plans its own batches and needs {needed}; "
+                "shorten the training by trainer.max_steps"
+            )
+    return problems
 
 
 def _strategy(settings: dict[str, Any]) -> list[str]:

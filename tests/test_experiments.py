@@ -282,6 +282,62 @@ def test_hashing_that_is_killed_in_an_increment_goes_on_bit_for_bit(tmp_path: Pa
             assert "seconds" in name or after[name] == value, name
 
 
+def test_tasks_on_a_hashing_run_take_its_data_and_settings_and_refuse_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training's overrides need not be repeated; no task reads another data set for its own."""
+    own = ["module.lengths.epochs=3", "module.seed=7", "datamodule.split_seed=1", "debug=fast"]
+
+    def run(*overrides: str) -> dict[str, float]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return runner.run(compose("config", [*overrides, f"paths.output_dir={tmp_path}"]))
+
+    run(*tiny_hashing("dlch", tmp_path), *own)
+    (folder,) = (tmp_path / "debug").iterdir()
+    from_run = [f"ckpt_path={folder}", "logger=csv"]
+    repeated = run(*tiny_hashing("dlch", tmp_path), *own[:3], *from_run, "task=test")
+    assert run(*from_run, "task=test") == repeated
+    assert {"chance/i2t", "distinct_codes/image", "bit_balance/text"} <= repeated.keys()
+
+    query = ["task=search", "query='text:0'", *from_run]
+    assert run(*query, "top_k=3")["farthest"] <= 32
+    for top in (0, 1001, 100_000):
+        with pytest.raises(ConfigError, match=rf"top_k={top}: must be from 1 to 1,000"):
+            run(*query, f"top_k={top}")
+    with pytest.raises(ConfigError, match="task=export: LifelongHashing"):
+        run(*from_run, "task=export")
+
+    with np.load(tmp_path / "features.npz") as file:
+        content = dict(file)
+    order = np.random.default_rng(0).permutation(len(content["labels"]))
+    np.savez(tmp_path / "moved.npz", **content)
+    elsewhere = ["experiment=dlch", "datamodule=features"]
+    moved = f"datamodule.path={tmp_path / 'moved.npz'}"
+    assert run(*elsewhere, moved, *from_run, "task=test") == repeated
+    before = {*tmp_path.rglob("run.json")}
+    going_on = [*tiny_hashing("dlch", tmp_path), *own, f"resume={folder}"]
+    for name in ("moved.npz", "features.npz"):
+        np.savez(tmp_path / name, **{key: value[order] for key, value in content.items()})
+    for wrong in (
+        [*elsewhere, moved, *from_run, "task=test"],
+        [*from_run, "task=validate"],
+        query,
+        going_on,
+    ):
+        with pytest.raises(ConfigError, match="codes belong to other items"):
+            run(*wrong)
+    assert {*tmp_path.rglob("run.json")} == before, "refused before a folder is made"
+    capsys.readouterr()
+    for key, change in (
+        ("datamodule.split_seed=2", r"datamodule\.split_seed: 1 -> 2"),
+        ("module.lengths.epochs=9", r"module\.lengths\.epochs: 3 -> 9"),
+        ("strategy=retrain", r"module\.strategy: lifelong -> retrain"),
+        ("bits=64", r"module\.bits: 32 -> 64"),
+    ):
+        with pytest.raises(ConfigError, match=change):
+            checked(["experiment=dlch", *query, key])
+
+
 def tiny_rewriter(key: str) -> list[str]:
     """Overrides that give the rewriter under a key a tiny encoder of its own."""
     return [

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashing.codes import first_codes, update_new_codes
+from hashing.codes import first_codes, output_codes, update_new_codes
 from hashing.losses import IncrementWeights, increment_loss, similarity_loss
 from hashing.networks import HashNetworks, binarise, image_network
 from hashing.similarity import label_similarity
@@ -85,6 +85,24 @@ def test_one_bit_is_the_best_of_both() -> None:
         assert int(found["image"]) == min(values, key=lambda bit: values[bit])
 
 
+@pytest.mark.parametrize("similar", [0.0, 0.5])
+def test_codes_that_begin_as_nothing_end_as_signs(similar: float) -> None:
+    """Also where arguments are exactly 0: no similarity, or outputs at the ends of tanh."""
+    outputs = dict.fromkeys(("image", "text"), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    nothing = dict.fromkeys(outputs, torch.zeros(3, 2, dtype=torch.int8))
+    similarity = torch.full((2, 3), similar)
+    found = update_new_codes(nothing, outputs, similarity, torch.full((2,), -1), 5, 0.01)
+    for codes in found.values():
+        assert codes.tolist() == [[1, 1]] * 3, "an even start, then as far from both as can be"
+
+
+def test_codes_of_outputs_are_signs_of_each_or_of_both() -> None:
+    outputs = {"image": torch.tensor([[0.9, -0.1]]), "text": torch.tensor([[-0.5, -0.2]])}
+    assert output_codes(outputs)["text"].tolist() == [[1, -1]]
+    assert output_codes(outputs)["image"].tolist() == [[1, -1]]
+    assert output_codes(outputs, shared=False)["text"].tolist() == [[-1, -1]]
+
+
 def test_signs_of_zero_are_positive() -> None:
     zeros = torch.zeros(2, 8)
     assert binarise(zeros).tolist() == [[1] * 8] * 2
@@ -101,12 +119,22 @@ def test_similarity_loss_wants_no_more_than_a_right_angle() -> None:
 
 @pytest.mark.parametrize("shape", [(20,), (3, 32, 32)])
 def test_networks_of_features_and_of_pictures(shape: tuple[int, ...]) -> None:
-    networks = HashNetworks(shape, 12, 5, bits=16, width=64)
+    networks = HashNetworks(shape, 12, 5, bits=16, width=64).eval()
     kind = torch.float32 if len(shape) == 1 else torch.uint8
     images = torch.randint(0, 255, (4, *shape)).to(kind)
     assert networks.image(images).shape == (4, 16)
     assert torch.equal(networks.image(images[:1]), networks.image(images)[:1]) or torch.allclose(
         networks.image(images[:1]), networks.image(images)[:1], atol=1e-5
     )
+    assert networks.train().image(images[:1]).shape == (1, 16), "a batch of one"
     with pytest.raises(ValueError, match=r"images of shape \(1, 4, 4\)"):
         image_network((1, 4, 4), 16)
+
+
+def test_untrained_outputs_of_pictures_point_everywhere() -> None:
+    """Outputs that all point one way have no slope, and give all pictures one code."""
+    torch.manual_seed(0)
+    grounds = torch.randint(0, 255, (64, 3, 1, 1))
+    pictures = (grounds + torch.randint(-40, 40, (64, 3, 16, 16))).clamp(0, 255).to(torch.uint8)
+    outputs = torch.nn.functional.normalize(image_network((3, 16, 16), 32)(pictures))
+    assert (outputs @ outputs.T).mean().abs() < 0.2

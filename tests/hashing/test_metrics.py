@@ -13,7 +13,10 @@ from torchmetrics.retrieval import RetrievalMAP
 
 from hashing.metrics import (
     average_precision,
+    bit_balance,
+    chance_precision,
     count_distances,
+    distinct_codes,
     mean_average_precision,
     precision_recall_by_radius,
 )
@@ -147,3 +150,18 @@ def test_mirflickr_size_takes_seconds() -> None:
     for _ in range(2):
         mean_average_precision(queries, query_labels, database, labels)
     assert time.perf_counter() - began < 20  # 5 on an idle machine, see docs/LOG.md
+
+
+def test_chance_is_the_mean_over_all_orders_of_all_items() -> None:
+    queries, query_labels, database, labels = draw(3, 2, 6, bits=2)
+    counts = count_distances(queries, query_labels, database, labels)
+    for value, query in zip(chance_precision(counts), counts.queries, strict=True):
+        relevant = relevance(query_labels[query : query + 1], labels)[0].tolist()
+        every = [brute_force(order, None) for order in orders([0] * 6, relevant)]
+        assert float(value) == pytest.approx(sum(every) / len(every))
+
+
+def test_codes_are_counted_and_their_bits_weighed() -> None:
+    codes = torch.tensor([[1, 1, -1, 1], [1, 1, -1, -1], [1, 1, -1, 1], [1, -1, -1, -1]])
+    assert distinct_codes(codes) == 3
+    assert bit_balance(codes) == (0 + 0.25 + 0 + 0.5) / 4

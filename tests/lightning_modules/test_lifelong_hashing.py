@@ -212,6 +212,36 @@ def test_an_increment_learns_its_class_and_saves_steps(features: Path) -> None:
     assert seconds.baseline is None, "nobody has measured it"
 
 
+@pytest.mark.parametrize("codes", ["shared", "per_modality"])
+def test_a_new_item_that_shares_no_label_with_a_sample_has_the_code_that_its_networks_say(
+    tmp_path: Path, codes: str
+) -> None:
+    """Two items have a class that no sample holds: they must be found like any other item."""
+    draw = np.random.default_rng(0)
+    numbers = np.r_[np.arange(180) % 3, [3, 3]]
+    labels = np.eye(4, dtype=np.uint8)[numbers]
+    values = (labels @ draw.normal(size=(4, 6)) + draw.normal(size=(182, 6)) / 3).astype(np.float32)
+    path = tmp_path / "rare.npz"
+    np.savez(path, image=values, text=values[:, :5], labels=labels)
+    datamodule = data(path, [2, 2])
+    few: Any = {**LENGTHS, "rounds": 2, "sample": 4}
+    made = fit(datamodule, codes=codes, lengths=few)
+    session = made.plan.sessions[1]
+    rare = np.flatnonzero(datamodule.parts["retrieval"].labels[:, 3])
+    sampled = [made.plan.sample(session, step) for step in range(session.start, session.end)]
+    assert len(rare), "in the retrieval part"
+    assert not set(rare.tolist()) & set(np.concatenate(sampled).tolist()), "never sampled"
+    with torch.no_grad():
+        batch = datamodule.parts["retrieval"][rare]
+        outputs = {m: made.network(m)(batch[m]).tanh() for m in MODALITIES}
+    both = outputs["image"] + outputs["text"]
+    for m in MODALITIES:
+        expected = binarise(both if codes == "shared" else outputs[m])
+        assert torch.equal(made.codes(m)[torch.from_numpy(rare)], expected)
+    _, rows = made._nearest(datamodule, "image", expected[:1], 200)
+    assert set(rows) == set(datamodule.parts["retrieval"].rows.tolist())
+
+
 def test_strategies_share_the_original_session(features: Path) -> None:
     histories = [fit(data(features), s).history[0] for s in ("lifelong", "no_update", "retrain")]
     maps = [{k: v for k, v in h.items() if k.startswith("map")} for h in histories]
@@ -222,6 +252,50 @@ def test_a_limit_cuts_every_session_short(features: Path) -> None:
     made = fit(data(features), limit=9)
     assert made.plan.steps <= 9
     assert len(made.history) == 3
+
+
+@pytest.mark.parametrize("limit", [9, 100])
+def test_the_baseline_of_what_was_saved_is_cut_short_as_the_training_is(
+    features: Path, limit: int
+) -> None:
+    """100 steps cut retraining short, not the training itself, which the trainer is told."""
+    made, retrained = fit(data(features), limit=limit), module("retrain")
+    retrained.max_steps(data(features), limit)
+    ledger = made.ledger()
+    assert ledger is not None
+    assert ledger.savings[0].baseline == sum(s.steps for s in retrained.plan.sessions[1:])
+    assert retrained.plan.steps <= limit
+
+
+def test_a_limit_too_short_for_retraining_leaves_the_baseline_out(features: Path) -> None:
+    ledger = fit(data(features), "no_update", limit=2).ledger()
+    assert ledger is not None
+    assert ledger.savings[0].baseline is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("limit_train_batches", 5), ("overfit_batches", 1), ("accumulate_grad_batches", 2)],
+)
+def test_a_trainer_that_would_change_the_batches_is_refused(
+    features: Path, key: str, value: int
+) -> None:
+    made = module()
+    trainer = pl.Trainer(accelerator="cpu", max_steps=9, logger=False, **{key: value})
+    with pytest.raises(ValueError, match=rf"trainer\.\w+={value}: lifelong hashing needs"):
+        trainer.fit(made, datamodule=data(features))
+
+
+def test_what_was_reached_has_the_codes_that_differ_and_chance_beside_it(features: Path) -> None:
+    datamodule = data(features)
+    made = fit(datamodule)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    metrics = trainer.test(made, datamodule=datamodule, verbose=False)[0]
+    codes = {m: made.codes(m).numpy() for m in MODALITIES}
+    for m in MODALITIES:
+        assert metrics[f"distinct_codes/{m}"] == len({tuple(code) for code in codes[m].tolist()})
+        assert 0 < metrics[f"bit_balance/{m}"] <= 0.5
+    assert 0.2 < metrics["chance/i2t"] == metrics["chance/t2i"] < metrics["test/map_all_i2t"]
 
 
 def test_refusals() -> None:
