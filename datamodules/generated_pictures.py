@@ -162,7 +162,7 @@ EMPTY_SENTENCES = (
 
 
 def render(
-    count: int = 2000,
+    count: int = 6000,
     size: int = 32,
     seed: int = 1,
     label_words_in_captions: bool = False,

@@ -535,7 +535,8 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
             f"ckpt_path={checkpoint}: not in a run folder, so its tokenizer is unknown"
         )
     module = build("module", pretrained.resolve(settings)["module"])
-    if not isinstance(module, Exports):
+    exports = isinstance(module, Exports)
+    if not exports:
         raise ConfigError(
             f"task=export: {type(module).__name__} writes nothing that other programs read. Its "
             "checkpoint is the model: see the tasks in its card in docs/methods"
