@@ -568,10 +568,10 @@ class LifelongHashing(pl.LightningModule):
         Raises:
             ValueError: The data now is another.
         """
-        kept = checkpoint["lifelong_hashing"]
-        image_shape, text_features, classes, items = kept["shapes"]
         if self.data is not None:
             self.check_data(self.data, checkpoint)
+        kept = checkpoint["lifelong_hashing"]
+        image_shape, text_features, classes, items = kept["shapes"]
         if self.networks is None:
             self._make(tuple(image_shape), text_features, classes, items)
         self.history = [dict(figures) for figures in kept["history"]]
@@ -585,8 +585,11 @@ class LifelongHashing(pl.LightningModule):
             checkpoint: Its content.
 
         Raises:
-            ValueError: Items, their labels, or which part they are in differ from the training's.
+            ValueError: Items, their labels, or which part they are in differ from the training's,
+                or the checkpoint is another module's.
         """
+        if "lifelong_hashing" not in checkpoint:
+            raise ValueError("ckpt_path: the checkpoint is not one of lifelong hashing")
         trained_on = checkpoint["lifelong_hashing"].get("data")  # older checkpoints do not say
         if trained_on not in (None, datamodule.fingerprint):
             raise ValueError(

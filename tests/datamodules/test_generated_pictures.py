@@ -149,6 +149,11 @@ def test_a_query_becomes_features(tmp_path: Path) -> None:
     assert image[0, :, 3, 3].tolist() == [200, 10, 10]
     with pytest.raises(ValueError, match=r"absent.png does not exist"):
         encode_query(str(tmp_path / "absent.png"), size=32)
+    picture.rename(tmp_path / "mine")
+    assert np.array_equal(encode_query(str(tmp_path / "mine"), size=32)[1], image)
+    with pytest.raises(ValueError, match=r"a folder\. Give one picture of it"):
+        encode_query(str(tmp_path), size=32)
+    assert encode_query("red " * 2000, size=32)[0] == "text", "longer than a file's name"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,21 @@ def data(path: Path, classes: list[int] | None = None) -> CrossModalDataModule:
     return datamodule
 
 
+def drawn_data() -> CrossModalDataModule:
+    """240 small pictures with captions."""
+    datamodule = CrossModalDataModule(
+        source="generated",
+        options={"count": 240, "size": 16},
+        classes_per_session=[6, 2, 2],
+        standardise=[],
+        queries=0.2,
+        validation=0.2,
+        batch_size=64,
+    )
+    datamodule.setup("fit")
+    return datamodule
+
+
 def module(strategy: Any = "lifelong", **options: Any) -> LifelongHashing:
     given = {"bits": 16, "text_width": 32, "lengths": LENGTHS, "seed": 1, **options}
     return LifelongHashing(strategy=strategy, **given)
@@ -311,16 +326,7 @@ def test_what_was_reached_is_drawn_with_pictures_where_there_are_some(
     features: Path, tmp_path: Path
 ) -> None:
     """Curves have every session and direction; the grid's frames say what is relevant."""
-    pictures = CrossModalDataModule(
-        source="generated",
-        options={"count": 240, "size": 16},
-        classes_per_session=[6, 2, 2],
-        standardise=[],
-        queries=0.2,
-        validation=0.2,
-        batch_size=64,
-    )
-    pictures.setup("fit")
+    pictures = drawn_data()
     assert pictures.items is not None
     pictures.items = replace(pictures.items, names=("one",) * 240)  # several texts of a picture
     untrained = module()
@@ -335,6 +341,19 @@ def test_what_was_reached_is_drawn_with_pictures_where_there_are_some(
         shown = np.asarray(image.convert("RGB")).reshape(-1, 3)
     for colour in (RELEVANT, OTHER):
         assert (shown == tuple(bytes.fromhex(colour[1:]))).all(1).any(), colour
+
+
+def test_an_item_is_encoded_by_itself_also_in_the_middle_of_training() -> None:
+    """The moments that standardise a picture's features are not those of whoever is beside it."""
+    datamodule = drawn_data()
+    made = fit(datamodule, limit=9).train()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    encoded = made._encoded("query")["image"]
+    assert made.training
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+    with torch.no_grad():
+        alone = made.network("image").eval()(datamodule.parts["query"][np.array([0])]["image"])
+    torch.testing.assert_close(encoded[:1], alone)
 
 
 def test_search_ranks_items_by_the_distance_of_their_codes(
