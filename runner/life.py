@@ -449,14 +449,10 @@ def _check_data(module: Any, datamodule: Any, checkpoint: Path) -> None:
     Raises:
         ConfigError: They are others, or cannot be used.
     """
-    if not isinstance(module, BelongsToData):
-        return
-    try:
-        datamodule.prepare_data()
-        datamodule.setup("test")
-        module.check_data(datamodule, _load(checkpoint))
-    except (ValueError, ImportError) as error:
-        raise ConfigError(str(error)) from error
+    if isinstance(module, BelongsToData):
+        prepare(datamodule)
+        with refusing():
+            module.check_data(datamodule, _load(checkpoint))
 
 
 def checkpoint_of(path: Path) -> Path:
