@@ -562,7 +562,7 @@ class TextToSql(CountedLoss):
         schemas = (
             read_tables(source)
             if source
-            else {name: Schema.from_sqlite(file) for name, file in databases.items()}
+            else {name: Schema.from_sqlite(file, self.seconds) for name, file in databases.items()}
         )
         memory = int(self.megabytes * 1e6)
         # The official script fetches everything: rows are bounded by memory only.

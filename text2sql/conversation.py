@@ -85,7 +85,7 @@ class Conversation:
     def __init__(self, path: Path, reader: Reader, limits: Limits, console: Console) -> None:
         self.path, self.reader, self.console = path, reader, console
         self.database = Database(path, limits)
-        self.schema = Schema.from_sqlite(path)
+        self.schema = Schema.from_sqlite(path, limits.seconds)
         if not any(table.columns for table in self.schema.tables):
             raise ValueError(f"database={path}: it has no tables, so there is nothing to ask")
         self.said: list[Example] = []
@@ -203,7 +203,7 @@ class Conversation:
         now = stamp(self.path)
         if now == self._stamp:
             return
-        schema = Schema.from_sqlite(self.path)
+        schema = Schema.from_sqlite(self.path, self.database.limits.seconds)
         self._stamp = now
         if schema != self.schema:
             self.schema = schema

@@ -8,7 +8,6 @@ its main module again, with all of torch; hence a plain program.
 
 from __future__ import annotations
 
-import atexit
 import os
 import socket
 import subprocess
@@ -18,11 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from text2sql import guard
-from text2sql.schema import Schema
-from text2sql.sql import STAR
+
+if TYPE_CHECKING:
+    from text2sql.schema import Schema
 
 Status = Literal["ok", "refused", "failed", "stopped"]
 
@@ -254,14 +254,8 @@ def _after_fork() -> None:
     _lock.release()
 
 
-def _at_exit() -> None:
-    for worker in tuple(_workers):
-        worker.kill()
-
-
 # No fork while a process starts: it would hold the channel open.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork)
-atexit.register(_at_exit)
 
 
 def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -278,7 +272,7 @@ def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]
     """
     reader = Database(database, Limits(value_bytes=1_000_000_000))
     for index, column in enumerate(schema.columns):
-        if index == STAR:
+        if column.table < 0:
             continue
         table = schema.tables[column.table].name
         name, place = (part.replace('"', '""') for part in (column.name, table))

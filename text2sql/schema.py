@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sqlite3
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, combinations, groupby
 from pathlib import Path
 from typing import Any
 
+from text2sql.execute import Database, Limits
 from text2sql.words import split_name, stem
 
 Key = tuple[tuple[int, int], ...]
@@ -241,41 +241,48 @@ class Schema:
         return None
 
     @classmethod
-    def from_sqlite(cls, path: str | Path) -> Schema:
+    def from_sqlite(cls, path: str | Path, seconds: float = 10.0) -> Schema:
         """Read the schema of a SQLite file; nothing is written.
+
+        A virtual table whose module this SQLite lacks is left out, with a warning that names it.
 
         Args:
             path: The file; its stem becomes `db_id`.
+            seconds: What each part may take; another program's lock is waited for as long.
 
         Raises:
             ValueError: There is no such file, or it is no SQLite database.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: no such SQLite file")
+        file = Database(path, Limits(seconds=seconds))
         tables: list[Table] = []
         columns = [Column("*", "*", -1, "text")]
         primary: list[int] = []
         links: list[list[tuple[int, str, str, str | None, int]]] = []
         try:
-            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-                db.text_factory = lambda raw: raw.decode(errors="ignore")
-                for index, name in enumerate(_readable(db)):
-                    first = len(columns)
-                    for row in db.execute(f"PRAGMA table_info({_quoted(name)})").fetchall():
-                        if row[5]:
-                            primary.append(len(columns))
-                        columns.append(Column(row[1], split_name(row[1]), index, _kind(row[2])))
-                    tables.append(Table(name, split_name(name), tuple(range(first, len(columns)))))
-                    # Newest key first is SQLite's order; by number and part it is the file's.
-                    keys = db.execute(f"PRAGMA foreign_key_list({_quoted(name)})").fetchall()
-                    links += [
-                        [(index, row[3], row[2], row[4], row[1]) for row in parts]
-                        for _, parts in groupby(
-                            sorted(keys, key=lambda key: (-key[0], key[1])), lambda key: key[0]
-                        )
-                    ]
-        except sqlite3.Error as error:
+            for name in _readable(file):
+                index, first = len(tables), len(columns)
+                try:
+                    described = file.catalogue(f"PRAGMA table_info({_quoted(name)})")
+                except ValueError as error:
+                    if not str(error).startswith("no such module"):
+                        raise
+                    warnings.warn(f"{path}: {name} is left out: {error}", stacklevel=2)
+                    continue
+                for row in described:
+                    if row[5]:
+                        primary.append(len(columns))
+                    columns.append(Column(row[1], split_name(row[1]), index, _kind(row[2])))
+                tables.append(Table(name, split_name(name), tuple(range(first, len(columns)))))
+                # Newest key first is SQLite's order; by number and part it is the file's.
+                keys = file.catalogue(f"PRAGMA foreign_key_list({_quoted(name)})")
+                links += [
+                    [(index, row[3], row[2], row[4], row[1]) for row in parts]
+                    for _, parts in groupby(
+                        sorted(keys, key=lambda key: (-key[0], key[1])), lambda key: key[0]
+                    )
+                ]
+        except ValueError as error:
             raise ValueError(f"{path}: cannot be read as a SQLite database: {error}") from error
         schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), (), ())
         linked = tuple(key for key in map(schema._linked, links) if key)
@@ -441,22 +448,24 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _readable(db: sqlite3.Connection) -> list[str]:
+def _readable(file: Database) -> list[str]:
     """Tables, then views, in the order in which they were made.
 
     SQLite's own tables are not among them, nor what virtual tables keep their rows in, nor views
     that do not work.
     """
-    inner = {row[1] for row in db.execute("PRAGMA table_list") if row[2] == "shadow"}
-    made = "SELECT name FROM sqlite_master WHERE type=? AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-    tables, views = ([row[0] for row in db.execute(made, (kind,))] for kind in ("table", "view"))
-    return [name for name in tables if name not in inner] + [v for v in views if _works(db, v)]
+    inner = {row[1] for row in file.catalogue("PRAGMA table_list") if row[2] == "shadow"}
+    made = file.catalogue(
+        "SELECT type, name FROM sqlite_master WHERE substr(name, 1, 7) != 'sqlite_'"
+    )
+    tables, views = ([name for of, name in made if of == kind] for kind in ("table", "view"))
+    return [name for name in tables if name not in inner] + [v for v in views if _works(file, v)]
 
 
-def _works(db: sqlite3.Connection, view: str) -> bool:
+def _works(file: Database, view: str) -> bool:
     try:
-        db.execute(f"SELECT 1 FROM {_quoted(view)} LIMIT 0")
-    except sqlite3.Error:
+        file.catalogue(f"SELECT 1 FROM {_quoted(view)} LIMIT 0")
+    except ValueError:
         return False
     return True
 

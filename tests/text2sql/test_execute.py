@@ -493,6 +493,12 @@ def test_one_process_answers_many_queries_and_is_replaced_when_it_dies(database:
     os.kill(pid, signal.SIGKILL)  # idle
     assert reader.execute("SELECT count(*) FROM singer").rows == ((3,),)
     assert not _is_running(pid)
+    with ThreadPoolExecutor(4) as threads:  # all that are idle
+        list(threads.map(lambda _: Database(database).execute(_ENDLESS).status, range(8)))
+    for worker in tuple(execute._workers):
+        os.kill(worker.process.pid, signal.SIGKILL)
+        assert _wait_for_end(worker.process.pid)
+    assert reader.execute("SELECT count(*) FROM singer").rows == ((3,),)
     # At work: the query is run once more by another one.
     pid = _pid(reader)
     threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()

@@ -1,13 +1,15 @@
 """A schema says the same from a SQLite file and from tables.json, and refuses what is malformed."""
 
 import json
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.text2sql.conftest import make
+from tests.text2sql.conftest import DDL, make
 from text2sql.schema import Schema, read_tables
 
 
@@ -216,6 +218,38 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.sqlite").write_text("this is no database, and longer than its head" * 20)
     with pytest.raises(ValueError, match=r"text.sqlite: cannot be read"):
         Schema.from_sqlite(tmp_path / "text.sqlite")
+
+
+def test_reading_leaves_nothing_and_waits_no_longer_than_it_may(tmp_path: Path) -> None:
+    file = make(tmp_path / "wal.sqlite", f"PRAGMA journal_mode = WAL; {DDL}")
+    before = file.read_bytes()
+    assert len(Schema.from_sqlite(file).tables) == 4
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_bytes() == before
+    with closing(sqlite3.connect(make(tmp_path / "busy.sqlite"), isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match=r"busy.sqlite: .* locked the database; long"):
+            Schema.from_sqlite(tmp_path / "busy.sqlite", seconds=0.3)
+        assert time.perf_counter() - start < 2
+
+
+def test_a_virtual_table_of_an_unknown_module_is_left_out_and_named(tmp_path: Path) -> None:
+    file = make(
+        tmp_path / "virtual.sqlite",
+        """CREATE TABLE one (x);
+        PRAGMA writable_schema = ON;
+        INSERT INTO sqlite_master VALUES
+            ('table', 'alien', 'alien', 0, 'CREATE VIRTUAL TABLE alien USING unheard_of(x)');
+        CREATE TABLE two (y REFERENCES one (x));
+        CREATE VIRTUAL TABLE docs USING fts5(body);""",
+    )
+    with pytest.warns(UserWarning, match=r"virtual.sqlite: alien is left out: .*unheard_of"):
+        schema = Schema.from_sqlite(file)
+    assert [table.name for table in schema.tables] == ["one", "two", "docs"]
+    assert [schema.full_name(column) for pair in schema.foreign_keys for column in pair] == [
+        "two.y", "one.x"
+    ]  # fmt: skip
 
 
 def test_double_names_are_refused(entry: dict[str, Any], tmp_path: Path) -> None:
