@@ -41,7 +41,8 @@ class Limits:
         result_bytes: Of the result, as Python holds it.
         value_bytes: Of one text or blob, in the result or on the way.
         sql_bytes: Of the query's text.
-        memory_bytes: Of the process that runs it; the result, which this one holds, comes on top.
+        memory_bytes: Of the process that runs it, where the system bounds a process (Linux). The
+            result, which this one holds, comes on top.
     """
 
     seconds: float = 10.0

@@ -166,7 +166,7 @@ class Reader:
                 if size - sent > _FRAME:
                     yield "", columns, part, size - sent, ""
                     part, sent = [], size
-            if self._log is not None and self._state != self._look(path, seconds):
+            if self._is_immutable() and self._state != self._look(path, seconds):
                 raise sqlite3.OperationalError("another program opened the database; ask again")
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, OSError) as error:
             status, message = "failed", str(error)
@@ -179,8 +179,8 @@ class Reader:
         finally:
             if cursor is not None:
                 cursor.close()
-            if self._state[-1:] == (True,):  # open, it would keep its program from ending the log
-                self._close()
+            if not self._is_immutable() and self._log is not None:
+                self._close()  # open, it would keep its program from ending the log
         yield status, columns, part, size - sent, message
 
     def _open(self, path: str, seconds: float) -> sqlite3.Connection:
@@ -189,14 +189,22 @@ class Reader:
         self._close()
         self._log = write_ahead_log(path)
         self._state = self._look(path, seconds)
-        self._db = db = connect(path, self._log, seconds)
-        db.execute("PRAGMA temp_store=MEMORY")
-        db.execute("PRAGMA query_only=ON")
-        _meet_virtual_tables(db)
-        db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        db.setlimit(sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0)
-        db.set_authorizer(self._authorise)
+        db = connect(path, self._log, seconds)
+        try:
+            db.execute("PRAGMA temp_store=MEMORY")
+            db.execute("PRAGMA query_only=ON")
+            _meet_virtual_tables(db)
+            db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+            db.setlimit(sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0)
+            db.set_authorizer(self._authorise)
+        except BaseException:
+            db.close()
+            raise
+        self._db = db  # only now: what is kept is guarded
         return db
+
+    def _is_immutable(self) -> bool:
+        return self._log is not None and not self._state[-1]
 
     def _look(self, path: str, seconds: float) -> tuple[Any, ...]:
         """What must not change while the file stays open."""
@@ -257,7 +265,10 @@ def _meet_virtual_tables(db: sqlite3.Connection) -> None:
 
 def _bound_memory(size: int) -> None:
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-        resource.setrlimit(kind, (size, resource.getrlimit(kind)[1]))
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(
+            kind, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard)
+        )
 
 
 def _resident() -> int:

@@ -622,6 +622,7 @@ def test_the_process_is_small(database: Path) -> None:
     pid = _pid(Database(database))
     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert resident < 60_000_000
+    assert os.getsid(pid) == pid  # Ctrl-C in a terminal is not for it
     assert len(os.listdir(f"/proc/{pid}/fd")) <= 4  # the channel, /dev/null twice, the database
 
 
@@ -655,6 +656,33 @@ def test_a_database_with_a_write_ahead_log_is_read_and_left_alone(tmp_path: Path
     ]  # fmt: skip
     for reader in readers:
         assert reader.execute("SELECT count(*) FROM singer").rows == ((5,),)
+
+
+def test_a_database_that_is_opened_by_another_program_meanwhile_is_refused(tmp_path: Path) -> None:
+    """It was opened as immutable, because nobody else had it."""
+    file = make(tmp_path / "wal.sqlite", f"PRAGMA journal_mode = WAL; {DDL}")
+    reader = Database(file, Limits(seconds=60))
+    slow = f"SELECT (SELECT max(n) FROM {_NUMBERS.format(1_500_000)}), count(*) FROM singer"
+    with ThreadPoolExecutor(1) as thread:
+        _pid(reader)
+        answer = thread.submit(reader.execute, slow)
+        while execute._idle:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        with closing(sqlite3.connect(file, isolation_level=None)) as db:
+            db.execute("INSERT INTO singer VALUES (4, 'Di', 'Peru', 1)")
+            result = answer.result()
+            # Of one that is read with locks, a checkpoint changes nothing.
+            seen = thread.submit(reader.execute, slow)
+            while execute._idle:
+                time.sleep(0.001)
+            time.sleep(0.1)
+            db.execute("INSERT INTO singer VALUES (5, 'Ed', 'Peru', 1)")
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            assert seen.result().rows in (((1_500_000, 4),), ((1_500_000, 5),))
+    assert (result.status, result.message) == (
+        "failed", "another program opened the database; ask again"
+    )  # fmt: skip
 
 
 def test_a_log_that_was_left_behind_is_refused_and_kept(tmp_path: Path) -> None:
@@ -698,6 +726,8 @@ def test_only_what_is_committed_is_seen(journal: str, tmp_path: Path) -> None:
         db.execute("COMMIT")
         for one in (reader, Database(file)):
             assert one.execute("SELECT count(*) FROM singer").rows == ((103,),)
+            # Opening it failed before: it is guarded as ever.
+            assert one.execute("SELECT * FROM pragma_database_list").status == "refused"
 
 
 def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
