@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +12,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 
+from subnetworks.families import longest_context
+
 
 class GenerationSamples(pl.Callback):
     """At each validation and test, lets the full model go on from prompts of the held-out data.
 
     Greedy, so that nothing random is drawn. Prompt, answer and reference go to `samples.jsonl` in
-    the run folder and as a table to loggers that have tables (W&B). With an answer pattern the
+    the run folder and as a table to loggers that have tables (W&B). A prompt of which the model's
+    context has no room for an answer loses its beginning, which is said. With an answer pattern the
     share of right answers is logged as `val/exact_match` or `test/exact_match`: GSM8K's metric,
     where the pattern's last match in both texts must be equal, thousands separators apart. It is a
     metric of data whose answers all end so: of other data it is not logged, and that is said once.
@@ -77,6 +81,16 @@ class GenerationSamples(pl.Callback):
         data = cast(Any, trainer).datamodule
         prompts = data.prompts(2**31 if count is None else count, test=split == "test")
         pattern = self._pattern_of([prompt.reference for prompt in prompts], trainer)
+        limit = longest_context(cast(Any, pl_module).model.config)
+        kept, room = share_context(limit, self.max_new_tokens)
+        long = sum(kept is not None and len(prompt.ids) > kept for prompt in prompts)
+        if long or room < self.max_new_tokens:
+            pl_module.print(
+                f"Samples of {split}: the model's context is {limit} tokens long. {long} of "
+                f"{len(prompts)} prompts are shortened to their last {kept} tokens; an answer has "
+                f"{room} at most."
+            )
+            prompts = [replace(prompt, ids=prompt.ids[-cast(int, kept) :]) for prompt in prompts]
         mine = prompts[trainer.global_rank :: trainer.world_size]
         # Where each process has a part of the weights, all of them must generate equally often.
         together = isinstance(trainer.strategy, ModelParallelStrategy)
@@ -89,7 +103,7 @@ class GenerationSamples(pl.Callback):
                     cast(Any, pl_module).model,
                     [prompt.ids for prompt in some or prompts[:1]],
                     data.tokenizer,
-                    self.max_new_tokens,
+                    room,
                     together,
                 )
             for prompt, answer in zip(some, answers[: len(some)], strict=True):
@@ -172,6 +186,22 @@ def _write(
         if hasattr(logger, "log_table"):
             data = [list(row.values()) for row in rows[:shown]]
             logger.log_table(f"{split}/samples", columns=list(rows[0]), data=data)
+
+
+def share_context(limit: int | None, max_new_tokens: int) -> tuple[int | None, int]:
+    """Divide a model's context between prompt and answer, which gets no more than half of it.
+
+    Args:
+        limit: Tokens that the model holds; None: any number.
+        max_new_tokens: Tokens of an answer that are asked for.
+
+    Returns:
+        Tokens of a prompt and of an answer at most.
+    """
+    if limit is None:
+        return None, max_new_tokens
+    room = min(max_new_tokens, limit // 2)
+    return limit - room, room
 
 
 def generate(

@@ -301,6 +301,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
     """
 
     check: ClassVar[str] = "datamodules.text_sources:check"
+    fits: ClassVar[str] = "datamodules.vocabulary:fits"
 
     def __init__(
         self,

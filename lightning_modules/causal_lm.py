@@ -1,7 +1,9 @@
 """Language modelling: any Hugging Face causal language model, from scratch or pretrained."""
 
+import copy
 import math
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict, cast
 
@@ -13,6 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.fused import fuse, loss_from_hidden
@@ -104,7 +107,60 @@ def _adapted(model: PreTrainedModel, lora: Lora) -> Any:
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # Of GPT-2's LM head, which is stored as others are: PEFT says that it has seen it.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        return get_peft_model(model, config)
+
+
+def refuse_unbuildable(config: PretrainedConfig, attention: str, lora: Lora | None) -> None:
+    """Build a model without weights, so that what cannot be built is refused before it is started.
+
+    Args:
+        config: Of the model.
+        attention: The attention function.
+        lora: Its adapters.
+
+    Raises:
+        ValueError: Hugging Face or PEFT refuse it; or an adapter is meant for a part that the model
+            has not, or for one of two parts with one weight.
+    """
+    with torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), attn_implementation=attention
+            )
+        except (ValueError, RuntimeError, ArithmeticError, ImportError) as error:
+            raise ValueError(f"module: a {config.model_type} cannot be built: {error}") from error
+        if lora is None:
+            return
+        _check_targets(model, lora.get("targets") or [])
+        try:
+            _adapted(model, lora)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"module.lora: {error}") from error
+
+
+def _check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embeddings.weight
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        meant = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not meant:
+            kinds = (nn.Linear, nn.Embedding, Conv1D)
+            known = (n for n, part in model.named_modules() if isinstance(part, kinds))
+            listed = ", ".join(sorted({name.rpartition(".")[2] for name in known}))
+            raise ValueError(
+                f"module.lora.targets: a {model.config.model_type} has no {target}; there are: "
+                f"{listed}"
+            )
+        if tied and any(model.get_submodule(name) in (head, embeddings) for name in meant):
+            raise ValueError(
+                f"module.lora.targets: {target} is the embedding and the LM head of this model in "
+                "one (tie_word_embeddings), and an adapter would change one of the two only; leave "
+                "it out"
+            )
 
 
 def learning_rate_factor(
@@ -210,6 +266,7 @@ class CausalLM(CountedLoss):
             Optimizer(lr=6e-4, betas=[0.9, 0.95], weight_decay=0.1),
             Schedule(warmup=0.02, final=0.1, decay="cosine"),
         )
+        refuse_unbuildable(self.hf_config, attn_implementation, lora)
         self.model: Any = None
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
 
@@ -307,14 +364,19 @@ class CausalLM(CountedLoss):
     def export(self, folder: str | Path, files: Iterable[Any] = ()) -> None:
         """Write the model, and a tokenizer if given, so that `from_pretrained` loads them.
 
-        Adapters are merged into the weights, after which this module trains no more.
+        Adapters are merged into the weights in float32, after which this module trains no more.
+        The tokenizer's special tokens become the model's.
 
         Args:
             folder: Where to write.
             files: Objects with `save_pretrained`, such as the tokenizer.
         """
         assert self.model is not None, "configure_model builds the model"
-        model = self.model if self.lora is None else self.model.merge_and_unload()
+        # A sum rounded to 8 bits is not what was trained.
+        model = self.model if self.lora is None else self.model.float().merge_and_unload()
+        for each in files:
+            if hasattr(each, "eos_token_id"):
+                _take_special_tokens(model, each)
         for each in (model, *files):
             each.save_pretrained(folder)
 
@@ -322,6 +384,15 @@ class CausalLM(CountedLoss):
 def _predicted(batch: Batch) -> Tensor:
     """How many tokens of a batch are predicted."""
     return predicting(batch.get("labels", batch["input_ids"])).sum()
+
+
+def _take_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
+    for config in (model.config, model.generation_config):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            stated, own = getattr(config, name, None), getattr(tokenizer, name)
+            # Chat models may end at one of several tokens.
+            if config is not None and not (isinstance(stated, list) and own in stated):
+                setattr(config, name, own)
 
 
 def adamw_with_schedule(

@@ -29,7 +29,15 @@ from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
 from runner import pretrained, report, resume
 from runner.record import Identity, MetricsFile, Record, now, quiet
-from runner.validate import RUN_DIR, RUNNER_KEYS, TASKS, ConfigError, FailedRun, plans_steps
+from runner.validate import (
+    RUN_DIR,
+    RUNNER_KEYS,
+    TASKS,
+    ConfigError,
+    FailedRun,
+    plans_steps,
+    refuse_misfits,
+)
 
 
 @runtime_checkable
@@ -185,6 +193,7 @@ class _Run:
         pl.seed_everything(settings["seed"], workers=True, verbose=False)
         self.datamodule = build("datamodule", self.settings["datamodule"])
         self.module = build("module", self.settings["module"])
+        refuse_misfits(self.settings, getattr(self.module, "hf_config", None))
         identity = {"id": start.run_id, "experiment": settings["name"]}
         self.named = {
             name: build(f"callbacks.{name}", node)
@@ -485,6 +494,8 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
         with refusing():
             datamodule.check_files()
     module = build("module", known if known.get("architecture") else settings["module"])
+    if base is None and not known.get("architecture"):
+        refuse_misfits(settings, getattr(module, "hf_config", None))
     trainer = {**settings["trainer"]}
     if plans_steps(settings):
         trainer["max_steps"] = _planned_steps(module, datamodule, trainer["max_steps"])

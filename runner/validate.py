@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from runner import signatures, terminal
+from runner import fit, signatures, terminal
 from runner.signatures import nearest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -300,34 +300,6 @@ def plans_steps(settings: dict[str, Any]) -> bool:
     return bool(node and signatures.attribute(node["_target_"], "plans_steps"))
 
 
-def dimensions(architecture: dict[str, Any] | None) -> dict[str, int] | None:
-    """Return a model's layers, heads and widths by the defaults in its configuration's source.
-
-    Args:
-        architecture: `module.architecture`: `model_type` and what differs from its defaults.
-
-    Returns:
-        n_layers, n_heads, n_kv_heads and intermediate_size; None if the source does not tell.
-    """
-    if not architecture or not (found := _configuration(architecture)):
-        return None
-    aliases = signatures.attribute(found, "attribute_map") or {}
-    values = {**_field_defaults(found), **architecture}
-
-    def look(name: str) -> Any:
-        return architecture.get(name, values.get(aliases.get(name, name)))
-
-    width = look("intermediate_size") or look("n_inner") or 4 * (look("hidden_size") or 0)
-    heads = look("num_attention_heads")
-    sizes = {
-        "n_layers": look("num_hidden_layers"),
-        "n_heads": heads,
-        "n_kv_heads": look("num_key_value_heads") or heads,
-        "intermediate_size": width,
-    }
-    return sizes if all(isinstance(size, int) and size > 0 for size in sizes.values()) else None
-
-
 def explain(error: Exception, arguments: list[str]) -> str:
     """Return what Hydra refused in words, with the nearest key or option.
 
@@ -565,7 +537,13 @@ def _checks(settings: dict[str, Any]) -> list[str]:
     nodes = {f"callbacks.{name}": node for name, node in (settings["callbacks"] or {}).items()}
     problems = []
     base = pretrained.check(settings)
-    sizes = dimensions(((base or settings)["module"] or {}).get("architecture"))
+    try:
+        config = fit.model_config((base or settings)["module"])
+    except ValueError as error:
+        return [f"module.{error}"]
+    if config is not None and base is not None:
+        config.name_or_path = settings["module"]["pretrained"]
+    sizes = fit.dimensions(config)
     for key, node in {"datamodule": settings["datamodule"], **nodes}.items():
         promise = signatures.attribute(node["_target_"], "check") if node else None
         if promise is None:
@@ -576,7 +554,20 @@ def _checks(settings: dict[str, Any]) -> list[str]:
             getattr(importlib.import_module(place), function)(given, sizes)
         except ValueError as error:
             problems.append(f"{key}.{str(error).removeprefix(f'{key}.')}")
-    return problems
+    return problems + fit.problems(settings, config)
+
+
+def refuse_misfits(settings: dict[str, Any], config: Any) -> None:
+    """Ask again whether all fits the model, once the model is known.
+
+    Args:
+        settings: The checked config; what `pretrained` names is a folder or a hub id by now.
+        config: The model's Hugging Face config; `None` asks nothing.
+
+    Raises:
+        ConfigError: All that does not fit it.
+    """
+    _refuse(fit.problems(settings, config))
 
 
 def _architecture(settings: dict[str, Any]) -> list[str]:
@@ -584,7 +575,7 @@ def _architecture(settings: dict[str, Any]) -> list[str]:
     architecture = (settings["module"] or {}).get("architecture")
     if not isinstance(architecture, dict) or "model_type" not in architecture:
         return []
-    found = _configuration(architecture)
+    found = fit.configuration(architecture)
     definition = signatures.find(found) if found else None
     if found is None or definition is None:
         kinds = signatures.submodules("transformers.models")
@@ -598,23 +589,6 @@ def _architecture(settings: dict[str, Any]) -> list[str]:
     given = {key: value for key, value in architecture.items() if key != "model_type"}
     optional = {key: replace(parameter, required=False) for key, parameter in names.items()}
     return signatures.bind("module.architecture", given, signatures.Signature(optional, False))
-
-
-def _configuration(architecture: dict[str, Any]) -> str | None:
-    """Return the dotted name of the transformers class for `model_type`, None if not found."""
-    kind = str(architecture.get("model_type", "")).replace("-", "_")
-    source = signatures.load(f"transformers.models.{kind}.configuration_{kind}") if kind else None
-    for name in source.names if source else ():
-        path = f"{source.module}.{name}" if source else ""
-        if signatures.attribute(path, "model_type") == architecture["model_type"]:
-            return path
-    return None
-
-
-def _field_defaults(target: str) -> dict[str, Any]:
-    found = signatures.find(target)
-    names = signatures.fields(found).parameters if found else {}
-    return {name: signatures.attribute(target, name) for name in names}
 
 
 def _close_target(target: str) -> str:

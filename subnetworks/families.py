@@ -167,12 +167,23 @@ def fits(settings: Mapping[str, Any], config: Any) -> None:
     Raises:
         ValueError: It names the family, or the setting.
     """
-    scales = {"rescale_units": settings.get("rescale_units", False)}
-    scales["layer_rescale"] = settings.get("layer_rescale", "none")
-    if architecture_of(config).normed_output:
-        for key, off in (("rescale_units", False), ("layer_rescale", "none")):
-            if scales[key] != off:
-                raise ValueError(
-                    f"{key}={scales[key]}: a {config.model_type} norms what a branch puts out, "
-                    f"which undoes any scale; set {key}={str(off).lower()}"
-                )
+    if not architecture_of(config).normed_output:
+        return
+    for key, off in (("rescale_units", False), ("layer_rescale", "none")):
+        if (value := settings.get(key, off)) != off:
+            raise ValueError(
+                f"{key}={str(value).lower()}: a {config.model_type} norms what a branch puts out, "
+                f"which undoes any scale; set {key}={str(off).lower()}"
+            )
+
+
+def longest_context(config: Any) -> int | None:
+    """Tokens that a model was made to read at once; `None` where its config states no limit.
+
+    With rotary positions nothing breaks behind it, but the model was not trained there.
+
+    Args:
+        config: Its Hugging Face config, or any object with the same attributes.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None

@@ -1,0 +1,118 @@
+"""Whether a model can read what a data module makes of text: its own tokens, and no more of them.
+
+Without PyTorch, so that what does not fit is refused before anything heavy is imported.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from subnetworks.families import longest_context
+
+
+def fits(settings: Mapping[str, Any], config: Any) -> None:
+    """Refuse tokens that are not the model's, and blocks that are longer than its context.
+
+    Args:
+        settings: The data module's arguments; absent ones keep their defaults.
+        config: The model's Hugging Face config, or an object with the same attributes;
+            `name_or_path` is empty for a model that is trained from scratch.
+
+    Raises:
+        ValueError: Names the full config key, what is wrong with it and what is allowed.
+    """
+    length, limit = settings.get("context_length", 256), longest_context(config)
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"datamodule.context_length={length}: the model's context is {limit} tokens long "
+            f"(max_position_embeddings); set datamodule.context_length={limit} or less"
+        )
+    named = (settings.get("tokenizer") or {}).get("pretrained")
+    model = str(config.name_or_path or "")
+    if model and named != model:
+        _check_is_the_models(named, model)
+    vocab_size = settings.get("vocab_size", 2048)
+    rows = getattr(config, "vocab_size", None) or vocab_size
+    if (definition := _definition(named)) is not None:
+        _check_ids(named, definition, vocab_size, rows)
+    elif not model and vocab_size > rows:
+        raise ValueError(
+            f"datamodule.vocab_size={vocab_size}: the model has {rows} rows for tokens; set "
+            "module.architecture.vocab_size to the same"
+        )
+
+
+def _check_is_the_models(named: str | None, model: str) -> None:
+    mend = (
+        f"a pretrained model goes on with the tokenizer it has learned; set "
+        f"datamodule.tokenizer.pretrained={model}"
+    )
+    if named is None:
+        raise ValueError(
+            f"datamodule.tokenizer.pretrained=null trains a tokenizer that {model} does not know: "
+            f"{mend}"
+        )
+    own, other = _definition(model, ask_hub=True), _definition(named, ask_hub=True)
+    if own is None and Path(model).is_dir():  # it brings none: the user's word counts
+        return
+    if own is None or other is None or not _splits_alike(own, other):
+        raise ValueError(
+            f"datamodule.tokenizer.pretrained={named} is not the tokenizer of {model}: {mend}"
+        )
+
+
+def _check_ids(
+    named: str | None, definition: Mapping[str, Any], vocab_size: int, rows: int
+) -> None:
+    added = [token["id"] for token in definition.get("added_tokens") or ()]
+    count = max(len(definition["model"]["vocab"]), *(id + 1 for id in added), 0)
+    if count > vocab_size:
+        raise ValueError(
+            f"datamodule.vocab_size={vocab_size} is too small for the tokenizer {named}: set it to "
+            f"{count} or more"
+        )
+    if count > rows:
+        raise ValueError(
+            f"datamodule.tokenizer.pretrained={named} has {count} token ids, the model rows for "
+            f"{rows}; take a tokenizer and a model that belong together"
+        )
+
+
+def _splits_alike(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether text becomes the same tokens; the other one may have added tokens beside them."""
+    parts = ("model", "normalizer", "pre_tokenizer")
+    added, beside = (
+        {token["content"]: token["id"] for token in each.get("added_tokens") or ()}
+        for each in (own, other)
+    )
+    same = all(own.get(part) == other.get(part) for part in parts)
+    return same and added.items() <= beside.items()
+
+
+def _definition(named: str | None, ask_hub: bool = False) -> Any:
+    """What is in a tokenizer.json; `None` where there is none.
+
+    Args:
+        named: A folder or, if `ask_hub`, a hub id.
+        ask_hub: Whether waiting for the hub is allowed.
+
+    Raises:
+        ValueError: The file cannot be read.
+    """
+    if named is None:
+        return None
+    file = Path(named).expanduser() / "tokenizer.json"
+    if ask_hub and not file.parent.is_dir() and ":" not in named:
+        from transformers.utils import cached_file
+
+        try:
+            file = Path(str(cached_file(named, "tokenizer.json")))
+        except OSError:
+            return None
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"datamodule.tokenizer.pretrained={named}: {file}: {error}") from error
