@@ -28,6 +28,7 @@ from callbacks.interruption import Interruption, stop_behind
 from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
 from runner import pretrained, report, resume
+from runner.card import card
 from runner.record import Identity, MetricsFile, Record, now, quiet
 from runner.validate import (
     RUN_DIR,
@@ -549,7 +550,8 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
             "checkpoint is the model: see the tasks in its card in docs/methods"
         )
     module.configure_model()
-    module.load_state_dict(_load(checkpoint)["state_dict"])
+    content = _load(checkpoint)
+    module.load_state_dict(content["state_dict"])
     files: list[Any] = []
     if (folder / "tokenizer").exists():
         from transformers import AutoTokenizer
@@ -557,8 +559,8 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
         files.append(AutoTokenizer.from_pretrained(folder / "tokenizer"))
     target = folder / "export" / checkpoint.stem
     module.export(target, files)
-    kind = str(getattr(getattr(module, "hf_config", None), "model_type", "language"))
-    text = report.card(resume.read_record(folder), checkpoint, kind)
+    config, record = getattr(module, "hf_config", None), resume.read_record(folder)
+    text = card(record, resume.stored_config(folder), checkpoint, content, config)
     (target / "README.md").write_text(text, encoding="utf-8")
     Console().print(Text(f"exported: {target}"), soft_wrap=True)
     return {}

@@ -1,11 +1,10 @@
-"""What a run shows: memory before it, tables and plots after it, an exported model's card."""
+"""What a run shows: memory before it, tables and plots after it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -122,58 +121,6 @@ def plot(rows: Sequence[Mapping[str, str]], curves: Sequence[str], path: Path) -
 def read_rows(folder: Path) -> list[dict[str, str]]:
     """Return a run's metrics.csv."""
     return MetricsFile(str(folder)).rows()
-
-
-def card(record: Mapping[str, Any], checkpoint: Path, model_type: str) -> str:
-    """Return the README of an exported model.
-
-    Args:
-        record: The run's run.json.
-        checkpoint: What was exported.
-        model_type: The architecture's name in transformers.
-    """
-    reached = {
-        name: value
-        for name, value in record["metrics"].items()
-        if _rank(name)[0] < 3 and value is not None
-    }
-    metrics = "".join(f"| {name} | {value:.6g} |\n" for name, value in reached.items())
-    saved = ""
-    for content in record["ledgers"].values():
-        ledger = Ledger.from_dict(content)
-        for row in ledger.savings:
-            if row.saved is not None:
-                saved += f"| {row.quantity} | {100 * row.saved:.1f} % |\n"
-    table = f"\nSaved against the baseline:\n\n| | saved |\n|---|---|\n{saved}" if saved else ""
-    commit = (record["git"]["commit"] or "unknown")[:12]
-    dirty = ", with changes" if record["git"]["dirty"] else ""
-    return f"""---
-library_name: transformers
-tags: [{model_type}, frugal]
----
-
-# {record["experiment"]}-{record["id"]}
-
-A {model_type} model, trained by the Frugal laboratory.
-
-| | |
-|---|---|
-| run | `{record["id"]}` |
-| experiment | `{record["experiment"]}` |
-| checkpoint | `{checkpoint.name}` |
-| seed | {record["seed"]} |
-| code | `{commit}`{dirty} |
-| config hash | `{record["config_hash"]}` |
-| torch | {record["versions"].get("torch")} |
-| transformers | {record["versions"].get("transformers")} |
-{metrics}{table}
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")
-```
-"""
 
 
 def _rank(metric: str) -> tuple[int, str]:

