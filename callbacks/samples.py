@@ -65,6 +65,7 @@ class GenerationSamples(pl.Callback):
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.pattern = pattern
         self._has_said = False
+        self._said: set[str] = set()  # of which splits it was said that prompts are shortened
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write samples of the validation part."""
@@ -85,11 +86,14 @@ class GenerationSamples(pl.Callback):
         kept, room = share_context(limit, self.max_new_tokens)
         long = sum(kept is not None and len(prompt.ids) > kept for prompt in prompts)
         if long or room < self.max_new_tokens:
-            pl_module.print(
-                f"Samples of {split}: the model's context is {limit} tokens long. {long} of "
-                f"{len(prompts)} prompts are shortened to their last {kept} tokens; an answer has "
-                f"{room} at most."
-            )
+            if trainer.is_global_zero and split not in self._said:
+                self._said.add(split)
+                print(
+                    f"Samples of {split}: the model's context is {limit} tokens long. {long} of "
+                    f"{len(prompts)} prompts are shortened to their last {kept} tokens; an answer "
+                    f"has {room} at most.",
+                    flush=True,
+                )
             prompts = [replace(prompt, ids=prompt.ids[-cast(int, kept) :]) for prompt in prompts]
         mine = prompts[trainer.global_rank :: trainer.world_size]
         # Where each process has a part of the weights, all of them must generate equally often.

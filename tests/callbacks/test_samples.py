@@ -140,12 +140,12 @@ def test_long_prompts_are_shortened_to_what_the_model_holds(
     trainer.strategy.connect(module)
     module.trainer = trainer
     samples._sample(trainer, module, "val", 4)
+    said = capsys.readouterr().out
     longest = max(len(prompt.ids) for prompt in data.prompts(4))
     assert 32 < longest + 24 < 200
     assert max(seen) <= context
     rows = [json.loads(line) for line in samples.file.read_text().splitlines()]
     assert len(rows) == 4
-    said = capsys.readouterr().out
     if words is None:
         assert not said
         assert max(seen) == longest + 23
