@@ -104,7 +104,7 @@ def _definition(named: str | None, ask_hub: bool = False) -> Any:
         return None
     file = Path(named).expanduser() / "tokenizer.json"
     if ask_hub and not file.parent.is_dir() and ":" not in named:
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         try:
             file = Path(str(cached_file(named, "tokenizer.json")))

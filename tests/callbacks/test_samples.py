@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
@@ -136,7 +136,7 @@ def test_long_prompts_are_shortened_to_what_the_model_holds(
     module.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(int(kwargs["position_ids"].max()) + 1), with_kwargs=True
     )
-    trainer.datamodule = data
+    cast(Any, trainer).datamodule = data
     trainer.strategy.connect(module)
     module.trainer = trainer
     samples._sample(trainer, module, "val", 4)

@@ -24,7 +24,7 @@ def model_folder(place: Path, config: dict[str, Any], merges: str = "ab") -> Pat
     (place / "config.json").write_text(json.dumps(config))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: id for id, token in enumerate(["<end>", *letters, merges])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(merges)]))
+    tokenizer = Tokenizer(models.BPE(vocabulary, [(merges[0], merges[1])]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(place)
     return place

@@ -57,7 +57,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 # Windows shorter than the context, in some of the layers: a skipped layer must not shift them.
 _WINDOWS: dict[str, Any] = {
     "sliding_window": 6,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "layer_types": [f"{kind}_attention" for kind in ("full", "sliding", "sliding", "full")],
 }
 _GEMMA: dict[str, Any] = {
     "head_dim": 6,

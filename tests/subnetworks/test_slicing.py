@@ -265,6 +265,24 @@ def test_what_is_not_right_is_refused_by_name(config: dict[str, Any], words: str
         fits({}, SimpleNamespace(**config))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_which_families_undo_a_scale(name: str) -> None:
+    """Doubling what the branches put out changes nothing behind a norm, else the logits."""
+    model, ids = build(name).eval(), batch()
+    for norm in model.modules():
+        for epsilon in {"eps", "variance_epsilon"} & vars(norm).keys():
+            setattr(norm, epsilon, 1e-12)  # beside small outputs it would count
+    before = model(input_ids=ids).logits
+    anatomy = Anatomy(model)
+    for layer in range(anatomy.dimensions.n_layers):
+        for cut, projection in anatomy.cuts(layer):
+            for parameter in projection.parameters() if cut.side == "in" else ():
+                parameter.mul_(2)
+    changed = (model(input_ids=ids).logits - before).abs().max() > 1e-3
+    assert bool(changed) != ARCHITECTURES[model.config.model_type].normed_output
+
+
 @pytest.mark.parametrize("name", NORMED)
 @pytest.mark.parametrize("setting", [{"rescale_units": True}, {"layer_rescale": "inverse"}])
 def test_a_scale_that_a_norm_undoes_is_refused(name: str, setting: dict[str, Any]) -> None:
