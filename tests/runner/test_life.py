@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from runner import resume
 from runner.record import MetricsFile, write_json
 from runner.validate import ConfigError, guard
 from tests.runner.laboratory import ROOT, finish, run, start
+from tests.runner.tiny import TinyModule
 
 
 def folder_of(outputs: Path) -> Path:
@@ -178,6 +180,21 @@ def test_test_and_export_take_the_model_from_the_run(tmp_path: Path) -> None:
     assert torch.equal(weights["0.weight"], state["model.0.weight"])
     with pytest.raises(ConfigError, match=r"module\.width: 16 -> 8"):
         run(tmp_path, "task=test", f"ckpt_path={folder}", "module.width=8")
+
+
+class Warming(TinyModule):
+    """Its learning rate would rise for longer than the training is."""
+
+    schedule_settings: ClassVar[dict[str, Any]] = {"warmup": 2000, "final": 0.0, "decay": "linear"}
+
+
+def test_dry_run_says_that_a_warm_up_does_not_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"module._target_={Warming.__module__}.{Warming.__qualname__}"
+    run(tmp_path, target, "dry_run=true")
+    said = "module.schedule.warmup=2000 is not shorter than the training, which has 40 steps"
+    assert said in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_dry_run_builds_and_leaves_nothing(
