@@ -135,7 +135,7 @@ SETTINGS: dict[str, Setting] = {
     "sat gpt2 activation, rescaled": Setting(
         _GPT2,
         lambda: _sat(
-            importance="activation", rescale_units=True, refresh_every=5, probe_sequences=5
+            importance="activation", rescale_units=True, refresh_every=5, probe_sequences=3
         ),
         reads_batch=True,
     ),

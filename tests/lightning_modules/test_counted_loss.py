@@ -1,6 +1,5 @@
 """A step's loss is the mean over all that it counts, however the step is split."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from lightning_modules.causal_lm import CausalLM
+from lightning_modules.causal_lm import CausalLM, Optimizer, Schedule
 from lightning_modules.counted_loss import CountedLoss
 from tests.settings import SETTINGS
+from tests.test_methods import Forked
 
 # Of Lightning: there is no validation here, and there are few batches.
 pytestmark = pytest.mark.filterwarnings(
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 Batch = dict[str, Tensor]
 CONTEXT = 12
+# So slow that the weights stay what they are: every step is a case of its own.
+OPTIMIZER: Optimizer = {"lr": 1e-30, "weight_decay": 0.0}
+SCHEDULE: Schedule = {"warmup": 0, "decay": "constant"}
 
 
 class Seen(Callback):
@@ -37,8 +41,10 @@ class Seen(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step > len(self.losses):
-            trained = [p for p in module.parameters() if p.requires_grad]
-            self.gradients.append([p.grad.clone() for p in trained if p.grad is not None])
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            self.gradients.append(
+                [g.full_tensor() if isinstance(g, DTensor) else g.clone() for g in gradients]
+            )
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -72,9 +78,8 @@ def module() -> CausalLM:
     torch.manual_seed(0)
     module = CausalLM(
         architecture=SETTINGS["est llama"].architecture,
-        # So low that the weights stay what they are: every step is a case of its own.
-        optimizer={"lr": 1e-30, "weight_decay": 0.0},
-        schedule={"warmup": 0, "decay": "constant"},
+        optimizer=OPTIMIZER,
+        schedule=SCHEDULE,
     )
     module.configure_model()
     return module
@@ -130,9 +135,9 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(
     check(module, batches, accumulate, trained(module, batches, accumulate))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("strategy", "accumulate"), [("ddp", 1), ("ddp", 2), ("fsdp", 2)])
 def test_gradients_do_not_depend_on_the_number_of_processes(
-    module: CausalLM, accumulate: int, tmp_path: Path
+    module: CausalLM, strategy: str, accumulate: int, tmp_path: Path
 ) -> None:
     """Two processes, now one of them without a label and now both; a short last step."""
     draw = torch.Generator().manual_seed(1)
@@ -142,7 +147,10 @@ def test_gradients_do_not_depend_on_the_number_of_processes(
     batches[3] = batch([0, 0], 3)
     batches[4:8] = [batch([0], seed) for seed in range(4, 8)]
     file = tmp_path / "seen.pt"
-    trained(copy.deepcopy(module), batches, accumulate, devices=2, strategy="ddp_fork", file=file)
+    module.export(tmp_path)  # FSDP splits a model when it is built
+    again = CausalLM(pretrained=str(tmp_path), optimizer=OPTIMIZER, schedule=SCHEDULE)
+    processes: Any = {"ddp": "ddp_fork", "fsdp": Forked()}[strategy]
+    trained(again, batches, accumulate, devices=2, strategy=processes, file=file)
     seen = Seen()
     seen.gradients, seen.losses = torch.load(file)
     check(module, batches, 2 * accumulate, seen)
@@ -158,7 +166,7 @@ def test_a_model_with_another_head_counts_alike() -> None:
             "head_dim": 8,
             "attn_implementation": "eager",
         },
-        optimizer={"lr": 1e-30, "weight_decay": 0.0},
+        optimizer=OPTIMIZER,
         attn_implementation="eager",
     )
     made.configure_model()
