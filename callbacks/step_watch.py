@@ -122,7 +122,8 @@ _ADVICE = (
 def _are_finite(tensors: Iterable[Tensor | None]) -> Tensor:
     """Whether all numbers of some tensors are finite, or of this rank's parts of them."""
     local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors if t is not None]
-    return get_total_norm(local, torch.inf).isfinite()
+    # Of a short parameter a rank may have no row, and nothing has no largest number.
+    return get_total_norm([t for t in local if t.numel()], torch.inf).isfinite()
 
 
 def _on_any_rank(flag: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from callbacks.checkpoint import Checkpointing
-from callbacks.step_watch import NotFinite, StepWatch, not_finite_behind
+from callbacks.step_watch import NotFinite, StepWatch, _are_finite, not_finite_behind
 from runner.validate import FailedRun
 from tests.runner.tiny import TinyModule
 
@@ -99,6 +99,13 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(NotFinite, match="step 3 left weights"):
         fit(tmp_path, Late("update", 3, float("inf")))
     check_files(tmp_path, ["step-00000001.ckpt", "step-00000002.ckpt"])
+
+
+def test_a_rank_without_a_row_of_a_parameter_has_nothing_against_it() -> None:
+    empty, good = torch.empty(0, 3), torch.ones(2, 3)
+    assert _are_finite([empty, None, good])
+    assert _are_finite([empty])
+    assert not _are_finite([empty, good / 0])
 
 
 def test_the_learning_rate_is_logged(tmp_path: Path) -> None:
