@@ -27,6 +27,7 @@ from text2sql.rewards import (
     complete_questions,
     natural_share,
     pronouns,
+    words_of,
 )
 from text2sql.rewrite_metrics import RewriteScores
 from text2sql.rewriter_networks import (
@@ -480,7 +481,8 @@ def most_faithful(example: Example, texts: Sequence[str]) -> str:
     People who rewrite leave out names of columns now and then (in SParC in a tenth of the turns),
     and values hardly ever. A text that loses a value counts therefore for nothing, and neither does
     one that loses a name if the turn names a table and has no pronoun, so that it may well stand
-    alone. Of the others the first counts that loses the fewest names [D].
+    alone. Of the others the first counts that loses the fewest names; one that only has words
+    of the turn in other forms says nothing new [D].
 
     Args:
         example: The turn.
@@ -496,7 +498,9 @@ def most_faithful(example: Example, texts: Sequence[str]) -> str:
         lost = len((said.columns | said.tables) - kept)
         if said.values <= kept and not (lost and stands_alone):
             ranked.append((lost, text))
-    return min(ranked, key=lambda each: each[0])[1] if ranked else example.utterance
+    best = min(ranked, key=lambda each: each[0])[1] if ranked else example.utterance
+    new = set(words_of(best)) - set(words_of(example.utterance))
+    return example.utterance if new and stems(best) <= stems(example.utterance) else best
 
 
 def _length(example: Example) -> int:

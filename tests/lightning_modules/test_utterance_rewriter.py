@@ -260,6 +260,12 @@ def test_what_cannot_run_is_refused_in_words(options: dict[str, Any], words: str
          ["How many singers are there?", "How many stadiums are from Brazil?"], None),
         ("Show the stadiums.", "How many singers are there?",
          ["How many stadiums are there?"], None),
+        # Nor is it only put in other words.
+        ("Show the stadiums.", "How many singers are from Peru?",
+         ["How many singers from perus are?"], None),
+        # What leads over to it may go.
+        ("Show the stadiums.", "Now another question. How many singers are there?",
+         ["How many singers are there?"], 0),
         # The likeliest one that keeps the value.
         ("How old are singers from Peru?", "What about those from Chile?",
          ["How old are singers from Peru?", "How old are singers from Chile?"], 1),
