@@ -158,6 +158,25 @@ def test_parts_do_not_meet_and_moments_are_of_the_originals(tmp_path: Path) -> N
     assert datamodule.describe()["items_by_session"]["query"]
 
 
+def test_axes_that_shapes_leave_open_are_a_setting(tmp_path: Path) -> None:
+    """30 items of 30 features, written by columns beside an image written by rows."""
+    draw = np.random.default_rng(0)
+    text, labels = draw.random((30, 30)), np.arange(30) % 3
+    settings = {
+        "path": str(npz(tmp_path, image=text, text=text, labels=labels)),
+        "classes_per_session": [2, 1],
+        "standardise": [],
+        "queries": 10,
+    }
+    with pytest.raises(ValueError, match=r"axes of image may be FN or NF .*datamodule\.axes="):
+        CrossModalDataModule(**settings).setup("fit")
+    datamodule = CrossModalDataModule(**settings, axes={"image": "NF", "text": "FN"})
+    datamodule.setup("fit")
+    assert datamodule.items is not None
+    np.testing.assert_array_equal(datamodule.items.image, text.astype(np.float32))
+    np.testing.assert_array_equal(datamodule.items.text, text.T.astype(np.float32))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -317,6 +317,21 @@ def test_a_query_part_of_fewer_items_than_classes_and_of_one(tmp_path: Path) -> 
             same(read_features([file]), some, True)
 
 
+def test_a_struct_array_holds_one_data_set_too_many(tmp_path: Path) -> None:
+    entries = np.zeros(2, dtype=[(field, object) for field in FIELDS])
+    entries[:] = tuple(WHOLE.values())
+    for some, words in (
+        (entries, r"data\(2\)/image: is image, as .*data\(1\)/image"),
+        (entries[:1], ""),
+    ):
+        scipy_io.savemat(tmp_path / "f.mat", {"data": some})
+        if words:
+            with pytest.raises(ValueError, match=words):
+                read_features([tmp_path / "f.mat"])
+        else:
+            same(read_features([tmp_path / "f.mat"]), DATA, False)
+
+
 def test_files_of_one_part_each_and_of_one_field_each(tmp_path: Path) -> None:
     data = generate(6, 12, (4, 5, 3), None)
     fields = {f: getattr(data, f) for f in FIELDS}
