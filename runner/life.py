@@ -529,7 +529,7 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
         from lightning_modules.causal_lm import remarks
 
         for line in remarks(module.schedule_settings, trainer["max_steps"]):
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print("Dry run: nothing was trained and nothing was written.")
     return {"parameters": float(parameters), "tokens_per_step": float(tokens)}
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Spoilt(TinyModule):
-    """At a step of its choice a loss, a gradient or a weight is not finite."""
+    """At a step of its choice a loss alone or a gradient is not finite."""
 
     def __init__(self, what: str, step: int, value: float = float("nan")) -> None:
         super().__init__()
@@ -30,16 +30,12 @@ class Spoilt(TinyModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         now = self.global_step + 1 == self.step
-        return loss * self.value if now and self.what == "loss" else loss
+        return loss + self.value if now and self.what == "loss" else loss
 
     def on_after_backward(self) -> None:
         if self.global_step + 1 == self.step and self.what == "gradient":
             gradient = self.model[2].weight.grad
             gradient[3, 3] = self.value
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self.global_step == self.step and self.what == "weight":
-            self.model[2].weight.data[3, 3] = self.value
 
 
 def fit(folder: Path, module: pl.LightningModule, every_n_steps: int = 1) -> pl.Trainer:
