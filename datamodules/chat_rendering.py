@@ -105,7 +105,7 @@ class ChatRenderer:
         encoded = self.encoder.encode_with_offsets([rendering.text for rendering in renderings])
         found = []
         for rendering, (ids, offsets) in zip(renderings, encoded, strict=True):
-            begins, ends = offsets.T
+            begins, ends = offsets.reshape(-1, 2).T
             marks = np.zeros(len(ids), dtype=bool)
             for begin, end in rendering.answers:
                 marks |= (np.maximum(ends, begins + 1) > begin) & (begins < end)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 # Letters without case, accents or another form, which normalisers leave as they are: hieroglyphs.
@@ -65,27 +65,24 @@ class TextEncoder:
         self._copy = Tokenizer.from_str(
             json.dumps(_renamed(json.loads(tokenizer.backend_tokenizer.to_str()), self.names))
         )
-        # The copy may give other numbers to tokens that are not in its model's vocabulary.
-        numbers = self._copy.get_vocab(with_added_tokens=True)
-        self._ids = np.arange(max(numbers.values()) + 1, dtype=np.int64)
-        for token_id, token in added.items():
-            self._ids[numbers[self.names.get(token.content, token.content)]] = token_id
+        assert all(
+            self._copy.token_to_id(self.names.get(token.content, token.content)) == token_id
+            for token_id, token in added.items()
+        )
 
     def encode(self, texts: list[str]) -> list[NDArray[np.int64]]:
         """Return the token ids of each text."""
-        return list(map(self._own_ids, self._copy.encode_batch_fast(texts, False, False)))
+        encodings = self._copy.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def encode_with_offsets(
         self, texts: list[str]
     ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Return the token ids of each text, and (begin, end) of each token in its characters."""
         return [
-            (self._own_ids(encoding), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
-            for encoding in self._copy.encode_batch(texts, False, False)
+            (np.array(encoding.ids, dtype=np.int64), np.array(encoding.offsets, dtype=np.int64))
+            for encoding in self._copy.encode_batch(texts, add_special_tokens=False)
         ]
-
-    def _own_ids(self, encoding: Encoding) -> NDArray[np.int64]:
-        return self._ids[np.array(encoding.ids, dtype=np.int64)]
 
 
 def _renamed(content: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
