@@ -282,6 +282,16 @@ def test_hashing_that_is_killed_in_an_increment_goes_on_bit_for_bit(tmp_path: Pa
             assert "seconds" in name or after[name] == value, name
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["limit_train_batches=5", "overfit_batches=1", "accumulate_grad_batches=2", "devices=2"],
+)
+def test_a_hashing_job_whose_trainer_would_change_the_batches_is_refused(setting: str) -> None:
+    """Before a folder is made; a limit on all steps is the way."""
+    with pytest.raises(ConfigError, match=rf"trainer\.{setting}: .* needs .*trainer\.max_steps"):
+        checked(["experiment=dlch", f"++trainer.{setting}"])
+
+
 def test_tasks_on_a_hashing_run_take_its_data_and_settings_and_refuse_other_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
