@@ -292,6 +292,7 @@ def test_a_hashing_job_whose_trainer_would_change_the_batches_is_refused(setting
         checked(["experiment=dlch", f"++trainer.{setting}"])
 
 
+@pytest.mark.slow
 def test_tasks_on_a_hashing_run_take_its_data_and_settings_and_refuse_other_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
