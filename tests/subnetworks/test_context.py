@@ -118,13 +118,14 @@ def test_recomputed_under_gradient_checkpointing(variant: str) -> None:
     assert_same_gradients(model, {n: p.grad for n, p in plain.named_parameters()})
 
 
-def test_low_rank_adapters_are_trained_on_the_answers() -> None:
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "qwen2", "starcoder2"])
+def test_low_rank_adapters_are_trained_on_the_answers(name: str) -> None:
     def adapted() -> Any:
         torch.manual_seed(1)
         config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(build("llama"), config)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+        model = get_peft_model(build(name), config)
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
                 torch.nn.init.normal_(parameter)
         return model
 
