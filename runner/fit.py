@@ -53,8 +53,8 @@ def model_config(module: Mapping[str, Any] | None) -> Any:
     found = configuration(stated)
     aliases = (signatures.attribute(found, "attribute_map") or {}) if found else {}
     values = {**(field_defaults(found) if found else {}), **stated}
-    values |= {name: values[key] for name, key in aliases.items() if key in values}
     values |= {key: stated[name] for name, key in aliases.items() if name in stated}
+    values |= {name: values[key] for name, key in aliases.items() if key in values}
     return SimpleNamespace(**values, name_or_path=named)
 
 

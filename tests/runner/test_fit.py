@@ -167,6 +167,15 @@ def test_what_is_read_without_transformers_is_what_transformers_reads(kind: str)
     assert fit.dimensions(read) == fit.dimensions(config)
 
 
+def test_a_key_may_be_stated_by_either_of_its_names() -> None:
+    module = {"_target_": "lightning_modules.causal_lm.CausalLM"}
+    for names in (("n_positions", "n_head"), ("max_position_embeddings", "num_attention_heads")):
+        stated = {"model_type": "gpt2", **dict(zip(names, (8, 3), strict=True))}
+        read = fit.model_config({**module, "architecture": stated})
+        assert (read.max_position_embeddings, read.n_positions) == (8, 8)
+        assert (read.num_attention_heads, read.n_head) == (3, 3)
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "is no config of a model" in refused(*continued(tmp_path))
     (tmp_path / "config.json").write_text("{}")
