@@ -19,6 +19,7 @@ from lightning_fabric.utilities import rank_zero_only
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -175,6 +176,20 @@ def build(key: str, node: Any, **further: Any) -> Any:
         raise ConfigError(words if words.startswith(key) else f"{key}: {words}") from error
 
 
+class _CountsStepsTaken(_LoggerConnector):
+    """Logs under the number of optimizer steps taken, as checkpoints, samples and the terminal do.
+
+    Lightning numbers a step from 0 while it logs what the step and its validation reached, and from
+    1 afterwards.
+    """
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Log a row, at a step if one is given."""
+        if step is None and metrics:
+            metrics = {"epoch": self.trainer.current_epoch, **metrics}
+        super().log_metrics(metrics, self.trainer.global_step if step is None else step)
+
+
 class _Run:
     """A run that leaves a folder: train, validate or test.
 
@@ -263,7 +278,7 @@ class _Run:
                 resume.retire_newer(self.start.folder, checkpoint)
             for logger in self.loggers:
                 if isinstance(logger, MetricsFile):
-                    logger.keep_before(step)
+                    logger.keep_to(step)
         began = time.perf_counter()
         self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
         seconds = time.perf_counter() - began
@@ -409,6 +424,7 @@ class _Run:
             enable_progress_bar=any(isinstance(cb, ProgressBar) for cb in self.callbacks),
         )
         assert isinstance(trainer, pl.Trainer)
+        trainer._logger_connector.__class__ = _CountsStepsTaken
         return trainer
 
 

@@ -203,13 +203,13 @@ class MetricsFile(Logger):
             csv.DictWriter(file, header).writerow(row)
 
     @rank_zero_only
-    def keep_before(self, step: int) -> None:
-        """Drop rows from a step on: a resumed run writes them anew.
+    def keep_to(self, step: int) -> None:
+        """Drop rows after a step: a resumed run writes them anew.
 
         Args:
             step: The optimizer steps that the checkpoint holds.
         """
-        self._rewrite(self._header(), [row for row in self.rows() if int(row["step"]) < step])
+        self._rewrite(self._header(), [row for row in self.rows() if int(row["step"]) <= step])
 
     def rows(self) -> list[dict[str, str]]:
         """Return what the file holds, cells as text."""

@@ -50,7 +50,7 @@ def test_record_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "tiny against dense" in printed
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows if row["val/loss"]] == ["9", "19", "29", "39"]
+    assert [row["step"] for row in rows if row["val/loss"]] == ["10", "20", "30", "40"]
     assert all(float(row["perf/tokens_per_second"]) > 0 for row in rows if row["train/loss"])
     assert sum("step " in line for line in printed.splitlines()) < 5, "a log file would be flooded"
 
@@ -140,7 +140,7 @@ def test_metrics_file_grows_columns_and_forgets_steps(tmp_path: Path) -> None:
     file = MetricsFile(str(tmp_path))
     file.log_metrics({"a": 3.0, "b": 4.0}, step=14)
     assert file.rows()[1] == {"step": "9", "a": "", "b": "2.0"}
-    file.keep_before(10)
+    file.keep_to(10)
     assert [row["step"] for row in file.rows()] == ["4", "9"]
     file.log_metrics({"a": 5.0}, step=14)
     assert [row["a"] for row in file.rows()] == ["1.0", "", "5.0"]
@@ -180,6 +180,13 @@ def test_test_and_export_take_the_model_from_the_run(tmp_path: Path) -> None:
     assert torch.equal(weights["0.weight"], state["model.0.weight"])
     with pytest.raises(ConfigError, match=r"module\.width: 16 -> 8"):
         run(tmp_path, "task=test", f"ckpt_path={folder}", "module.width=8")
+
+
+def test_a_validation_looks_at_what_the_run_looked_at(tmp_path: Path) -> None:
+    """One of two batches, as the run's own validations did: the figure is the run's."""
+    metrics = run(tmp_path, "trainer.limit_val_batches=1", "trainer.max_steps=10")
+    bare = ["~module", "~datamodule", "callbacks=default", f"ckpt_path={folder_of(tmp_path)}"]
+    assert run(tmp_path, *bare, "task=validate")["val/loss"] == pytest.approx(metrics["val/loss"])
 
 
 class Warming(TinyModule):
