@@ -398,7 +398,7 @@ def test_parts_are_given_in_the_form_that_the_template_takes() -> None:
     [
         (
             CHATML.replace("%}<|im_start|>{{", "if m.role != 'developer' %}<|im_start|>{{"),
-            ({"role": "developer", "content": "Be brief."}, *talk("a", "b")),
+            ({"role": "developer", "content": "a"}, *talk("a", "b")),
             r"leaves out messages\[0\], whose role is developer",
         ),
         (
