@@ -710,6 +710,7 @@ def test_what_is_not_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "not read, as no name of a field: params (3,), class_words (2,)" in caplog.text
     caplog.clear()
     read_features([write_npz(tmp_path / "f", WHOLE)])
+    read_features([write_mat73(tmp_path / "f", WHOLE)])  # whose #refs# are MATLAB's own
     assert not caplog.text
 
 
@@ -732,6 +733,14 @@ def test_files_that_are_something_else_are_refused_by_name(name: str, tmp_path: 
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"path=.*{name}"):
             read_features([tmp_path / name])
+
+
+def test_a_sparse_matrix_whose_rows_lie_outside_is_refused(tmp_path: Path) -> None:
+    file = write_mat73(tmp_path / "f", WHOLE, sparse=True)
+    with h5py.File(file, "r+") as content:
+        content["text/ir"][3] = 12
+    with pytest.raises(ValueError, match=r"path=.*f\.mat, text: cannot be read"):
+        read_features([file])
 
 
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
