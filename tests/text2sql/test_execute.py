@@ -726,6 +726,24 @@ def test_only_what_is_committed_is_seen(journal: str, tmp_path: Path) -> None:
             assert one.execute("SELECT * FROM pragma_database_list").status == "refused"
 
 
+def test_what_is_kept_open_is_guarded(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if opening it failed the first time, as by another program's lock."""
+    attempts = iter([sqlite3.OperationalError("database is locked")])
+
+    def meet(db: sqlite3.Connection) -> None:
+        for error in attempts:
+            raise error
+
+    monkeypatch.setattr(guard, "_meet_virtual_tables", meet)
+    monkeypatch.setattr(guard, "_bound_memory", lambda size: None)  # this process is the tests'
+    reader = guard.Reader()
+    for status in ("stopped", "refused", "refused"):
+        sql = "SELECT * FROM pragma_database_list"
+        request = str(database), sql, False, 5.0, 9, 10**6, 10**6, 10**9
+        assert [frame[0] for frame in reader.answer(request)] == [status]
+    reader._close()
+
+
 def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
     file = make(tmp_path / "one.sqlite")
     reader = Database(file)
