@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def plural(word: str) -> str:
     return word + ("es" if word.endswith(("ss", "x", "ch", "sh")) else "s")
 
 
+@lru_cache(maxsize=100_000)
 def singular(word: str) -> str | None:
     """Return the word, of three letters at least, whose `plural` this is; None without one."""
     for ending, instead in (("ies", "y"), ("es", ""), ("s", "")):
