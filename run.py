@@ -6,13 +6,16 @@ import hydra
 from omegaconf import DictConfig
 
 import runner
-from runner.validate import guard
+from runner.validate import ConfigError, Refusal, guard
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Run what the command line composed."""
-    runner.run(cfg)
+    try:
+        runner.run(cfg)
+    except ConfigError as error:
+        raise Refusal(error) from error
 
 
 if __name__ == "__main__":

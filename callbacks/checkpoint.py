@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
@@ -72,25 +73,18 @@ class Checkpointing(Checkpoint):
             one to fall back on.
         monitor: The logged metric that decides which is the best; None: no `best.ckpt`.
         mode: "min" if lower is better, "max" if higher is.
-
-    Raises:
-        ValueError: An argument is out of its range.
     """
+
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {"mode": ("monitor", True)}
 
     def __init__(
         self,
         folder: str,
-        every_n_steps: int = 100,
-        keep_last: int = 2,
+        every_n_steps: Annotated[int, Ge(1)] = 100,
+        keep_last: Annotated[int, Ge(2)] = 2,  # one is the spare
         monitor: str | None = "val/loss",
-        mode: str = "min",
+        mode: Literal["min", "max"] = "min",
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
-        if keep_last < 2:
-            raise ValueError(f"keep_last={keep_last} must be at least 2: one is the spare")
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode={mode!r} must be 'min' or 'max'")
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last

@@ -1,10 +1,11 @@
 """Evolving Subnetwork Training: pre-train sub-networks that grow into the full model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Interval
 
 from callbacks.subnetwork import SubnetworkTraining
 from subnetworks.anatomy import dimensions_of
@@ -36,7 +37,7 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
             probability; `none` leaves them.
         exempt_layers: Layers that are never skipped; negative ones count from the end.
         freeze_unsampled: Keep inactive rows and their moments untouched by the optimizer.
-        seed: Seed of the draws, below 2**31; the same on every rank.
+        seed: Seed of the draws, below 2**32; the same on every rank.
 
     Raises:
         ValueError: A setting cannot run, or the precision is `16-mixed`.
@@ -57,7 +58,7 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         layer_rescale: LayerRescale = "none",
         exempt_layers: Sequence[int] = (),
         freeze_unsampled: bool = False,
-        seed: int = 0,
+        seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
     ) -> None:
         settings: dict[str, Any] = {
             "rates": dict(rates),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -29,15 +30,13 @@ class Progress(ProgressBar):
 
     Args:
         seconds_between_lines: Least time between two lines where the output is not a terminal.
-
-    Raises:
-        ValueError: The time is below 0.
     """
 
-    def __init__(self, seconds_between_lines: float = 30.0) -> None:
+    # What a callback may monitor.
+    validated: ClassVar[tuple[str, ...]] = ("perf/tokens_per_second",)
+
+    def __init__(self, seconds_between_lines: Annotated[float, Ge(0)] = 30.0) -> None:
         super().__init__()
-        if seconds_between_lines < 0:
-            raise ValueError(f"seconds_between_lines={seconds_between_lines} must be at least 0")
         self.seconds_between_lines = seconds_between_lines
         self._enabled = True
         self._bar: RichProgress | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from annotated_types import Interval
 
 from callbacks.checkpoint import validation_follows
 
@@ -58,7 +59,7 @@ class RngState(pl.Callback):
             was found in the cache, must not change the model's first weights.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: Annotated[int, Interval(ge=0, lt=2**32)]) -> None:
         self.seed = seed
         self._state: dict[str, Any] | None = None  # to be set before the next training step
 

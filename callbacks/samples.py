@@ -6,10 +6,11 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from subnetworks.families import longest_context
@@ -34,26 +35,21 @@ class GenerationSamples(pl.Callback):
         answer_pattern: A regular expression whose first group is the final answer; None: no metric.
 
     Raises:
-        ValueError: A number is below 1, or the pattern is no regular expression with a group.
+        ValueError: The pattern is no regular expression with a group.
     """
+
+    # What a callback may monitor.
+    validated: ClassVar[tuple[str, ...]] = ("val/exact_match",)
 
     def __init__(
         self,
         folder: str,
-        prompts: int = 8,
-        test_prompts: int | None = None,
-        max_new_tokens: int = 64,
-        batch_size: int = 16,
+        prompts: Annotated[int, Ge(1)] = 8,
+        test_prompts: Annotated[int, Ge(1)] | None = None,
+        max_new_tokens: Annotated[int, Ge(1)] = 64,
+        batch_size: Annotated[int, Ge(1)] = 16,
         answer_pattern: str | None = None,
     ) -> None:
-        for key, value in (
-            ("prompts", prompts),
-            ("test_prompts", 1 if test_prompts is None else test_prompts),
-            ("max_new_tokens", max_new_tokens),
-            ("batch_size", batch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{key}={value}: must be at least 1")
         try:
             pattern = None if answer_pattern is None else re.compile(answer_pattern)
         except re.error as error:
@@ -154,14 +150,9 @@ class ModuleSamples(pl.Callback):
     Args:
         folder: Where the file is written.
         shown: Rows of a table, at least 1.
-
-    Raises:
-        ValueError: `shown` is below 1.
     """
 
-    def __init__(self, folder: str, shown: int = 16) -> None:
-        if shown < 1:
-            raise ValueError(f"shown={shown}: must be at least 1")
+    def __init__(self, folder: str, shown: Annotated[int, Ge(1)] = 16) -> None:
         self.file, self.shown = Path(folder) / "samples.jsonl", shown
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

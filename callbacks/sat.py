@@ -1,10 +1,11 @@
 """Sparsity-Accelerated Training: leave inactive heads and neurons out of further training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from callbacks.subnetwork import SubnetworkTraining
@@ -12,7 +13,7 @@ from subnetworks.anatomy import dimensions_of
 from subnetworks.families import Unit
 from subnetworks.flops import FlopCount
 from subnetworks.importance import FROM_INPUT, UnitChooser
-from subnetworks.ladder import Importance, Selection, check, stages_of
+from subnetworks.ladder import MOST_RUNGS, Importance, Selection, check, stages_of
 from subnetworks.schedule import GroupedQueries, Rates, Schedule
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork
 
@@ -32,7 +33,7 @@ class Ladder(TypedDict, total=False):
     """Arguments of `subnetworks.ladder.ladder`."""
 
     hold: float
-    rungs: int
+    rungs: Annotated[int, Interval(ge=1, le=MOST_RUNGS)]
     end: float
     direction: Literal["falling", "rising"]
     warmup: float
@@ -71,7 +72,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         context_forward_only: Tokens that predict nothing (prompts, padding) run in the forward pass
             only, on every rung of the ladder.
         freeze_unsampled: Keep inactive rows and their moments untouched by the optimizer.
-        seed: Seed of the draws, below 2**31; the same on every rank.
+        seed: Seed of the draws, below 2**32; the same on every rank.
 
     Raises:
         ValueError: A setting cannot run, or the precision is `16-mixed`.
@@ -79,6 +80,9 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
 
     method: ClassVar[str] = "sat"
     check: ClassVar[str] = "subnetworks.ladder:check"
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "probe_sequences": ("importance", ("activation", "taylor"))
+    }
 
     def __init__(
         self,
@@ -87,16 +91,16 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         importance: Importance = "wanda",
         selection: Selection = "top_k",
         grouped_queries: GroupedQueries = "groups",
-        refresh_every: int = 1,
-        probe_sequences: int = 1,
+        refresh_every: Annotated[int, Ge(1)] = 1,
+        probe_sequences: Annotated[int, Ge(1)] = 1,
         layer_factors: Mapping[int, float] | None = None,
-        multiple_of: int = 1,
+        multiple_of: Annotated[int, Ge(1)] = 1,
         rescale_units: bool = False,
         frozen: float = 0.0,
         forward_only: float = 0.0,
         context_forward_only: bool = False,
         freeze_unsampled: bool = False,
-        seed: int = 0,
+        seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
     ) -> None:
         settings: dict[str, Any] = {
             "omission": dict(omission or {}),

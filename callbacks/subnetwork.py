@@ -34,7 +34,7 @@ class SubnetworkTraining(Callback):
             the same.
         schedule: The stages.
         freeze_unsampled: Keep inactive rows and their moments untouched by the optimizer.
-        seed: Seed of the draws, below 2**31; the same on every rank.
+        seed: Seed of the draws, below 2**32; the same on every rank.
     """
 
     leaves_parameters_unused: ClassVar[bool] = True

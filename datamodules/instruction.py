@@ -10,10 +10,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -26,6 +27,7 @@ from datamodules.language_modeling import (
     Prompt,
     permute,
 )
+from datamodules.text_sources import ContextLength, Vocabulary, Workers
 from datamodules.token_cache import count_token_ids
 
 log = logging.getLogger(__name__)
@@ -273,6 +275,13 @@ class InstructionDataModule(LanguageModelingDataModule):
     """
 
     check: ClassVar[str] = "datamodules.conversations:check"
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "count": ("source", ("arithmetic",)),
+        "prompt_column": ("messages_column", False),
+        "answer_column": ("messages_column", False),
+        "val_fraction": ("val_files", False),
+        "tokenizer.sample_chars": ("tokenizer.pretrained", False),
+    }
 
     def __init__(
         self,
@@ -285,7 +294,7 @@ class InstructionDataModule(LanguageModelingDataModule):
         prompt_column: str = "question",
         answer_column: str = "answer",
         messages_column: str | None = None,
-        count: int = 20_000,
+        count: Annotated[int, Interval(ge=1, le=10_000_000)] = 20_000,
         val_fraction: float = 0.02,
         val_batches: int | None = None,
         old_domain: dict[str, Any] | None = None,
@@ -294,11 +303,11 @@ class InstructionDataModule(LanguageModelingDataModule):
         packed: bool = True,
         bad_rows: Literal["refuse", "skip"] = "refuse",
         over_long: Literal["skip", "refuse"] = "skip",
-        vocab_size: int = 2048,
-        context_length: int = 256,
+        vocab_size: Vocabulary = 2048,
+        context_length: ContextLength = 256,
         batch_size: int = 16,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: Workers = 0,
         cache_dir: str = ".cache",
     ) -> None:
         settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}

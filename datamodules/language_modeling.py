@@ -26,6 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.text_sources import (
+    ContextLength,
+    Vocabulary,
+    Workers,
     check,
     check_old_domain,
     digest_file,
@@ -302,6 +305,10 @@ class LanguageModelingDataModule(pl.LightningDataModule):
 
     check: ClassVar[str] = "datamodules.text_sources:check"
     fits: ClassVar[str] = "datamodules.vocabulary:fits"
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "val_fraction": ("val_files", False),
+        "tokenizer.sample_chars": ("tokenizer.pretrained", False),
+    }
 
     def __init__(
         self,
@@ -316,11 +323,11 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         old_domain: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         tokenizer: dict[str, Any] | None = None,
-        vocab_size: int = 2048,
-        context_length: int = 256,
+        vocab_size: Vocabulary = 2048,
+        context_length: ContextLength = 256,
         batch_size: int = 16,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: Workers = 0,
         cache_dir: str = ".cache",
     ) -> None:
         self.settings = {

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, cast
+
+from annotated_types import Interval
 
 from datamodules.docstrings import list_modules, package_folders, read_code, read_documents
 
@@ -500,6 +502,11 @@ def probe_hub(kind: str, name: str, revision: str | None = None) -> None:
 
 
 # --- settings ----------------------------------------------------------------------------------
+
+# What is larger is a slip, for which there would be no memory or no end.
+Vocabulary = Annotated[int, Interval(ge=1, le=10_000_000)]
+ContextLength = Annotated[int, Interval(ge=2, le=10_000_000)]
+Workers = Annotated[int, Interval(ge=0, le=1024)]
 
 # The least value of each whole number; those in LEAST_OR_NULL may also be null.
 LEAST = {"context_length": 2, "batch_size": 1, "seed": 0, "num_workers": 0, "vocab_size": 1}

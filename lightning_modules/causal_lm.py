@@ -5,10 +5,12 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict, cast
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge, Gt, Interval, Len, MinLen
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW
@@ -27,17 +29,17 @@ Batch = Mapping[str, Tensor]
 class Optimizer(TypedDict, total=False):
     """Arguments of AdamW; the runner checks their names and types before anything is imported."""
 
-    lr: float
-    betas: list[float]
-    eps: float
-    weight_decay: float
+    lr: Annotated[float, Gt(0)]
+    betas: Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Len(2, 2)]
+    eps: Annotated[float, Ge(0)]
+    weight_decay: Annotated[float, Ge(0)]
 
 
 class Schedule(TypedDict, total=False):
     """Arguments of `learning_rate_factor`."""
 
-    warmup: float
-    final: float
+    warmup: Annotated[float, Ge(0)]
+    final: Annotated[float, Interval(ge=0, le=1)]
     decay: Literal["cosine", "linear", "constant"]
 
 
@@ -76,17 +78,17 @@ def model_config(
     arguments = dict(cast(Mapping[str, Any], architecture))
     try:
         return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"module.architecture: {error}") from error
 
 
 class Lora(TypedDict, total=False):
     """Low-rank adapters (arXiv 2106.09685); needs the extra lora."""
 
-    rank: int
-    alpha: int
-    dropout: float
-    targets: list[str]
+    rank: Annotated[int, Ge(1)]
+    alpha: Annotated[int, Ge(1)]
+    dropout: Annotated[float, Interval(ge=0, lt=1)]
+    targets: Annotated[list[str], MinLen(1)]
 
 
 def _adapted(model: PreTrainedModel, lora: Lora) -> Any:
@@ -236,6 +238,10 @@ class CausalLM(CountedLoss):
         ValueError: A value is not allowed; the message names its key.
     """
 
+    # What a callback may monitor.
+    validated: ClassVar[tuple[str, ...]] = (
+        "train/loss", "val/loss", "val/perplexity", "old/loss", "old/perplexity"
+    )  # fmt: skip
     splits_parameters: ClassVar[bool] = True
     """Over the devices, under `trainer=fsdp`."""
     follows_length: ClassVar[bool] = True
@@ -260,6 +266,8 @@ class CausalLM(CountedLoss):
         self.attn_implementation = attn_implementation
         self.compile_blocks = compile
         self.gradient_checkpointing = gradient_checkpointing
+        if pretrained is None or lora is not None:
+            self._try()
         self.optimizer_settings, self.schedule_settings = optimization(
             optimizer,
             schedule,
@@ -269,6 +277,25 @@ class CausalLM(CountedLoss):
         refuse_unbuildable(self.hf_config, attn_implementation, lora)
         self.model: Any = None
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
+
+    def _try(self) -> None:
+        """Build the model without memory for its weights, so that it is refused before a run.
+
+        Raises:
+            ValueError: The sizes, an activation, the adapters' targets, ... do not fit together.
+        """
+        key = "architecture" if self.pretrained is None else "pretrained"
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(
+                    self.hf_config, attn_implementation=self.attn_implementation
+                )
+                key = "lora"
+                if self.lora is not None:
+                    _adapted(model, self.lora)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            words = f"no such thing as {error}" if isinstance(error, LookupError) else error
+            raise ValueError(f"module.{key}: {words}") from error
 
     def configure_model(self) -> None:
         """Build or load the model, once, in training mode."""

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar, Literal, TypedDict, cast
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge, Gt, Interval, MultipleOf
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
@@ -38,6 +39,7 @@ from hashing.similarity import label_similarity
 from hashing.store import CodeStore
 from ledger import Ledger, Quality, Saving
 
+Weight = Annotated[float, Ge(0)]
 MODALITIES = ("image", "text")
 # The direction, whose network makes the query's code, whose codes are searched.
 DIRECTIONS = (("i2t", "image", "text"), ("t2i", "text", "image"))
@@ -52,30 +54,30 @@ class Optimizer(TypedDict, total=False):
     """Of both kinds of session; the learning rate falls linearly to 0 in each."""
 
     name: Literal["adam", "sgd"]
-    lr: float
-    increment_lr: float
-    momentum: float
-    weight_decay: float
+    lr: Annotated[float, Gt(0)]
+    increment_lr: Annotated[float, Gt(0)]
+    momentum: Annotated[float, Interval(ge=0, lt=1)]
+    weight_decay: Weight
 
 
 class Weights(TypedDict, total=False):
     """Weights of the losses, see `hashing.losses`."""
 
-    gamma: float
-    eta: float
-    mu: float
-    alpha: float
-    beta: float
+    gamma: Weight
+    eta: Weight
+    mu: Weight
+    alpha: Weight
+    beta: Weight
 
 
 class SessionLengths(TypedDict, total=False):
     """Lengths of the sessions, see `hashing.sessions.Lengths`."""
 
-    epochs: int
-    rounds: int
-    round_epochs: int
-    sample: int
-    old_share: float
+    epochs: Annotated[int, Ge(1)]
+    rounds: Annotated[int, Ge(1)]
+    round_epochs: Annotated[int, Ge(1)]
+    sample: Annotated[int, Ge(2)]
+    old_share: Annotated[float, Interval(ge=0, lt=1)]
 
 
 class LifelongHashing(pl.LightningModule):
@@ -122,6 +124,22 @@ class LifelongHashing(pl.LightningModule):
     bound_to_data: ClassVar[bool] = True
     """Tells the runner that codes belong to their items: a run brings its data and all settings."""
 
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "optimizer.momentum": ("optimizer.name", ("sgd",)),
+        "optimizer.increment_lr": ("strategy", ("lifelong",)),
+        "lengths.rounds": ("strategy", ("lifelong",)),
+        "lengths.round_epochs": ("strategy", ("lifelong",)),
+        "lengths.sample": ("strategy", ("lifelong",)),
+        "lengths.old_share": ("strategy", ("lifelong",)),
+        "weights.alpha": ("strategy", ("lifelong",)),
+        "weights.beta": ("strategy", ("lifelong",)),
+    }
+
+    validated: ClassVar[tuple[str, ...]] = (
+        "train/loss", "val/*", "session_*", "distinct_codes/*", "bit_balance/*", "chance/*"
+    )  # fmt: skip
+    """What a callback may monitor."""
+
     plans_steps: ClassVar[bool] = True
     """Tells the runner to ask `max_steps` how long the training is."""
 
@@ -137,21 +155,17 @@ class LifelongHashing(pl.LightningModule):
     def __init__(
         self,
         strategy: Literal["lifelong", "no_update", "fine_tune", "retrain"] = "lifelong",
-        bits: int = 32,
-        text_width: int = 1024,
+        bits: Annotated[int, Ge(8), MultipleOf(8)] = 32,
+        text_width: Annotated[int, Ge(1)] = 1024,
         codes: Literal["shared", "per_modality"] = "shared",
         optimizer: Optimizer | None = None,
         weights: Weights | None = None,
         lengths: SessionLengths | None = None,
         evaluate: Literal["validation", "query"] = "validation",
-        seed: int = 0,
+        seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if bits < 8 or bits % 8:
-            raise ValueError(f"module.bits={bits}: must be a multiple of 8, of at least 8")
-        if text_width < 1:
-            raise ValueError(f"module.text_width={text_width}: must be at least 1")
         self.strategy: Strategy = strategy
         self.bits, self.text_width, self.shared_codes = bits, text_width, codes == "shared"
         self.optimizer_settings: dict[str, Any] = {
@@ -162,19 +176,12 @@ class LifelongHashing(pl.LightningModule):
             "weight_decay": 0.0,
             **(optimizer or {}),
         }
-        for key in ("lr", "increment_lr"):
-            if not self.optimizer_settings[key] > 0:
-                value = self.optimizer_settings[key]
-                raise ValueError(f"module.optimizer.{key}={value}: must be above 0")
         given: dict[str, Any] = {"alpha": 0.01, "beta": 0.1, **(weights or {})}
         self.first_weights = FirstWeights(
             **{k: v for k, v in given.items() if k in ("gamma", "eta", "mu")}
         )
         self.increment_weights = IncrementWeights(given["alpha"], given["beta"])
-        try:
-            self.lengths = Lengths(**(lengths or {}))
-        except ValueError as error:
-            raise ValueError(f"module.lengths.{error}") from error
+        self.lengths = Lengths(**(lengths or {}))
         self.evaluate, self.seed = evaluate, seed
         self.networks: HashNetworks | None = None
         self.data: Any = None

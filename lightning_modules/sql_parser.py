@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge, Gt, Interval
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from text2sql.parser import Features, Featuriser, ParserNetwork, batches
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, to_sql
 
+Count = Annotated[int, Ge(1)]
 Question = tuple[str, Schema, Path | None]
 _BETWEEN = " | "  # stands between the turns that are read together
 
@@ -72,28 +74,40 @@ class SqlParser(CountedLoss):
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
 
+    # What a callback may monitor.
+    validated: ClassVar[tuple[str, ...]] = (
+        "train/loss", "val/loss",
+        "val/exact", "val/exact_interaction", "val/execution", "val/execution_interaction",
+    )  # fmt: skip
+
+    # Keys that are read only where another one is set, is not, or has one of some values.
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "encoder_lr": ("encoder", True), "frozen_layers": ("encoder", True),
+        "encoder_dropout": ("encoder", True), "vocab_size": ("encoder", False),
+    }  # fmt: skip
+
     def __init__(
         self,
         encoder: str | None = None,
         architecture: dict[str, Any] | None = None,
-        vocab_size: int = 2000,
-        width: int = 256,
-        layers: int = 3,
-        decoder_layers: int = 3,
-        heads: int = 8,
-        dropout: float = 0.1,
-        frozen_layers: int = 0,
+        vocab_size: Annotated[int, Interval(ge=100, le=1_000_000)] = 2000,
+        width: Count = 256,
+        layers: Annotated[int, Ge(0)] = 3,
+        decoder_layers: Count = 3,
+        heads: Count = 8,
+        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1,
+        frozen_layers: Annotated[int, Ge(0)] = 0,
         encoder_dropout: bool = False,
         shuffle_schema: bool = False,
-        max_nodes: int | None = None,
+        max_nodes: Count | None = None,
         read: Literal["rewrite", "utterance"] = "rewrite",
-        history: int = 0,
-        beam: int = 1,
+        history: Annotated[int, Ge(0)] = 0,
+        beam: Count = 1,
         init: str | None = None,
         optimizer: Optimizer | None = None,
-        encoder_lr: float = 1e-4,
+        encoder_lr: Annotated[float, Ge(0)] = 1e-4,
         schedule: Schedule | None = None,
-        seconds: float = 5.0,
+        seconds: Annotated[float, Gt(0)] = 5.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -101,20 +115,8 @@ class SqlParser(CountedLoss):
             raise ValueError(
                 "module: give encoder (pretrained) or architecture (from scratch), and one only"
             )
-        for key, value, least in (
-            ("layers", layers, 0), ("decoder_layers", decoder_layers, 1), ("beam", beam, 1),
-            ("history", history, 0), ("vocab_size", vocab_size, 100),
-            ("frozen_layers", frozen_layers, 0),
-            ("max_nodes", 1 if max_nodes is None else max_nodes, 1),
-        ):  # fmt: skip
-            if value < least:
-                raise ValueError(f"module.{key}={value}: must be at least {least}")
         if width % heads:
             raise ValueError(f"module.width={width}: must be a multiple of heads={heads}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"module.dropout={dropout}: must be in [0, 1)")
-        if encoder_lr < 0:
-            raise ValueError(f"module.encoder_lr={encoder_lr}: must be at least 0")
         self.encoder, self.architecture, self.vocab_size = encoder, architecture, vocab_size
         self.sizes: dict[str, Any] = {
             "width": width, "layers": layers, "decoder_layers": decoder_layers, "heads": heads,

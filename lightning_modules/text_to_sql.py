@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import torch
+from annotated_types import Ge, Gt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -98,8 +99,29 @@ class TextToSql(CountedLoss):
     tasks: ClassVar[dict[str, bool]] = {
         "evaluate": False, "chat": False, "annotate": False, "test": False
     }  # fmt: skip
+    # What a callback may monitor.
+    validated: ClassVar[tuple[str, ...]] = (
+        "train/loss", "train/parser_loss", "train/rewriter_loss",
+        "val/raw/exact", "val/raw/exact_interaction",
+        "val/raw/execution", "val/raw/execution_interaction",
+        "val/rewritten/exact", "val/rewritten/exact_interaction",
+        "val/rewritten/execution", "val/rewritten/execution_interaction",
+        "val/gold/exact", "val/gold/exact_interaction",
+        "val/gold/execution", "val/gold/execution_interaction",
+    )  # fmt: skip
     # Those that read no datamodule.
     without_data: ClassVar[tuple[str, ...]] = ("evaluate", "chat")
+
+    # Keys of a part that only its training alone reads, and the key that does here.
+    unread: ClassVar[dict[str, str]] = {
+        "parser.optimizer": "optimizer", "parser.schedule": "schedule",
+        "parser.encoder_lr": "optimizer.lr", "parser.seconds": "seconds",
+        "rewriter.optimizer": "optimizer", "rewriter.schedule": "schedule",
+        "rewriter.scored_rewrites": "",
+    }  # fmt: skip
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "parser": ("parser_from", False), "rewriter": ("rewriter_from", False)
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -113,18 +135,12 @@ class TextToSql(CountedLoss):
         tables: str | None = None,
         missing: Literal["error", "wrong", "skip"] = "error",
         keep_distinct: bool = False,
-        seconds: float = 30.0,
-        megabytes: float = 1000.0,
-        hypotheses: int = 4,
-        nats: float | None = 6.0,
+        seconds: Annotated[float, Gt(0)] = 30.0,
+        megabytes: Annotated[float, Ge(_MEGABYTES)] = 1000.0,
+        hypotheses: Annotated[int, Ge(1)] = 4,
+        nats: Annotated[float, Gt(0)] | None = 6.0,
     ) -> None:
         super().__init__()
-        if hypotheses < 1:
-            raise ValueError(f"module.hypotheses={hypotheses}: must be at least 1")
-        if megabytes < _MEGABYTES:
-            raise ValueError(f"module.megabytes={megabytes}: must be at least {_MEGABYTES}")
-        if nats is not None and nats <= 0:
-            raise ValueError(f"module.nats={nats}: must be above 0, or null")
         if rewriter is not None and rewriter.mode == "dual" and parser_from is None:
             raise ValueError(
                 "module.rewriter.mode=dual: the parser's verdict is part of the reward; give a "

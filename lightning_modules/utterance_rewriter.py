@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict, cast
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -39,6 +40,7 @@ from text2sql.rewriter_networks import (
 from text2sql.rewriting import Rewriter, to_rewrite, to_simplify
 
 Batch = Sequence[Example]
+Weight = Annotated[float, Ge(0)]
 TOGETHER = 32  # turns that are rewritten in one batch
 PRETRAINED: dict[str, Any] = {"seq2seq": PretrainedSeq2Seq, "causal_lm": PretrainedCausalLM}
 """Networks that are pretrained as a whole, by `kind`."""
@@ -50,25 +52,25 @@ class Network(TypedDict, total=False):
     kind: Literal["pointer_generator", "seq2seq", "causal_lm", "span_editor"]
     pretrained: str | None
     architecture: dict[str, Any] | None
-    vocab_size: int
-    decoder_layers: int
-    source_tokens: int
-    target_tokens: int
+    vocab_size: Annotated[int, Interval(ge=100, le=1_000_000)]
+    decoder_layers: Annotated[int, Ge(1)]
+    source_tokens: Annotated[int, Ge(8)]
+    target_tokens: Annotated[int, Ge(4)]
     schema_words: bool
 
 
 class Dual(TypedDict, total=False):
     """How dual learning goes, see `text2sql.dual_learning` and `text2sql.rewards`."""
 
-    samples: int
+    samples: Annotated[int, Ge(2)]
     baseline: Baseline
     verdict: Literal["match", "likelihood"]
-    database: float
-    pronoun: float
-    fluency: float
-    parser: float
-    reconstruction: float
-    supervised: float
+    database: Weight
+    pronoun: Weight
+    fluency: Weight
+    parser: Weight
+    reconstruction: Weight
+    supervised: Weight
     values: bool
     language_model: str | None
 
@@ -110,6 +112,18 @@ class UtteranceRewriter(CountedLoss):
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
 
+    # What a callback may monitor.
+    validated: ClassVar[tuple[str, ...]] = (
+        "train/loss", "val/loss", "val/bleu", "val/rouge_l", "val/exact", "val/restored_f1",
+        "val/schema_share", "val/schema_share_gold",
+    )  # fmt: skip
+
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "dual": ("mode", ("dual",)), "seed": ("mode", ("dual",)),
+        "network.vocab_size": ("network.pretrained", False),
+        "network.decoder_layers": ("network.kind", ("pointer_generator",)),
+    }  # fmt: skip
+
     def __init__(
         self,
         mode: Literal["supervised", "dual"] = "supervised",
@@ -119,9 +133,9 @@ class UtteranceRewriter(CountedLoss):
         dual: Dual | None = None,
         optimizer: Optimizer | None = None,
         schedule: Schedule | None = None,
-        beam: int = 4,
-        scored_rewrites: int = 200,
-        seed: int = 0,
+        beam: Annotated[int, Ge(1)] = 4,
+        scored_rewrites: Annotated[int, Ge(0)] = 200,
+        seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -178,17 +192,6 @@ class UtteranceRewriter(CountedLoss):
                 "module.network.kind=span_editor: its texts have no probability, so that it cannot "
                 "learn by rewards; take module.mode=supervised"
             )
-        lowest = {"decoder_layers": 1, "source_tokens": 8, "target_tokens": 4, "vocab_size": 100}
-        for name, least in lowest.items():
-            if n[name] < least:
-                raise ValueError(f"module.network.{name}={n[name]}: must be at least {least}")
-        for key, value, least in (
-            ("dual.samples", d["samples"], 2),
-            ("beam", self.beam, 1),
-            ("scored_rewrites", self.scored_rewrites, 0),
-        ):
-            if value < least:
-                raise ValueError(f"module.{key}={value}: must be at least {least}")
         given = {k: d[k] for k in vars(RewardWeights()) if k in d}
         try:
             self.reward_weights = RewardWeights(**given)

@@ -144,7 +144,52 @@ def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, floa
     if settings["task"] not in TASKS:
         return _own_task(settings)
     assert start is not None
+    rehearse(settings)
     return _Run(settings, start).live()
+
+
+def rehearse(settings: dict[str, Any]) -> None:
+    """Build a run's parts without their data, weights and folder.
+
+    What cannot be built is thereby refused before a base model is trained, before anything is left
+    behind, and before the first job of a sweep.
+
+    Args:
+        settings: The checked config.
+
+    Raises:
+        ConfigError: A part cannot be built as it was asked for.
+    """
+    chosen = ("_target_", "accelerator", "devices", "num_nodes", "strategy")
+    trainer = {key: value for key, value in settings["trainer"].items() if key in chosen}
+    accelerator = trainer.get("accelerator", "auto")
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    try:
+        build("trainer", trainer, enable_model_summary=False, **silent)
+    except ConfigError as error:
+        mend = "trainer=cpu, or trainer.accelerator=auto, which takes what there is"
+        raise ConfigError(f"{error}. trainer.accelerator={accelerator}; take {mend}") from error
+    datamodule = build("datamodule", settings["datamodule"])
+    if isinstance(datamodule, ChecksFiles):
+        with refusing():
+            datamodule.check_files()
+    module = _without_weights(settings)
+    if not pretrained.names(module):
+        build("module", module)
+    for name, node in (settings["callbacks"] or {}).items():
+        build(f"callbacks.{name}", node)
+
+
+def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
+    """The module's node before anything is trained, converted or downloaded for it.
+
+    Where it says which model it is, or the experiment does that makes the model, nothing
+    pretrained is loaded.
+    """
+    module = {**settings["module"]}
+    if (base := pretrained.check(settings)) is not None:
+        module["architecture"] = base["module"]["architecture"]
+    return {**module, "pretrained": None} if module.get("architecture") else module
 
 
 def build(key: str, node: Any, **further: Any) -> Any:
@@ -501,17 +546,16 @@ def checkpoint_of(path: Path) -> Path:
 def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     """Build the module without data, print what it is and what it will cost."""
     console = Console()
-    base = pretrained.check(settings)
-    known = {**(base or settings)["module"]}
-    if known.get("architecture"):
-        known["pretrained"] = None  # what it is says enough: nothing is trained or downloaded
-    settings = settings if base is not None else pretrained.resolve(settings)
+    known = _without_weights(settings)
+    if pretrained.names(known):
+        settings = pretrained.resolve(settings)
+        known = settings["module"]
     datamodule = build("datamodule", settings["datamodule"])
     if isinstance(datamodule, ChecksFiles):
         with refusing():
             datamodule.check_files()
-    module = build("module", known if known.get("architecture") else settings["module"])
-    if base is None and not known.get("architecture"):
+    module = build("module", known)
+    if not known.get("architecture"):
         refuse_misfits(settings, getattr(module, "hf_config", None))
     trainer = {**settings["trainer"]}
     if plans_steps(settings):
@@ -524,14 +568,14 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     data = settings["datamodule"]
     sequences = data.get("batch_size", 1) * trainer.get("accumulate_grad_batches", 1)
     shape = (sequences * resume.device_count(trainer), data.get("context_length", 1))
-    tokens = shape[0] * shape[1]
+    tokens, unit = shape[0] * shape[1], "tokens" if "context_length" in data else "examples"
     title = Text(f"{settings['name']}, dry run")
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_row("parameters", f"{parameters:,}")
     table.add_row("of these trained", f"{trainable:,}")
-    table.add_row("tokens per optimizer step", f"{tokens:,}")
+    table.add_row(f"{unit} per optimizer step", f"{tokens:,}")
     table.add_row("optimizer steps", f"{trainer['max_steps']:,}")
-    table.add_row("tokens in all", f"{tokens * trainer['max_steps']:,}")
+    table.add_row(f"{unit} in all", f"{tokens * trainer['max_steps']:,}")
     console.print(table)
     precision = trainer.get("precision") or "32-true"
     if precision == "auto":

@@ -36,7 +36,7 @@ def check(settings: dict[str, Any]) -> dict[str, Any] | None:
         ConfigError: The experiment, package or file is not there, or the experiment cannot run.
     """
     base = None
-    for key, named in _names(settings["module"]):
+    for key, named in names(settings["module"]):
         if named.startswith(EXPERIMENT):
             found = _base(key, named, settings["paths"])
             base = found if key == "module.pretrained" else base
@@ -58,10 +58,10 @@ def resolve(settings: dict[str, Any]) -> dict[str, Any]:
         ConfigError: What is named cannot be made.
     """
     models = Path(settings["paths"]["cache_dir"]) / "models"
-    names = _names(settings["module"])
-    if any(named.startswith(EXPERIMENT) for _, named in names):
+    found = names(settings["module"])
+    if any(named.startswith(EXPERIMENT) for _, named in found):
         _check_files(settings["datamodule"])
-    for key, named in names:
+    for key, named in found:
         if named.startswith(EXPERIMENT):
             folder = _train(key, named, settings["paths"], models)
         else:
@@ -80,7 +80,7 @@ def _check_files(data: dict[str, Any] | None) -> None:
             datamodule.check_files()
 
 
-def _names(node: Any, key: str = "module") -> list[tuple[str, str]]:
+def names(node: Any, key: str = "module") -> list[tuple[str, str]]:
     """Every `pretrained` of a module and its parts that names what has to be made: key and name."""
     if not isinstance(node, dict):
         return []
@@ -89,7 +89,7 @@ def _names(node: Any, key: str = "module") -> list[tuple[str, str]]:
     prefixes = (EXPERIMENT, PACKAGE) if key == "module" else EXPERIMENT
     made = isinstance(named, str) and (named.startswith(prefixes) or named.endswith(".gguf"))
     own = [(f"{key}.pretrained", str(named))] if made else []
-    return own + [found for name, part in node.items() for found in _names(part, f"{key}.{name}")]
+    return own + [found for name, part in node.items() for found in names(part, f"{key}.{name}")]
 
 
 def _base(key: str, named: str, paths: dict[str, Any]) -> dict[str, Any]:

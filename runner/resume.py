@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner import signatures
-from runner.validate import RUN_DIR, ConfigError, methods
+from runner.validate import RUN_DIR, ConfigError, methods, without_unread
 
 try:
     import fcntl
@@ -394,6 +394,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no config of a run")
     content = replaced(loaded, loaded["paths"]["run_dir"], RUN_DIR)
     assert isinstance(content, dict)
+    content["module"] = without_unread(content.get("module"))
     return content
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import math
 import re
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
+
+import annotated_types
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 
 # A constructor that hands its keywords on to a function: which.
 FORWARDS = {"pytorch_lightning.loggers.wandb.WandbLogger": "wandb.sdk.wandb_init.init"}
@@ -331,6 +335,8 @@ class _Names(dict[str, Any]):
         found = _lookup(self.source, name)
         if found is None:
             return Any
+        if found.source.module == annotated_types.__name__:  # imports nothing heavy itself
+            return getattr(annotated_types, name)
         if isinstance(found.node, ast.Assign | ast.AnnAssign):  # an alias of a type
             return _hint(found.node.value, found.source)
         bases = [ast.unparse(b) for a in found.ancestry() for b in getattr(a.node, "bases", ())]
@@ -366,13 +372,19 @@ def _problems(key: str, value: Any, hint: Any) -> list[str]:
     if isinstance(value, dict) and "_target_" in value:
         return []
     if origin in (Union, UnionType):
-        found = [_problems(key, value, option) for option in options]
-        deeper = [problems for problems in found if problems and problems[0][len(key)] != "="]
-        return [] if [] in found else deeper[0] if deeper else wrong
+        each = [_problems(key, value, option) for option in options]
+        mismatches = [[f"{key}={value!r} must be {_words(option)}"] for option in options]
+        closer = [problems for problems in each if problems not in mismatches]
+        return [] if [] in each else closer[0] if closer else wrong
     if origin is Literal:
         fits = any(value == option and type(value) is type(option) for option in options)
-        return [] if fits else [f"{key}={value!r} must be one of {', '.join(map(str, options))}"]
-    if origin in (typing.Annotated, typing.Required, typing.NotRequired, typing.ClassVar):
+        return [] if fits else wrong
+    if origin is typing.Annotated:
+        found = _problems(key, value, options[0])
+        if found == [f"{key}={value!r} must be {_words(options[0])}"]:
+            return wrong
+        return found or ([] if _within(value, _bounds(hint)) else wrong)
+    if origin in (typing.Required, typing.NotRequired, typing.ClassVar):
         return _problems(key, value, options[0])
     if isinstance(hint, type) and issubclass(hint, _Group):
         accepted = fields(hint.definition)
@@ -384,6 +396,10 @@ def _problems(key: str, value: Any, hint: Any) -> list[str]:
         return []
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         return wrong
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return [f"{key}={value} must be a number of 64 bits"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{key}={value} must be a finite number"]
     if isinstance(value, dict) and len(options) == 2:
         return [p for name, v in value.items() for p in _problems(f"{key}.{name}", v, options[1])]
     if isinstance(value, list) and options:
@@ -396,11 +412,61 @@ def _problems(key: str, value: Any, hint: Any) -> list[str]:
     return []
 
 
+def _bounds(hint: Any) -> dict[str, Any]:
+    """Return what an annotation demands of a value beside its type, by the names of its fields."""
+    found: dict[str, Any] = {}
+    for mark in hint.__metadata__:
+        parts = mark if isinstance(mark, annotated_types.GroupedMetadata) else (mark,)
+        for part in parts:
+            if isinstance(part, Gt | Ge | Lt | Le | MultipleOf | MinLen | MaxLen):
+                (name,) = part.__slots__
+                found[name] = getattr(part, name)
+    return found
+
+
+def _within(value: Any, bounds: Mapping[str, Any]) -> bool:
+    holds: dict[str, Callable[[Any], bool]] = {
+        "gt": lambda least: value > least,
+        "ge": lambda least: value >= least,
+        "lt": lambda most: value < most,
+        "le": lambda most: value <= most,
+        "multiple_of": lambda unit: value % unit == 0,
+        "min_length": lambda least: len(value) >= least,
+        "max_length": lambda most: len(value) <= most,
+    }
+    return value is None or all(holds[name](bound) for name, bound in bounds.items())
+
+
+def _range(bounds: Mapping[str, Any]) -> str:
+    """Say what bounds allow, after the name of a type."""
+    least = bounds.get("gt", bounds.get("ge"))
+    most = bounds.get("lt", bounds.get("le"))
+    words = ""
+    if least is not None and most is not None:
+        opening, closing = "(" if "gt" in bounds else "[", ")" if "lt" in bounds else "]"
+        words = f" in {opening}{least}, {most}{closing}"
+    elif least is not None:
+        words = f" above {least}" if "gt" in bounds else f" of at least {least}"
+    elif most is not None:
+        words = f" below {most}" if "lt" in bounds else f" of at most {most}"
+    if "multiple_of" in bounds:
+        words += f", a multiple of {bounds['multiple_of']}"
+    shortest, longest = bounds.get("min_length"), bounds.get("max_length")
+    if shortest is not None and shortest == longest:
+        words += f" of {shortest} items"
+    elif shortest is not None:
+        words += f" of at least {shortest} item{'s' if shortest > 1 else ''}"
+    return words
+
+
 def _words(hint: Any) -> str:
+    """Name what a type allows."""
     if typing.get_origin(hint) in (Union, UnionType):
         return " or ".join(_words(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
-        return " or ".join(str(option) for option in typing.get_args(hint))
+        return f"one of {', '.join(dict.fromkeys(map(str, typing.get_args(hint))))}"
+    if typing.get_origin(hint) is typing.Annotated:
+        return _words(typing.get_args(hint)[0]) + _range(_bounds(hint))
     hint = PLAIN.get(typing.get_origin(hint), (hint,))[0]
     if hint is NoneType:
         return "null"

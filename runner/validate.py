@@ -11,26 +11,30 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from hydra import compose, initialize_config_dir
+from annotated_types import Ge, Interval, MultipleOf
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from runner import fit, signatures, terminal
+from runner.explain import CONF as CONF
+from runner.explain import ROOT as ROOT
+from runner.explain import composed, explain, with_new_keys
+from runner.explain import experiments as experiments
 from runner.signatures import nearest
-
-ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
 
 # What a `_target_` may begin with: a config file names classes to build, not any code to run.
 ALLOWED: tuple[str, ...] = (
@@ -71,8 +75,10 @@ class FailedRun(RuntimeError):
     """A run has failed, of which its words, printed by now, say all."""
 
 
-class RefusedSweep(SystemExit):
-    """A job of a sweep cannot run. Hydra turns a callback's other errors into warnings.
+class Refusal(SystemExit):
+    """What was asked for cannot run: an error that Hydra lets through as it is.
+
+    Hydra turns a callback's other errors into warnings, and prints lines of its own above a job's.
 
     Args:
         error: Why.
@@ -87,18 +93,26 @@ class OfExperiments(TypedDict, total=False):
     """Keys that an experiment may add beside the groups: choices and inputs of its method."""
 
     strategy: str
-    bits: int
+    bits: Annotated[int, Ge(8), MultipleOf(8)]
     database: str | None
     gold: str | None
     predictions: str | None
     json: str | None
 
 
+class Paths(TypedDict):
+    """The keys of `paths`."""
+
+    output_dir: str
+    cache_dir: str
+    run_dir: str
+
+
 class TopLevel(OfExperiments):
     """The keys of conf/config.yaml that are no groups."""
 
     task: str
-    seed: int
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
     name: str | None
     tags: list[str]
     dry_run: bool
@@ -106,7 +120,7 @@ class TopLevel(OfExperiments):
     stretch: bool
     ckpt_path: str | None
     query: str | None
-    top_k: int | None
+    top_k: Annotated[int, Ge(1)] | None
 
 
 def guard(main: Callable[[], Any]) -> int:
@@ -122,15 +136,19 @@ def guard(main: Callable[[], Any]) -> int:
     terminal.outlive()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
+    sys.argv[1:] = with_new_keys(sys.argv[1:])
     try:
+        _no_option_is_unknown(sys.argv[1:])
         main()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if full:
             raise
         refuse(error)
         return 2
-    except RefusedSweep as stop:
-        refuse(stop.error)
+    except Refusal as refusal:
+        if full:
+            raise refusal.error from None
+        refuse(refusal.error)
         return 2
     except FailedRun:
         if full:
@@ -149,6 +167,20 @@ def guard(main: Callable[[], Any]) -> int:
         error.__traceback__ = trace or error.__traceback__
         raise
     return 0
+
+
+def _no_option_is_unknown(arguments: list[str]) -> None:
+    """Refuse settings with dashes, which Hydra would take for its option that begins alike."""
+    known = get_args_parser()._option_string_actions
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and f"--{name}" not in known:
+            following = next(iter(arguments[place + 1 :]), "")
+            value = value or ("..." if "=" in following or not following else following)
+            raise ConfigError(
+                f"{argument}: no such option; --help lists them. A setting is written without "
+                f"dashes: {name}={value}"
+            )
 
 
 def refuse(error: Exception) -> None:
@@ -173,10 +205,12 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if cfg.get("paths") is None or cfg.paths.get("run_dir") is not None:
         raise ConfigError("paths.run_dir is the runner's to fill in: set paths.output_dir instead.")
     settings = {**dict.fromkeys(GROUPS), **resolve(cfg, RUN_DIR)}
-    top = signatures.find("runner.validate.TopLevel")
-    assert top is not None
-    values = {key: value for key, value in settings.items() if key not in GROUPS}
-    problems = signatures.bind("", values, signatures.fields(top))
+    groups = {name: signatures.Parameter(Any, False) for name in GROUPS}
+    problems = signatures.bind(
+        "", settings, signatures.Signature({**_keys("runner.validate.TopLevel"), **groups})
+    ) + signatures.bind(
+        "paths", settings["paths"], signatures.Signature(_keys("runner.validate.Paths"))
+    )
     _refuse(problems + _nodes(settings))
     settings["name"] = _name(settings)
     from runner import resume
@@ -184,7 +218,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     settings = resume.with_stored(settings)
     for key, node in targets(settings):
         problems += bind(key, node)
+        problems += _unread(key, node)
     _refuse(problems)
+    problems += _methods(settings) + _monitors(settings) + _places(settings)
+    problems += _key_of_wandb(settings["logger"] or {})
     problems += _task(settings) + _needs_of_trainer(settings)
     problems += _strategy(settings) + _architecture(settings)
     _refuse(problems)
@@ -201,17 +238,14 @@ def checked(overrides: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot run.
     """
-    running, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
-    GlobalHydra.instance().clear()
+    config, cfg = HydraConfig.instance().cfg, composed(overrides)
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
         return check(cfg)
     finally:
-        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, config
+        HydraConfig.instance().cfg = config
 
 
 def resolve(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
@@ -272,10 +306,11 @@ def bind(key: str, node: dict[str, Any]) -> list[str]:
         return [
             f"{key}._target_={target}: no such class or function. {_close_target(target)}".strip()
         ]
-    skipped = ("_target_", *RUNNER_KEYS.get(key, ()))
-    arguments = {name: value for name, value in node.items() if name not in skipped}
-    if key == "trainer" and arguments.get("precision") == "auto":
-        del arguments["precision"]
+    if key == "trainer":
+        accepted = replace(
+            accepted, parameters={**accepted.parameters, **_keys("runner.ranges.Trainer")}
+        )
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
     return signatures.bind(key, arguments, accepted)
 
 
@@ -300,33 +335,6 @@ def plans_steps(settings: dict[str, Any]) -> bool:
     return bool(node and signatures.attribute(node["_target_"], "plans_steps"))
 
 
-def explain(error: Exception, arguments: list[str]) -> str:
-    """Return what Hydra refused in words, with the nearest key or option.
-
-    Args:
-        error: What composing raised.
-        arguments: The command line.
-    """
-    message = str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        options = list(error.options or _options(group))
-        listed = f" Options: {', '.join(options)}." if options else f" There is no group {group!r}."
-        close = nearest(option, options, f"{group}=")
-        return f"{group}={option}: no such option.{close if 'mean' in close else ''}{listed}"
-    if message.startswith("Config group override must be"):
-        given = ", ".join(a for a in arguments if a.endswith("=null")) or "a group"
-        return f"{given}: a group takes one of its options; ~GROUP leaves it out"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: not of the form key=value. {message}"
-    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", message):
-        return f"{match[1]}: is there already. To change it, leave out the +: {match[1]}=..."
-    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
-        key = match[1].split("@")[0]
-        return f"{key}: no such key.{_nearest_key(key, arguments)}"
-    return f"{message}\n{error.__cause__}" if error.__cause__ else message
-
-
 class ValidateSweep(Callback):
     """Validates every job of a sweep before the first one starts."""
 
@@ -334,7 +342,7 @@ class ValidateSweep(Callback):
         """Compose and check the jobs that Hydra's basic sweeper will make of the command line.
 
         Raises:
-            RefusedSweep: A job cannot run.
+            Refusal: A job cannot run.
         """
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -347,30 +355,34 @@ class ValidateSweep(Callback):
             given + list(config.hydra.overrides.task)
         )
         cached = HydraConfig.instance().cfg
+        jobs: list[tuple[Sequence[str], dict[str, Any]]] = []
         try:
             for job in BasicSweeper.split_arguments(overrides, None)[0]:
                 composed = loader.load_sweep_config(config, list(job))
                 HydraConfig.instance().set_config(composed)
                 with open_dict(composed):
                     del composed["hydra"]
-                try:
-                    check(composed)
-                except ConfigError as error:
-                    raise ConfigError(f"Job {' '.join(job)}:\n{error}") from error
+                with _of_job(job):
+                    jobs.append((job, check(composed)))
+            from runner.life import rehearse
+
+            for each, settings in jobs:
+                if settings["task"] in TASKS[:3] and not settings["dry_run"]:
+                    with _of_job(each):
+                        rehearse(settings)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            raise RefusedSweep(error) from error
+            raise Refusal(error) from error
         finally:
             HydraConfig.instance().cfg = cached
 
 
-def experiments() -> dict[str, str]:
-    """Return every experiment with the first comment line of its file."""
-    found = {}
-    for path in sorted((CONF / "experiment").rglob("*.yaml")):
-        comments = (line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#")
-        name = path.relative_to(CONF / "experiment").with_suffix("").as_posix()
-        found[name] = next((line for line in comments if not line.startswith("@package")), "")
-    return found
+@contextmanager
+def _of_job(job: Sequence[str]) -> Iterator[None]:
+    """Say which job of a sweep was refused."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"Job {' '.join(job)}:\n{error}") from error
 
 
 def main() -> int:
@@ -422,10 +434,24 @@ def _name(settings: dict[str, Any]) -> str:
     chosen = (
         HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
     )
-    name = str(settings["name"] or chosen or "custom").replace("/", "-")
+    name = str(settings["name"] or _kind(chosen, settings) or "custom").replace("/", "-")
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ConfigError(f"name={name!r}: a folder's name, of letters, digits, '.', '_' and '-'")
     return name
+
+
+def _kind(experiment: str | None, settings: dict[str, Any]) -> str | None:
+    """Name a run by its experiment, and by its method where that is not the experiment's own."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if experiment is None or not any(re.match(r"[~+]*callbacks\b", each) for each in overrides):
+        return experiment
+    places = [s for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
+    found = [f"hydra.searchpath=[file://{place.path}]" for place in places]
+    own = composed([f"experiment={experiment}", *found]).callbacks
+    now = methods(settings)
+    if set(now) == set(methods({"callbacks": OmegaConf.to_container(own, resolve=False)})):
+        return experiment
+    return f"{experiment}-{'-'.join(sorted(now)) or 'dense'}"
 
 
 def _task(settings: dict[str, Any]) -> list[str]:
@@ -570,75 +596,186 @@ def refuse_misfits(settings: dict[str, Any], config: Any) -> None:
     _refuse(fit.problems(settings, config))
 
 
-def _architecture(settings: dict[str, Any]) -> list[str]:
-    """Check `module.architecture`, which transformers would take with any key in it."""
-    architecture = (settings["module"] or {}).get("architecture")
-    if not isinstance(architecture, dict) or "model_type" not in architecture:
+def _unread(key: str, node: dict[str, Any]) -> list[str]:
+    """Check that something reads what stands in a node, and what the command line sets in it.
+
+    A class says in `unread` which keys of its parts are never read, and in `read_where` which keys
+    are read only under some values of others: these keep their defaults without a word, but
+    setting one on the command line is refused. Arms of a sweep share their command line.
+    """
+    problems = [
+        f"{key}.{path}: nothing reads it here{f'; {key}.{instead} does' if instead else ''}"
+        for path, instead in (signatures.attribute(node["_target_"], "unread") or {}).items()
+        if _at(node, path) is not None
+    ]
+    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
+        return problems
+    overrides = [each.lstrip("+").partition("=")[0] for each in HydraConfig.get().overrides.task]
+    for path, (other, values) in (
+        signatures.attribute(node["_target_"], "read_where") or {}
+    ).items():
+        value = _at(node, other)
+        if value in values if isinstance(values, tuple) else bool(value) == values:
+            continue
+        needed = " or ".join(values) if isinstance(values, tuple) else "set" if values else "null"
+        problems += [
+            f"{each}: nothing reads it while {key}.{other}={value}; that must be {needed}"
+            for each in overrides
+            if f"{each}.".startswith(f"{key}.{path}.")
+        ]
+    return problems
+
+
+def without_unread(node: Any) -> Any:
+    """Return a module's node, of an older run, without the keys that nothing reads."""
+    copy = deepcopy(node)
+    for _, each in targets(copy):
+        for path in signatures.attribute(str(each["_target_"]), "unread") or {}:
+            parent, _, name = path.rpartition(".")
+            (_at(each, parent) or {}).pop(name, None)
+    return copy
+
+
+def _at(node: Any, path: str) -> Any:
+    """Return what stands at a path of keys, None where it does not lead anywhere."""
+    for name in path.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _methods(settings: dict[str, Any]) -> list[str]:
+    """Check that one method at most decides what a step trains."""
+    several = [f"callbacks.{name}" for name in methods(settings)]
+    if len(several) < 2:
         return []
+    return [
+        f"{' and '.join(several)}: each decides what a step trains, so there can be only one. "
+        f"Leave out the other: {several[-1]}=null"
+    ]
+
+
+def _monitors(settings: dict[str, Any]) -> list[str]:
+    """Check that callbacks watch metrics that are logged, as far as module and callbacks say."""
+    nodes = {f"callbacks.{name}": node for name, node in (settings["callbacks"] or {}).items()}
+    sources = [node for node in (settings["module"], *nodes.values()) if node]
+    said = [signatures.attribute(node["_target_"], "validated") for node in sources]
+    if settings["module"] is None or said[0] is None:
+        return []
+    known = [name for names in said for name in names or ()]
+    return [
+        f"{key}.monitor={node['monitor']}: no such metric.{nearest(str(node['monitor']), known)}"
+        for key, node in nodes.items()
+        if node
+        and node.get("monitor") is not None
+        and not any(fnmatch(str(node["monitor"]), name) for name in known)
+    ]
+
+
+def _places(settings: dict[str, Any]) -> list[str]:
+    """Check that folders can be made where runs and caches go."""
+    paths, problems = settings["paths"], []
+    for key, inside in (("output_dir", settings["name"]), ("cache_dir", "")):
+        place = Path(paths[key], inside).absolute()
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        if not there.is_dir():
+            problems.append(f"paths.{key}={paths[key]}: {there} is a file, not a folder")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            problems.append(f"paths.{key}={paths[key]}: {there} cannot be written to")
+    return problems
+
+
+def _key_of_wandb(loggers: dict[str, Any]) -> list[str]:
+    """Check that there is a key where runs are sent to W&B while they run."""
+    if any(name in os.environ for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return []
+    home = Path.home()
+    files = (
+        (Path(os.environ["NETRC"]),)
+        if "NETRC" in os.environ
+        else (home / ".netrc", home / "_netrc")
+    )
+    written = [file.read_text(errors="replace") for file in files if file.is_file()]
+    if any(re.search(r"wandb|login\s+user\b", text) for text in written):
+        return []
+    return [
+        f"logger.{name}.mode=online: there is no key of W&B here. Run `wandb login`, set "
+        f"WANDB_API_KEY, or take logger.{name}.mode=offline"
+        for name, node in loggers.items()
+        if node and node["_target_"].endswith(".WandbLogger") and node.get("mode") == "online"
+    ]
+
+
+def _architecture(settings: dict[str, Any]) -> list[str]:
+    """Check every `architecture`, which transformers would take with any key in it."""
+    problems = []
+    for key, architecture in _architectures("module", settings["module"]):
+        problems += _keys_of_architecture(key, architecture) or _sizes_fit(key, architecture)
+    return problems
+
+
+def _architectures(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every architecture of a module and its parts, with its full key."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if name == "architecture" and isinstance(value, dict) and "model_type" in value:
+            yield f"{key}.{name}", value
+        else:
+            yield from _architectures(f"{key}.{name}", value)
+
+
+def _keys_of_architecture(key: str, architecture: dict[str, Any]) -> list[str]:
     found = fit.configuration(architecture)
     definition = signatures.find(found) if found else None
     if found is None or definition is None:
         kinds = signatures.submodules("transformers.models")
         hint = nearest(str(architecture["model_type"]), kinds)
         known = hint if "mean" in hint else " transformers has no such model."
-        return [f"module.architecture.model_type={architecture['model_type']}:{known}"]
-    accepted = signatures.fields(definition)
+        return [f"{key}.model_type={architecture['model_type']}:{known}"]
     aliases = signatures.attribute(found, "attribute_map") or {}
-    names = {**accepted.parameters}
+    names = {**signatures.fields(definition).parameters}
+    for name, parameter in _keys("runner.ranges.Architecture").items():
+        if aliases.get(name, name) in names:
+            names[aliases.get(name, name)] = parameter
     names |= {alias: names[name] for alias, name in aliases.items() if name in names}
-    given = {key: value for key, value in architecture.items() if key != "model_type"}
-    optional = {key: replace(parameter, required=False) for key, parameter in names.items()}
-    return signatures.bind("module.architecture", given, signatures.Signature(optional, False))
+    given = {name: value for name, value in architecture.items() if name != "model_type"}
+    optional = {name: replace(parameter, required=False) for name, parameter in names.items()}
+    return signatures.bind(key, given, signatures.Signature(optional, False))
+
+
+def _sizes_fit(key: str, architecture: dict[str, Any]) -> list[str]:
+    """Check that a model's heads divide what they share."""
+    sizes = {n: size for n, size in (_sizes(architecture) or {}).items() if isinstance(size, int)}
+    heads, groups = sizes.get("num_attention_heads"), sizes.get("num_key_value_heads")
+    width = sizes.get("hidden_size")
+    if width and heads and "head_dim" not in sizes and width % heads:
+        return [f"{key}: a width of {width} cannot be shared by {heads} heads; take a multiple"]
+    if heads and groups and heads % groups:
+        return [f"{key}: {heads} heads cannot be shared by {groups} key/value heads"]
+    return []
+
+
+def _sizes(architecture: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a model has of each key of `ranges.Architecture`; None of an unknown model."""
+    if not architecture or not (found := fit.configuration(architecture)):
+        return None
+    aliases = signatures.attribute(found, "attribute_map") or {}
+    values = {**fit.field_defaults(found), **architecture}
+    return {
+        name: architecture.get(name, values.get(aliases.get(name, name)))
+        for name in _keys("runner.ranges.Architecture")
+    }
+
+
+def _keys(name: str) -> dict[str, signatures.Parameter]:
+    """Return the keys that a TypedDict of the runner's says."""
+    found = signatures.find(name)
+    assert found is not None
+    return signatures.fields(found).parameters
 
 
 def _close_target(target: str) -> str:
     module, _, name = target.rpartition(".")
     source = signatures.load(module)
     return nearest(name, source.names, f"{module}.").strip() if source else ""
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def _nearest_key(key: str, arguments: list[str]) -> str:
-    """Return a hint for a key that does not exist, from the config without it."""
-    name = key.rpartition(".")[2]
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    given, _ = get_args_parser().parse_known_args(arguments)
-    chosen = [o for o in given.overrides if o.split("=")[0] in groups and "," not in o]
-    if given.config_dir:
-        chosen.append(f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]")
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            base = OmegaConf.to_container(compose("config", chosen), resolve=False)
-    except (HydraException, OmegaConfBaseException):
-        return ""
-    parent: Any = base
-    path = key.split(".")
-    for part in path[:-1]:
-        parent = parent.get(part) if isinstance(parent, dict) else None
-    if isinstance(parent, dict) and isinstance(parent.get("_target_"), str):
-        accepted = signatures.signature(parent["_target_"])
-        if accepted and name in accepted.parameters:
-            return f" It is an argument of {parent['_target_']}; to set it, write +{key}=..."
-    if isinstance(parent, dict):
-        known = [str(k) for k in parent if k != "_target_"] + (groups if len(path) == 1 else [])
-        prefix = key.removesuffix(name)
-        hint = nearest(name, known, prefix)
-        if "mean" in hint or len(path) > 1:
-            return hint
-    every = list(_flat(base))
-    tails = [k for k in every if k.rpartition(".")[2] == name]
-    return f" Did you mean {tails[0]}?" if tails else nearest(key, every)
-
-
-def _flat(node: Any, key: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            full = f"{key}.{name}" if key else str(name)
-            yield full
-            yield from _flat(value, full)
 
 
 if __name__ == "__main__":

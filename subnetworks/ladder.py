@@ -8,6 +8,7 @@ from subnetworks.schedule import GroupedQueries, check_stages
 Importance = Literal["uniform", "magnitude", "wanda", "maxip", "activation", "taylor"]
 Selection = Literal["top_k", "sample"]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
+MOST_RUNGS = 1000
 _KINDS = ("heads", "neurons")
 _LADDER = ("hold", "rungs", "end", "direction", "warmup")
 
@@ -27,7 +28,7 @@ def ladder(
         omission: Share of the `heads` and of the `neurons` that is left out while the rate holds,
             each in [0, 1).
         hold: Share of the steps (after the warm-up) at these rates, in [0, 1]; 1 is constant.
-        rungs: Equal steps down in the rest.
+        rungs: Equal steps down in the rest, at most 1,000.
         end: Share of the omission rates that remains on the last rung, in [0, 1].
         direction: `falling`, from sparse to dense as in the paper; `rising`, the same backwards.
         warmup: Share of all steps that is dense before the ladder begins, in [0, 1).
@@ -45,8 +46,10 @@ def ladder(
     ):
         if not allowed:
             raise ValueError(f"{key}={value}: a share of the steps or rates, in [0, 1]")
-    if not isinstance(rungs, int) or rungs < 1:
-        raise ValueError(f"ladder.rungs={rungs!r}: at least 1 step; ladder.hold=1 has no steps")
+    if not isinstance(rungs, int) or not 1 <= rungs <= MOST_RUNGS:
+        raise ValueError(
+            f"ladder.rungs={rungs!r}: from 1 to {MOST_RUNGS} steps; ladder.hold=1 has no steps"
+        )
     if direction not in ("falling", "rising"):
         raise ValueError(f"ladder.direction={direction!r}: must be falling or rising")
     levels = [(hold, 1.0)] if hold > 0 else []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
@@ -266,7 +267,7 @@ def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
     arguments = {"model_type": "bert", **architecture, "vocab_size": len(tokenizer)}
     try:
         return AutoModel.from_config(AutoConfig.for_model(arguments.pop("model_type"), **arguments))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"architecture: {error}") from error
 
 

@@ -313,15 +313,6 @@ def test_what_was_reached_has_the_codes_that_differ_and_chance_beside_it(feature
     assert 0.2 < metrics["chance/i2t"] == metrics["chance/t2i"] < metrics["test/map_all_i2t"]
 
 
-def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"module\.bits=20: must be a multiple of 8"):
-        LifelongHashing(bits=20)
-    with pytest.raises(ValueError, match=r"module\.lengths\.epochs=0"):
-        LifelongHashing(lengths={"epochs": 0})
-    with pytest.raises(ValueError, match=r"module\.optimizer\.lr=0"):
-        LifelongHashing(optimizer={"lr": 0.0})
-
-
 def test_what_was_reached_is_drawn_with_pictures_where_there_are_some(
     features: Path, tmp_path: Path
 ) -> None:

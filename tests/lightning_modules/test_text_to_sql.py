@@ -208,12 +208,6 @@ def test_annotating_says_what_it_needs(
     with pytest.raises(ValueError, match=r"datamodule\.keep"):
         restored(path).annotate(data, {"json": str(tmp_path / "x.json")})
     assert not list(tmp_path.glob("*x.json*"))
-    for options, words in (
-        ({"hypotheses": 0}, "module.hypotheses=0"),
-        ({"nats": 0}, "module.nats"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            TextToSql(**options)
 
 
 def test_a_checkpoint_alone_says_what_the_parts_are(trained: tuple[Path, Path]) -> None:

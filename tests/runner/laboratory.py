@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 import runner
 from runner import validate
@@ -44,6 +46,23 @@ def run(outputs: Path, *overrides: str) -> dict[str, float]:
     with initialize_config_dir(str(validate.CONF), version_base="1.3"):
         cfg = compose("config", [*given, "name=tiny", *overrides])
     return runner.run(cfg)
+
+
+def command(*arguments: str) -> int:
+    """Do in this process what `python run.py ARGUMENTS` does; return its exit code."""
+    path = ROOT / "run.py"
+    config, argv = HydraConfig.instance().cfg, sys.argv
+    sys.argv = [str(path), "--config-dir", str(CONF), *arguments]
+    GlobalHydra.instance().clear()
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    try:
+        exec(compile(path.read_text(), path, "exec"), {"__name__": "__main__"})
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg, sys.argv = config, argv
+    return 0
 
 
 def allow_tests() -> None:

@@ -2,14 +2,16 @@
 
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 import subprocess
 import sys
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
 import torchmetrics
+from annotated_types import Ge, Interval, Len, Lt, MultipleOf
 
 from runner import signatures
 from tests.runner.laboratory import ROOT
@@ -30,6 +32,25 @@ TARGETS = (
 class Settings(TypedDict):
     rate: float
     kind: Literal["a", "b"]
+
+
+Depth = Annotated[int, Ge(1)]
+
+
+class Deep(TypedDict, total=False):
+    depth: Depth
+
+
+class Bounded:
+    def __init__(
+        self,
+        rate: Annotated[float, Interval(gt=0, le=1)] = 0.5,
+        bits: Annotated[int, Ge(8), MultipleOf(8)] = 8,
+        pair: Annotated[list[Annotated[float, Interval(ge=0, lt=1)]], Len(2, 2)] | None = None,
+        most: Depth | None = None,
+        settings: Deep | None = None,
+        kind: Literal["a", "b"] | Annotated[float, Lt(0)] = "a",
+    ) -> None: ...
 
 
 class Parent:
@@ -160,6 +181,30 @@ def test_bind(arguments: dict[str, Any], complaint: str | None) -> None:
     problems = signatures.bind("node", arguments, accepted)
     assert len(problems) == (complaint is not None)
     assert complaint is None or complaint in problems[0]
+
+
+def test_bounds() -> None:
+    """Ranges, lengths and alternatives of annotations, wherever the names come from."""
+    accepted = signatures.signature("tests.runner.test_signatures.Bounded")
+    assert accepted is not None
+    fine = {"rate": 1.0, "bits": 16, "pair": [0.1, 0.2], "most": None, "settings": {"depth": 1}}
+    assert signatures.bind("n", fine, accepted) == []
+    for given, complaint in (
+        ({"rate": 0}, "n.rate=0 must be float in (0, 1]"),
+        ({"rate": 1.5}, "n.rate=1.5 must be float in (0, 1]"),
+        ({"rate": "x"}, "n.rate='x' must be float in (0, 1]"),
+        ({"rate": math.nan}, "n.rate=nan must be a finite number"),
+        ({"bits": 12}, "n.bits=12 must be int of at least 8, a multiple of 8"),
+        ({"bits": 2**70}, f"n.bits={2**70} must be a number of 64 bits"),
+        ({"pair": [0.1]}, "n.pair=[0.1] must be list of 2 items or null"),
+        ({"pair": [0.1, 1]}, "n.pair[1]=1 must be float in [0, 1)"),
+        ({"most": 0}, "n.most=0 must be int of at least 1 or null"),
+        ({"most": math.inf}, "n.most=inf must be int of at least 1 or null"),
+        ({"settings": {"depth": 0}}, "n.settings.depth=0 must be int of at least 1"),
+        ({"kind": "c"}, "n.kind='c' must be one of a, b or float below 0"),
+        ({"kind": 0}, "n.kind=0 must be one of a, b or float below 0"),
+    ):
+        assert signatures.bind("n", given, accepted) == [complaint]
 
 
 def test_literals_of_bases_and_unknown_names() -> None:

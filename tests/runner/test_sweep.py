@@ -12,7 +12,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from runner import resume, validate
 from tests.runner.laboratory import ROOT
 
-SWEEP = validate.CONF / "sweep" / "est_gpt2.yaml"
+SWEEP = ROOT / "sweeps" / "est_gpt2.yaml"
 
 
 def load() -> dict[str, Any]:
@@ -27,8 +27,9 @@ def ends(parameter: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("which", [0, -1])
-def test_agents_command_is_accepted(which: int) -> None:
+def test_agents_command_is_accepted(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ends of every parameter's range, through the functions that the agent itself uses."""
+    monkeypatch.setenv("WANDB_API_KEY", "as `wandb login` leaves one")
     sweep = load()
     drawn = {name: {"value": ends(p)[which]} for name, p in sweep["parameters"].items()}
     words = create_sweep_command_args({"args": drawn})

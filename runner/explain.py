@@ -1,0 +1,175 @@
+"""What Hydra refuses, in words: which key or option was meant, and how a value must be quoted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner import signatures
+from runner.signatures import nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """Compose what `python run.py OVERRIDES` would, whatever Hydra is doing just now.
+
+    Args:
+        overrides: Of the command line.
+    """
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", with_new_keys(overrides), return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def with_new_keys(arguments: list[str]) -> list[str]:
+    """Let values in braces bring keys of their own, for which Hydra wants a `++`.
+
+    Args:
+        arguments: Of the command line, `key={name: value}` among them.
+
+    Returns:
+        The same with `++key={name: value}`. What no class reads is refused by `runner.validate`.
+    """
+    return [f"++{each}" if re.match(r"[\w.]+=\{", each) else each for each in arguments]
+
+
+def experiments() -> dict[str, str]:
+    """Return every experiment with the first comment line of its file."""
+    found = {}
+    for path in sorted((CONF / "experiment").rglob("*.yaml")):
+        comments = (line[1:].strip() for line in path.read_text().splitlines() if line[:1] == "#")
+        name = path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+        found[name] = next((line for line in comments if not line.startswith("@package")), "")
+    return found
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """Return what Hydra refused in words, with the nearest key or option.
+
+    Args:
+        error: What composing raised.
+        arguments: The command line.
+    """
+    message = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or _options(group))
+        listed = f" Options: {', '.join(options)}." if options else f" There is no group {group!r}."
+        close = nearest(option, options, f"{group}=")
+        return f"{group}={option}: no such option.{close if 'mean' in close else ''}{listed}"
+    if message.startswith("Config group override must be"):
+        given = ", ".join(a for a in arguments if a.endswith("=null")) or "a group"
+        return f"{given}: a group takes one of its options; ~GROUP leaves it out"
+    if isinstance(error, OverrideParseException):
+        override = str(error.override)
+        return f"{override}: not of the form key=value. {_meant(override) or message}"
+    if match := re.match(r"Ambiguous value for argument '(.*?)'\n1\. ", message, re.DOTALL):
+        ways = "A list is [a,b]; several runs, one a value, are run with -m."
+        return f"{match[1]}: several values. {ways} {_meant(match[1])}"
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", message):
+        return f"{match[1]}: is there already. To change it, leave out the +: {match[1]}=..."
+    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
+        key = match[1].split("@")[0]
+        return f"{key}: no such key.{_nearest_key(key, arguments)}"
+    return f"{message}\n{error.__cause__}" if error.__cause__ else message
+
+
+def quoted(key: str, value: str) -> str | None:
+    """Return `key=value` as a shell needs it written, so that Hydra takes the value as it is.
+
+    Args:
+        key: The config key, with a `+` before it perhaps.
+        value: Any text.
+
+    Returns:
+        None where no quoting makes Hydra take it.
+    """
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a quote, and backslashes before one
+    escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped).replace("${", r"\${")
+    word = f"{key}='{escaped}'"
+    try:
+        (read,) = OverridesParser.create().parse_overrides([word])
+        taken = OmegaConf.create({"value": read.value()})["value"]
+    except (HydraException, OmegaConfBaseException):
+        return None
+    if taken != value:
+        return None
+    return f'"{word}"' if not re.search(r'["$`!\n]|\\\\', word) else shlex.quote(word)
+
+
+def _meant(override: str) -> str:
+    """Say what an argument may have meant: an experiment's name, or a value that is text."""
+    key, sign, value = override.partition("=")
+    if not sign:
+        hint = nearest(override, experiments(), "experiment=").strip()
+        return hint if "mean" in hint else ""
+    word = quoted(key, value) if re.fullmatch(r"[+~]*[\w./@-]+", key) else None
+    return f"As text, in a shell: {word}" if word else ""
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _nearest_key(key: str, arguments: list[str]) -> str:
+    """Return a hint for a key that does not exist, from the config without it."""
+    name = key.rpartition(".")[2]
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    given, _ = get_args_parser().parse_known_args(arguments)
+    chosen = [o for o in given.overrides if o.split("=")[0] in groups and "," not in o]
+    if given.config_dir:
+        chosen.append(f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]")
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            base = OmegaConf.to_container(compose("config", chosen), resolve=False)
+    except (HydraException, OmegaConfBaseException):
+        return ""
+    parent: Any = base
+    path = key.split(".")
+    for depth, part in enumerate(path[:-1]):
+        parent = parent.get(part) if isinstance(parent, dict) else None
+        target = parent.get("_target_") if isinstance(parent, dict) else None
+        unread = signatures.attribute(target, "unread") if isinstance(target, str) else None
+        for old, new in (unread or {}).items():
+            rest = ".".join(path[depth + 1 :])
+            if f"{rest}.".startswith(f"{old}."):
+                here = ".".join([*path[: depth + 1], new + rest.removeprefix(old)])
+                return f" Nothing reads it here{f'; {here} does' if new else ''}."
+    if isinstance(parent, dict) and isinstance(parent.get("_target_"), str):
+        accepted = signatures.signature(parent["_target_"])
+        if accepted and name in accepted.parameters:
+            return f" It is an argument of {parent['_target_']}; to set it, write +{key}=..."
+    if isinstance(parent, dict):
+        known = [str(k) for k in parent if k != "_target_"] + (groups if len(path) == 1 else [])
+        prefix = key.removesuffix(name)
+        hint = nearest(name, known, prefix)
+        if "mean" in hint or len(path) > 1:
+            return hint
+    every = list(_flat(base))
+    tails = [k for k in every if k.rpartition(".")[2] == name]
+    return f" Did you mean {tails[0]}?" if tails else nearest(key, every)
+
+
+def _flat(node: Any, key: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            full = f"{key}.{name}" if key else str(name)
+            yield full
+            yield from _flat(value, full)

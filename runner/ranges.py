@@ -1,0 +1,68 @@
+"""Ranges of settings that libraries read: their own annotations say the type alone.
+
+A field here takes the place of an argument's annotation; `runner.signatures` reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypedDict
+
+from annotated_types import Ge, Gt, Interval
+
+Whole = Annotated[int, Ge(1)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Dropout = Annotated[float, Interval(ge=0, lt=1)]
+Batches = Annotated[int, Ge(0)] | Share | None
+Precision = Literal[
+    "auto", 64, 32, 16, "64", "32", "16", "bf16", "64-true", "32-true", "16-true", "16-mixed",
+    "bf16-true", "bf16-mixed", "transformer-engine", "transformer-engine-float16"
+]  # fmt: skip
+
+
+class Trainer(TypedDict, total=False):
+    """Keys of `trainer`: arguments of Lightning's Trainer and what the runner reads beside them."""
+
+    checkpoint_every: Whole
+    precision: Precision | None
+    devices: Annotated[int, Ge(-1)] | str | list[Annotated[int, Ge(0)]]
+    num_nodes: Whole
+    max_steps: Annotated[int, Ge(-1)]
+    min_steps: Annotated[int, Ge(0)] | None
+    max_epochs: Annotated[int, Ge(-1)] | None
+    min_epochs: Annotated[int, Ge(0)] | None
+    accumulate_grad_batches: Whole
+    gradient_clip_val: Annotated[float, Ge(0)] | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    log_every_n_steps: Whole | None
+    val_check_interval: Whole | Annotated[float, Interval(gt=0, le=1)] | str | dict[str, int] | None
+    check_val_every_n_epoch: Whole | None
+    num_sanity_val_steps: Annotated[int, Ge(-1)] | None
+    limit_train_batches: Batches
+    limit_val_batches: Batches
+    limit_test_batches: Batches
+    overfit_batches: Annotated[int, Ge(0)] | Share
+
+
+class Architecture(TypedDict, total=False):
+    """Keys of an `architecture`, by the names that transformers' `attribute_map` leads to."""
+
+    vocab_size: Annotated[int, Interval(ge=1, le=10_000_000)]
+    hidden_size: Whole
+    num_hidden_layers: Annotated[int, Interval(ge=1, le=1000)]
+    num_attention_heads: Whole
+    num_key_value_heads: Whole | list[Whole] | None
+    head_dim: Whole | None
+    intermediate_size: Whole | list[Whole] | None
+    n_inner: Whole | None
+    max_position_embeddings: Annotated[int, Interval(ge=1, le=10_000_000)]
+    attn_pdrop: Dropout
+    embd_pdrop: Dropout
+    resid_pdrop: Dropout
+    attention_dropout: Dropout
+    hidden_dropout: Dropout
+    hidden_dropout_prob: Dropout
+    attention_probs_dropout_prob: Dropout
+    layer_norm_epsilon: Annotated[float, Gt(0)]
+    layer_norm_eps: Annotated[float, Gt(0)]
+    rms_norm_eps: Annotated[float, Gt(0)]
+    initializer_range: Annotated[float, Ge(0)]
