@@ -391,6 +391,7 @@ def test_parts_are_given_in_the_form_that_the_template_takes() -> None:
     assert learned(joined, joined.render(conversation)) == [["one two<|im_end|>\n"]]
     parted = renderer_of(PARTS.replace(" | upper", ""))
     assert learned(parted, parted.render(conversation)) == [["one ;two;<|im_end|>\n"]]
+    assert "user\nq;" in parted.render(conversation)[0].text
 
 
 @pytest.mark.parametrize(
