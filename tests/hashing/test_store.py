@@ -63,6 +63,9 @@ def test_codes_of_zeros_and_ones_are_not_taken_as_packed(kind: Any) -> None:
     ):
         with pytest.raises(ValueError, match=r"must be -1 or 1|hold no -1"):
             made(codes)
+    if kind in (np.uint8, bool):
+        with pytest.raises(ValueError, match="hold no -1"):
+            CodeStore(np.ones((4, 16), dtype=kind))
     if kind is not np.uint8:
         with pytest.raises(ValueError, match="must be uint8"):
             CodeStore.of_packed(codes)
