@@ -4,11 +4,8 @@ Rich reads brackets as markup and hands terminal escapes on; both can come from 
 or a file's name.
 """
 
-import os
-import sys
 import unicodedata
 
-from rich.console import Console
 from rich.text import Text
 
 # Written as escapes: control characters, lone surrogates, separators of lines and paragraphs (by
@@ -47,22 +44,3 @@ def _visible(character: str) -> str:
     if obeyed and character not in _HARMLESS:
         return character.encode("unicode_escape").decode()
     return character
-
-
-class Terminal(Console):
-    """A Rich console for text of any kind: what its encoding lacks is escaped.
-
-    Raises:
-        BrokenPipeError: Nobody reads the output any more; later output goes nowhere.
-    """
-
-    def __init__(self) -> None:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")
-        super().__init__()
-
-    def on_broken_pipe(self) -> None:
-        """Let Python's own flush at its end go nowhere, and say so to the caller."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise BrokenPipeError

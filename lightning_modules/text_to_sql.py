@@ -27,7 +27,7 @@ from lightning_modules.sql_parser import (
     update_matches,
 )
 from lightning_modules.utterance_rewriter import TOGETHER, UtteranceRewriter, read_checkpoint
-from terminal import Terminal, literal
+from terminal import literal
 from text2sql.conversation import Conversation, Ranked, Reader
 from text2sql.dialogue import Example
 from text2sql.evaluation import (
@@ -414,7 +414,7 @@ class TextToSql(CountedLoss):
         if not settings.get("database"):
             raise ValueError("database: task=chat needs database=FILE, a SQLite file")
         limits = Limits(seconds=self.seconds, value_bytes=_CELL)
-        conversation = Conversation(Path(settings["database"]), self._reader(), limits, Terminal())
+        conversation = Conversation(Path(settings["database"]), self._reader(), limits, Console())
         self.configure_model()
         self.eval()
         conversation.hold(cast(SqlParser, self.parser).about())
@@ -515,7 +515,7 @@ class TextToSql(CountedLoss):
             f"{target}: {len(chosen)} of {len(bare)} turns without a rewrite got one, {copied} of "
             "them their own words"
         )
-        Terminal().print(literal(words), soft_wrap=True)
+        Console().print(literal(words), soft_wrap=True)
         count = max(1, len(bare))
         return {
             "turns": float(len(bare)),
@@ -590,7 +590,7 @@ class TextToSql(CountedLoss):
         _show(scores, golds, Path(settings["predictions"]), source)
         if target is not None:
             target.write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
-            Terminal().print(literal(f"verdicts: {target}"), soft_wrap=True)
+            Console().print(literal(f"verdicts: {target}"), soft_wrap=True)
         return scores.metrics()
 
     def _tables(self, gold: Path, folders: list[Path]) -> Path | None:
@@ -673,7 +673,7 @@ def show_readings(verdicts: dict[str, list[Verdict]], console: Console) -> None:
 def _show(
     scores: Scores, golds: Sequence[Sequence[Gold]], predictions: Path, source: Path | None
 ) -> None:
-    console = Terminal()
+    console = Console()
     show_scores(scores, predictions.name, console)
     verdicts = scores.verdicts
     notes = [f"foreign keys: {source or 'the SQLite files'}"]

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from runner import terminal
+from runner import output
 from runner.resume import CHECKPOINT_KEY, RUN_FILE, Start, lock, read_record
 
 PACKAGES = (
@@ -147,7 +147,7 @@ class Identity(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Be quiet, and heard by nobody if need be, in a process that was spawned as well."""
         quiet()
-        terminal.outlive()
+        output.outlive()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

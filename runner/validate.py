@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from runner import fit, signatures, terminal
+from runner import fit, output, signatures
 from runner.explain import CONF as CONF
 from runner.explain import ROOT as ROOT
 from runner.explain import composed, explain, with_new_keys
@@ -133,7 +133,7 @@ def guard(main: Callable[[], Any]) -> int:
         The exit code: 0, 1 for a run whose failure was said, or 2 for a config that was refused.
         Other errors pass through.
     """
-    terminal.outlive()
+    output.outlive()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
     sys.argv[1:] = with_new_keys(sys.argv[1:])

@@ -1,12 +1,11 @@
 """What people and files wrote is shown as it is, and nothing of it is obeyed."""
 
 import io
-import sys
 
 import pytest
 from rich.console import Console
 
-from terminal import Terminal, literal
+from terminal import literal
 
 
 def shown(value: object, **limits: int) -> str:
@@ -58,12 +57,3 @@ def test_what_is_too_large_is_cut_and_marked() -> None:
     assert "3" not in cut
     assert shown("1\n2", lines=2) == "1\n2"
     assert "(1,000 bytes)" in shown(b"\xab" * 1000, characters=8)
-
-
-def test_what_an_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    console = Terminal()
-    console.print(literal("café 🙂"))
-    sys.stdout.flush()
-    assert raw.getvalue() == b"caf\\xe9 \\U0001f642\n"

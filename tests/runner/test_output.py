@@ -14,8 +14,8 @@ from tests.runner.laboratory import ROOT
 
 CODE = """
 import os, signal, subprocess, sys
-from runner import terminal
-terminal.outlive(); terminal.outlive()
+from runner import output
+output.outlive(); output.outlive()
 print('first', flush=True)
 sys.stdin.readline()
 for n in range(5000):
@@ -52,7 +52,7 @@ def test_a_closed_pipe_and_a_hang_up_end_nothing(tmp_path: Path, encoding: str) 
 def test_started_without_any_output(tmp_path: Path) -> None:
     """`>&- 2>&-`: a file of the run's own must not take the number of standard output."""
     code = (
-        "import os, sys\nfrom runner import terminal\nterminal.outlive()\n"
+        "import os, sys\nfrom runner import output\noutput.outlive()\n"
         "file = open(sys.argv[1], 'w')\nprint('lost', flush=True)\n"
         "os.write(1, b'lost')\nfile.write('kept')"
     )
