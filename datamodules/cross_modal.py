@@ -398,6 +398,7 @@ class CrossModalDataModule(pl.LightningDataModule):
         """
         assert self.items is not None, "setup comes first"
         digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self.classes, self.image_shape, self.text_features)).encode())
         for part, pairs in self.parts.items():
             digest.update(part.encode())
             digest.update(pairs.rows.tobytes())

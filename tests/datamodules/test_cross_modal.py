@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,42 @@ def test_parts_do_not_meet_and_moments_are_of_the_originals(tmp_path: Path) -> N
     np.testing.assert_allclose(known.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(known.std(0), 1, atol=1e-5)
     assert datamodule.describe()["items_by_session"]["query"]
+
+
+def test_a_fingerprint_says_whether_codes_belong_to_the_data(tmp_path: Path) -> None:
+    """The same items at another place have it; other values, orders, parts and words do not."""
+
+    def of(items: Any = None, **settings: Any) -> str:
+        given = {"path": str(path), "classes_per_session": [2, 1], "queries": 10, **settings}
+        datamodule = CrossModalDataModule(**{"validation": 0.4, **given})
+        if items is not None:
+            datamodule._read = lambda: items  # type: ignore[method-assign]
+        datamodule.setup("test")
+        return datamodule.fingerprint
+
+    path = npz(tmp_path, image=IMAGE, text=TEXT, labels=LABELS)
+    first = of()
+    path = path.rename(tmp_path / "moved.npz")
+    assert of() == first
+    order = np.r_[3, 1, 2, 0, 4:30]  # within a class: labels stay as they are
+    for changed in (
+        {"split_seed": 1},
+        {"classes_per_session": [1, 2]},
+        {"class_names": ["a", "b", "c"]},
+    ):
+        assert of(**changed) != first, changed
+    for name, values in (("image", IMAGE[order]), ("text", TEXT * 2), ("labels", LABELS[::-1])):
+        path = npz(tmp_path, **{"image": IMAGE, "text": TEXT, "labels": LABELS, name: values})
+        assert of() != first, name
+
+    drawn = render(30, size=16)
+    settings: dict[str, Any] = {"source": "generated", "classes_per_session": [7, 3]}
+    settings |= {"validation": 0.4, "queries": 10}
+    first = of(drawn, **settings)
+    assert of(replace(drawn, image=drawn.image ^ 1), **settings) == first, "a last digit"
+    assert drawn.captions is not None
+    assert of(replace(drawn, captions=drawn.captions[::-1]), **settings) != first
+    assert of(render(30, size=20), **settings) != first
 
 
 def test_axes_that_shapes_leave_open_are_a_setting(tmp_path: Path) -> None:

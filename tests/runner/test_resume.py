@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from runner import resume, signatures
 from runner.validate import ConfigError, checked
@@ -367,3 +368,31 @@ def test_the_hash_of_a_config_says_what_decides_and_not_where_files_go() -> None
     here = digest("paths.cache_dir=/here", "paths.output_dir=/here/runs")
     assert digest("paths.cache_dir=/there", "paths.output_dir=/there/runs") == here
     assert digest("paths.cache_dir=/here", "paths.output_dir=/here/runs", "seed=2") != here
+
+
+def test_what_only_training_reads_comes_from_the_run(tmp_path: Path) -> None:
+    """Another learning rate is no other model; another width is, and so is another class."""
+    model = {"_target_": "lightning_modules.causal_lm.CausalLM", "architecture": {"n_embd": 8}}
+    stored = {
+        "name": "stored",
+        "paths": {"run_dir": str(tmp_path)},
+        "module": {**model, "optimizer": {"lr": 0.1}, "schedule": {"warmup": 0.2}},
+        "datamodule": {"_target_": "datamodules.language_modeling.LanguageModelingDataModule"},
+        "callbacks": None,
+    }
+    OmegaConf.save(stored, tmp_path / "config.yaml")
+    (tmp_path / "run.json").write_text('{"id": "a", "task": "train", "status": "finished"}')
+    asked: dict[str, Any] = {
+        **stored,
+        "task": "test",
+        "ckpt_path": str(tmp_path),
+        "resume": "never",
+    }
+    given = {**model, "optimizer": {"lr": 0.3}, "schedule": {"warmup": 0.4}}
+    assert resume.with_stored({**asked, "module": given})["module"] == stored["module"]
+    for changed, words in (
+        ({"architecture": {"n_embd": 16}}, r"module\.architecture\.n_embd: 8 -> 16"),
+        ({"_target_": "lightning_modules.sql_parser.SqlParser"}, r"module\._target_: .*CausalLM"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            resume.with_stored({**asked, "module": {**given, **changed}})
