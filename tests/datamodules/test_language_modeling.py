@@ -214,8 +214,9 @@ def test_max_tokens_is_kept_to_the_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["text", "jsonl"])
 @pytest.mark.parametrize("has_val_files", [False, True])
 def test_a_limit_on_training_tokens_leaves_held_out_text_whole(
-    tmp_path: Path, source: str, has_val_files: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, has_val_files: bool
 ) -> None:
+    monkeypatch.setattr(token_cache, "BATCH_CHARS", 500)
     for name, seed in (("a", 1), ("b", 2)):
         texts = [make_text(200, seed * 100 + number) for number in range(40)]
         lines = [json.dumps({"text": text}) if source == "jsonl" else text for text in texts]
