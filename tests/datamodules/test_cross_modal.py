@@ -181,7 +181,12 @@ def test_a_fingerprint_says_whether_codes_belong_to_the_data(tmp_path: Path) -> 
         {"class_names": ["a", "b", "c"]},
     ):
         assert of(**changed) != first, changed
-    for name, values in (("image", IMAGE[order]), ("text", TEXT * 2), ("labels", LABELS[::-1])):
+    assert of(classes_per_session=[3]) != of(classes_per_session=[3], split_seed=1), "rows alone"
+    for name, values in (
+        ("image", IMAGE[order]),
+        ("text", TEXT * 2),
+        ("labels", LABELS[:, [1, 0, 2]]),
+    ):
         path = npz(tmp_path, **{"image": IMAGE, "text": TEXT, "labels": LABELS, name: values})
         assert of() != first, name
 
