@@ -27,7 +27,7 @@ from datamodules.language_modeling import (
     Prompt,
     permute,
 )
-from datamodules.text_sources import ContextLength, Vocabulary, Workers
+from datamodules.text_sources import ContextLength, TokenizerSettings, Vocabulary, Workers
 from datamodules.token_cache import count_token_ids
 
 log = logging.getLogger(__name__)
@@ -298,7 +298,7 @@ class InstructionDataModule(LanguageModelingDataModule):
         val_fraction: float = 0.02,
         val_batches: int | None = None,
         old_domain: dict[str, Any] | None = None,
-        tokenizer: dict[str, Any] | None = None,
+        tokenizer: TokenizerSettings | None = None,
         chat_template: str | None = None,
         packed: bool = True,
         bad_rows: Literal["refuse", "skip"] = "refuse",

@@ -27,6 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.text_sources import (
     ContextLength,
+    TokenizerSettings,
     Vocabulary,
     Workers,
     check,
@@ -322,7 +323,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         val_batches: int | None = None,
         old_domain: dict[str, Any] | None = None,
         max_tokens: int | None = None,
-        tokenizer: dict[str, Any] | None = None,
+        tokenizer: TokenizerSettings | None = None,
         vocab_size: Vocabulary = 2048,
         context_length: ContextLength = 256,
         batch_size: int = 16,

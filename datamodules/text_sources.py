@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, TypedDict, cast
 
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 
 from datamodules.docstrings import list_modules, package_folders, read_code, read_documents
 
@@ -507,6 +507,14 @@ def probe_hub(kind: str, name: str, revision: str | None = None) -> None:
 Vocabulary = Annotated[int, Interval(ge=1, le=10_000_000)]
 ContextLength = Annotated[int, Interval(ge=2, le=10_000_000)]
 Workers = Annotated[int, Interval(ge=0, le=1024)]
+
+
+class TokenizerSettings(TypedDict, total=False):
+    """What turns text into token ids: a folder or hub name, or how much text to train one on."""
+
+    pretrained: str | None
+    sample_chars: Annotated[int, Ge(1)]
+
 
 # The least value of each whole number; those in LEAST_OR_NULL may also be null.
 LEAST = {"context_length": 2, "batch_size": 1, "seed": 0, "num_workers": 0, "vocab_size": 1}

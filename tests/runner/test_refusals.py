@@ -117,6 +117,14 @@ CASES = {
         "module.architecture: 8 heads cannot be shared by 3 key/value heads",
     ),
     "rows": (["experiment=est_gpt2", "module.architecture.vocab_size=100"], "has 100 rows"),
+    "tokenizer": (
+        ["experiment=est_gpt2", "datamodule.tokenizer.pretrained=[1.5]"],
+        "datamodule.tokenizer.pretrained=[1.5] must be str or null",
+    ),
+    "no-end-of-memory": (
+        ["experiment=est_gpt2", "datamodule.vocab_size=99999999999"],
+        "datamodule.vocab_size=99999999999 must be int in [1, 10000000]",
+    ),
     "positions": (
         ["experiment=est_gpt2", "module.architecture.n_positions=8"],
         "context is 8 tokens",
