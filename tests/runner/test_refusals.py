@@ -6,12 +6,15 @@ so that a machine that is busy with other things does not fail the test; nothing
 
 import os
 import resource
+import shlex
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from runner.explain import quoted
+from runner.validate import checked
 from tests.runner.laboratory import command, finish, start
 
 SECONDS = 5.0
@@ -205,6 +208,43 @@ def test_real_experiment_is_refused_in_time(tmp_path: Path) -> None:
     busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     assert "callbacks.est.stages[0].heads" in words
     assert time.perf_counter() - began < (60 if busy else SECONDS)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a, b",
+        "it's",
+        'say "a"',
+        "/x/e=3.ckpt",
+        "[1]",
+        "${x",
+        "100 $HOME",
+        "a\\",
+        "\\'",
+        "!",
+        "a\nb",
+    ],
+)
+def test_text_that_is_quoted_as_shown_comes_back_as_it_was(value: str) -> None:
+    """Through a shell's reading and Hydra's."""
+    word = quoted("+query", value)
+    assert word is not None
+    assert checked(["experiment=dlch", *shlex.split(word)])["query"] == value
+
+
+def test_a_value_in_braces_brings_keys_of_its_own(tmp_path: Path) -> None:
+    """Where a dictionary is empty, and where it has other keys."""
+    (tmp_path / "old.txt").write_text("words")
+    found = checked(
+        [
+            "experiment=sat_cpt",
+            "callbacks.sat.layer_factors={0: 0.5}",
+            f"datamodule.old_domain={{source: text, files: {tmp_path / 'old.txt'}}}",
+        ]
+    )
+    assert found["callbacks"]["sat"]["layer_factors"] == {0: 0.5}
+    assert found["datamodule"]["old_domain"]["files"] == str(tmp_path / "old.txt")
 
 
 def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
