@@ -129,7 +129,8 @@ class BestLoss(Callback):
 
 def settings_of(experiment: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The checked config of an experiment, as `run.py` would see it."""
-    return checked([f"experiment={experiment}", *overrides])
+    # As in a sweep, whose arms share a command line: some of it is read by some arms only.
+    return checked([f"experiment={experiment}", "hydra.mode=MULTIRUN", *overrides])
 
 
 def train(
