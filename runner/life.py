@@ -189,7 +189,8 @@ def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
     module = {**settings["module"]}
     if (base := pretrained.check(settings)) is not None:
         module["architecture"] = base["module"]["architecture"]
-    return {**module, "pretrained": None} if module.get("architecture") else module
+    known = bool(module.get("architecture")) and "pretrained" in module
+    return {**module, "pretrained": None} if known else module
 
 
 def build(key: str, node: Any, **further: Any) -> Any:

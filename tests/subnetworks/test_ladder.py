@@ -54,7 +54,7 @@ def test_explicit_list() -> None:
             {"omission": HALF, "context_forward_only": 1},
             r"context_forward_only=1: must be true or false",
         ),
-        ({"omission": HALF, "ladder": {"rungs": 0}}, r"ladder.rungs=0: at least 1"),
+        ({"omission": HALF, "ladder": {"rungs": 0}}, r"ladder.rungs=0: from 1 to 1000 steps"),
         ({"omission": HALF, "ladder": {"step": 1}}, r"ladder.step: unknown key; allowed: hold"),
         ({"omission": HALF, "ladder": {"direction": "up"}}, r"ladder.direction='up'"),
         ({"ladder": [{"until": 0.5, "heads": 0.5}]}, r"increase from above 0 to exactly 1"),
