@@ -247,6 +247,21 @@ def test_a_value_in_braces_brings_keys_of_its_own(tmp_path: Path) -> None:
     assert found["datamodule"]["old_domain"]["files"] == str(tmp_path / "old.txt")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["experiment=est_gpt2"], "est_gpt2"),
+        (["experiment=est_gpt2", "callbacks=est_paper"], "est_gpt2"),
+        (["experiment=est_gpt2", "callbacks=sat"], "est_gpt2-sat"),
+        (["experiment=est_gpt2", "callbacks.est=null"], "est_gpt2-dense"),
+        (["experiment=est_gpt2", "callbacks=sat", "name=mine"], "mine"),
+    ],
+)
+def test_a_run_is_named_for_the_method_that_it_has(overrides: list[str], name: str) -> None:
+    """SAT in place of an experiment's EST must not be filed as that experiment."""
+    assert checked(overrides)["name"] == name
+
+
 def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
     """HYDRA_FULL_ERROR=1 is for whoever wants to see where a refusal comes from."""
     process = start(tmp_path, "experiment=tiny", "trainer.max_steps=abc", HYDRA_FULL_ERROR="1")
