@@ -115,10 +115,17 @@ def _adapted(model: PreTrainedModel, lora: Lora) -> Any:
         return get_peft_model(model, config)
 
 
-def refuse_unbuildable(config: PretrainedConfig, attention: str, lora: Lora | None) -> None:
+_REFUSALS = (ArithmeticError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+"""What Hugging Face and PEFT raise for a model that does not fit together."""
+
+
+def refuse_unbuildable(
+    source: str, config: PretrainedConfig, attention: str, lora: Lora | None
+) -> None:
     """Build a model without weights, so that what cannot be built is refused before it is started.
 
     Args:
+        source: The key below `module` that says which model it is.
         config: Of the model.
         attention: The attention function.
         lora: Its adapters.
@@ -132,14 +139,17 @@ def refuse_unbuildable(config: PretrainedConfig, attention: str, lora: Lora | No
             model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), attn_implementation=attention
             )
-        except (ValueError, RuntimeError, ArithmeticError, ImportError) as error:
-            raise ValueError(f"module: a {config.model_type} cannot be built: {error}") from error
+        except _REFUSALS as error:
+            words = f"no such thing as {error}" if isinstance(error, LookupError) else error
+            raise ValueError(
+                f"module.{source}: a {config.model_type} cannot be built: {words}"
+            ) from error
         if lora is None:
             return
         _check_targets(model, lora.get("targets") or [])
         try:
             _adapted(model, lora)
-        except (ValueError, RuntimeError) as error:
+        except _REFUSALS as error:
             raise ValueError(f"module.lora: {error}") from error
 
 
@@ -266,36 +276,16 @@ class CausalLM(CountedLoss):
         self.attn_implementation = attn_implementation
         self.compile_blocks = compile
         self.gradient_checkpointing = gradient_checkpointing
-        if pretrained is None or lora is not None:
-            self._try()
         self.optimizer_settings, self.schedule_settings = optimization(
             optimizer,
             schedule,
             Optimizer(lr=6e-4, betas=[0.9, 0.95], weight_decay=0.1),
             Schedule(warmup=0.02, final=0.1, decay="cosine"),
         )
-        refuse_unbuildable(self.hf_config, attn_implementation, lora)
+        source = "architecture" if pretrained is None else "pretrained"
+        refuse_unbuildable(source, self.hf_config, attn_implementation, lora)
         self.model: Any = None
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
-
-    def _try(self) -> None:
-        """Build the model without memory for its weights, so that it is refused before a run.
-
-        Raises:
-            ValueError: The sizes, an activation, the adapters' targets, ... do not fit together.
-        """
-        key = "architecture" if self.pretrained is None else "pretrained"
-        try:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(
-                    self.hf_config, attn_implementation=self.attn_implementation
-                )
-                key = "lora"
-                if self.lora is not None:
-                    _adapted(model, self.lora)
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            words = f"no such thing as {error}" if isinstance(error, LookupError) else error
-            raise ValueError(f"module.{key}: {words}") from error
 
     def configure_model(self) -> None:
         """Build or load the model, once, in training mode."""

@@ -190,8 +190,8 @@ def test_what_a_library_refuses_is_refused_before_a_run(
     pytest.importorskip("peft")
     monkeypatch.setenv("FRUGAL_OUTPUTS", str(tmp_path / "outputs"))
     for setting, words in (
-        ("module.architecture.activation_function=relux", "module.architecture: no such thing as"),
-        ("module.lora={rank: 2, targets: [nothing]}", "module.lora: Target modules"),
+        ("module.architecture.activation_function=relux", "cannot be built: no such thing as"),
+        ("module.lora={rank: 2, targets: [nothing]}", "module.lora.targets: a gpt2 has no nothing"),
         ("+module.architecture.layer_norm_epsilon=1", "expected float, got int"),
         ("trainer.strategy=quick", "trainer: "),
     ):
