@@ -134,7 +134,8 @@ def guard(main: Callable[[], Any]) -> int:
         Other errors pass through.
     """
     output.outlive()
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR", "")
+    full = before == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
     sys.argv[1:] = with_new_keys(sys.argv[1:])
     try:
@@ -166,6 +167,8 @@ def guard(main: Callable[[], Any]) -> int:
         # Hydra's twenty frames above ours say nothing about what went wrong.
         error.__traceback__ = trace or error.__traceback__
         raise
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = before
     return 0
 
 

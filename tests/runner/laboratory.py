@@ -54,7 +54,6 @@ def command(*arguments: str) -> int:
     config, argv = HydraConfig.instance().cfg, sys.argv
     sys.argv = [str(path), "--config-dir", str(CONF), *arguments]
     GlobalHydra.instance().clear()
-    os.environ.pop("HYDRA_FULL_ERROR", None)
     try:
         exec(compile(path.read_text(), path, "exec"), {"__name__": "__main__"})
     except SystemExit as stop:
