@@ -14,8 +14,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.causal_lm import Optimizer, Schedule, adamw_with_schedule, optimization
 from lightning_modules.counted_loss import CountedLoss
+from lightning_modules.optimization import (
+    Optimizer,
+    Schedule,
+    adamw_with_schedule,
+    optimization,
+)
 from lightning_modules.utterance_rewriter import read_checkpoint
 from terminal import literal
 from text2sql.confidence import Confidence

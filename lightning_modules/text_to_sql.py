@@ -15,8 +15,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_modules.causal_lm import Optimizer, Schedule, adamw_with_schedule, optimization
 from lightning_modules.counted_loss import CountedLoss
+from lightning_modules.optimization import (
+    Optimizer,
+    Schedule,
+    adamw_with_schedule,
+    optimization,
+)
 from lightning_modules.sql_parser import (
     Judge,
     SqlParser,

@@ -12,8 +12,13 @@ from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.causal_lm import Optimizer, Schedule, adamw_with_schedule, optimization
 from lightning_modules.counted_loss import CountedLoss
+from lightning_modules.optimization import (
+    Optimizer,
+    Schedule,
+    adamw_with_schedule,
+    optimization,
+)
 from text2sql.dialogue import Example, by_database
 from text2sql.dual_learning import Baseline, dual_step
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer

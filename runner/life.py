@@ -587,7 +587,7 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
         if isinstance(callback, HasPlan):
             console.print(callback.plan(module, shape, trainer["max_steps"]))
     if isinstance(module, HasSchedule):
-        from lightning_modules.causal_lm import remarks
+        from lightning_modules.optimization import remarks
 
         for line in remarks(module.schedule_settings, trainer["max_steps"]):
             console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
-from lightning_modules.causal_lm import CausalLM, learning_rate_factor
+from lightning_modules.causal_lm import CausalLM
+from lightning_modules.optimization import learning_rate_factor
 from tests.settings import SETTINGS
 
 GPT2 = SETTINGS["est gpt2"].architecture

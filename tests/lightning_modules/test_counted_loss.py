@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from lightning_modules.causal_lm import CausalLM, Optimizer, Schedule
+from lightning_modules.causal_lm import CausalLM
 from lightning_modules.counted_loss import CountedLoss
+from lightning_modules.optimization import Optimizer, Schedule
 from tests.settings import SETTINGS
 from tests.test_methods import Forked
 
