@@ -35,8 +35,9 @@ from lightning_modules.causal_lm import CausalLM
 from runner.life import build
 from runner.pretrained import resolve
 from subnetworks.anatomy import dimensions_of
-from subnetworks.importance import FROM_PROBE, UnitChooser
-from subnetworks.ladder import IMPORTANCES, stages_of
+from subnetworks.chooser import UnitChooser
+from subnetworks.importance import PROBING, SCORES
+from subnetworks.ladder import stages_of
 from subnetworks.schedule import GroupedQueries, Rates, Schedule
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork
 
@@ -186,7 +187,7 @@ def timing(config: PretrainedConfig, args: argparse.Namespace, bf16: bool) -> di
         stepper.sliced.anatomy,
         args.importance,
         grouped_queries=grouped_queries_of(config),
-        refresh_every=20 if args.importance in FROM_PROBE else 1,
+        refresh_every=20 if args.importance in PROBING else 1,
     )
     dense = spec_of(config, 0.0)
     by_rate = {rate: spec_of(config, rate) for rate in args.omissions}
@@ -360,7 +361,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16")
     )
-    parser.add_argument("--importance", default="wanda", choices=IMPORTANCES, help="timed")
+    parser.add_argument("--importance", default="wanda", choices=list(SCORES), help="timed")
     parser.add_argument("--lora", type=int, help="time steps on adapters of this rank")
     parser.add_argument(
         "--rounds",

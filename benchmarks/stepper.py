@@ -13,9 +13,9 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PretrainedConfig
 
 from lightning_modules.causal_lm import CausalLM
+from subnetworks.chooser import UnitChooser
 from subnetworks.context import IGNORED
 from subnetworks.flops import FlopCount, StepFlops
-from subnetworks.importance import UnitChooser
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import SubnetworkSpec
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from callbacks.subnetwork import SubnetworkTraining
 from subnetworks.anatomy import dimensions_of
+from subnetworks.chooser import UnitChooser
 from subnetworks.families import Unit
 from subnetworks.flops import FlopCount
-from subnetworks.importance import FROM_INPUT, UnitChooser
-from subnetworks.ladder import MOST_RUNGS, Importance, Selection, check, stages_of
+from subnetworks.importance import SCORES
+from subnetworks.ladder import MOST_RUNGS, Selection, check, stages_of
 from subnetworks.schedule import GroupedQueries, Rates, Schedule
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork
 
@@ -45,22 +46,22 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
     Paper: SAT, "Sparsity-Accelerated Training for Large Language Models", arXiv 2406.01392. What
     the paper says and what is our decision stands in docs/methods/sat.md.
 
-    The units are chosen once for each optimizer step: before it, or, for `wanda` and `maxip`, when
-    its first micro-batch reaches a branch, from what that branch reads. `SubnetworkTraining` says
-    how the sub-network runs.
+    The units are chosen once for each optimizer step: before it, or, by an importance that reads
+    the input, when its first micro-batch reaches a branch, from what that branch reads.
+    `SubnetworkTraining` says how the sub-network runs.
 
     Args:
         omission: Share of the `heads` and of the `neurons` of each layer that is left out at the
             ladder's sparsest, each in [0, 1).
         ladder: Arguments of `subnetworks.ladder.ladder`; or a list of stages, each with `until`
             (fraction of all steps, the last one 1) and omission rates `heads` and `neurons`.
-        importance: `uniform`, `magnitude`, `wanda`, `maxip`, `activation` or `taylor`.
+        importance: A name in `subnetworks.importance.SCORES`.
         selection: `top_k`, or `sample` in proportion to the scores.
         grouped_queries: `groups` chooses whole key/value groups, `within_groups` query heads of
             each.
         refresh_every: Steps between two computations of the scores, at least 1.
         probe_sequences: Sequences of the step's first micro-batch, over all ranks, on which
-            `activation` and `taylor` probe the full model.
+            an importance that probes runs the full model.
         layer_factors: {layer: factor in [0, 1] on its omission rates}; 0 exempts a layer, negative
             layers count from the end.
         multiple_of: Round counts of neurons to multiples of this (64 suits tensor cores).
@@ -81,14 +82,14 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
     method: ClassVar[str] = "sat"
     check: ClassVar[str] = "subnetworks.ladder:check"
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {
-        "probe_sequences": ("importance", ("activation", "taylor"))
+        "probe_sequences": ("importance", "subnetworks.importance:PROBING")
     }
 
     def __init__(
         self,
         omission: Mapping[str, float] | None = None,
         ladder: Ladder | Sequence[Mapping[str, Any]] | None = None,
-        importance: Importance = "wanda",
+        importance: str = "wanda",
         selection: Selection = "top_k",
         grouped_queries: GroupedQueries = "groups",
         refresh_every: Annotated[int, Ge(1)] = 1,
@@ -146,10 +147,11 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
                 f"{', '.join(in_parts)} run a branch in parts, which module.compile does not see; "
                 "set module.compile=false, or the first two to 0 and the last to false"
             )
-        if importance in FROM_INPUT and compiled:
+        if SCORES[importance].reads_input and compiled:
             raise ValueError(
                 f"importance={importance} chooses inside the forward pass, which module.compile "
-                "would freeze; set module.compile=false, or take magnitude, activation or taylor"
+                "would freeze; set module.compile=false, or take "
+                + ", ".join(name for name, score in SCORES.items() if not score.reads_input)
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from lightning_modules.counted_loss import CountedLoss
-from lightning_modules.fused import fuse, loss_from_hidden
 from lightning_modules.optimization import (
     Optimizer,
     Schedule,
@@ -24,6 +23,7 @@ from lightning_modules.optimization import (
     optimization,
 )
 from subnetworks.context import predicting
+from subnetworks.fused import fuse, loss_from_hidden
 
 Batch = Mapping[str, Tensor]
 

@@ -618,6 +618,9 @@ def _unread(key: str, node: dict[str, Any]) -> list[str]:
         signatures.attribute(node["_target_"], "read_where") or {}
     ).items():
         value = _at(node, other)
+        if isinstance(values, str):  # where the values stand
+            place, _, name = values.partition(":")
+            values = getattr(importlib.import_module(place), name)
         if value in values if isinstance(values, tuple) else bool(value) == values:
             continue
         needed = " or ".join(values) if isinstance(values, tuple) else "set" if values else "null"

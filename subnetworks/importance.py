@@ -1,351 +1,87 @@
-"""How important heads and neurons are, and choosing the most important ones (SAT).
+"""How important heads and neurons are (SAT): one function and one row of `SCORES` for each score.
 
-Scores are pure functions of a projection's weight and of what is known about its input; `pool` adds
-them up over a unit. A `UnitChooser` turns them into the units of a step for `SlicedModel.gather`.
+Without importing PyTorch, so that an unknown name is refused before anything heavy is loaded. A
+`subnetworks.chooser.UnitChooser` adds a score up over each unit and chooses by it.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from time import perf_counter
-from typing import Any
+from __future__ import annotations
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from transformers import PreTrainedModel
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from subnetworks.anatomy import Anatomy
-from subnetworks.context import predicting
-from subnetworks.families import BRANCHES, Branch, Unit
-from subnetworks.ladder import IMPORTANCES, Importance, Selection
-from subnetworks.schedule import GroupedQueries
-from subnetworks.slicing import Units
-from subnetworks.spec import TIERS, LayerChoice
-
-FROM_INPUT = ("wanda", "maxip")
-FROM_PROBE = ("activation", "taylor")
-assert {*FROM_INPUT, *FROM_PROBE} < set(IMPORTANCES)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-# --- scores of rows: (rows,) for the rows along `axis` of a weight -------------------------------
+@dataclass(frozen=True)
+class Score:
+    """One way to say how important a unit is.
+
+    Args:
+        function: What it takes and returns depends on `reads`.
+        reads: `nothing` and `weights`: (weight, axis) -> (rows,), the rows along an axis of each
+            weight that has rows or columns of the unit. `input norm` and `input mean`: (weight,
+            axis, statistic) -> (rows,) of the weights that read the branch's input, with the L2
+            norm or the mean of each input over the step's tokens, (inputs,). `outputs`: (values)
+            -> (units,), and `gradients`: (values, gradients) -> (units,), of what the units put out
+            on a probe, (tokens, units, width), and the loss's gradient with respect to it. Units
+            that read `nothing` are chosen by chance.
+        root: Take the square root after adding up over a unit: the parts of a norm are squares.
+    """
+
+    function: Callable[..., Tensor]
+    reads: Literal["nothing", "weights", "input norm", "input mean", "outputs", "gradients"]
+    root: bool = False
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether it is computed inside the forward pass, from what a branch reads."""
+        return self.reads in ("input norm", "input mean")
+
+    @property
+    def probes(self) -> bool:
+        """Whether it needs a pass of the full model."""
+        return self.reads in ("outputs", "gradients")
+
+
+def uniform(weight: Tensor, axis: int) -> Tensor:
+    """One for every row."""
+    return weight.new_ones(weight.shape[axis])
 
 
 def magnitude(weight: Tensor, axis: int) -> Tensor:
-    """Squared L2 norm of each row; the root is taken after pooling."""
-    return torch.linalg.vector_norm(weight, dim=1 - axis).square()
+    """Squared L2 norm of each row."""
+    return weight.norm(dim=1 - axis).square()
 
 
 def wanda(weight: Tensor, axis: int, input_norm: Tensor) -> Tensor:
-    """Sum over inputs k of |w_jk| times the norm of input k (Wanda, arXiv 2306.11695).
-
-    Args:
-        weight: A projection's weight.
-        axis: The axis of its outputs j.
-        input_norm: L2 norm of each input over the tokens, (inputs,).
-    """
+    """Sum over inputs k of |w_jk| times the norm of input k (Wanda, arXiv 2306.11695)."""
     magnitudes = weight.abs()
-    return torch.mv(magnitudes if axis == 0 else magnitudes.T, input_norm)
+    return (magnitudes if axis == 0 else magnitudes.T).mv(input_norm)
 
 
 def maxip(weight: Tensor, axis: int, input_mean: Tensor) -> Tensor:
-    """|w_j . mean input|: the size of the inner product with the mean over the tokens.
-
-    Args:
-        weight: A projection's weight.
-        axis: The axis of its outputs j.
-        input_mean: Mean of each input over the tokens, (inputs,).
-    """
-    return torch.mv(weight if axis == 0 else weight.T, input_mean).abs()
+    """|w_j . mean input|: the size of the inner product with the mean over the tokens."""
+    return (weight if axis == 0 else weight.T).mv(input_mean).abs()
 
 
 def activation(values: Tensor) -> Tensor:
-    """Squared L2 norm of each channel over the tokens: (..., channels) -> (channels,)."""
-    return torch.linalg.vector_norm(values.flatten(0, -2), dim=0).square()
+    """Squared L2 norm over the tokens of what each unit puts out."""
+    return values.norm(dim=0).square().sum(-1)
 
 
-def taylor(values: Tensor, gradients: Tensor, n_units: int) -> Tensor:
-    """Sum over tokens of |activation x gradient|, first order in leaving a unit out at a token.
-
-    Args:
-        values: What the units put out, (..., units x width).
-        gradients: Of the loss, likewise.
-        n_units: Units.
-
-    Returns:
-        The scores, (units,).
-    """
-    products = (values * gradients).flatten(0, -2)
-    return products.unflatten(-1, (n_units, -1)).sum(-1).abs().sum(0)
+def taylor(values: Tensor, gradients: Tensor) -> Tensor:
+    """Sum over tokens of |activation x gradient|, first order in leaving a unit out at a token."""
+    return (values * gradients).sum(-1).abs().sum(0)
 
 
-# --- selection ----------------------------------------------------------------------------------
-
-
-def select(
-    scores: Tensor,
-    counts: Sequence[int],
-    selection: Selection,
-    generator: torch.Generator,
-) -> list[Tensor]:
-    """Choose units by their scores along the last axis: the best ones, the next best ones, ...
-
-    Args:
-        scores: Not negative, (..., units).
-        counts: How many to choose of each.
-        selection: `top_k` takes the highest; `sample` draws the best without replacement with
-            probabilities in proportion to the scores (Gumbel top-k, arXiv 1903.06059); the next
-            best are the highest that are left.
-        generator: Source of the draw, on the CPU, so that it is the same on every rank.
-
-    Returns:
-        Ascending indices of each, (..., count).
-    """
-    ranking = scores
-    if selection == "sample":
-        tiny = torch.finfo(torch.float32).tiny
-        uniform = torch.rand(scores.shape, generator=generator).clamp_min(tiny)
-        gumbel = -(-uniform.log()).log()
-        ranking = scores.float().clamp_min(tiny).log() + gumbel.to(scores.device, non_blocking=True)
-    chosen: list[Tensor] = []
-    for count in counts:
-        if chosen:
-            ranking = scores = scores.scatter(-1, chosen[-1], -torch.inf)
-        chosen.append(ranking.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values)
-    return chosen
-
-
-class UnitChooser:
-    """Chooses the heads and neurons of each step by importance (SAT, arXiv 2406.01392).
-
-    Scores are pooled over a unit: `magnitude` is the L2 norm of all weights of the unit (q, k, v
-    and o of a head or group; gate, up and down of a neuron), `wanda` and `maxip` add up the unit's
-    rows that read the input (q, k, v; gate, up), `activation` and `taylor` look at what the unit
-    puts out. `uniform` gives every unit the same score and always samples.
-
-    Args:
-        anatomy: Of the model.
-        importance: The score.
-        selection: `top_k` or `sample`, see `select`.
-        grouped_queries: `groups` chooses whole key/value groups with their query heads;
-            `within_groups` as many query heads of every group.
-        refresh_every: Steps from one computation of the scores to the next, at least 1.
-        seed: Seed of the draws, below 2**31; the same on every rank.
-
-    Raises:
-        ValueError: The importance is not known.
-    """
-
-    def __init__(
-        self,
-        anatomy: Anatomy,
-        importance: Importance,
-        selection: Selection = "top_k",
-        *,
-        grouped_queries: GroupedQueries = "groups",
-        refresh_every: int = 1,
-        seed: int = 0,
-    ) -> None:
-        if importance not in IMPORTANCES:
-            raise ValueError(f"importance={importance!r}: must be one of {', '.join(IMPORTANCES)}")
-        self.anatomy, self.importance = anatomy, importance
-        self.selection: Selection = "top_k" if importance == "uniform" else selection
-        per_group = anatomy.dimensions.queries_per_group
-        self._whole_groups = grouped_queries == "groups" or per_group == 1
-        self.refresh_every, self.seed = refresh_every, seed
-        self.scores: dict[tuple[int, Branch], Tensor] = {}
-        """Scores in force: of a layer's groups, (groups,), or query heads, (groups, queries); of
-        its neurons, (neurons,)."""
-        self.seconds = 0.0
-        """Time spent on scores, selection and probes; on a GPU, of the host only."""
-        self._due = True
-        self._generator = torch.Generator()
-
-    def begin_step(self, step: int) -> None:
-        """Before a step's gathering: seed its draws, and let go of scores that are too old."""
-        self._due = step % self.refresh_every == 0
-        self._generator.manual_seed((self.seed << 32) + step)
-
-    @property
-    def needs_probe(self) -> bool:
-        """Whether `probe` is due in this step."""
-        return self.importance in FROM_PROBE and (self._due or not self.scores)
-
-    def needs_input(self, layer: int, branch: Branch) -> bool:
-        """Whether this branch's score is due and depends on what the branch reads."""
-        return self.importance in FROM_INPUT and (self._due or (layer, branch) not in self.scores)
-
-    @torch.no_grad()
-    def choose(
-        self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None = None
-    ) -> tuple[Units, dict[str, Units]]:
-        """Choose a branch's units.
-
-        Args:
-            layer: The layer.
-            branch: `attention` or `mlp`.
-            counts: How many of each kind.
-            branch_input: What the branch reads, (batch, tokens, hidden), if its score is due and
-                needs it.
-
-        Returns:
-            Ascending indices, of the kinds that are not whole, of the most important units, and, by
-            tier, of the next ones, which run untrained.
-        """
-        started = perf_counter()
-        key = (layer, branch)
-        if self.importance not in FROM_PROBE and (self._due or key not in self.scores):
-            # Not in autocast: it would copy each whole weight into the lower precision first.
-            with torch.autocast(self._device_type, enabled=False):
-                self.scores[key] = self._score(layer, branch, branch_input)
-        units = self._select(self.scores[key], branch, counts)
-        self.seconds += perf_counter() - started
-        return units
-
-    def _select(
-        self, scores: Tensor, branch: Branch, counts: LayerChoice
-    ) -> tuple[Units, dict[str, Units]]:
-        active = counts.units("neurons" if branch == "mlp" else "heads")
-        assert active is not None, "only a branch that leaves something out is chosen"
-        d, units_of_index = self.anatomy.dimensions, 1
-        if branch == "attention":
-            units_of_index = d.queries_per_group if self._whole_groups else d.n_kv_heads
-        tiers = [tier for tier in TIERS if counts.untrained(tier, branch)]
-        sizes = [len(active), *(len(counts.untrained(tier, branch)) for tier in tiers)]
-        if self.importance == "uniform":  # all tiers by chance
-            scores = torch.rand(scores.shape, generator=self._generator).to(scores.device)
-        chosen = [
-            self._to_units(indices, branch)
-            for indices in select(
-                scores, [n // units_of_index for n in sizes], self.selection, self._generator
-            )
-        ]
-        return chosen[0], dict(zip(tiers, chosen[1:], strict=True))
-
-    def _to_units(self, indices: Tensor, branch: Branch) -> Units:
-        """Neurons, groups, (groups,), or query heads of every group, (groups, queries)."""
-        if branch == "mlp":
-            return {"neurons": indices}
-        d = self.anatomy.dimensions
-        if self._whole_groups:
-            queries = torch.arange(d.queries_per_group, device=indices.device)
-            heads = (indices[:, None] * d.queries_per_group + queries).flatten()
-            return {"heads": heads, "kv_heads": indices}
-        starts = torch.arange(d.n_kv_heads, device=indices.device) * d.queries_per_group
-        return {"heads": (starts[:, None] + indices).flatten()}
-
-    def _score(self, layer: int, branch: Branch, branch_input: Tensor | None) -> Tensor:
-        statistic = None
-        if branch_input is not None:
-            rows = branch_input.detach().flatten(0, -2)
-            if self.importance == "wanda":
-                squares = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
-                statistic = self._over_ranks(squares).sqrt()
-            else:  # up to the number of ranks the mean, and the same on each
-                statistic = self._over_ranks(rows.mean(0, dtype=torch.float32))
-        pooled: dict[Unit, Tensor] = {}
-        for weight in self.anatomy.weights(layer, branch):
-            cut, value = weight.cut, weight.value.detach()
-            if weight.axis is None or value.ndim < 2 or weight.of_adapter:
-                continue
-            if self.importance == "uniform":
-                rows = value.new_ones(value.shape[weight.axis])
-            elif self.importance == "magnitude":
-                rows = magnitude(value, weight.axis)
-            elif cut.side == "in":
-                continue
-            else:
-                assert statistic is not None, "this branch's input was asked for"
-                score = wanda if self.importance == "wanda" else maxip
-                rows = score(value, weight.axis, statistic.to(value.dtype))
-            units = self.anatomy.by_unit(rows, cut)
-            pooled[cut.unit] = pooled[cut.unit] + units if cut.unit in pooled else units
-        scores = self._of_branch(branch, pooled)
-        return scores.sqrt() if self.importance == "magnitude" else scores
-
-    def _of_branch(self, branch: Branch, pooled: Mapping[Unit, Tensor]) -> Tensor:
-        """Of scores by unit, those of what is chosen."""
-        if branch == "mlp":
-            return pooled["neurons"]
-        by_group = pooled["heads"].view(self.anatomy.dimensions.n_kv_heads, -1)
-        if not self._whole_groups:
-            return by_group
-        groups = by_group.sum(1)
-        return groups + pooled["kv_heads"] if "kv_heads" in pooled else groups
-
-    def probe(self, model: PreTrainedModel, batch: Mapping[str, Any], counts: bool = True) -> None:
-        """Score every unit of the full model by what it puts out on a batch (`needs_probe`).
-
-        Args:
-            model: The model, without a sub-network attached. No gradient is left in it.
-            batch: Arguments of its forward pass, with `labels` for `taylor`.
-            counts: Whether the batch is part of the probe. A rank that has no part in it runs one
-                all the same: FSDP puts weights together on all ranks at once.
-        """
-        started = perf_counter()
-        outputs: dict[tuple[int, Branch], Tensor] = {}
-        with_gradients = self.importance == "taylor"
-
-        def keep(key: tuple[int, Branch], args: tuple[Tensor, ...]) -> None:
-            if with_gradients and not args[0].requires_grad:
-                args[0].requires_grad_()
-            outputs[key] = args[0]
-
-        was_training = model.training
-        model.eval()  # no dropout, whose draws would move the training's random state
-        with ExitStack() as stack:
-            stack.callback(model.train, was_training)
-            for layer in range(self.anatomy.dimensions.n_layers):
-                for cut, _ in self.anatomy.cuts(layer):
-                    if cut.side == "in":
-                        projection = self.anatomy.layers[layer].get_submodule(cut.path)
-                        hook = projection.register_forward_pre_hook(
-                            lambda _, args, key=(layer, cut.branch): keep(key, args)
-                        )
-                        stack.callback(hook.remove)
-            with torch.set_grad_enabled(with_gradients):
-                loss = model(**batch, use_cache=False).loss
-        keys = list(outputs)
-        gradients: tuple[Tensor, ...] = ()
-        share: Tensor | float = 1.0
-        if with_gradients:
-            gradients = torch.autograd.grad(loss, list(outputs.values()))
-            # Of the mean over all ranks' labels: each rank's own is over its own count.
-            count = counts * predicting(batch["labels"]).sum().float()
-            share = count / self._over_ranks(count.clone()).clamp_min(1.0)
-        with torch.no_grad():
-            for index, key in enumerate(keys):
-                branch, values = key[1], outputs[key].detach()
-                unit: Unit = "neurons" if branch == "mlp" else "heads"
-                n_units = self.anatomy.total(unit)
-                if with_gradients:
-                    units = taylor(values, gradients[index], n_units) * share
-                else:
-                    units = activation(values).view(n_units, -1).sum(1) * counts
-                scores = self._over_ranks(self._of_branch(branch, {unit: units.float()}))
-                self.scores[key] = scores if with_gradients else scores.sqrt()
-        self.seconds += perf_counter() - started
-
-    @property
-    def _device_type(self) -> str:
-        return next(self.anatomy.layers[0].parameters()).device.type
-
-    @staticmethod
-    def _over_ranks(values: Tensor) -> Tensor:
-        """Sum over the data-parallel ranks, which would not choose the same units otherwise."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(values)
-        return values
-
-    def state_dict(self) -> dict[str, Any]:
-        """Scores that later steps still use."""
-        if self.refresh_every == 1:
-            return {}
-        return {f"{layer}.{branch}": scores for (layer, branch), scores in self.scores.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with saved scores."""
-        device = next(self.anatomy.layers[0].parameters()).device
-        for layer in range(self.anatomy.dimensions.n_layers):
-            for branch in BRANCHES:
-                if (scores := state.get(f"{layer}.{branch}")) is not None:
-                    self.scores[layer, branch] = scores.to(device)
+SCORES: dict[str, Score] = {
+    "uniform": Score(uniform, "nothing"),
+    "magnitude": Score(magnitude, "weights", root=True),
+    "wanda": Score(wanda, "input norm"),
+    "maxip": Score(maxip, "input mean"),
+    "activation": Score(activation, "outputs", root=True),
+    "taylor": Score(taylor, "gradients"),
+}
+PROBING = tuple(name for name, score in SCORES.items() if score.probes)

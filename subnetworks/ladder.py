@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from subnetworks.importance import SCORES
 from subnetworks.schedule import GroupedQueries, check_stages
 
-Importance = Literal["uniform", "magnitude", "wanda", "maxip", "activation", "taylor"]
 Selection = Literal["top_k", "sample"]
-IMPORTANCES: tuple[str, ...] = get_args(Importance)
 MOST_RUNGS = 1000
 _KINDS = ("heads", "neurons")
 _LADDER = ("hold", "rungs", "end", "direction", "warmup")
@@ -113,7 +112,7 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
         ValueError: It names the setting, what is allowed and how to mend it.
     """
     for key, allowed in (
-        ("importance", IMPORTANCES),
+        ("importance", SCORES),
         ("selection", get_args(Selection)),
         ("grouped_queries", get_args(GroupedQueries)),
     ):

@@ -1,8 +1,8 @@
 """Which layers, heads and neurons are active, and how they are drawn."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -272,6 +272,37 @@ class _Counts:
         return cls(d.n_kv_heads, active_count(rates.heads, per_group), neurons)
 
 
+def _heads(d: Dimensions, groups: Iterable[int], queries: Iterable[int]) -> tuple[int, ...]:
+    """Return the query heads at the same places of several groups."""
+    places = tuple(queries)
+    return tuple(group * d.queries_per_group + place for group in groups for place in places)
+
+
+def _layer_choice(
+    d: Dimensions,
+    groups: Sequence[int],
+    heads: Sequence[int],
+    neurons: Sequence[int],
+    rescale_units: bool,
+    **further: Any,
+) -> LayerChoice:
+    """Return the choice of some units; `further` are fields that it has beside them.
+
+    With `rescale_units` a branch is multiplied by total / units that run in the forward pass.
+    """
+    running = {"heads": len(heads), "neurons": len(neurons)}
+    for kind in running:
+        running[kind] += sum(len(further.get(f"{tier}_{kind}", ())) for tier in TIERS)
+    return LayerChoice(
+        heads=None if len(heads) == d.n_heads else tuple(heads),
+        kv_heads=None if len(groups) == d.n_kv_heads else tuple(groups),
+        neurons=None if len(neurons) == d.intermediate_size else tuple(neurons),
+        attention_scale=d.n_heads / running["heads"] if rescale_units else 1.0,
+        mlp_scale=d.intermediate_size / running["neurons"] if rescale_units else 1.0,
+        **further,
+    )
+
+
 def planned_subnetwork(
     dimensions: Dimensions,
     rates: Rates,
@@ -312,36 +343,26 @@ def planned_subnetwork(
             1 - min(1.0, factor * (1 - rate)) for rate in (rates.heads, rates.neurons)
         )
         n = _Counts.of(d, Rates(heads=heads, neurons=neurons), grouped_queries, multiple_of)
-        whole = n.groups * n.queries == d.n_heads
-
-        def head_indices(groups: range, queries: range) -> tuple[int, ...]:
-            return tuple(g * d.queries_per_group + q for g in groups for q in queries)
 
         def tiers(active: int, total: int) -> tuple[range, range]:
             left = total - active
             ends = round(frozen * left), round(min(1.0, frozen + forward_only) * left)
             return range(active, active + ends[0]), range(active + ends[0], active + ends[1])
 
+        groups, queries = range(n.groups), range(n.queries)
         if n.groups < d.n_kv_heads:
-            beside = [head_indices(g, range(n.queries)) for g in tiers(n.groups, d.n_kv_heads)]
+            heads_beside = [_heads(d, g, queries) for g in tiers(n.groups, d.n_kv_heads)]
         else:
-            every = range(n.groups)
-            beside = [head_indices(every, q) for q in tiers(n.queries, d.queries_per_group)]
-        neurons_beside = [tuple(units) for units in tiers(n.neurons, d.intermediate_size)]
-        running = (
-            n.groups * n.queries + sum(map(len, beside)),
-            n.neurons + sum(map(len, neurons_beside)),
-        )
-        return LayerChoice(
-            heads=None if whole else head_indices(range(n.groups), range(n.queries)),
-            kv_heads=None if n.groups == d.n_kv_heads else tuple(range(n.groups)),
-            neurons=None if n.neurons == d.intermediate_size else tuple(range(n.neurons)),
-            attention_scale=d.n_heads / running[0] if rescale_units else 1.0,
-            mlp_scale=d.intermediate_size / running[1] if rescale_units else 1.0,
-            frozen_heads=beside[0],
-            frozen_neurons=neurons_beside[0],
-            forward_heads=beside[1],
-            forward_neurons=neurons_beside[1],
+            heads_beside = [_heads(d, groups, q) for q in tiers(n.queries, d.queries_per_group)]
+        neurons_beside = tiers(n.neurons, d.intermediate_size)
+        return _layer_choice(
+            d,
+            groups,
+            _heads(d, groups, queries),
+            range(n.neurons),
+            rescale_units,
+            **{f"{t}_heads": u for t, u in zip(TIERS, heads_beside, strict=True)},
+            **{f"{t}_neurons": tuple(u) for t, u in zip(TIERS, neurons_beside, strict=True)},
         )
 
     kinds = {factor: of_layer(factor) for factor in {1.0, *factors.values()}}
@@ -404,35 +425,19 @@ def sample_subnetwork(
     """
     d = dimensions
 
-    def draw(count: int, total: int) -> tuple[int, ...] | None:
-        if count == total:
-            return None
-        if units == "nested":
-            return tuple(range(count))
-        return tuple(torch.randperm(total, generator=generator)[:count].sort().values.tolist())
+    n = _Counts.of(d, rates, grouped_queries)
 
-    per_group = d.queries_per_group
-    counts = _Counts.of(d, rates, grouped_queries)
-    n_groups, n_queries, n_neurons = counts.groups, counts.queries, counts.neurons
+    def draw(count: int, total: int) -> Sequence[int]:
+        if count == total or units == "nested":
+            return range(count)
+        return torch.randperm(total, generator=generator)[:count].sort().values.tolist()
 
     def draw_layer(residual_scale: float) -> LayerChoice:
-        groups = draw(n_groups, d.n_kv_heads)
-        heads: tuple[int, ...] | None = None
-        if n_queries < per_group:
-            heads = tuple(
-                group * per_group + query
-                for group in range(d.n_kv_heads)
-                for query in draw(n_queries, per_group) or ()
-            )
-        elif groups is not None:
-            heads = tuple(g * per_group + query for g in groups for query in range(per_group))
-        return LayerChoice(
-            heads=heads,
-            kv_heads=groups,
-            neurons=draw(n_neurons, d.intermediate_size),
-            attention_scale=d.n_heads / (n_groups * n_queries) if rescale_units else 1.0,
-            mlp_scale=d.intermediate_size / n_neurons if rescale_units else 1.0,
-            residual_scale=residual_scale,
+        groups = draw(n.groups, d.n_kv_heads)
+        heads = [h for g in groups for h in _heads(d, [g], draw(n.queries, d.queries_per_group))]
+        neurons = draw(n.neurons, d.intermediate_size)
+        return _layer_choice(
+            d, groups, heads, neurons, rescale_units, residual_scale=residual_scale
         )
 
     exempt = {layer % d.n_layers for layer in exempt_layers}
@@ -448,8 +453,7 @@ def sample_subnetwork(
     if units == "nested":
         kept = set(_spread_layers(d.n_layers, n_open + len(exempt), exempt)) - exempt
     else:
-        drawn = draw(n_open, len(open_layers))
-        kept = set(open_layers) if drawn is None else {open_layers[i] for i in drawn}
+        kept = {open_layers[i] for i in draw(n_open, len(open_layers))}
     inverse = len(open_layers) / n_open if layer_rescale == "inverse" and n_open else 1.0
 
     common = draw_layer(1.0) if shared_indices else None
@@ -462,5 +466,5 @@ def sample_subnetwork(
         if common is None:
             layers.append(draw_layer(residual_scale))
         else:
-            layers.append(LayerChoice(**{**asdict(common), "residual_scale": residual_scale}))
+            layers.append(replace(common, residual_scale=residual_scale))
     return SubnetworkSpec(d, tuple(layers))

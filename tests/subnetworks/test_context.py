@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from subnetworks.anatomy import Anatomy, dimensions_of
+from subnetworks.chooser import UnitChooser
 from subnetworks.context import predicting
 from subnetworks.flops import FlopCount, planned_flops
-from subnetworks.importance import UnitChooser
 from subnetworks.schedule import Rates
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import planned_subnetwork

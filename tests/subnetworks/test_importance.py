@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subnetworks.anatomy import Anatomy, dimensions_of
+from subnetworks.chooser import UnitChooser, select
 from subnetworks.families import Branch
 from subnetworks.flops import FlopCount, planned_flops
-from subnetworks.importance import UnitChooser, select
-from subnetworks.ladder import IMPORTANCES, Importance
+from subnetworks.importance import SCORES
 from subnetworks.schedule import GroupedQueries, Rates
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import TIERS, planned_subnetwork
@@ -25,7 +25,7 @@ HALF = Rates(heads=0.5, neurons=0.5)
 
 
 def step(
-    name: str, importance: Importance, grouped: GroupedQueries = "groups", **options: Any
+    name: str, importance: str, grouped: GroupedQueries = "groups", **options: Any
 ) -> tuple[Any, SlicedModel, UnitChooser, Any]:
     """A forward and backward pass on the chosen half of a model."""
     model, ids = build(name), batch()
@@ -42,11 +42,11 @@ def step(
     return model, sliced, chooser, output
 
 
-@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("importance", SCORES)
 @pytest.mark.parametrize("grouped", ["groups", "within_groups"])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_runs_on_the_small_model_of_the_chosen_units(
-    name: str, grouped: GroupedQueries, importance: Importance
+    name: str, grouped: GroupedQueries, importance: str
 ) -> None:
     """Logits, gradients and FLOPs are those of the chosen units built as a model of their own."""
     model, sliced, _, output = step(name, importance, grouped)
@@ -93,7 +93,7 @@ def test_untrained_units_contribute_and_are_not_trained(
     name: str,
     shares: tuple[float, float],
     grouped: GroupedQueries,
-    importance: Importance,
+    importance: str,
 ) -> None:
     """Oracle: to each branch of the chosen units, constant copies of it on the others are added."""
     model, ids = build(name), batch()
@@ -191,7 +191,7 @@ def row_score(importance: str, row: Tensor, x: Tensor) -> float:
 
 
 @pytest.mark.parametrize("importance", ["wanda", "maxip", "magnitude"])
-def test_scores_of_weights_equal_brute_force(importance: Importance) -> None:
+def test_scores_of_weights_equal_brute_force(importance: str) -> None:
     model, sliced, chooser, _ = step("llama", importance)
     x = inputs_of_branches(model, sliced)
     width = model.config.head_dim

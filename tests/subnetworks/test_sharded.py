@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
 from subnetworks.anatomy import Anatomy, dimensions_of
-from subnetworks.importance import UnitChooser
+from subnetworks.chooser import UnitChooser
 from subnetworks.schedule import Rates
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork, sample_subnetwork

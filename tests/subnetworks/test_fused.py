@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules.causal_lm import CausalLM
-from lightning_modules.fused import PLAIN_NORMS, fuse, linear_cross_entropy, loss_from_hidden
+from subnetworks.fused import PLAIN_NORMS, fuse, linear_cross_entropy, loss_from_hidden
 from tests.subnetworks.models import CONFIGS, FAMILIES, VOCAB, batch, build
 
 

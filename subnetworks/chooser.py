@@ -1,0 +1,291 @@
+"""Choosing the most important heads and neurons of a step (SAT).
+
+A `UnitChooser` adds up the scores of `subnetworks.importance` over each unit, and turns them into
+the units of a step for `SlicedModel.gather`.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from subnetworks.anatomy import Anatomy
+from subnetworks.context import predicting
+from subnetworks.families import BRANCHES, Branch, Unit
+from subnetworks.importance import SCORES
+from subnetworks.ladder import Selection
+from subnetworks.schedule import GroupedQueries
+from subnetworks.slicing import Units
+from subnetworks.spec import TIERS, LayerChoice
+
+
+def select(
+    scores: Tensor,
+    counts: Sequence[int],
+    selection: Selection,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Choose units by their scores along the last axis: the best ones, the next best ones, ...
+
+    Args:
+        scores: Not negative, (..., units).
+        counts: How many to choose of each.
+        selection: `top_k` takes the highest; `sample` draws the best without replacement with
+            probabilities in proportion to the scores (Gumbel top-k, arXiv 1903.06059); the next
+            best are the highest that are left.
+        generator: Source of the draw, on the CPU, so that it is the same on every rank.
+
+    Returns:
+        Ascending indices of each, (..., count).
+    """
+    ranking = scores
+    if selection == "sample":
+        tiny = torch.finfo(torch.float32).tiny
+        uniform = torch.rand(scores.shape, generator=generator).clamp_min(tiny)
+        gumbel = -(-uniform.log()).log()
+        ranking = scores.float().clamp_min(tiny).log() + gumbel.to(scores.device, non_blocking=True)
+    chosen: list[Tensor] = []
+    for count in counts:
+        if chosen:
+            ranking = scores = scores.scatter(-1, chosen[-1], -torch.inf)
+        chosen.append(ranking.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values)
+    return chosen
+
+
+class UnitChooser:
+    """Chooses the heads and neurons of each step by importance (SAT, arXiv 2406.01392).
+
+    Scores are added up over a unit. A score of weights is of all of the unit's (q, k, v and o of a
+    head or group; gate, up and down of a neuron), one of the input of those that read it (q, k, v;
+    gate, up), and the others look at what the unit puts out.
+
+    Args:
+        anatomy: Of the model.
+        importance: A name in `subnetworks.importance.SCORES`.
+        selection: `top_k` or `sample`, see `select`.
+        grouped_queries: `groups` chooses whole key/value groups with their query heads;
+            `within_groups` as many query heads of every group.
+        refresh_every: Steps from one computation of the scores to the next, at least 1.
+        seed: Seed of the draws, below 2**31; the same on every rank.
+
+    Raises:
+        ValueError: The importance is not known.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        importance: str,
+        selection: Selection = "top_k",
+        *,
+        grouped_queries: GroupedQueries = "groups",
+        refresh_every: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if importance not in SCORES:
+            raise ValueError(f"importance={importance!r}: must be one of {', '.join(SCORES)}")
+        self.anatomy, self.importance = anatomy, SCORES[importance]
+        self.selection: Selection = "top_k" if self.importance.reads == "nothing" else selection
+        per_group = anatomy.dimensions.queries_per_group
+        self._whole_groups = grouped_queries == "groups" or per_group == 1
+        self.refresh_every, self.seed = refresh_every, seed
+        self.scores: dict[tuple[int, Branch], Tensor] = {}
+        """Scores in force: of a layer's groups, (groups,), or query heads, (groups, queries); of
+        its neurons, (neurons,)."""
+        self.seconds = 0.0
+        """Time spent on scores, selection and probes; on a GPU, of the host only."""
+        self._due = True
+        self._generator = torch.Generator()
+
+    def begin_step(self, step: int) -> None:
+        """Before a step's gathering: seed its draws, and let go of scores that are too old."""
+        self._due = step % self.refresh_every == 0
+        self._generator.manual_seed((self.seed << 32) + step)
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether `probe` is due in this step."""
+        return self.importance.probes and (self._due or not self.scores)
+
+    def needs_input(self, layer: int, branch: Branch) -> bool:
+        """Whether this branch's score is due and depends on what the branch reads."""
+        return self.importance.reads_input and (self._due or (layer, branch) not in self.scores)
+
+    @torch.no_grad()
+    def choose(
+        self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None = None
+    ) -> tuple[Units, dict[str, Units]]:
+        """Choose a branch's units.
+
+        Args:
+            layer: The layer.
+            branch: `attention` or `mlp`.
+            counts: How many of each kind.
+            branch_input: What the branch reads, (batch, tokens, hidden), if its score is due and
+                needs it.
+
+        Returns:
+            Ascending indices, of the kinds that are not whole, of the most important units, and, by
+            tier, of the next ones, which run untrained.
+        """
+        started = perf_counter()
+        key = (layer, branch)
+        if not self.importance.probes and (self._due or key not in self.scores):
+            # Not in autocast: it would copy each whole weight into the lower precision first.
+            with torch.autocast(self._device_type, enabled=False):
+                self.scores[key] = self._score(layer, branch, branch_input)
+        units = self._select(self.scores[key], branch, counts)
+        self.seconds += perf_counter() - started
+        return units
+
+    def _select(
+        self, scores: Tensor, branch: Branch, counts: LayerChoice
+    ) -> tuple[Units, dict[str, Units]]:
+        active = counts.units("neurons" if branch == "mlp" else "heads")
+        assert active is not None, "only a branch that leaves something out is chosen"
+        d, units_of_index = self.anatomy.dimensions, 1
+        if branch == "attention":
+            units_of_index = d.queries_per_group if self._whole_groups else d.n_kv_heads
+        tiers = [tier for tier in TIERS if counts.untrained(tier, branch)]
+        sizes = [len(active), *(len(counts.untrained(tier, branch)) for tier in tiers)]
+        if self.importance.reads == "nothing":  # all tiers by chance
+            scores = torch.rand(scores.shape, generator=self._generator).to(scores.device)
+        chosen = [
+            self._to_units(indices, branch)
+            for indices in select(
+                scores, [n // units_of_index for n in sizes], self.selection, self._generator
+            )
+        ]
+        return chosen[0], dict(zip(tiers, chosen[1:], strict=True))
+
+    def _to_units(self, indices: Tensor, branch: Branch) -> Units:
+        """Neurons, groups, (groups,), or query heads of every group, (groups, queries)."""
+        if branch == "mlp":
+            return {"neurons": indices}
+        d = self.anatomy.dimensions
+        if self._whole_groups:
+            queries = torch.arange(d.queries_per_group, device=indices.device)
+            heads = (indices[:, None] * d.queries_per_group + queries).flatten()
+            return {"heads": heads, "kv_heads": indices}
+        starts = torch.arange(d.n_kv_heads, device=indices.device) * d.queries_per_group
+        return {"heads": (starts[:, None] + indices).flatten()}
+
+    def _score(self, layer: int, branch: Branch, branch_input: Tensor | None) -> Tensor:
+        statistic = None
+        if branch_input is not None:
+            rows = branch_input.detach().flatten(0, -2)
+            if self.importance.reads == "input norm":
+                squares = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
+                statistic = self._over_ranks(squares).sqrt()
+            else:  # up to the number of ranks the mean, and the same on each
+                statistic = self._over_ranks(rows.mean(0, dtype=torch.float32))
+        pooled: dict[Unit, Tensor] = {}
+        for weight in self.anatomy.weights(layer, branch):
+            cut, value = weight.cut, weight.value.detach()
+            if weight.axis is None or value.ndim < 2 or weight.of_adapter:
+                continue
+            if not self.importance.reads_input:
+                rows = self.importance.function(value, weight.axis)
+            elif cut.side == "in":
+                continue
+            else:
+                assert statistic is not None, "this branch's input was asked for"
+                rows = self.importance.function(value, weight.axis, statistic.to(value.dtype))
+            units = self.anatomy.by_unit(rows, cut)
+            pooled[cut.unit] = pooled[cut.unit] + units if cut.unit in pooled else units
+        scores = self._of_branch(branch, pooled)
+        return scores.sqrt() if self.importance.root else scores
+
+    def _of_branch(self, branch: Branch, pooled: Mapping[Unit, Tensor]) -> Tensor:
+        """Of scores by unit, those of what is chosen."""
+        if branch == "mlp":
+            return pooled["neurons"]
+        by_group = pooled["heads"].view(self.anatomy.dimensions.n_kv_heads, -1)
+        if not self._whole_groups:
+            return by_group
+        groups = by_group.sum(1)
+        return groups + pooled["kv_heads"] if "kv_heads" in pooled else groups
+
+    def probe(self, model: PreTrainedModel, batch: Mapping[str, Any], counts: bool = True) -> None:
+        """Score every unit of the full model by what it puts out on a batch (`needs_probe`).
+
+        Args:
+            model: The model, without a sub-network attached. No gradient is left in it.
+            batch: Arguments of its forward pass, with `labels` for a score of gradients.
+            counts: Whether the batch is part of the probe. A rank that has no part in it runs one
+                all the same: FSDP puts weights together on all ranks at once.
+        """
+        started = perf_counter()
+        outputs: dict[tuple[int, Branch], Tensor] = {}
+        with_gradients = self.importance.reads == "gradients"
+
+        def keep(key: tuple[int, Branch], args: tuple[Tensor, ...]) -> None:
+            if with_gradients and not args[0].requires_grad:
+                args[0].requires_grad_()
+            outputs[key] = args[0]
+
+        was_training = model.training
+        model.eval()  # no dropout, whose draws would move the training's random state
+        with ExitStack() as stack:
+            stack.callback(model.train, was_training)
+            for layer in range(self.anatomy.dimensions.n_layers):
+                for cut, _ in self.anatomy.cuts(layer):
+                    if cut.side == "in":
+                        projection = self.anatomy.layers[layer].get_submodule(cut.path)
+                        hook = projection.register_forward_pre_hook(
+                            lambda _, args, key=(layer, cut.branch): keep(key, args)
+                        )
+                        stack.callback(hook.remove)
+            with torch.set_grad_enabled(with_gradients):
+                loss = model(**batch, use_cache=False).loss
+        keys = list(outputs)
+        gradients: tuple[Tensor, ...] = ()
+        share: Tensor | float = 1.0
+        if with_gradients:
+            gradients = torch.autograd.grad(loss, list(outputs.values()))
+            # Of the mean over all ranks' labels: each rank's own is over its own count.
+            count = counts * predicting(batch["labels"]).sum().float()
+            share = count / self._over_ranks(count.clone()).clamp_min(1.0)
+        with torch.no_grad():
+            for index, key in enumerate(keys):
+                branch, values = key[1], outputs[key].detach()
+                unit: Unit = "neurons" if branch == "mlp" else "heads"
+                width = (self.anatomy.total(unit), -1)
+                read = [
+                    x.flatten(0, -2).unflatten(-1, width)
+                    for x in (values, *gradients[index : index + 1])
+                ]
+                units = self.importance.function(*read) * (share if with_gradients else counts)
+                scores = self._over_ranks(self._of_branch(branch, {unit: units.float()}))
+                self.scores[key] = scores.sqrt() if self.importance.root else scores
+        self.seconds += perf_counter() - started
+
+    @property
+    def _device_type(self) -> str:
+        return next(self.anatomy.layers[0].parameters()).device.type
+
+    @staticmethod
+    def _over_ranks(values: Tensor) -> Tensor:
+        """Sum over the data-parallel ranks, which would not choose the same units otherwise."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(values)
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scores that later steps still use."""
+        if self.refresh_every == 1:
+            return {}
+        return {f"{layer}.{branch}": scores for (layer, branch), scores in self.scores.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with saved scores."""
+        device = next(self.anatomy.layers[0].parameters()).device
+        for layer in range(self.anatomy.dimensions.n_layers):
+            for branch in BRANCHES:
+                if (scores := state.get(f"{layer}.{branch}")) is not None:
+                    self.scores[layer, branch] = scores.to(device)
