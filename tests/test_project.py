@@ -53,20 +53,6 @@ def test_every_make_target_is_explained_by_make_help() -> None:
     assert [name for name, text in TARGETS.items() if not text or text not in shown] == []
 
 
-def test_the_commands_in_the_readme_exist() -> None:
-    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    commands = "\n".join(blocks)
-    targets = re.findall(r"^make ([\w-]+)", commands, re.M)
-    experiments = re.findall(r"experiment=(\w+)", commands)
-    modules = re.findall(r"python -m ([\w.]+)", commands)
-    assert {"run", "test"} <= set(targets)
-    assert [name for name in targets if name not in TARGETS] == []
-    assert experiments
-    assert [e for e in experiments if not (ROOT / f"conf/experiment/{e}.yaml").exists()] == []
-    files = [Path(ROOT, *name.split(".")) for name in modules if name.partition(".")[0] in ROOMS]
-    assert [f for f in files if not (f.with_suffix(".py").exists() or f.is_dir())] == []
-
-
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_says_what_it_is_for(room: str) -> None:
     assert ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text()))
