@@ -18,7 +18,6 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from datamodules.chat_rendering import ChatRenderer, Rendering
 from datamodules.conversations import ConversationSource, chat_template, check, open_conversations
 from datamodules.language_modeling import (
     Batch,
@@ -29,6 +28,7 @@ from datamodules.language_modeling import (
 )
 from datamodules.text_sources import ContextLength, TokenizerSettings, Vocabulary, Workers
 from datamodules.token_cache import count_token_ids
+from language.chat_rendering import ChatRenderer, Rendering
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from datamodules.text_encoder import TextEncoder
 from datamodules.text_sources import Piece, TextSource, files_under, probe_hub
+from language.text_encoder import TextEncoder
 
 log = logging.getLogger(__name__)
 

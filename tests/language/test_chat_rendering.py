@@ -21,9 +21,9 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from datamodules.chat_rendering import ChatRenderer, Rendering
-from datamodules.conversations import DEFAULT_TEMPLATE, Conversation
-from datamodules.text_encoder import TextEncoder
+from datamodules.conversations import DEFAULT_TEMPLATE
+from language.chat_rendering import ChatRenderer, Conversation, Rendering
+from language.text_encoder import TextEncoder
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -1,0 +1,1 @@
+"""Language models in use, without a framework: chat templates, generation, conversation, scores."""
