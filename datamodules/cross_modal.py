@@ -336,7 +336,7 @@ class CrossModalDataModule(pl.LightningDataModule):
                 settings["axes"],
             )
         if settings["source"] == "generated":
-            render = importlib.import_module("datamodules.generated_pictures").render
+            render = importlib.import_module("datamodules.generated.pictures").render
             items = render(**options)
         else:
             encode = importlib.import_module("datamodules.encoders").encode_folder
@@ -369,7 +369,7 @@ class CrossModalDataModule(pl.LightningDataModule):
             )
         values: NDArray[Any]
         if settings["source"] == "generated":
-            encode = importlib.import_module("datamodules.generated_pictures").encode_query
+            encode = importlib.import_module("datamodules.generated.pictures").encode_query
             words = options.get("label_words_in_captions", False)
             modality, values = encode(query, self.image_shape[-1], words)
         else:

@@ -22,9 +22,9 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from datamodules.dialogue_domains import TEST, World, make_worlds
+from datamodules.generated.domains import TEST, World, make_worlds
 from datamodules.dialogue_sources import check, paths_of, read_dialogues
-from datamodules.generated_dialogues import converse
+from datamodules.generated.dialogues import converse
 from datamodules.language_modeling import BlockLoader, TrainLoader, train_batch
 from datamodules.token_cache import build_once
 from text2sql.dialogue import Example, Interaction, Turn, examples

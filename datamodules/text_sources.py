@@ -22,7 +22,7 @@ from typing import Annotated, Any, BinaryIO, TypedDict, cast
 
 from annotated_types import Ge, Interval
 
-from datamodules.docstrings import list_modules, package_folders, read_code, read_documents
+from datamodules.generated.docstrings import list_modules, package_folders, read_code, read_documents
 
 FILE_SOURCES = ("text", "jsonl", "parquet")
 SOURCES = ("docstrings", "code", *FILE_SOURCES, "hub")

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import runner
 import runner.life
 import runner.resume
-from datamodules.generated_pictures import render
+from datamodules.generated.pictures import render
 from datamodules.language_modeling import LanguageModelingDataModule
 from runner.validate import CONF, ConfigError, checked, experiments
 from tests.runner import laboratory

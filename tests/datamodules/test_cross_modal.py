@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from datamodules.cross_modal import CrossModalDataModule, session_of_items
 from datamodules.cross_modal_sources import OPTIONS, check, read_features
 from datamodules.encoders import encode_folder
-from datamodules.generated_pictures import render
+from datamodules.generated.pictures import render
 from runner.validate import CONF
 
 LABELS = np.eye(3, dtype=np.uint8)[np.arange(30) % 3]

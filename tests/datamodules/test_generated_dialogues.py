@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.dialogue_domains import DOMAINS, TEST, World, make_worlds
-from datamodules.generated_dialogues import DIALOGUE, OPENING, Conversation, converse
+from datamodules.generated.domains import DOMAINS, TEST, World, make_worlds
+from datamodules.generated.dialogues import DIALOGUE, OPENING, Conversation, converse
 from text2sql.execute import Database
 from text2sql.schema import Schema
 from text2sql.sql import parse, to_sql

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from datamodules.cross_modal_items import CrossModalItems
-from datamodules.generated_pictures import (
+from datamodules.generated.pictures import (
     CLASSES,
     STEMS,
     encode_query,

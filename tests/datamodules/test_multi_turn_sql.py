@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from datamodules.dialogue_domains import TEST
+from datamodules.generated.domains import TEST
 from datamodules.multi_turn_sql import PARTS, MultiTurnSql
 from runner.life import DescribesItself, build
 from runner.signatures import bind, signature

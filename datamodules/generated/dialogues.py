@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from datamodules.dialogue_domains import Domain, Field, Row, Things, World
+from datamodules.generated.domains import Domain, Field, Row, Things, World
 from text2sql.dialogue import Interaction, Turn
 from text2sql.schema import Schema
 from text2sql.sql import (
