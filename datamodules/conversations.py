@@ -8,37 +8,24 @@ tokenizer's chat template turns them into text, of which only what the assistant
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from datamodules.text_sources import (
-    Piece,
-    check_datasets,
-    check_fraction,
-    check_numbers,
-    check_old_domain,
-    check_tokenizer,
-    choices,
-    digest_file,
-    falls_below,
-    find_parts,
-    identity_of,
-    jsonl_rows,
-    load_rows,
-    parquet_rows,
-    refuse_surrogates,
-)
+from datamodules.files import digest_file, find_parts, read_rows, refuse_surrogates
+from datamodules.generated.problems import word_problems
+from datamodules.hub import chosen_datasets, identity_of, load_rows
+from datamodules.text_sources import Piece, check_sources, falls_below
 from language.chat_rendering import Conversation, text_of
 
 Row = tuple[str, Any]
 """Where a row stands, for messages to the user, and the row."""
 
 FILE_SOURCES = ("jsonl", "parquet")
-SOURCES = ("arithmetic", *FILE_SOURCES, "hub")
+KEYS = ("test_files", "val_files", "files")  # of files, held-out ones first
+Source = Literal["arithmetic", "jsonl", "parquet", "hub"]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 SHAREGPT_ROLES = {
     "human": "user",
@@ -100,11 +87,10 @@ def open_conversations(settings: Mapping[str, Any]) -> ConversationSource:
     rows: list[tuple[str, Callable[[], Iterator[Row]]]] = []
     identity: dict[str, Any] = {}
     if kind == "arithmetic":
-        rows.append(("train", partial(_word_problems, settings["count"])))
+        rows.append(("train", partial(word_problems, settings["count"])))
         identity["count"] = settings["count"]
     elif kind == "hub":
-        nodes = {name: node for name, node in settings["datasets"].items() if node is not None}
-        for name, node in nodes.items():
+        for name, node in chosen_datasets(settings).items():
             identity[name] = identity_of(node)
             splits = {"train": node.get("split") or "train", "test": node.get("test_split")}
             plain = {key: value for key, value in node.items() if key != "test_split"}
@@ -113,14 +99,15 @@ def open_conversations(settings: Mapping[str, Any]) -> ConversationSource:
                     one = {**plain, "split": split}
                     rows.append((part, partial(_hub_rows, name, one, settings["streaming"])))
     else:
-        files = find_parts(settings, ("test_files", "val_files", "files"))
+        files = find_parts(settings, KEYS)
         example = f'{{"{settings["prompt_column"]}": "...", "{settings["answer_column"]}": "..."}}'
         if settings["messages_column"] is not None:
             example = f'{{"{settings["messages_column"]}": [{{"role": "user", "content": "..."}}]}}'
-        read_file = partial(jsonl_rows, example=example) if kind == "jsonl" else parquet_rows
         for part, key in (("test", "test_files"), ("val", "val_files"), ("train", "files")):
             identity[part] = [digest_file(file) for file in files[key]]
-            rows += [(part, partial(read_file, path)) for path in files[key]]
+            for file in files[key]:
+                where = f"datamodule.{key}: {file}"
+                rows.append((part, partial(read_rows, kind, file, where, example)))
         if files["val_files"]:
             fraction = None
     columns = {key: settings[key] for key in ("prompt_column", "answer_column", "messages_column")}
@@ -245,64 +232,11 @@ def chat_template(named: str | None) -> str | None:
     return path.read_text(encoding="utf-8")
 
 
-# --- generated word problems ---------------------------------------------------------------------
-
-_NAMES = (
-    "Ada",
-    "Ben",
-    "Carla",
-    "Dan",
-    "Emma",
-    "Finn",
-    "Grace",
-    "Hugo",
-    "Iris",
-    "Jack",
-    "Kate",
-    "Leo",
-)
-_THINGS = ("apples", "books", "coins", "eggs", "flowers", "pencils", "shells", "stamps", "cards")
-
-
-def _word_problems(count: int) -> Iterator[Row]:
-    """Arithmetic in one or two steps, written as GSM8K writes its answers; no network needed."""
-    draw = random.Random(0)
-    for number in range(count):
-        name, other = draw.sample(_NAMES, 2)
-        thing = draw.choice(_THINGS)
-        a, b, c = draw.randint(2, 20), draw.randint(2, 20), draw.randint(2, 9)
-        kind = draw.randrange(4)
-        if kind == 0:
-            question = f"{name} has {a} {thing} and finds {b} more. How many {thing} are there now?"
-            steps, result = [f"{name} has {a} + {b} = {a + b} {thing}."], a + b
-        elif kind == 1:
-            question = (
-                f"{name} has {a + b} {thing} and gives {b} of them to {other}. "
-                f"How many {thing} does {name} keep?"
-            )
-            steps, result = [f"{name} keeps {a + b} - {b} = {a} {thing}."], a
-        elif kind == 2:
-            question = f"{name} fills {c} boxes with {b} {thing} each. How many {thing} is that?"
-            steps, result = [f"That is {c} * {b} = {c * b} {thing}."], c * b
-        else:
-            question = (
-                f"{name} has {a} {thing}. {other} has {c} times as many. "
-                f"How many {thing} do they have together?"
-            )
-            steps = [
-                f"{other} has {c} * {a} = {c * a} {thing}.",
-                f"Together they have {a} + {c * a} = {a + c * a} {thing}.",
-            ]
-            result = a + c * a
-        answer = "\n".join([*steps, f"#### {result}"])
-        yield f"problem {number}", {"question": question, "answer": answer}
-
-
 # --- settings ----------------------------------------------------------------------------------
 
 
 def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = None) -> None:
-    """Refuse settings that cannot work, before anything heavy is imported or computed.
+    """Refuse settings that cannot work together, before anything heavy is imported or computed.
 
     Args:
         settings: The datamodule's config node or arguments; absent ones keep their defaults.
@@ -311,29 +245,5 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
     Raises:
         ValueError: Names the full config key, what is wrong with it and what is allowed.
     """
-    check_old_domain(settings)
-    check_numbers(settings, {"count": 1})
-    source = settings.get("source", "arithmetic")
-    if source not in SOURCES:
-        raise ValueError(f"datamodule.source={source}: {choices(source, SOURCES)}")
-    keys = ("test_files", "val_files", "files")
-    for key in keys:
-        if settings.get(key) and source not in FILE_SOURCES:
-            raise ValueError(
-                f"datamodule.{key} is not read by source={source}; set datamodule.source=jsonl or "
-                "parquet"
-            )
-    found = find_parts(settings, keys)
-    if source in FILE_SOURCES and not found["files"]:
-        raise ValueError(
-            f"datamodule.files: source={source} needs training files that are neither validation "
-            "nor test files; give a path or a pattern such as datamodule.files=data/*.jsonl"
-        )
-    check_fraction(settings, bool(found["val_files"]))
-    if settings.get("bad_rows", "refuse") not in ("refuse", "skip"):
-        raise ValueError(f"datamodule.bad_rows={settings['bad_rows']!r}: must be refuse or skip")
-    if settings.get("over_long", "skip") not in ("skip", "refuse"):
-        raise ValueError(f"datamodule.over_long={settings['over_long']!r}: must be skip or refuse")
-    check_datasets(source, settings.get("datasets"), ("test_split",))
-    check_tokenizer(settings)
+    check_sources({"source": "arithmetic", **settings}, FILE_SOURCES, KEYS)
     chat_template(settings.get("chat_template"))

@@ -1,29 +1,29 @@
 """Image-text pairs whose classes arrive in sessions: who is original, who is new, who is a query.
 
 From top to bottom: the classes of each session, and from them the session of each item; the split
-into queries, validation and the rest; a part of the data that is read by row, in one place only; a
-loader that serves the batches of the module's plan; the datamodule.
+into queries, validation and the rest; a part of the data that is read by row, in one place only;
+the datamodule, whose training batches are those of the module's plan.
 """
 
 import functools
 import hashlib
-import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from annotated_types import MinLen
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from datamodules.cross_modal_items import CrossModalItems
-from datamodules.cross_modal_sources import check, checked, paths_of, read_features
-
-Batch = dict[str, torch.Tensor]
-Rows = NDArray[np.int64]
+from datamodules.batches import Batch, BatchLoader, Rows, batches_trained
+from datamodules.cross_modal_items import CrossModalItems, without_bad_rows
+from datamodules.cross_modal_sources import Axes, Fields, Options, Source, check, paths_of
+from datamodules.feature_files import read_features
+from datamodules.pictures import read_picture
+from datamodules.settings import OpenShare, Seed, Whole, Workers, arguments
 
 READ_AT_ONCE = 512  # items in a batch that is only encoded
 SHOWN_SIDE = 256  # pixels of a file's picture in a grid, at most
@@ -150,73 +150,6 @@ class Pairs(Dataset[Batch]):
         return (values - mean) / deviation
 
 
-class PairLoader:
-    """Serves batches by number, from a position on; not a DataLoader, but built on one.
-
-    Args:
-        pairs: Where they are read.
-        batch: Returns the rows of the batch with a given number.
-        length: Batches in all.
-        num_workers: Processes that read ahead.
-        position: The first number.
-    """
-
-    def __init__(
-        self,
-        pairs: Pairs,
-        batch: Callable[[int], Rows],
-        length: int,
-        num_workers: int,
-        position: int = 0,
-    ) -> None:
-        self.pairs, self.batch, self.length = pairs, batch, length
-        self.num_workers, self.position = num_workers, position
-        self.seconds = 0.0
-        """Time that was spent waiting for batches."""
-
-    def __len__(self) -> int:
-        return self.length
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return how many items there are; the position stands in Lightning's own counters."""
-        return {"items": len(self.pairs)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare a checkpoint's number of items with this one.
-
-        Raises:
-            ValueError: They differ, so that the batches would be others.
-        """
-        if state != self.state_dict():
-            raise ValueError(
-                f"datamodule: the checkpoint was trained on {state['items']} items, now there are "
-                f"{len(self.pairs)}; restore its data and split"
-            )
-
-    def __iter__(self) -> Iterator[Batch]:
-        numbers = map(self.batch, range(self.position, self.length))
-        if self.num_workers == 0:  # a DataLoader would take half a millisecond for each batch
-            batches: Iterator[Batch] = map(self.pairs.__getitem__, numbers)
-        else:
-            batches = iter(
-                DataLoader(
-                    self.pairs,
-                    batch_size=None,
-                    sampler=numbers,
-                    num_workers=self.num_workers,
-                    pin_memory=torch.cuda.is_available(),
-                    generator=torch.Generator(),  # else each iterator draws from the global one
-                )
-            )
-        while True:
-            began = perf_counter()
-            batch = next(batches, None)
-            self.seconds += perf_counter() - began
-            if batch is None:
-                return
-            yield batch
-
-
 class CrossModalDataModule(pl.LightningDataModule):
     """Image-text pairs with classes that arrive in sessions, for lifelong hashing.
 
@@ -256,34 +189,32 @@ class CrossModalDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: Literal["features", "generated", "folder"] = "features",
+        source: Source = "features",
         path: str | list[str] | None = None,
-        fields: dict[str, str] | None = None,
-        axes: dict[str, str] | None = None,
+        fields: Fields | None = None,
+        axes: Axes | None = None,
         class_names: list[str] | None = None,
-        options: dict[str, Any] | None = None,
-        classes_per_session: list[int] | None = None,
-        class_seed: int | None = None,
-        queries: int | float = 0.1,
-        validation: float = 0.1,
-        standardise: list[str] | None = None,
+        options: Options | None = None,
+        classes_per_session: Annotated[list[Whole], MinLen(1)] | None = None,
+        class_seed: Seed | None = None,
+        queries: Whole | OpenShare = 0.1,
+        validation: OpenShare = 0.1,
+        standardise: list[Literal["image", "text"]] | None = None,
         bad_rows: Literal["refuse", "skip"] = "refuse",
-        batch_size: int = 128,
-        split_seed: int = 0,
-        seed: int = 0,
-        num_workers: int = 0,
+        batch_size: Whole = 128,
+        split_seed: Seed = 0,
+        seed: Seed = 0,
+        num_workers: Workers = 0,
         cache_dir: str = ".cache",
     ) -> None:
-        classes_per_session = list(classes_per_session or [8, 2])
-        standardise = list(["image", "text"] if standardise is None else standardise)
-        self.settings = {
-            key: value for key, value in locals().items() if key not in ("self", "__class__")
-        }
+        classes_per_session = [8, 2] if classes_per_session is None else classes_per_session
+        standardise = ["image", "text"] if standardise is None else standardise
+        self.settings = arguments(CrossModalDataModule, locals())
         check(self.settings)
         super().__init__()
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.items: CrossModalItems | None = None
-        self._training: PairLoader | None = None
+        self._training: BatchLoader | None = None
 
     def setup(self, stage: str) -> None:
         """Read the items once, and split them.
@@ -336,12 +267,14 @@ class CrossModalDataModule(pl.LightningDataModule):
                 settings["axes"],
             )
         if settings["source"] == "generated":
-            render = importlib.import_module("datamodules.generated.pictures").render
+            from datamodules.generated.pictures import render
+
             items = render(**options)
         else:
-            encode = importlib.import_module("datamodules.encoders").encode_folder
-            items = encode(settings["path"], cache_dir=settings["cache_dir"], **options)
-        return checked(items, settings["bad_rows"])
+            from datamodules.picture_folders import encode_folder
+
+            items = encode_folder(settings["path"], cache_dir=settings["cache_dir"], **options)
+        return without_bad_rows(items, settings["bad_rows"])
 
     def encode_query(self, query: str) -> tuple[str, torch.Tensor]:
         """Turn a query into what a network reads, after `setup`.
@@ -369,13 +302,16 @@ class CrossModalDataModule(pl.LightningDataModule):
             )
         values: NDArray[Any]
         if settings["source"] == "generated":
-            encode = importlib.import_module("datamodules.generated.pictures").encode_query
+            from datamodules.generated import pictures
+
             words = options.get("label_words_in_captions", False)
-            modality, values = encode(query, self.image_shape[-1], words)
+            modality, values = pictures.encode_query(query, self.image_shape[-1], words)
         else:
-            encode = importlib.import_module("datamodules.encoders").encode_query
+            from datamodules import picture_folders
+
             names = ("image_encoder", "text_encoder")
-            modality, values = encode(query, **{n: options[n] for n in names if n in options})
+            chosen = {name: options[name] for name in names if name in options}
+            modality, values = picture_folders.encode_query(query, **chosen)
         return modality, torch.from_numpy(self.parts["query"].standardised(modality, values))
 
     def picture(self, row: int) -> NDArray[np.uint8] | None:
@@ -384,8 +320,7 @@ class CrossModalDataModule(pl.LightningDataModule):
         if self.items.image.ndim == 4:
             return self.items.image[row]
         if self.settings["source"] == "folder":
-            read = importlib.import_module("datamodules.pictures").read_picture
-            picture = read(self.items.names[row])
+            picture = read_picture(self.items.names[row])
             picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
             return np.asarray(picture)
         return None
@@ -429,15 +364,18 @@ class CrossModalDataModule(pl.LightningDataModule):
             },
         }
 
-    def train_dataloader(self) -> PairLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Return the loader of the plan's batches, standing where the run stopped."""
         assert self.trainer is not None, "the trainer asks for it"
         plan = cast(PlansBatches, cast(Any, self.trainer.lightning_module).plan)
-        # Lightning restores this counter before it asks for the loader.
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
-        position = progress["total"]["processed"]
-        self._training = PairLoader(
-            self.parts["retrieval"], plan.batch, plan.steps, self.num_workers, position
+        part = self.parts["retrieval"]
+        self._training = BatchLoader(
+            part,
+            plan.batch,
+            plan.steps,
+            self.num_workers,
+            batches_trained(self.trainer),
+            {"items": len(part)},
         )
         return self._training
 
@@ -446,15 +384,15 @@ class CrossModalDataModule(pl.LightningDataModule):
         """Time that training has spent waiting for its batches."""
         return 0.0 if self._training is None else self._training.seconds
 
-    def val_dataloader(self) -> PairLoader:
+    def val_dataloader(self) -> BatchLoader:
         """Return the loader of the validation part."""
         return self.in_order("validation")
 
-    def test_dataloader(self) -> PairLoader:
+    def test_dataloader(self) -> BatchLoader:
         """Return the loader of the queries."""
         return self.in_order("query")
 
-    def in_order(self, part: str, rows: Rows | None = None) -> PairLoader:
+    def in_order(self, part: str, rows: Rows | None = None) -> BatchLoader:
         """Return a loader of a part's items in their order.
 
         Args:
@@ -463,9 +401,8 @@ class CrossModalDataModule(pl.LightningDataModule):
         """
         rows = np.arange(len(self.parts[part])) if rows is None else rows
         batches = -(-len(rows) // READ_AT_ONCE)
-        cut = functools.partial(_cut, rows)
-        return PairLoader(self.parts[part], cut, batches, 0)
 
+        def batch(number: int) -> Rows:
+            return rows[number * READ_AT_ONCE : (number + 1) * READ_AT_ONCE]
 
-def _cut(rows: Rows, number: int) -> Rows:
-    return rows[number * READ_AT_ONCE : (number + 1) * READ_AT_ONCE]
+        return BatchLoader(self.parts[part], batch, batches)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.text_sources import choices, parquet_rows
+from datamodules.files import parquet_rows
 from text2sql.dialogue import Interaction, Turn
 from text2sql.schema import read_list
 from text2sql.sql import SqlError, tokenise
@@ -248,19 +248,9 @@ def _recognise(entry: Any, where: str) -> tuple[str, _Layout]:
 
 # --- settings ----------------------------------------------------------------------------------
 
-KEEP = ("all", "first", "last", "query", "rewrite")
-_LEAST = {
-    "batch_size": 1,
-    "seed": 0,
-    "split_seed": 0,
-    "dialogues": 10,
-    "test_dialogues": 1,
-    "questions": 0,
-}
-
 
 def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = None) -> None:
-    """Refuse settings that cannot work, before anything is read.
+    """Refuse settings that cannot work together, before anything is read.
 
     Args:
         settings: The config node or the arguments of the datamodule; absent ones keep their
@@ -270,30 +260,6 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
     Raises:
         ValueError: Names the config key, what is wrong with it and what is allowed.
     """
-    for key, allowed in (
-        ("source", ("files", "generated")),
-        ("keep", KEEP),
-        ("leaks", ("error", "drop")),
-    ):
-        value = settings.get(key, allowed[0])
-        if value not in allowed:
-            raise ValueError(f"datamodule.{key}={value}: {choices(value, allowed)}")
-    for key, least in {**_LEAST, "limit": 1}.items():
-        value = settings.get(key, least)
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (is_whole and value >= least) and not (key == "limit" and value is None):
-            raise ValueError(f"datamodule.{key}={value}: give a whole number of at least {least}")
-    held_out = settings.get("val_databases", 0.1)
-    is_share = isinstance(held_out, float) and 0 < held_out < 1
-    if not (is_share or (type(held_out) is int and held_out >= 1)):
-        raise ValueError(
-            f"datamodule.val_databases={held_out}: give a number of databases, at least 1, or a "
-            "share between 0 and 1"
-        )
-    for key in ("annotated", "rewrites"):
-        share = settings.get(key, 1.0)
-        if isinstance(share, bool) or not (isinstance(share, int | float) and 0 <= share <= 1):
-            raise ValueError(f"datamodule.{key}={share}: give a share from 0 to 1")
     files = ("root", "train", "test", "tables", "databases")
     if settings.get("source", "generated") == "generated":
         for key in files:

@@ -1,53 +1,63 @@
 """Language modelling data: any text, tokenised once, in blocks of equal length, in a known order.
 
-From top to bottom: token files are read as blocks of equal length; a keyed permutation, computed
-for the blocks at hand, says which ones the n-th batch of a run holds; a loader serves these batches
-from any n on, and so goes on exactly where a run stopped; the datamodule ties them to a text.
+From top to bottom: token files are read as blocks of equal length; the datamodule ties them to a
+text, its cache, and the order of its batches.
 """
 
 import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from datamodules.text_sources import (
+from datamodules.batches import (
+    Batch,
+    BatchLoader,
+    EpochLoader,
+    OrderedDataModule,
+    Rows,
+    train_batch,
+)
+from datamodules.cache import build_once, read_record
+from datamodules.files import digest_file, files_under
+from datamodules.hub import TextDataSet
+from datamodules.settings import (
     ContextLength,
+    Seed,
     TokenizerSettings,
     Vocabulary,
+    Whole,
     Workers,
+    arguments,
+)
+from datamodules.text_sources import (
+    OldDomain,
+    Source,
     check,
-    check_old_domain,
-    digest_file,
-    files_under,
+    chosen_old_domain,
+    named_old_domain,
     open_source,
 )
 from datamodules.token_cache import (
-    build_once,
     count_token_ids,
     load_tokenizer,
-    read_record,
     train_tokenizer,
     write_tokens,
 )
 
 log = logging.getLogger(__name__)
-
-Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,6 @@ class Prompt:
 
 
 FORMAT = 1  # of the cache: raise it when the same text and settings are to give other tokens
-FEISTEL_ROUNDS = 6  # an even number
-
-
-# --- blocks and their order --------------------------------------------------------------------
 
 
 class Blocks(Dataset[Batch]):
@@ -82,7 +88,7 @@ class Blocks(Dataset[Batch]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> Batch:
+    def __getitem__(self, indices: Rows) -> Batch:
         """Return the blocks of these numbers as {"input_ids": int64[len(indices), T]}."""
         if self._rows is None:  # mapped where it is read: a worker process maps for itself
             shape = (self.count, self.context_length)
@@ -93,175 +99,10 @@ class Blocks(Dataset[Batch]):
         return {**self.__dict__, "_rows": None}
 
 
-def permute(positions: NDArray[np.int64], count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the blocks at some positions of an epoch's order, which is never built as a whole.
-
-    A Feistel network on pairs (position // b, position % b) permutes all a * b of them, as a
-    function of (seed, epoch) alone; a and b are near the root of count, so that hardly any number
-    falls outside of count, and one that does is sent through again (cycle walking). Memory and time
-    are those of `positions`, whatever the count.
-
-    Args:
-        positions: Numbers in [0, count).
-        count: The number of blocks, from 1 to 2^62.
-        seed: At least 0.
-        epoch: At least 0.
-    """
-    b = np.uint64(math.isqrt(count - 1) + 1)
-    a = np.uint64(-(-count // int(b)))
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(FEISTEL_ROUNDS, np.uint64)
-
-    def shuffle(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        high, low = numbers // b, numbers % b
-        for even_key, odd_key in keys.reshape(-1, 2):
-            high = (high + _mix(low ^ even_key) % a) % a
-            low = (low + _mix(high ^ odd_key) % b) % b
-        return high * b + low
-
-    numbers = shuffle(positions.astype(np.uint64))
-    while (outside := numbers >= count).any():
-        numbers[outside] = shuffle(numbers[outside])
-    return numbers.astype(np.int64)
-
-
-def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    # The output function of the SplitMix64 generator (Steele, Lea and Flood 2014).
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
-
-
-def train_batch(
-    number: int, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-) -> NDArray[np.int64]:
-    """Return the blocks that one rank reads for the `number`-th batch of a run, counted from 0.
-
-    Each epoch is another permutation; what does not fill a batch on all ranks at its end is left
-    out. The ranks' shares, one after the other, are the batch that one process of batch size
-    `batch_size * world_size` would read.
-
-    Args:
-        number: At least 0; runs on over the epochs.
-        count: The number of blocks, at least batch_size * world_size.
-        batch_size: Blocks on each rank.
-        seed: At least 0.
-        rank: In [0, world_size).
-        world_size: The number of processes that train together.
-    """
-    epoch, batch = divmod(number, count // (batch_size * world_size))
-    start = (batch * world_size + rank) * batch_size
-    return permute(np.arange(start, start + batch_size), count, seed, epoch)
-
-
-class BlockLoader:
-    """Serves a numbered sequence of batches, the same whenever it is asked.
-
-    Not a DataLoader, but built on one: Lightning would give that another sampler under DDP.
-
-    Args:
-        blocks: Where batches are read, by the numbers of what they hold.
-        batch: Returns the blocks of the batch with a given number.
-        length: The number of batches.
-        num_workers: Processes that read ahead; 0 reads in this one.
-    """
-
-    def __init__(
-        self,
-        blocks: Dataset[Any],
-        batch: Callable[[int], NDArray[np.int64]],
-        length: int,
-        num_workers: int,
-    ) -> None:
-        self.blocks, self.batch, self.length = blocks, batch, length
-        self.num_workers = num_workers
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._serve(range(self.length))
-
-    def _serve(self, numbers: range) -> Iterator[Any]:
-        yield from DataLoader(
-            self.blocks,
-            batch_size=None,
-            sampler=map(self.batch, numbers),
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each iterator draws from the global one
-        )
-
-
-class TrainLoader(BlockLoader):
-    """Serves a run's batches one after the other: each pass goes on where the last one stopped.
-
-    Args:
-        blocks: See `BlockLoader`.
-        batch: See `BlockLoader`; numbers run on over the epochs.
-        length: Batches in an epoch.
-        num_workers: See `BlockLoader`.
-        trainer: Knows how many batches the run has trained on; None starts with the first one.
-        order: What the order depends on; a checkpoint made under another one is refused.
-    """
-
-    def __init__(
-        self,
-        blocks: Dataset[Any],
-        batch: Callable[[int], NDArray[np.int64]],
-        length: int,
-        num_workers: int,
-        trainer: pl.Trainer | None,
-        order: dict[str, Any],
-    ) -> None:
-        super().__init__(blocks, batch, length, num_workers)
-        self.position, self.order = 0, order
-        if trainer is None:
-            return
-        # Lightning restores this counter before it asks for the loader; it counts, over all
-        # epochs, the batches that were trained on, and is never reset.
-        progress = trainer.fit_loop.epoch_loop.batch_progress.state_dict()
-        self.position = progress["total"]["processed"]
-        overfit = getattr(trainer, "overfit_batches", 0)
-        if overfit > 0:  # the same few batches again and again
-            cycle = max(1, overfit if isinstance(overfit, int) else int(overfit * length))
-            self.batch = lambda number: batch(number % cycle)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._serve(range(self.position, self.position + self.length)):
-            self.position += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the order; the position stands in Lightning's own progress counters.
-
-        Lightning's count, not ours: after an exception inside a step the batch that this loader has
-        handed out was not trained on, and must come again.
-        """
-        return self.order
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Compare a checkpoint's order with this one.
-
-        Raises:
-            ValueError: They differ, so that going on exactly where the run stopped is impossible.
-        """
-        differences = [
-            f"{key}: {was} then, {self.order.get(key)} now"
-            for key, was in state.items()
-            if was != self.order.get(key)
-        ]
-        if differences:
-            raise ValueError(
-                "datamodule: the checkpoint was trained on other batches ("
-                + "; ".join(differences)
-                + "); restore these settings, or start a new run with resume=never"
-            )
-
-
 # --- the datamodule ----------------------------------------------------------------------------
 
 
-class LanguageModelingDataModule(pl.LightningDataModule):
+class LanguageModelingDataModule(OrderedDataModule):
     """Batches {"input_ids": int64[B, T]} of packed text for a causal language model.
 
     `prepare_data` tokenises into a folder of `cache_dir` whose name depends on the text and on the
@@ -313,27 +154,25 @@ class LanguageModelingDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: str = "docstrings",
+        source: Source = "docstrings",
         files: str | list[str] | None = None,
         val_files: str | list[str] | None = None,
         text_column: str = "text",
-        datasets: dict[str, dict[str, Any]] | None = None,
+        datasets: dict[str, TextDataSet | None] | None = None,
         streaming: bool = True,
         val_fraction: float = 0.02,
-        val_batches: int | None = None,
-        old_domain: dict[str, Any] | None = None,
-        max_tokens: int | None = None,
+        val_batches: Whole | None = None,
+        old_domain: OldDomain | None = None,
+        max_tokens: Whole | None = None,
         tokenizer: TokenizerSettings | None = None,
         vocab_size: Vocabulary = 2048,
         context_length: ContextLength = 256,
-        batch_size: int = 16,
-        seed: int = 0,
+        batch_size: Whole = 16,
+        seed: Seed = 0,
         num_workers: Workers = 0,
         cache_dir: str = ".cache",
     ) -> None:
-        self.settings = {
-            key: value for key, value in locals().items() if key not in ("self", "__class__")
-        }
+        self.settings = arguments(LanguageModelingDataModule, locals())
         check(self.settings)
         super().__init__()
         self.pretrained: str | None = (tokenizer or {}).get("pretrained")
@@ -343,10 +182,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         self.seed, self.num_workers = seed, num_workers
         self.folder: Path | None = None
         self._opened_at: tuple[int, int] | None = None
-        self._restored: dict[str, Any] | None = None
-        self._train_loader: TrainLoader | None = None
         self.old_domain: LanguageModelingDataModule | None = None
-        if (chosen := check_old_domain(self.settings)) is not None:
+        if (chosen := chosen_old_domain(self.settings)) is not None:
             shared = ("tokenizer", "vocab_size", "context_length", "batch_size", "cache_dir")
             self.old_domain = LanguageModelingDataModule(
                 **{**chosen, **{key: self.settings[key] for key in shared}}
@@ -357,7 +194,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         if self.folder is not None:
             return
         if self.old_domain is not None:
-            self.old_domain.prepare_data()
+            with named_old_domain():
+                self.old_domain.prepare_data()
         source = self._open_source()
         tokenizer: dict[str, Any] = {"vocab_size": self.vocab_size, "sample": self.sample_chars}
         if self.pretrained is not None:
@@ -423,10 +261,11 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         Args:
             stage: "fit", "validate" or "test"; each needs the same.
         """
-        rank, world_size = self._place()
+        rank, world_size = self.place
         if self.old_domain is not None:
             self.old_domain.trainer = self.trainer
-            self.old_domain.setup(stage)
+            with named_old_domain():
+                self.old_domain.setup(stage)
         if self._opened_at == (rank, world_size):
             return
         if rank == 0:
@@ -454,7 +293,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             held: Blocks of `train` and `val`.
             of: What is known of the text beside, for the message; empty: the cache's record.
         """
-        _, world_size = self._place()
+        _, world_size = self.place
         limit = self.settings.get("max_tokens")
         for part, needed, mend in (
             ("train", self.batch_size * world_size, "datamodule.batch_size (down)"),
@@ -484,7 +323,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             ValueError: A file cannot be read, or there is less text than one batch takes.
         """
         if self.old_domain is not None:
-            self.old_domain.check_files()
+            with named_old_domain():
+                self.old_domain.check_files()
         if self.settings["files"] is None:
             return
         held = Counter({"train": 0, "val": 0})
@@ -500,16 +340,10 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             for part in ("train", "val")
         }
 
-    def _train_batch(self, number: int) -> NDArray[np.int64]:
+    def _train_batch(self, number: int) -> Rows:
         """Return what this rank reads for the `number`-th batch of the run."""
         count = len(self.blocks["train"])
-        return train_batch(number, count, self.batch_size, self.seed, *self._place())
-
-    def _place(self) -> tuple[int, int]:
-        """Return rank and number of the processes that train together."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        return train_batch(number, count, self.batch_size, self.seed, *self.place)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -522,7 +356,7 @@ class LanguageModelingDataModule(pl.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """Return, after `setup`, what the data is and how large, for reports and run.json."""
         train_blocks, val_blocks = len(self.blocks["train"]), len(self.blocks["val"])
-        _, world_size = self._place()
+        _, world_size = self.place
         per_batch = self.batch_size * world_size
         return {
             "source": self.settings["source"],
@@ -543,25 +377,19 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             "tokens_per_epoch": train_blocks // per_batch * per_batch * self.context_length,
         }
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> EpochLoader:
         """Return the loader of the training batches, standing where the run stopped."""
-        _, world_size = self._place()
         blocks = self.blocks["train"]
-        length = len(blocks) // (self.batch_size * world_size)
+        per_batch = self.batch_size * self.place[1]
         assert self.folder is not None
         order = {
             "text and tokenizer": self.folder.name,
             "datamodule.context_length": self.context_length,
             "datamodule.seed": self.seed,
-            "datamodule.batch_size x devices": self.batch_size * world_size,
+            "datamodule.batch_size x devices": per_batch,
         }
-        loader = TrainLoader(
-            blocks, self._train_batch, length, self.num_workers, self.trainer, order
-        )
-        if self._restored is not None:
-            loader.load_state_dict(self._restored)
-        self._train_loader = loader
-        return loader
+        length = len(blocks) // per_batch
+        return self._resumed(blocks, self._train_batch, length, self.num_workers, order)
 
     def val_dataloader(self) -> Any:
         """Return the loader of the validation blocks, of the first `val_batches` batches if set.
@@ -571,23 +399,23 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         loader = self._held_out(self.settings["val_batches"])
         return loader if self.old_domain is None else [loader, self.old_domain.val_dataloader()]
 
-    def test_dataloader(self) -> BlockLoader:
+    def test_dataloader(self) -> BatchLoader:
         """Return the loader of the whole held-out part."""
         return self._held_out(None)
 
-    def _held_out(self, limit: int | None, part: str = "val") -> BlockLoader:
-        rank, world_size = self._place()
+    def _held_out(self, limit: int | None, part: str = "val") -> BatchLoader:
+        rank, world_size = self.place
         # Equal shares, up to world_size - 1 blocks short of all: ranks that take unequal numbers of
         # batches wait for each other for ever under sharded strategies.
         share = len(self.blocks[part]) // world_size
         if limit is not None:
             share = min(share, limit * self.batch_size)
 
-        def batch(number: int) -> NDArray[np.int64]:
+        def batch(number: int) -> Rows:
             start = number * self.batch_size
             return np.arange(start, min(start + self.batch_size, share)) * world_size + rank
 
-        return BlockLoader(self.blocks[part], batch, -(-share // self.batch_size), self.num_workers)
+        return BatchLoader(self.blocks[part], batch, -(-share // self.batch_size), self.num_workers)
 
     def prompts(self, count: int, test: bool = False) -> list[Prompt]:
         """Beginnings of held-out blocks, and how they go on, for samples of what a model writes.
@@ -603,11 +431,3 @@ class LanguageModelingDataModule(pl.LightningDataModule):
             Prompt(ids[:half].tolist(), str(self.tokenizer.decode(ids[half:])))
             for ids in blocks[numbers]["input_ids"]
         ]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return, for a checkpoint, what the order of the batches depends on."""
-        return {} if self._train_loader is None else self._train_loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a checkpoint's order, to be compared when training goes on (not for validation)."""
-        self._restored = state_dict

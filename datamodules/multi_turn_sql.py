@@ -15,18 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import pytorch_lightning as pl
-from numpy.typing import NDArray
+from annotated_types import Ge
 from torch.utils.data import Dataset
 
-from datamodules.generated.domains import TEST, World, make_worlds
+from datamodules.batches import BatchLoader, EpochLoader, OrderedDataModule, Rows, train_batch
+from datamodules.cache import build_once
 from datamodules.dialogue_sources import check, paths_of, read_dialogues
 from datamodules.generated.dialogues import converse
-from datamodules.language_modeling import BlockLoader, TrainLoader, train_batch
-from datamodules.token_cache import build_once
+from datamodules.generated.domains import World, databases_for_testing, make_worlds
+from datamodules.settings import OpenShare, Seed, Share, Whole, arguments
 from text2sql.dialogue import Example, Interaction, Turn, examples
 from text2sql.evaluation import find_databases
 from text2sql.schema import Schema, read_tables
@@ -130,7 +130,8 @@ def _generate(
 ) -> tuple[list[Spoken], list[Spoken]]:
     """Make training dialogues, single questions about the same databases, and test dialogues."""
     seed = settings["split_seed"]
-    trained = [db_id for db_id in worlds if db_id not in TEST]
+    tested = databases_for_testing()
+    trained = [db_id for db_id in worlds if db_id not in tested]
 
     def talk(db_ids: Sequence[str], total: int, draws: int) -> list[Interaction]:
         per_database = -(-total // len(db_ids))
@@ -148,7 +149,7 @@ def _generate(
         assert last.rewrite is not None
         question = Interaction(interaction.db_id, (Turn(last.rewrite, last.query),))
         train.append(Spoken(question, False))
-    test = talk(list(TEST), settings["test_dialogues"], seed)
+    test = talk(tested, settings["test_dialogues"], seed)
     return train, [Spoken(interaction, True) for interaction in test]
 
 
@@ -217,7 +218,7 @@ class Examples(Dataset[list[Example]]):
     def __len__(self) -> int:
         return len(self.all)
 
-    def __getitem__(self, numbers: NDArray[np.int64]) -> list[Example]:
+    def __getitem__(self, numbers: Rows) -> list[Example]:
         """Return the examples of these numbers."""
         return [self.all[number] for number in numbers]
 
@@ -225,7 +226,7 @@ class Examples(Dataset[list[Example]]):
 # --- the datamodule --------------------------------------------------------------------------
 
 
-class MultiTurnSql(pl.LightningDataModule):
+class MultiTurnSql(OrderedDataModule):
     """Turns of dialogues about databases; a batch is a list of `text2sql.dialogue.Example`.
 
     Nothing is tokenised: what a model reads of a turn is the model's business. Databases are never
@@ -277,24 +278,22 @@ class MultiTurnSql(pl.LightningDataModule):
         test: list[str] | None = None,
         tables: str | list[str] | None = None,
         databases: list[str] | None = None,
-        val_databases: int | float = 0.1,
+        val_databases: Whole | OpenShare = 0.1,
         keep: Literal["all", "first", "last", "query", "rewrite"] = "all",
-        annotated: float = 1.0,
-        rewrites: float = 1.0,
+        annotated: Share = 1.0,
+        rewrites: Share = 1.0,
         as_single_turn: bool = False,
         leaks: Literal["error", "drop"] = "error",
-        limit: int | None = None,
-        dialogues: int = 2000,
-        test_dialogues: int = 300,
-        questions: int = 0,
-        batch_size: int = 16,
-        seed: int = 0,
-        split_seed: int = 0,
+        limit: Whole | None = None,
+        dialogues: Annotated[int, Ge(10)] = 2000,
+        test_dialogues: Whole = 300,
+        questions: Annotated[int, Ge(0)] = 0,
+        batch_size: Whole = 16,
+        seed: Seed = 0,
+        split_seed: Seed = 0,
         cache_dir: str = ".cache",
     ) -> None:
-        self.settings = {
-            key: value for key, value in locals().items() if key not in ("self", "__class__")
-        }
+        self.settings = arguments(MultiTurnSql, locals())
         check(self.settings)
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
@@ -305,8 +304,6 @@ class MultiTurnSql(pl.LightningDataModule):
         self.annotation: dict[str, int] = {}
         """Annotated in-domain turns that training uses; known after `setup`."""
         self._parts: dict[Part, Examples] = {}
-        self._restored: dict[str, Any] | None = None
-        self._train_loader: TrainLoader | None = None
 
     def setup(self, stage: str) -> None:
         """Read or make the dialogues once, and part them.
@@ -343,7 +340,7 @@ class MultiTurnSql(pl.LightningDataModule):
             parts = {name: _as_single_turns(part, name, dropped) for name, part in parts.items()}
         self._parts = {name: self._examples(name, part) for name, part in parts.items()}
         self._count(parts)
-        _, world_size = self._place()
+        _, world_size = self.place
         for name in PARTS:
             needed = self.batch_size * world_size if name == "train" else world_size
             if len(self._parts[name]) < needed:
@@ -352,7 +349,7 @@ class MultiTurnSql(pl.LightningDataModule):
                     f"{needed} are needed; left out: {dict(dropped) or 'nothing'}. Change "
                     "datamodule.keep, annotated, limit, val_databases or batch_size, or the files"
                 )
-        if dropped and self._place()[0] == 0:
+        if dropped and self.place[0] == 0:
             words = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
             print(f"Left out: {words}.", flush=True)
 
@@ -440,55 +437,36 @@ class MultiTurnSql(pl.LightningDataModule):
             "left_out": dict(self.dropped),
         }
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> EpochLoader:
         """Return the loader of the training batches, standing where the run stopped."""
-        rank, world_size = self._place()
         part = self._parts["train"]
+        per_batch = self.batch_size * self.place[1]
 
-        def batch(number: int) -> NDArray[np.int64]:
-            return train_batch(number, len(part), self.batch_size, self.seed, rank, world_size)
+        def batch(number: int) -> Rows:
+            return train_batch(number, len(part), self.batch_size, self.seed, *self.place)
 
         said = json.dumps([(e.history, e.utterance, e.rewrite, e.query) for e in part.all])
         order = {
             "training turns": hashlib.blake2b(said.encode(), digest_size=8).hexdigest(),
             "datamodule.seed": self.seed,
-            "datamodule.batch_size x devices": self.batch_size * world_size,
+            "datamodule.batch_size x devices": per_batch,
         }
-        length = len(part) // (self.batch_size * world_size)
-        loader = TrainLoader(part, batch, length, 0, self.trainer, order)
-        if self._restored is not None:
-            loader.load_state_dict(self._restored)
-        self._train_loader = loader
-        return loader
+        return self._resumed(part, batch, len(part) // per_batch, 0, order)
 
-    def val_dataloader(self) -> BlockLoader:
+    def val_dataloader(self) -> BatchLoader:
         """Return the loader of the validation part, in order."""
         return self._in_order("val")
 
-    def test_dataloader(self) -> BlockLoader:
+    def test_dataloader(self) -> BatchLoader:
         """Return the loader of the test part, in order."""
         return self._in_order("test")
 
-    def _in_order(self, name: Part) -> BlockLoader:
+    def _in_order(self, name: Part) -> BatchLoader:
         # Ranks take turns; the last batches of some may be one turn shorter, or absent.
-        rank, world_size = self._place()
+        rank, world_size = self.place
         mine = np.arange(rank, len(self._parts[name]), world_size)
 
-        def batch(number: int) -> NDArray[np.int64]:
+        def batch(number: int) -> Rows:
             return mine[number * self.batch_size : (number + 1) * self.batch_size]
 
-        return BlockLoader(self._parts[name], batch, -(-len(mine) // self.batch_size), 0)
-
-    def _place(self) -> tuple[int, int]:
-        """Return rank and number of the processes that train together."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return, for a checkpoint, what the order of the batches depends on."""
-        return {} if self._train_loader is None else self._train_loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a checkpoint's order, to be compared when training goes on (not for validation)."""
-        self._restored = state_dict
+        return BatchLoader(self._parts[name], batch, -(-len(mine) // self.batch_size))

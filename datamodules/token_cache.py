@@ -5,79 +5,24 @@ tokenizer as transformers loads it, and `finished.json`, which is written last a
 every other file.
 """
 
-import json
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from datamodules.text_sources import Piece, TextSource, files_under, probe_hub
+from datamodules.hub import probe_hub
+from datamodules.text_sources import Piece, TextSource
 from language.text_encoder import TextEncoder
 
 log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 BATCH_CHARS = 1_000_000  # tokenised at once: about 100 bytes of memory for each token
-
-
-def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Make `folder` by `build`, unless it is there and whole, and return its record.
-
-    Whoever comes second waits for the first and takes its folder. `build` works under another name;
-    the marker `finished.json` is written last and the folder renamed after that, so what a killed
-    build leaves is never taken for whole, and the next build removes it.
-
-    Args:
-        folder: The result. Beside it lie `FOLDER.lock` and, during a build, `FOLDER.tmp`.
-        build: Fills the folder that it is given and returns the record, JSON data.
-    """
-    if (record := read_record(folder)) is not None:
-        return record
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Another process is making %s: waiting for it", folder)
-        lock.acquire()
-    try:
-        if (record := read_record(folder)) is not None:
-            return record
-        unfinished = folder.with_name(f"{folder.name}.tmp")
-        for leftover in (folder, unfinished):
-            shutil.rmtree(leftover, ignore_errors=True)
-        unfinished.mkdir()
-        try:
-            record = build(unfinished)
-            record["sizes"] = {
-                str(file.relative_to(unfinished)): file.stat().st_size
-                for file in files_under(str(unfinished))
-            }
-            (unfinished / "finished.json").write_text(json.dumps(record, indent=2))
-            unfinished.rename(folder)
-        except BaseException:
-            shutil.rmtree(unfinished)
-            raise
-        return record
-    finally:
-        lock.release()
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return what `build_once` recorded in `folder`; None when it is absent or damaged."""
-    try:
-        record = json.loads((folder / "finished.json").read_text())
-        sizes = {name: (folder / name).stat().st_size for name in record["sizes"]}
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    return record if sizes == record["sizes"] else None
 
 
 def train_tokenizer(

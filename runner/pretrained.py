@@ -106,7 +106,7 @@ def _base(key: str, named: str, paths: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(key: str, named: str, paths: dict[str, Any], models: Path) -> Path:
-    from datamodules.token_cache import build_once
+    from datamodules.cache import build_once
     from runner.life import build, live
 
     settings = _base(key, named, paths)
@@ -157,8 +157,8 @@ def _convert(file: Path, models: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from datamodules.text_sources import digest_file
-    from datamodules.token_cache import build_once
+    from datamodules.cache import build_once
+    from datamodules.files import digest_file
 
     digest = digest_file(file)
 

@@ -181,13 +181,7 @@ def render(
 
     Returns:
         uint8 pictures (count, 3, size, size), float32 texts, and 1 to 3 of the 10 labels an item.
-
-    Raises:
-        ValueError: A value is out of its range; the message names its key.
     """
-    for key, value, least in (("count", count, 1), ("size", size, 16), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"datamodule.options.{key}={value}: must be at least {least}")
     image = np.empty((count, 3, size, size), dtype=np.uint8)
     labels = np.zeros((count, len(CLASSES)), dtype=np.uint8)
     captions = []

@@ -13,9 +13,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from datamodules.cross_modal import CrossModalDataModule, session_of_items
-from datamodules.cross_modal_sources import OPTIONS, check, read_features
-from datamodules.encoders import encode_folder
+from datamodules.cross_modal_sources import OPTIONS
+from datamodules.feature_files import read_features
 from datamodules.generated.pictures import render
+from datamodules.picture_folders import encode_folder
 from runner.validate import CONF
 
 LABELS = np.eye(3, dtype=np.uint8)[np.arange(30) % 3]
@@ -228,15 +229,21 @@ def test_axes_that_shapes_leave_open_are_a_setting(tmp_path: Path) -> None:
         ({"queries": 1.5}, "queries=1.5"),
         ({"validation": 0.0}, "validation=0.0"),
         ({"standardise": ["video"]}, "standardise"),
-        ({"fields": {"picture": "X"}}, r"fields\.picture"),
+        ({"fields": {"picture": "X"}}, r"fields\.picture: no such key"),
         ({"options": {"count": 5}}, r"options\.count: source=features has no such option"),
-        ({"source": "generated", "options": {"sise": 5}}, r"options\.sise: .*it has count, size"),
+        ({"source": "generated", "options": {"sise": 5}}, r"options\.sise: no such key"),
+        ({"source": "generated", "options": {"on_bad": "skip"}}, r"options\.on_bad: .*has count"),
+        ({"source": "generated", "options": {"count": 0}}, r"options\.count=0: must be greater"),
+        ({"source": "generated", "options": {"size": 8}}, r"options\.size=8: must be greater"),
+        ({"source": "generated", "options": {"seed": -1}}, r"options\.seed=-1: must be greater"),
+        ({"options": {"on_bad": "drop"}}, r"options\.on_bad='drop': must be 'refuse' or 'skip'"),
+        ({"options": {"batch_size_encode": 0}}, r"options\.batch_size_encode=0"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
-    given = {"path": str(npz(tmp_path, **broken())), "classes_per_session": [2, 1], **settings}
+    given: Any = {"path": str(npz(tmp_path, **broken())), "classes_per_session": [2, 1], **settings}
     with pytest.raises(ValueError, match=words):
-        check(given)
+        CrossModalDataModule(**given)
 
 
 @pytest.mark.parametrize(

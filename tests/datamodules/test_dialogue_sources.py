@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.dialogue_sources import LAYOUTS, Dialogues, check, read_dialogues
+from datamodules.dialogue_sources import LAYOUTS, Dialogues, read_dialogues
+from datamodules.multi_turn_sql import MultiTurnSql
 from text2sql.dialogue import Interaction, Turn
 
 SPIDER = {"db_id": "pets", "question": " How many cats are there? ", "query": "SELECT 1"}
@@ -197,8 +198,8 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"source": "file"}, "datamodule.source=file: did you mean 'files'"),
-        ({"keep": "queries"}, "datamodule.keep=queries: did you mean 'query'"),
+        ({"source": "file"}, "datamodule.source='file': must be 'files' or 'generated'"),
+        ({"keep": "queries"}, "datamodule.keep='queries': must be 'all', .* 'query'"),
         ({"leaks": True}, "datamodule.leaks=True"),
         ({"batch_size": 0}, "datamodule.batch_size=0"),
         ({"limit": 0}, "datamodule.limit=0"),
@@ -216,7 +217,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        check(settings)
+        MultiTurnSql(**settings)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datamodules.cross_modal import CrossModalDataModule
 from datamodules.cross_modal_items import CrossModalItems
-from datamodules.cross_modal_sources import FIELDS, check, read_features
+from datamodules.feature_files import FIELDS, read_features
 from datamodules.pictures import read_picture
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -668,7 +669,7 @@ def test_what_the_names_do_not_make_clear_is_refused(
 
 
 def test_more_numbers_than_classes_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.cross_modal_sources.MAX_CLASSES", 11)
+    monkeypatch.setattr("datamodules.feature_arrays.MAX_CLASSES", 11)
     with pytest.raises(
         ValueError, match=r"labels: 12 different numbers are no classes \(11 at most"
     ):
@@ -749,11 +750,11 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
 
 
 def test_axes_of_a_setting_are_checked_before_reading(tmp_path: Path) -> None:
-    given = {"path": str(write_npz(tmp_path / "f", WHOLE)), "classes_per_session": [2, 1]}
-    check({**given, "axes": {"image": "NHWC", "text": "FN"}})
-    with pytest.raises(ValueError, match=r"axes\.text=NCHW: must be one of NF, FN"):
-        check({**given, "axes": {"text": "NCHW"}})
-    with pytest.raises(ValueError, match=r"axes\.picture: no such part"):
-        check({**given, "axes": {"picture": "NF"}})
+    given: Any = {"path": str(write_npz(tmp_path / "f", WHOLE)), "classes_per_session": [2, 1]}
+    CrossModalDataModule(**given, axes={"image": "NHWC", "text": "FN"})
+    with pytest.raises(ValueError, match=r"axes\.text='NCHW': must be 'NF' or 'FN'"):
+        CrossModalDataModule(**given, axes={"text": "NCHW"})
+    with pytest.raises(ValueError, match=r"axes\.picture: no such key"):
+        CrossModalDataModule(**given, axes={"picture": "NF"})
     with pytest.raises(ValueError, match="axes: of feature files; source=generated"):
-        check({**given, "source": "generated", "axes": {"text": "FN"}})
+        CrossModalDataModule(**given, source="generated", axes={"text": "FN"})

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.conversations import DEFAULT_TEMPLATE
-from datamodules.instruction import IGNORED, InstructionDataModule, grouped_batch, pack
+from datamodules.instruction import InstructionDataModule
+from datamodules.packing import IGNORED, grouped_batch, pack
 from lightning_modules.causal_lm import CausalLM
 
 
@@ -100,7 +101,7 @@ def test_packing_keeps_every_sample_and_fits(lengths: list[int], capacity: int) 
     assert all(a + b > capacity for i, a in enumerate(filled) for b in filled[i + 1 :])
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(8, 300), st.integers(1, 4), st.integers(1, 2), st.integers(0, 5))
 def test_grouped_batches_cover_an_epoch(count: int, size: int, world: int, seed: int) -> None:
     lengths = np.random.default_rng(seed).integers(1, 100, count)

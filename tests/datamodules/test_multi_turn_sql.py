@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from datamodules.generated.domains import TEST
+from datamodules.generated.domains import databases_for_testing
 from datamodules.multi_turn_sql import PARTS, MultiTurnSql
 from runner.life import DescribesItself, build
 from runner.signatures import bind, signature
@@ -139,7 +139,7 @@ def test_no_database_is_on_two_sides(root: Path, generated: MultiTurnSql) -> Non
         assert val
         assert test
         assert not (train & val | train & test | val & test)
-    assert names(generated, "test") == set(TEST)
+    assert names(generated, "test") == set(databases_for_testing())
 
 
 def test_validation_databases_are_drawn_by_the_split_seed(root: Path) -> None:
