@@ -70,7 +70,7 @@ def load_rows(name: str, node: Mapping[str, Any], streaming: bool) -> Any:
     Raises:
         ValueError: It cannot be reached or loaded; names its key.
     """
-    from datasets import load_dataset
+    from datasets import load_dataset  # type: ignore[import-untyped]
 
     key, path = f"datamodule.datasets.{name}", node["path"]
     try:

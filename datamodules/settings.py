@@ -4,7 +4,7 @@ The runner reads a constructor's annotations from its source, before anything is
 calls it from Python is refused here, by the same annotations. Tables in YAML have types as well.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, get_type_hints
@@ -60,23 +60,25 @@ def read_table(file: Path, table: type, placeholders: Collection[str] | None = N
     """
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     found = validate(get_type_hints(table, include_extras=True), content, file.name)
-    for text in texts_in(content) if placeholders is not None else ():
-        for _, name, _, _ in Formatter().parse(text):
-            if name is not None and name not in placeholders:
+    if placeholders is not None:
+        for text in texts_in(content):
+            names = {name for _, name, _, _ in Formatter().parse(text)} - {None}
+            if unknown := names.difference(placeholders):
                 raise ValueError(
-                    f"{file.name}: {text!r}: {{{name}}} stands for nothing; there are "
+                    f"{file.name}: {text!r}: {{{unknown.pop()}}} stands for nothing; there are "
                     f"{', '.join(sorted(placeholders))}"
                 )
     return found
 
 
 def texts_in(content: Any) -> Iterator[str]:
-    """Yield every text in JSON data, keys included."""
+    """Yield every text in nested data, keys included."""
     if isinstance(content, str):
         yield content
-    elif isinstance(content, Mapping | list):
-        inner = content if isinstance(content, list) else [*content.keys(), *content.values()]
-        for each in inner:
+    elif isinstance(content, Mapping):
+        yield from texts_in([*content.keys(), *content.values()])
+    elif isinstance(content, Iterable):
+        for each in content:
             yield from texts_in(each)
 
 

@@ -8,157 +8,71 @@ paraphrase ("a form with three corners") and now and then leave a figure unnamed
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
+from annotated_types import Len, MinLen
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from typing_extensions import TypedDict
 
 from datamodules.cross_modal_items import CrossModalItems
 from datamodules.pictures import is_picture, read_picture
+from datamodules.settings import read_table, texts_in
+
+T = TypeVar("T")
 
 SUPERSAMPLING = 4
 UNNAMED = 0.1  # share of figures that a caption calls things
 
-FIGURES = ("circle", "triangle", "square", "star", "cross", "ring", "heart")
-PATTERNS = ("stripes", "dots", "checks")
-CLASSES = (*FIGURES, *PATTERNS)
+Label = Literal[
+    "circle", "triangle", "square", "star", "cross", "ring", "heart", "stripes", "dots", "checks"
+]  # fmt: skip
+CLASSES: tuple[str, ...] = get_args(Label)
+FIGURES, PATTERNS = CLASSES[:7], CLASSES[7:]
 
-# No word of a caption begins so, unless label words are allowed.
-STEMS = ("circ", "triang", "squar", "star", "cross", "ring", "heart", "strip", "dot", "check")
+Phrase = Annotated[tuple[str, ...], Len(1, 3)]
+"""One figure, several, and what follows: "two red FORMS with three corners"."""
+Words = Annotated[tuple[str, ...], MinLen(1)]
 
-# One figure, several, and what follows: "two red FORMS with three corners".
-PHRASES: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "circle": (
-        ("disc", "discs", ""),
-        ("ball", "balls", ""),
-        ("coin", "coins", ""),
-        ("shape", "shapes", "without a single corner"),
-        ("round figure", "round figures", "filled to the rim"),
-        ("blob", "blobs", "as even as a full moon"),
-    ),
-    "triangle": (
-        ("wedge", "wedges", ""),
-        ("form", "forms", "with three corners"),
-        ("shape", "shapes", "of three straight sides"),
-        ("pyramid", "pyramids", ""),
-        ("figure", "figures", "with three sides"),
-        ("pointed sail", "pointed sails", ""),
-    ),
-    "square": (
-        ("box", "boxes", ""),
-        ("tile", "tiles", ""),
-        ("form", "forms", "with four corners"),
-        ("shape", "shapes", "of four equal sides"),
-        ("figure", "figures", "with four right angles"),
-        ("block", "blocks", "as wide as tall"),
-    ),
-    "star": (
-        ("spark", "sparks", ""),
-        ("spiky figure", "spiky figures", ""),
-        ("shape", "shapes", "with five points"),
-        ("form", "forms", "of five sharp rays"),
-        ("pointed badge", "pointed badges", ""),
-        ("night light", "night lights", "from a flag"),
-    ),
-    "cross": (
-        ("plus sign", "plus signs", ""),
-        ("sign", "signs", "of addition"),
-        ("figure", "figures", "of two bars at right angles"),
-        ("shape", "shapes", "from a first aid box"),
-        ("form", "forms", "with four equal arms"),
-        ("Swiss emblem", "Swiss emblems", ""),
-    ),
-    "ring": (
-        ("hoop", "hoops", ""),
-        ("loop", "loops", ""),
-        ("round band", "round bands", ""),
-        ("shape", "shapes", "with a hole in the middle"),
-        ("hollow figure", "hollow figures", "without a corner"),
-        ("wheel", "wheels", "without spokes"),
-    ),
-    "heart": (
-        ("valentine", "valentines", ""),
-        ("love symbol", "love symbols", ""),
-        ("shape", "shapes", "with two lobes over one point"),
-        ("form", "forms", "notched above and pointed below"),
-        ("playing card suit", "playing card suits", ""),
-        ("figure", "figures", "as sent to a sweetie"),
-    ),
-    "stripes": tuple(
-        (text, text, "")
-        for text in (
-            "parallel lines",
-            "ruled lines",
-            "thin bands side by side",
-            "the bars of a fence",
-            "the coat of a zebra",
-        )
-    ),
-    "dots": tuple(
-        (text, text, "")
-        for text in (
-            "small spots",
-            "speckles in rows",
-            "freckles",
-            "the spots of a ladybird",
-            "round points side by side",
-        )
-    ),
-    "checks": tuple(
-        (text, text, "")
-        for text in (
-            "a chess board",
-            "tiles in two tones",
-            "little boxes by turns",
-            "the flag of a finish line",
-            "a picnic cloth",
-        )
-    ),
-}
-LABEL_PHRASES = {
-    **{name: ((name, "crosses" if name == "cross" else f"{name}s", ""),) for name in FIGURES},
-    **{name: ((name, name, ""),) for name in PATTERNS},
-}
-UNNAMED_PHRASES = (("thing", "things", ""), ("object", "objects", ""), ("item", "items", ""))
-COLOURS: dict[tuple[str, ...], tuple[int, int, int]] = {
-    ("red", "scarlet", "crimson"): (214, 40, 40),
-    ("orange", "amber"): (245, 134, 20),
-    ("yellow", "golden"): (246, 205, 40),
-    ("green", "emerald"): (44, 152, 72),
-    ("teal", "turquoise"): (22, 158, 160),
-    ("blue", "azure"): (40, 92, 210),
-    ("violet", "purple"): (126, 62, 180),
-    ("pink", "rosy"): (240, 120, 170),
-}
-GROUNDS: dict[tuple[str, ...], tuple[int, int, int]] = {
-    ("white", "bright"): (246, 246, 244),
-    ("pale", "cream"): (240, 228, 204),
-    ("light grey", "silver"): (200, 204, 210),
-    ("dark", "black"): (34, 36, 44),
-    ("navy", "midnight"): (28, 40, 78),
-    ("brown", "earthen"): (84, 62, 48),
-}
-NUMBERS = {1: ("a", "one", "a single"), 2: ("two", "a pair of"), 3: ("three", "a trio of")}
-SIZES = {"small": ("small", "little", "tiny"), "": ("",), "large": ("large", "big")}
-SURFACES = ("ground", "backdrop", "surface")
-COVERED = ("covered in", "made of", "with")
-SENTENCES = (
-    "{figures} on {ground}.",
-    "On {ground}: {figures}.",
-    "I see {figures}, behind them {ground}.",
-    "This picture shows {figures} over {ground}.",
-    "{ground}, and in front of it {figures}.",
-    "Somebody drew {figures} on {ground}.",
-)
-EMPTY_SENTENCES = (
-    "{ground} and nothing else.",
-    "Nothing but {ground}.",
-    "This picture shows {ground}, empty.",
-)
+
+class Colour(TypedDict):
+    """Words for a colour, and the colour."""
+
+    words: Words
+    rgb: tuple[int, int, int]
+
+
+class Captions(TypedDict):
+    """What stands in captions.yaml."""
+
+    paraphrases: dict[Label, tuple[Phrase, ...]]
+    names: dict[Label, tuple[Phrase, ...]]
+    unnamed: tuple[Phrase, ...]
+    colours: tuple[Colour, ...]
+    grounds: tuple[Colour, ...]
+    numbers: dict[int, Words]
+    sizes: dict[Literal["small", "medium", "large"], Words]
+    places: tuple[tuple[Words, Words, Words], ...]
+    surfaces: Words
+    covered: Words
+    sentences: Words
+    empty_sentences: Words
+
+
+@cache
+def _captions() -> Captions:
+    table: Captions = read_table(
+        Path(__file__).with_name("captions.yaml"), Captions, ("figures", "ground")
+    )
+    return table
+
+
+def _phrases(label_words: bool) -> Mapping[Any, tuple[Phrase, ...]]:
+    return _captions()["names" if label_words else "paraphrases"]
 
 
 def render(
@@ -177,7 +91,7 @@ def render(
         size: Height and width in pixels, at least 16.
         seed: Of everything that is drawn.
         label_words_in_captions: Name the labels in the captions; else no word of a caption begins
-            as a label does (`STEMS`).
+            as a label does.
 
     Returns:
         uint8 pictures (count, 3, size, size), float32 texts, and 1 to 3 of the 10 labels an item.
@@ -249,53 +163,37 @@ def split_words(caption: str) -> list[str]:
 @cache
 def vocabulary(label_words_in_captions: bool = False) -> tuple[str, ...]:
     """Every word that a caption may have, sorted; it does not depend on what was drawn."""
-    phrases = LABEL_PHRASES if label_words_in_captions else PHRASES
-    tables = (COLOURS, GROUNDS, NUMBERS.values(), SIZES.values(), _PLACES.values())
-    texts = [
-        *(
-            text
-            for forms in (*phrases.values(), UNNAMED_PHRASES)
-            for form in forms
-            for text in form
-        ),
-        *(text for table in tables for words in table for text in words),
-        *(text.format(figures="", ground="") for text in (*SENTENCES, *EMPTY_SENTENCES)),
-        *SURFACES,
-        *COVERED,
-        "a an and",
-    ]
+    table = _captions()
+    sentences = (*table["sentences"], *table["empty_sentences"])
+    texts = texts_in(
+        [
+            *_phrases(label_words_in_captions).values(),
+            *(colour["words"] for colour in (*table["colours"], *table["grounds"])),
+            *(table["numbers"].values(), table["sizes"].values(), table["places"]),
+            *(table["unnamed"], table["surfaces"], table["covered"], "a an and"),
+            *(sentence.format(figures="", ground="") for sentence in sentences),
+        ]
+    )
     return tuple(sorted({word for text in texts for word in split_words(text)}))
 
 
 # --- one scene ---------------------------------------------------------------------------------
-
-_PLACES = {
-    (-1, -1): ("at the top left", "in the upper left"),
-    (0, -1): ("at the top", "near the upper edge"),
-    (1, -1): ("at the top right", "in the upper right"),
-    (-1, 0): ("on the left", "near the left edge"),
-    (0, 0): ("in the middle", "in the centre"),
-    (1, 0): ("on the right", "near the right edge"),
-    (-1, 1): ("at the bottom left", "in the lower left"),
-    (0, 1): ("at the bottom", "near the lower edge"),
-    (1, 1): ("at the bottom right", "in the lower right"),
-}
 
 
 class _Scene:
     """What is in one picture: drawn first, then described."""
 
     def __init__(self, draw: np.random.Generator, size: int) -> None:
-        self.random, self.size = draw, size
+        self.random, self.size, table = draw, size, _captions()
         self.pattern = str(draw.choice(PATTERNS)) if draw.random() < 0.4 else None
         kinds = int(draw.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
         if self.pattern is not None:
             kinds -= kinds > 1 or draw.random() < 0.25
         self.kinds = [str(name) for name in draw.choice(FIGURES, size=kinds, replace=False)]
         self.labels = [*self.kinds, *([self.pattern] if self.pattern else [])]
-        grounds, colours = list(GROUNDS), list(COLOURS)
-        self.ground = grounds[draw.integers(len(grounds))]
-        self.colours = [colours[i] for i in draw.choice(len(colours), size=kinds, replace=False)]
+        self.ground = table["grounds"][draw.integers(len(table["grounds"]))]
+        chosen = draw.choice(len(table["colours"]), size=kinds, replace=False)
+        self.colours = [table["colours"][number] for number in chosen]
         # Four figures at most, so that each keeps a dozen pixels or so.
         self.numbers = [int(draw.choice([1, 2, 3], p=[0.6, 0.3, 0.1])) for _ in range(kinds)]
         while sum(self.numbers) > 4:
@@ -334,7 +232,7 @@ class _Scene:
         for kind, colour, radius, centres in zip(
             self.kinds, self.colours, self.radii, self.centres, strict=True
         ):
-            fill = self._shade(COLOURS[colour], 18)
+            fill = self._shade(colour["rgb"], 18)
             for centre in centres:
                 mask = Image.new("L", (side, side))
                 pen = ImageDraw.Draw(mask)
@@ -349,7 +247,7 @@ class _Scene:
         return noisy.clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
 
     def _ground(self, side: int) -> NDArray[np.uint8]:
-        base = self._shade(GROUNDS[self.ground], 8)
+        base = self._shade(self.ground["rgb"], 8)
         ground = np.broadcast_to(np.array(base, dtype=np.uint8), (side, side, 3)).copy()
         if self.pattern is None:
             return ground
@@ -376,34 +274,37 @@ class _Scene:
 
     def caption(self, label_words: bool) -> str:
         """One English sentence; its words never depend on how the picture was drawn."""
-        phrases = LABEL_PHRASES if label_words else PHRASES
+        table, phrases = _captions(), _phrases(label_words)
         figures = []
         for kind, colour, number, radius, centres in zip(
             self.kinds, self.colours, self.numbers, self.radii, self.centres, strict=True
         ):
-            forms = UNNAMED_PHRASES if self.random.random() < UNNAMED else phrases[kind]
-            one, several, tail = forms[self.random.integers(len(forms))]
-            extent = "small" if radius < 0.18 else "large" if radius > 0.25 else ""
-            parts = [self._pick(NUMBERS[number]), self._pick(SIZES[extent]), self._pick(colour)]
-            parts += [one if number == 1 else several, tail]
+            unnamed = self.random.random() < UNNAMED
+            one, several, *tail = self._pick(table["unnamed"] if unnamed else phrases[kind])
+            options = (table["numbers"][number], table["sizes"][_size(radius)], colour["words"])
+            parts = [self._pick(words) for words in options]
+            parts += [one if number == 1 else several, *tail]
             if number == 1 and self.random.random() < 0.5:
-                cell = tuple(int(value * 3) - 1 for value in centres[0])
-                parts.append(self._pick(_PLACES[min(cell[0], 1), min(cell[1], 1)]))
+                column, row = (min(int(value * 3), 2) for value in centres[0])
+                parts.append(self._pick(table["places"][row][column]))
             figures.append(_with_article(" ".join(part for part in parts if part)))
-        ground = f"a {self._pick(self.ground)} {self._pick(SURFACES)}"
+        ground = f"a {self._pick(self.ground['words'])} {self._pick(table['surfaces'])}"
         if self.pattern is not None:
-            forms = phrases[self.pattern]
-            marks = forms[self.random.integers(len(forms))][0]
-            ground = f"{ground} {self._pick(COVERED)} {marks}"
+            marks, *_ = self._pick(phrases[self.pattern])
+            ground = f"{ground} {self._pick(table['covered'])} {marks}"
         ground = _with_article(ground)
         self.random.shuffle(figures)
         shown = " and ".join([", ".join(figures[:-1]), figures[-1]] if figures[1:] else figures)
-        sentence = self._pick(SENTENCES if figures else EMPTY_SENTENCES)
+        sentence = self._pick(table["sentences" if figures else "empty_sentences"])
         text = sentence.format(figures=shown, ground=ground)
         return text[0].upper() + text[1:]
 
-    def _pick(self, options: Sequence[str]) -> str:
+    def _pick(self, options: Sequence[T]) -> T:
         return options[int(self.random.integers(len(options)))]
+
+
+def _size(radius: float) -> Literal["small", "medium", "large"]:
+    return "small" if radius < 0.18 else "large" if radius > 0.25 else "medium"
 
 
 def _with_article(phrase: str) -> str:
