@@ -238,7 +238,7 @@ def _open_hub(settings: Mapping[str, Any]) -> TextSource:
     nodes = chosen_datasets(settings)
 
     def documents() -> Iterator[str]:
-        from datasets import interleave_datasets
+        from datasets import interleave_datasets  # type: ignore[import-untyped]
 
         parts = [_texts(name, node, settings["streaming"]) for name, node in nodes.items()]
         weights = [node.get("weight") or 1 for node in nodes.values()]
