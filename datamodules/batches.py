@@ -206,7 +206,7 @@ class OrderedDataModule(pl.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _resumed(
+    def _training_loader(
         self,
         dataset: Dataset[Any],
         batch: Callable[[int], Rows],

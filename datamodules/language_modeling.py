@@ -389,7 +389,7 @@ class LanguageModelingDataModule(OrderedDataModule):
             "datamodule.batch_size x devices": per_batch,
         }
         length = len(blocks) // per_batch
-        return self._resumed(blocks, self._train_batch, length, self.num_workers, order)
+        return self._training_loader(blocks, self._train_batch, length, self.num_workers, order)
 
     def val_dataloader(self) -> Any:
         """Return the loader of the validation blocks, of the first `val_batches` batches if set.

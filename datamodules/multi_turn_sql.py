@@ -451,7 +451,7 @@ class MultiTurnSql(OrderedDataModule):
             "datamodule.seed": self.seed,
             "datamodule.batch_size x devices": per_batch,
         }
-        return self._resumed(part, batch, len(part) // per_batch, 0, order)
+        return self._training_loader(part, batch, len(part) // per_batch, 0, order)
 
     def val_dataloader(self) -> BatchLoader:
         """Return the loader of the validation part, in order."""

@@ -4,7 +4,7 @@ The runner reads a constructor's annotations from its source, before anything is
 calls it from Python is refused here, by the same annotations. Tables in YAML have types as well.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, get_type_hints
@@ -58,10 +58,12 @@ def read_table(file: Path, table: type, placeholders: Collection[str] | None = N
     Raises:
         ValueError: Something is missing, or not of its type; names the file and the place in it.
     """
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    found = validate(get_type_hints(table, include_extras=True), content, file.name)
+    content = file.read_text(encoding="utf-8")
+    hints = get_type_hints(table, include_extras=True)
+    found = validate(hints, yaml.safe_load(content), file.name)
     if placeholders is not None:
-        for text in texts_in(content):
+        scalars = (token for token in yaml.scan(content) if isinstance(token, yaml.ScalarToken))
+        for text in (scalar.value for scalar in scalars):
             names = {name for _, name, _, _ in Formatter().parse(text)} - {None}
             if unknown := names.difference(placeholders):
                 raise ValueError(
@@ -69,17 +71,6 @@ def read_table(file: Path, table: type, placeholders: Collection[str] | None = N
                     f"{', '.join(sorted(placeholders))}"
                 )
     return found
-
-
-def texts_in(content: Any) -> Iterator[str]:
-    """Yield every text in nested data, keys included."""
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, Mapping):
-        yield from texts_in([*content.keys(), *content.values()])
-    elif isinstance(content, Iterable):
-        for each in content:
-            yield from texts_in(each)
 
 
 def validate(
@@ -104,14 +95,15 @@ def validate(
         return dict(create_model("Values", __config__=config, **fields).model_validate(values))
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    first = ".".join([key, *_place(problems[0]["loc"], values)])
-    if problems[0]["type"] == "missing":
-        raise ValueError(f"{first}: must be given")
-    if problems[0]["type"] == "extra_forbidden":
-        raise ValueError(f"{first}: no such key")
-    same = (p for p in problems if p["loc"][0] == problems[0]["loc"][0])
-    allowed = (problem["msg"].replace("Input should be", "must be") for problem in same)
-    raise ValueError(f"{first}={problems[0]['input']!r}: {', or '.join(dict.fromkeys(allowed))}")
+    first, place = problems[0], _place(problems[0]["loc"], values)
+    words = ".".join([key, *place])
+    if first["type"] == "missing":
+        raise ValueError(f"{words}: must be given")
+    if first["type"] == "extra_forbidden":
+        raise ValueError(f"{words}: no such key")
+    same = (problem["msg"] for problem in problems if _place(problem["loc"], values) == place)
+    allowed = ", or ".join(dict.fromkeys(same)).replace("Input should be", "must be")
+    raise ValueError(f"{words}={first['input']!r}: {allowed}")
 
 
 def _place(steps: tuple[int | str, ...], values: Any) -> list[str]:

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from datamodules.cross_modal_items import CrossModalItems
 from datamodules.pictures import is_picture, read_picture
-from datamodules.settings import read_table, texts_in
+from datamodules.settings import read_table
 
 T = TypeVar("T")
 
@@ -165,16 +165,15 @@ def vocabulary(label_words_in_captions: bool = False) -> tuple[str, ...]:
     """Every word that a caption may have, sorted; it does not depend on what was drawn."""
     table = _captions()
     sentences = (*table["sentences"], *table["empty_sentences"])
-    texts = texts_in(
-        [
-            *_phrases(label_words_in_captions).values(),
-            *(colour["words"] for colour in (*table["colours"], *table["grounds"])),
-            *(table["numbers"].values(), table["sizes"].values(), table["places"]),
-            *(table["unnamed"], table["surfaces"], table["covered"], "a an and"),
-            *(sentence.format(figures="", ground="") for sentence in sentences),
-        ]
-    )
-    return tuple(sorted({word for text in texts for word in split_words(text)}))
+    groups = [
+        *(form for forms in _phrases(label_words_in_captions).values() for form in forms),
+        *(colour["words"] for colour in (*table["colours"], *table["grounds"])),
+        *(words for row in table["places"] for words in row),
+        *(*table["unnamed"], *table["numbers"].values(), *table["sizes"].values()),
+        *(table["surfaces"], table["covered"], ("a", "an", "and")),
+        [sentence.format(figures="", ground="") for sentence in sentences],
+    ]
+    return tuple(sorted({word for texts in groups for t in texts for word in split_words(t)}))
 
 
 # --- one scene ---------------------------------------------------------------------------------

@@ -189,6 +189,15 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize("key", ["files", "val_files", "test_files"])
+def test_a_bad_row_is_reported_under_the_key_that_names_its_file(key: str, tmp_path: Path) -> None:
+    good, bad = write(tmp_path / "good.jsonl", ROW), write(tmp_path / "bad.jsonl", ROW, "{")
+    other = write(tmp_path / "other.jsonl", ROW)
+    files: dict[str, Any] = {"source": "jsonl", "files": good, "val_files": other, key: bad}
+    with pytest.raises(ValueError, match=rf"^datamodule\.{key}: .*bad\.jsonl:2 is not JSON"):
+        InstructionDataModule(**files, batch_size=1).check_files()
+
+
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_bad_rows_are_refused_with_file_and_line(name: str, tmp_path: Path) -> None:
     row, words = BAD_ROWS[name]

@@ -915,6 +915,29 @@ def test_text_that_cannot_be_read_is_refused_and_leaves_nothing(
         assert left.suffix == ".lock" or read_record(left) is not None
 
 
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+def test_a_fault_is_reported_under_the_key_that_names_its_file(source: str, tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"\xe9\n")
+    line = json.dumps({"text": "good"}) if source == "jsonl" else "good"
+    (tmp_path / "good").write_text(f"{line}\n" * 200)
+    bad, good = str(tmp_path / "bad"), str(tmp_path / "good")
+    files = {"source": source, "files": good}
+    for settings, key in (
+        ({"files": bad}, "files"),
+        ({"val_files": bad}, "val_files"),
+        ({"old_domain": {"source": source, "files": bad}}, r"old_domain\.files"),
+        ({"old_domain": {**files, "val_files": bad}}, r"old_domain\.val_files"),
+    ):
+        data = make(tmp_path, **{**files, **settings})
+        for read in (data.check_files, data.prepare_data):
+            with pytest.raises(ValueError, match=rf"^datamodule\.{key}: .*bad(:1)? is not UTF-8"):
+                read()
+    short = {"source": "text", "files": bad}
+    (tmp_path / "bad").write_text("short")
+    with pytest.raises(ValueError, match=r"^datamodule\.old_domain: the train part has"):
+        make(tmp_path, **files, old_domain=short).check_files()
+
+
 def test_too_few_tokens_for_a_limit_name_the_limit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has 20 tokens, .* datamodule\.max_tokens=20 \(up\)"):
         opened(tmp_path, make_text(3000), max_tokens=20)
