@@ -45,8 +45,6 @@ MODALITIES = ("image", "text")
 DIRECTIONS = (("i2t", "image", "text"), ("t2i", "text", "image"))
 SUBSETS = ("all", "old", "new")
 GRID_COLUMNS = 8  # items that the run's plot shows of what a query finds
-TOP_K = 10  # items that a search shows, unless it is asked for more
-MOST_SHOWN = 1000  # of them, lines of a table
 MOST_DRAWN = 50  # of them, a tenth of a second each
 
 
@@ -117,6 +115,9 @@ class LifelongHashing(pl.LightningModule):
     """Number of the session that was begun last; -1 before the first."""
 
     tasks: ClassVar[dict[str, bool]] = {"search": True}
+
+    shortcuts: ClassVar[tuple[str, ...]] = ("strategy", "bits")
+    """Arguments that an experiment may set at the top level."""
 
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
@@ -644,26 +645,31 @@ class LifelongHashing(pl.LightningModule):
             self._clock, self._data_before = None, self.data.seconds
 
     @torch.no_grad()
-    def search(self, datamodule: Any, settings: Mapping[str, Any]) -> dict[str, float]:
+    def search(
+        self,
+        datamodule: Any,
+        *,
+        ckpt_path: str,
+        query: str | None = None,
+        top_k: Annotated[int, Interval(ge=1, le=1000)] = 10,
+    ) -> dict[str, float]:
         """Rank the retrieval part's items by the Hamming distance of the other modality's codes.
 
         Prints the ranking, and draws its first `MOST_DRAWN` items beside the run's other files.
 
         Args:
             datamodule: That of the training.
-            settings: The config: `query` (see `CrossModalDataModule.encode_query`), `top_k`,
-                `ckpt_path`.
+            ckpt_path: The run or its checkpoint.
+            query: What to look for: words, a picture's path, or image:17 or text:17 for an item of
+                the query part.
+            top_k: How many items are shown.
 
         Returns:
             The smallest and the largest distance.
 
         Raises:
-            ValueError: There is no query, it cannot be encoded, or `top_k` is out of its range.
+            ValueError: There is no query, or it cannot be encoded.
         """
-        query, top = settings.get("query"), settings.get("top_k")
-        top = TOP_K if top is None else top
-        if not 1 <= top <= MOST_SHOWN:
-            raise ValueError(f"top_k={top}: must be from 1 to {MOST_SHOWN:,}")
         if not query:
             raise ValueError(
                 'query: task=search needs words or a picture, such as query="red bird"'
@@ -675,7 +681,7 @@ class LifelongHashing(pl.LightningModule):
         self.eval()
         searched = "text" if modality == "image" else "image"
         code = binarise(self.network(modality)(values.to(self.device)))
-        matches, rows = self._nearest(datamodule, searched, code, top)
+        matches, rows = self._nearest(datamodule, searched, code, top_k)
         labels = [", ".join(np.array(items.classes)[items.labels[row] > 0]) for row in rows]
         captions = None if items.captions is None else [items.captions[row] for row in rows]
         Console().print(results_table(query, matches, self.bits, captions, labels))
@@ -685,7 +691,7 @@ class LifelongHashing(pl.LightningModule):
             for match, row in zip(matches[:MOST_DRAWN], rows, strict=False)
         ]
         asked = Cell(values[0].numpy() if values.ndim == 4 else query)
-        run = Path(settings["ckpt_path"])
+        run = Path(ckpt_path)
         run = run if run.is_dir() else run.parent.parent
         name = re.sub(r"[^a-z0-9]+", "-", query.lower()).strip("-")[:60]
         grid = retrieval_grid([asked], [cells], run / "search" / f"{name}.png")

@@ -403,12 +403,12 @@ class TextToSql(CountedLoss):
 
     # --- task=chat
 
-    def chat(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
+    def chat(self, datamodule: Any, *, database: str | None = None) -> dict[str, float]:
         """Talk with a database in a terminal, see `text2sql.conversation`.
 
         Args:
             datamodule: Not used.
-            settings: The config: `database` (a SQLite file), which is opened read-only.
+            database: A SQLite file, which is opened read-only.
 
         Returns:
             `turns`, and `seconds_per_turn`, the slowest one's.
@@ -416,10 +416,10 @@ class TextToSql(CountedLoss):
         Raises:
             ValueError: There is no such file, it is no SQLite database, or it has no tables.
         """
-        if not settings.get("database"):
+        if not database:
             raise ValueError("database: task=chat needs database=FILE, a SQLite file")
         limits = Limits(seconds=self.seconds, value_bytes=_CELL)
-        conversation = Conversation(Path(settings["database"]), self._reader(), limits, Console())
+        conversation = Conversation(Path(database), self._reader(), limits, Console())
         self.configure_model()
         self.eval()
         conversation.hold(cast(SqlParser, self.parser).about())
@@ -450,7 +450,7 @@ class TextToSql(CountedLoss):
 
     # --- task=annotate
 
-    def annotate(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
+    def annotate(self, datamodule: Any, *, json: str | None = None) -> dict[str, float]:
         """Write the training turns with rewrites of the rewriter's, in SParC's layout.
 
         A later turn with SQL and without a rewrite gets, of the rewriter's hypotheses and its own
@@ -461,7 +461,7 @@ class TextToSql(CountedLoss):
 
         Args:
             datamodule: Whose training part is annotated; `keep` must be all.
-            settings: The config: `json`, the file to write.
+            json: The file to write: the training dialogues with the rewrites that were chosen.
 
         Returns:
             `turns`, how many were to be annotated, and of these the shares that got a rewrite
@@ -470,7 +470,7 @@ class TextToSql(CountedLoss):
         Raises:
             ValueError: A key is missing, or not allowed.
         """
-        target = _target(settings)
+        target = _target(json)
         if target is None:
             raise ValueError("json: task=annotate needs json=FILE, where the dialogues go")
         self.configure_model()
@@ -513,7 +513,7 @@ class TextToSql(CountedLoss):
             for turns in dialogues.values()
         ]
         unfinished = target.with_name(f".{target.name}.unfinished")
-        unfinished.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        _write_json(unfinished, written)
         unfinished.replace(target)
         copied = sum(text == e.utterance for e, text in chosen.items())
         words = (
@@ -549,13 +549,24 @@ class TextToSql(CountedLoss):
 
     # --- task=evaluate
 
-    def evaluate(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
+    def evaluate(
+        self,
+        datamodule: Any,
+        *,
+        gold: str | None = None,
+        predictions: str | None = None,
+        database: str | None = None,
+        json: str | None = None,
+    ) -> dict[str, float]:
         """Score a file of predictions against a file of gold queries; print tables, write JSON.
 
         Args:
             datamodule: Not used.
-            settings: The config: `gold` and `predictions` (files), `database` (folders of SQLite
-                files, parted as in PATH; null: no execution), `json` (where verdicts go, or null).
+            gold: The queries: text (SQL, tab, database; a blank line between interactions), or a
+                dev.json.
+            predictions: Text in the same order, one a line, or JSON.
+            database: Folders with DB/DB.sqlite, parted as in PATH; None: exact match only.
+            json: The file for the verdict of every turn; None: nowhere.
 
         Returns:
             `exact`, `exact_interaction` and, with databases, `execution`, `execution_interaction`.
@@ -563,21 +574,20 @@ class TextToSql(CountedLoss):
         Raises:
             ValueError: A key is missing, or a file is missing or malformed.
         """
-        for key in ("gold", "predictions"):
-            if not settings.get(key):
-                raise ValueError(f"{key}: task=evaluate needs {key}=FILE")
-        target = _target(settings)
-        golds = read_gold(settings["gold"])
+        if not gold or not predictions:
+            key = "predictions" if gold else "gold"
+            raise ValueError(f"{key}: task=evaluate needs {key}=FILE")
+        target = _target(json)
+        golds = read_gold(gold)
         complete = self.missing == "error"
-        predictions = read_predictions(settings["predictions"], golds, complete)
-        given = settings.get("database")
-        folders = [Path(part) for part in given.split(os.pathsep) if part] if given else []
-        names = list(dict.fromkeys(gold.db_id for turns in golds for gold in turns))
+        predicted = read_predictions(predictions, golds, complete)
+        folders = [Path(part) for part in (database or "").split(os.pathsep) if part]
+        names = list(dict.fromkeys(turn.db_id for turns in golds for turn in turns))
         databases = find_databases(folders, names) if folders else {}
-        source = self._tables(Path(settings["gold"]), folders)
+        source = self._tables(Path(gold), folders)
         if source is None and not databases:
             raise ValueError(
-                f"module.tables: no tables.json beside {settings['gold']}; give "
+                f"module.tables: no tables.json beside {gold}; give "
                 "module.tables=FILE or database=FOLDER"
             )
         schemas = (
@@ -591,10 +601,10 @@ class TextToSql(CountedLoss):
             seconds=self.seconds, rows=10**9, result_bytes=memory // 2, memory_bytes=memory
         )
         evaluator = Evaluator(schemas, databases, limits, self.keep_distinct, memory // 2)
-        scores = evaluate(golds, predictions, evaluator, self.missing)
-        _show(scores, golds, Path(settings["predictions"]), source)
+        scores = evaluate(golds, predicted, evaluator, self.missing)
+        _show(scores, golds, Path(predictions), source)
         if target is not None:
-            target.write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
+            _write_json(target, scores.to_dict())
             Console().print(literal(f"verdicts: {target}"), soft_wrap=True)
         return scores.metrics()
 
@@ -606,11 +616,15 @@ class TextToSql(CountedLoss):
         return next((file for file in files if file.is_file()), None)
 
 
-def _target(settings: dict[str, Any]) -> Path | None:
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _target(place: str | None) -> Path | None:
     """The file that `json` names, whose folder must be there; None without one."""
-    if not settings.get("json"):
+    if not place:
         return None
-    target = Path(settings["json"])
+    target = Path(place)
     if not target.absolute().parent.is_dir():
         raise ValueError(f"json={target}: there is no folder {target.absolute().parent}")
     return target

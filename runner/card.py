@@ -10,15 +10,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
 from ledger import Ledger
+from runner.run_record import RunRecord
 from subnetworks.families import longest_context
 
 MEASURED = ("test", "val", "old")
 """Splits whose metrics are of the whole model as it stands; training's are of a step before it."""
 
 
-def measured(
-    record: Mapping[str, Any], checkpoint: Path, content: Mapping[str, Any]
-) -> dict[str, float]:
+def measured(record: RunRecord, checkpoint: Path, content: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics that were measured on a checkpoint's weights.
 
     Args:
@@ -34,9 +33,9 @@ def measured(
         if isinstance(state, Mapping) and state.get("validated_step") == content["global_step"]:
             metrics = state["metrics"]
     # A run that ends between two validations is validated after its last checkpoint.
-    last = Path(record["checkpoint"] or "").name
-    if not metrics and record["status"] == "finished" and checkpoint.name == last:
-        metrics = record["metrics"]
+    last = Path(record.checkpoint or "").name
+    if not metrics and record.status == "finished" and checkpoint.name == last:
+        metrics = record.metrics
     return {
         name: value
         for name, value in metrics.items()
@@ -45,7 +44,7 @@ def measured(
 
 
 def card(
-    record: Mapping[str, Any],
+    record: RunRecord,
     settings: Mapping[str, Any],
     checkpoint: Path,
     content: Mapping[str, Any],
@@ -61,16 +60,16 @@ def card(
         config: The model's Hugging Face config; None for a module without one.
     """
     kind = str(getattr(config, "model_type", "language"))
-    name = f"{record['experiment']}-{record['id']}"
+    name = f"{record.name}-{record.id}"
     reached = measured(record, checkpoint, content)
     module, node = settings["module"] or {}, settings["datamodule"] or {}
     base, base_card = _base(module.get("pretrained"))
-    data = _data(node, record.get("data") or {})
+    data = _data(node, record.data)
     hub_sets = [each["path"] for each in (node.get("datasets") or {}).values()]
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=[kind, "frugal", *record["ledgers"]],
+        tags=[kind, "frugal", *record.ledgers],
         base_model=base if _is_hub_id(base) else None,
         license=getattr(base_card, "license", None),
         datasets=hub_sets or None,
@@ -87,21 +86,21 @@ def card(
         ]
         or None,
     )
-    commit = (record["git"]["commit"] or "unknown")[:12]
+    commit = (record.git.commit or "unknown")[:12]
     rows = {
-        "run": f"`{record['id']}`",
-        "experiment": f"`{record['experiment']}`",
+        "run": f"`{record.id}`",
+        "experiment": f"`{record.name}`",
         "checkpoint": f"`{checkpoint.name}`",
         "optimizer steps": f"{content['global_step']:,}",
         "base model": base or "none: trained from scratch",
         "licence of the base model": front.license,
         "data": data,
         "context": f"{limit:,} tokens" if (limit := longest_context(config)) else None,
-        "seed": record["seed"],
-        "code": f"`{commit}`{', with changes' if record['git']['dirty'] else ''}",
-        "config hash": f"`{record['config_hash']}`",
-        "torch": record["versions"].get("torch"),
-        "transformers": record["versions"].get("transformers"),
+        "seed": record.seed,
+        "code": f"`{commit}`{', with changes' if record.git.dirty else ''}",
+        "config hash": f"`{record.config_hash}`",
+        "torch": record.versions.get("torch"),
+        "transformers": record.versions.get("transformers"),
     }
     about = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value is not None)
     return str(
@@ -171,8 +170,8 @@ def _results(reached: Mapping[str, float]) -> str:
     return f"Measured on this checkpoint:\n\n| | |\n|---|---|\n{rows}"
 
 
-def _saved(record: Mapping[str, Any]) -> str:
-    ledgers = [Ledger.from_dict(content) for content in record["ledgers"].values()]
+def _saved(record: RunRecord) -> str:
+    ledgers = [Ledger.from_dict(content) for content in record.ledgers.values()]
     rows = "".join(
         f"| {row.quantity} | {100 * row.saved:.1f} % | {ledger.method}; {ledger.baseline} |\n"
         for ledger in ledgers

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import signatures
-from runner.signatures import nearest
+from runner.errors import nearest
+from runner.task_keys import readers, with_task_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -39,14 +40,15 @@ def composed(overrides: list[str]) -> DictConfig:
 
 
 def with_new_keys(arguments: list[str]) -> list[str]:
-    """Let values in braces bring keys of their own, for which Hydra wants a `++`.
+    """Let tasks, and values in braces, bring keys of their own, for which Hydra wants a `++`.
 
     Args:
         arguments: Of the command line, `key={name: value}` among them.
 
     Returns:
-        The same with `++key={name: value}`. What no class reads is refused by `runner.validate`.
+        The same with `++key={name: value}`. What nothing reads is refused by `runner.validate`.
     """
+    arguments = with_task_keys(arguments)
     return [f"++{each}" if re.match(r"[\w.]+=\{", each) else each for each in arguments]
 
 
@@ -143,6 +145,8 @@ def _nearest_key(key: str, arguments: list[str]) -> str:
         return ""
     parent: Any = base
     path = key.split(".")
+    if tasks := readers(key):
+        return f" task={' or task='.join(tasks)} reads it."
     for depth, part in enumerate(path[:-1]):
         parent = parent.get(part) if isinstance(parent, dict) else None
         target = parent.get("_target_") if isinstance(parent, dict) else None

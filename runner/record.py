@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
-import math
 import os
-import platform
-import subprocess
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,48 +17,15 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from runner import output
-from runner.resume import CHECKPOINT_KEY, RUN_FILE, Start, lock, read_record
-
-PACKAGES = (
-    "datasets",
-    "hydra-core",
-    "numpy",
-    "pytorch-lightning",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "wandb",
-)
+from runner import machine, output
+from runner.job import Origin
+from runner.resume import CHECKPOINT_KEY, Start, lock, run_folder
+from runner.run_record import RunRecord, read_record, without_secrets, write_record, write_text
 
 
 def now() -> str:
     """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, see `write_text`; JSON has no NaN and no infinity, they become null."""
-    text = json.dumps(_finite(content), indent=2, default=str, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def _finite(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {key: _finite(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_finite(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 class Record:
@@ -72,47 +35,58 @@ class Record:
         start: Where the run lies and what it goes on from.
         settings: The resolved config.
         digest: Its hash.
+        arm: That of the arm it belongs to.
+        origin: Who asked for it.
 
     Raises:
         ConfigError: Another process is at work in the folder.
     """
 
-    def __init__(self, start: Start, settings: dict[str, Any], digest: str) -> None:
+    def __init__(
+        self, start: Start, settings: dict[str, Any], digest: str, arm: str, origin: Origin
+    ) -> None:
         self.folder = start.folder
         self.folder.mkdir(parents=True, exist_ok=start.resumed)
         self._lock: TextIO = lock(self.folder)
-        before = read_record(self.folder) if start.resumed else {}
-        self.content: dict[str, Any] = {
-            "id": start.run_id,
-            "experiment": start.folder.parent.name,
-            "task": settings["task"],
-            "status": "running",
-            "reason": None,
-            "started": before.get("started", now()),
-            "ended": None,
-            "seed": settings["seed"],
-            "git": _git(),
-            "versions": _versions(),
-            "config_hash": digest,
-            "resumed": before.get("resumed", []),
-            "metrics": {},
-            "ledgers": {},
-            "checkpoint": None,
-            "best_checkpoint": None,
-        }
+        before = read_record(self.folder) if start.resumed else None
+        self.content = RunRecord(
+            id=start.run_id,
+            task=settings["task"],
+            status="running",
+            name=start.folder.parent.name,
+            experiment=origin.experiment or _experiment_of(settings["ckpt_path"]),
+            started=before.started if before else now(),
+            seed=settings["seed"],
+            command=origin.command,
+            overrides=list(origin.overrides),
+            sweep=origin.job,
+            config_hash=digest,
+            arm=arm,
+            git=machine.git(),
+            versions=machine.versions(),
+            hardware=machine.hardware(),
+            resumed=before.resumed if before else [],
+        )
         if start.checkpoint is not None:
-            self.content["resumed"].append({"at": now(), "checkpoint": start.checkpoint.name})
-        write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+            self.content.resumed.append({"at": now(), "checkpoint": start.checkpoint.name})
+        text = OmegaConf.to_yaml(OmegaConf.create(without_secrets(settings)))
+        write_text(self.folder / "config.yaml", text)
         self.update()
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json and write it."""
-        self.content.update(fields)
-        write_json(self.folder / RUN_FILE, self.content)
+        self.content = replace(self.content, **fields)
+        write_record(self.folder, self.content)
 
     def close(self) -> None:
         """Let other processes into the folder."""
         self._lock.close()
+
+
+def _experiment_of(checkpoint: str | None) -> str | None:
+    """Return the experiment of the run that a checkpoint is of, None if nothing tells."""
+    folder = run_folder(Path(checkpoint)) if checkpoint else None
+    return read_record(folder).experiment if folder else None
 
 
 def quiet() -> None:
@@ -233,30 +207,3 @@ class MetricsFile(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(beside, self.path)
-
-
-def _git() -> dict[str, Any]:
-    """Return the commit and whether files differ from it; None for both outside of git."""
-    root = Path(__file__).resolve().parent.parent
-
-    def ask(*command: str) -> str | None:
-        try:
-            result = subprocess.run(
-                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    changes = ask("status", "--porcelain")
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if changes is None else changes != ""}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

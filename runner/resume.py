@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,14 +20,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner import signatures
-from runner.validate import RUN_DIR, ConfigError, methods, without_unread
+from runner.errors import ConfigError
+from runner.job import HOW, replaced
+from runner.run_record import RUN_FILE, first_line, read_record
+from runner.validate import RUN_DIR, methods, without_unread
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes in one run folder are then not noticed
     fcntl = None  # type: ignore[assignment]
 
-RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 # Under it a checkpoint says which run has written it.
 CHECKPOINT_KEY = "frugal"
@@ -79,24 +80,6 @@ def choose(settings: Mapping[str, Any]) -> Start:
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         return _agree(settings)
     return _decide(settings)
-
-
-def config_hash(settings: Mapping[str, Any]) -> str:
-    """Return a hash of all that decides a result: where files go and who logs is left out."""
-    decisive = {key: value for key, value in settings.items() if key not in ("paths", "logger")}
-    if cache := (settings.get("paths") or {}).get("cache_dir"):
-        decisive = replaced(decisive, str(cache), "cache_dir")  # datamodules name it too
-    text = json.dumps(decisive, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def replaced(node: Any, old: str, new: str) -> Any:
-    """Return plain containers with a part of every text in them replaced."""
-    if isinstance(node, Mapping):
-        return {key: replaced(value, old, new) for key, value in node.items()}
-    if isinstance(node, list):
-        return [replaced(value, old, new) for value in node]
-    return node.replace(old, new) if isinstance(node, str) else node
 
 
 def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +202,7 @@ def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
         except ConfigError as error:
             skipped.append(f"Skipped {error}.")
             continue
-        if record["status"] == "finished" or record["task"] != "train" or is_locked(folder):
+        if record.status == "finished" or record.task != "train" or is_locked(folder):
             continue
         changes = difference(stored, settings)
         against = [
@@ -230,7 +213,7 @@ def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
         checkpoint, words = newest_whole(folder)
         if checkpoint is not None and not against:
             said = [f"Going on with {folder} from {checkpoint.name}.", *words, *skipped]
-            return Start(folder, record["id"], checkpoint, (*said, *_listed(changes)))
+            return Start(folder, record.id, checkpoint, (*said, *_listed(changes)))
         if checkpoint is not None and not other:
             lines = "\n".join(_listed({key: changes[key] for key in against}))
             other = f" The newest unfinished one, {folder.name}, differs:\n{lines}"
@@ -271,7 +254,7 @@ def fault_of(path: Path) -> str | None:
     folder, writer = run_folder(path), content.get(CHECKPOINT_KEY)
     if folder is None or not isinstance(writer, dict):
         return None
-    return None if writer.get("id") == read_record(folder)["id"] else "is of another run"
+    return None if writer.get("id") == read_record(folder).id else "is of another run"
 
 
 def difference(
@@ -281,8 +264,7 @@ def difference(
 
     Paths, loggers and what says how to start (resume, stretch, dry_run, task) are not compared.
     """
-    how = ("resume", "stretch", "ckpt_path", "dry_run", "task")
-    skipped = ("paths", "logger", "tags", "name", *how)
+    skipped = ("paths", "logger", "name", "ckpt_path", "task", *HOW)
     before, after = (
         dict(_flat({key: value for key, value in config.items() if key not in skipped}))
         for config in (stored, settings)
@@ -362,23 +344,6 @@ def run_folder(path: Path) -> Path | None:
     return None
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the run.json of a run.
-
-    Raises:
-        ConfigError: It is missing or damaged.
-    """
-    path = folder / RUN_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
-    missing = {"id", "task", "status"} - (content.keys() if isinstance(content, dict) else set())
-    if missing:
-        raise ConfigError(f"{path}: no record of a run, {', '.join(sorted(missing))} missing")
-    return content
-
-
 def stored_config(folder: Path) -> dict[str, Any]:
     """Return the resolved config of a run, with RUN_DIR for the run folder.
 
@@ -389,7 +354,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
+        raise ConfigError(f"{path}: {first_line(error)}") from error
     if not isinstance(loaded, dict) or not _is_config(loaded):
         raise ConfigError(f"{path}: no config of a run")
     content = replaced(loaded, loaded["paths"]["run_dir"], RUN_DIR)
@@ -407,10 +372,6 @@ def _is_config(content: Mapping[Any, Any]) -> bool:
     )
     placed = isinstance(paths, dict) and isinstance(paths.get("run_dir"), str)
     return built and placed and "name" in content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _decide(settings: Mapping[str, Any]) -> Start:
@@ -487,7 +448,7 @@ def _named(settings: Mapping[str, Any], path: Path) -> Start:
     if checkpoint is None:
         raise ConfigError(f"resume={path}: no whole checkpoint in {folder}/checkpoints")
     said = [f"Going on with {folder} from {checkpoint.name}.", *words]
-    return Start(folder, record["id"], checkpoint, (*said, *_listed(changes)))
+    return Start(folder, record.id, checkpoint, (*said, *_listed(changes)))
 
 
 def retire_newer(folder: Path, checkpoint: Path) -> None:

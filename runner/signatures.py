@@ -7,7 +7,6 @@ has its bases' arguments where it hands keywords on. What the source cannot tell
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import math
 import re
@@ -21,6 +20,8 @@ from typing import Any, Literal, Union
 
 import annotated_types
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
+
+from runner.errors import nearest
 
 # A constructor that hands its keywords on to a function: which.
 FORWARDS = {"pytorch_lightning.loggers.wandb.WandbLogger": "wandb.sdk.wandb_init.init"}
@@ -65,10 +66,14 @@ class Definition:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument: its type, Any if only an import could tell, and whether it must be given."""
+    """One argument: its type, Any if only an import could tell, and whether it must be given.
+
+    `default` is written as in the source.
+    """
 
     hint: Any
     required: bool
+    default: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,21 +82,6 @@ class Signature:
 
     parameters: dict[str, Parameter]
     open: bool = False
-
-
-def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return " Did you mean X?" for the closest known word, else what is known.
-
-    Args:
-        word: What was written.
-        known: What could have been.
-        prefix: Put before each of them, e.g. "trainer.".
-    """
-    options = sorted(set(known))
-    if close := difflib.get_close_matches(word, options, n=1, cutoff=0.6):
-        return f" Did you mean {prefix}{close[0]}?"
-    shown = ", ".join(f"{prefix}{option}" for option in options[:20])
-    return f" There are: {shown}{', ...' if len(options) > 20 else ''}." if options else ""
 
 
 def find(target: str) -> Definition | None:
@@ -170,6 +160,23 @@ def signature(target: str) -> Signature | None:
             return Signature(known, own.open)
         handed = further_on
     return Signature(known, open=not known)
+
+
+def keywords(function: str) -> dict[str, Parameter] | None:
+    """Return the keyword-only arguments of a function or method, None if there is no such thing."""
+    found = find(function)
+    if found is None or not isinstance(found.node, ast.FunctionDef):
+        return None
+    names = [argument.arg for argument in found.node.args.kwonlyargs]
+    parameters = _arguments(found.source, found.node, skip_first=False).parameters
+    return {name: parameters[name] for name in names}
+
+
+def fields_of(target: str) -> dict[str, Parameter]:
+    """Return the annotated fields of a dataclass or TypedDict of ours by its dotted name."""
+    found = find(target)
+    assert found is not None
+    return fields(found).parameters
 
 
 def bind(key: str, values: Mapping[str, Any], accepted: Signature) -> list[str]:
@@ -319,7 +326,12 @@ def _arguments(source: Source, node: ast.FunctionDef, skip_first: bool) -> Signa
     missing = [None] * (len(positional) - len(node.args.defaults))
     pairs = list(zip(positional, [*missing, *node.args.defaults], strict=True))[skip_first:]
     pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-    found = {a.arg: Parameter(_hint(a.annotation, source), default is None) for a, default in pairs}
+    found = {
+        a.arg: Parameter(
+            _hint(a.annotation, source), default is None, ast.unparse(default) if default else ""
+        )
+        for a, default in pairs
+    }
     return Signature(found, open=node.args.kwarg is not None)
 
 
@@ -368,12 +380,12 @@ def _hint(annotation: ast.expr | None, source: Source) -> Any:
 def _problems(key: str, value: Any, hint: Any) -> list[str]:
     """Return what is wrong with a value of a type, each sentence beginning with its key."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    wrong = [f"{key}={value!r} must be {_words(hint)}"]
+    wrong = [f"{key}={value!r} must be {words(hint)}"]
     if isinstance(value, dict) and "_target_" in value:
         return []
     if origin in (Union, UnionType):
         each = [_problems(key, value, option) for option in options]
-        mismatches = [[f"{key}={value!r} must be {_words(option)}"] for option in options]
+        mismatches = [[f"{key}={value!r} must be {words(option)}"] for option in options]
         closer = [problems for problems in each if problems not in mismatches]
         return [] if [] in each else closer[0] if closer else wrong
     if origin is Literal:
@@ -381,7 +393,7 @@ def _problems(key: str, value: Any, hint: Any) -> list[str]:
         return [] if fits else wrong
     if origin is typing.Annotated:
         found = _problems(key, value, options[0])
-        if found == [f"{key}={value!r} must be {_words(options[0])}"]:
+        if found == [f"{key}={value!r} must be {words(options[0])}"]:
             return wrong
         return found or ([] if _within(value, _bounds(hint)) else wrong)
     if origin in (typing.Required, typing.NotRequired, typing.ClassVar):
@@ -441,32 +453,32 @@ def _range(bounds: Mapping[str, Any]) -> str:
     """Say what bounds allow, after the name of a type."""
     least = bounds.get("gt", bounds.get("ge"))
     most = bounds.get("lt", bounds.get("le"))
-    words = ""
+    said = ""
     if least is not None and most is not None:
         opening, closing = "(" if "gt" in bounds else "[", ")" if "lt" in bounds else "]"
-        words = f" in {opening}{least}, {most}{closing}"
+        said = f" in {opening}{least}, {most}{closing}"
     elif least is not None:
-        words = f" above {least}" if "gt" in bounds else f" of at least {least}"
+        said = f" above {least}" if "gt" in bounds else f" of at least {least}"
     elif most is not None:
-        words = f" below {most}" if "lt" in bounds else f" of at most {most}"
+        said = f" below {most}" if "lt" in bounds else f" of at most {most}"
     if "multiple_of" in bounds:
-        words += f", a multiple of {bounds['multiple_of']}"
+        said += f", a multiple of {bounds['multiple_of']}"
     shortest, longest = bounds.get("min_length"), bounds.get("max_length")
     if shortest is not None and shortest == longest:
-        words += f" of {shortest} items"
+        said += f" of {shortest} items"
     elif shortest is not None:
-        words += f" of at least {shortest} item{'s' if shortest > 1 else ''}"
-    return words
+        said += f" of at least {shortest} item{'s' if shortest > 1 else ''}"
+    return said
 
 
-def _words(hint: Any) -> str:
+def words(hint: Any) -> str:
     """Name what a type allows."""
     if typing.get_origin(hint) in (Union, UnionType):
-        return " or ".join(_words(option) for option in typing.get_args(hint))
+        return " or ".join(words(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(dict.fromkeys(map(str, typing.get_args(hint))))}"
     if typing.get_origin(hint) is typing.Annotated:
-        return _words(typing.get_args(hint)[0]) + _range(_bounds(hint))
+        return words(typing.get_args(hint)[0]) + _range(_bounds(hint))
     hint = PLAIN.get(typing.get_origin(hint), (hint,))[0]
     if hint is NoneType:
         return "null"

@@ -11,30 +11,27 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
-from annotated_types import Ge, Interval, MultipleOf
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from runner import fit, output, signatures
+from runner import fit, output, signatures, sweep, task_keys
+from runner.errors import ConfigError, FailedRun, MissingPackage, MissingValue, Refusal, nearest
 from runner.explain import CONF as CONF
 from runner.explain import ROOT as ROOT
 from runner.explain import composed, explain, with_new_keys
 from runner.explain import experiments as experiments
-from runner.signatures import nearest
+from runner.task_keys import FREE_TASKS, GROUPS, TASKS, TOP_LEVEL, own_tasks
 
 # What a `_target_` may begin with: a config file names classes to build, not any code to run.
 ALLOWED: tuple[str, ...] = (
@@ -46,81 +43,11 @@ ALLOWED: tuple[str, ...] = (
     "torchmetrics",
 )
 
-# The groups of conf/ that are nodes of the config; one that was not chosen is None.
-GROUPS = ("module", "datamodule", "callbacks", "trainer", "logger", "paths")
-
-# What every module can do; others it lists itself, in `tasks`.
-TASKS = ("train", "validate", "test", "export")
-
 # Keys of a node that are not arguments of its `_target_`.
 RUNNER_KEYS = {"trainer": ("checkpoint_every",)}
 
 # Stands for the run folder, whose name is not known yet.
 RUN_DIR = "<run folder>"
-
-
-class ConfigError(ValueError):
-    """What was asked for cannot run: which key, what is allowed, how to mend it."""
-
-
-class MissingPackage(ConfigError):
-    """What was asked for needs a package that is not installed here; says which and how."""
-
-
-class MissingValue(ConfigError):
-    """A key that has no default must be given; says which."""
-
-
-class FailedRun(RuntimeError):
-    """A run has failed, of which its words, printed by now, say all."""
-
-
-class Refusal(SystemExit):
-    """What was asked for cannot run: an error that Hydra lets through as it is.
-
-    Hydra turns a callback's other errors into warnings, and prints lines of its own above a job's.
-
-    Args:
-        error: Why.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(2)
-        self.error = error
-
-
-class OfExperiments(TypedDict, total=False):
-    """Keys that an experiment may add beside the groups: choices and inputs of its method."""
-
-    strategy: str
-    bits: Annotated[int, Ge(8), MultipleOf(8)]
-    database: str | None
-    gold: str | None
-    predictions: str | None
-    json: str | None
-
-
-class Paths(TypedDict):
-    """The keys of `paths`."""
-
-    output_dir: str
-    cache_dir: str
-    run_dir: str
-
-
-class TopLevel(OfExperiments):
-    """The keys of conf/config.yaml that are no groups."""
-
-    task: str
-    seed: Annotated[int, Interval(ge=0, lt=2**32)]
-    name: str | None
-    tags: list[str]
-    dry_run: bool
-    resume: str
-    stretch: bool
-    ckpt_path: str | None
-    query: str | None
-    top_k: Annotated[int, Ge(1)] | None
 
 
 def guard(main: Callable[[], Any]) -> int:
@@ -134,6 +61,7 @@ def guard(main: Callable[[], Any]) -> int:
         Other errors pass through.
     """
     output.outlive()
+    OmegaConf.register_new_resolver("frugal.tasks", task_keys.listed, replace=True)
     before = os.environ.get("HYDRA_FULL_ERROR", "")
     full = before == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
@@ -169,6 +97,7 @@ def guard(main: Callable[[], Any]) -> int:
         raise
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
+        sweep.finish()
     return 0
 
 
@@ -208,17 +137,17 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if cfg.get("paths") is None or cfg.paths.get("run_dir") is not None:
         raise ConfigError("paths.run_dir is the runner's to fill in: set paths.output_dir instead.")
     settings = {**dict.fromkeys(GROUPS), **resolve(cfg, RUN_DIR)}
-    groups = {name: signatures.Parameter(Any, False) for name in GROUPS}
-    problems = signatures.bind(
-        "", settings, signatures.Signature({**_keys("runner.validate.TopLevel"), **groups})
-    ) + signatures.bind(
-        "paths", settings["paths"], signatures.Signature(_keys("runner.validate.Paths"))
-    )
+    top = signatures.fields_of(TOP_LEVEL)
+    given = {name: value for name, value in settings.items() if name in top}
+    paths = signatures.fields_of("runner.ranges.Paths")
+    problems = signatures.bind("", given, signatures.Signature(top))
+    problems += signatures.bind("paths", settings["paths"], signatures.Signature(paths))
     _refuse(problems + _nodes(settings))
     settings["name"] = _name(settings)
     from runner import resume
 
     settings = resume.with_stored(settings)
+    problems += task_keys.problems(settings)
     for key, node in targets(settings):
         problems += bind(key, node)
         problems += _unread(key, node)
@@ -311,7 +240,8 @@ def bind(key: str, node: dict[str, Any]) -> list[str]:
         ]
     if key == "trainer":
         accepted = replace(
-            accepted, parameters={**accepted.parameters, **_keys("runner.ranges.Trainer")}
+            accepted,
+            parameters={**accepted.parameters, **signatures.fields_of("runner.ranges.Trainer")},
         )
     arguments = {name: value for name, value in node.items() if name != "_target_"}
     return signatures.bind(key, arguments, accepted)
@@ -326,66 +256,10 @@ def methods(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def own_tasks(settings: dict[str, Any]) -> dict[str, bool]:
-    """Return the tasks that the chosen module adds, each with whether it needs a checkpoint."""
-    node = settings.get("module")
-    return (signatures.attribute(node["_target_"], "tasks") or {}) if node else {}
-
-
 def plans_steps(settings: dict[str, Any]) -> bool:
     """Return whether the chosen module says itself how long its training is, once it has data."""
     node = settings.get("module")
     return bool(node and signatures.attribute(node["_target_"], "plans_steps"))
-
-
-class ValidateSweep(Callback):
-    """Validates every job of a sweep before the first one starts."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compose and check the jobs that Hydra's basic sweeper will make of the command line.
-
-        Raises:
-            Refusal: A job cannot run.
-        """
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
-            return  # the values are not known in advance: each job is checked when it starts
-        loader = GlobalHydra.instance().config_loader()
-        given = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(
-            given + list(config.hydra.overrides.task)
-        )
-        cached = HydraConfig.instance().cfg
-        jobs: list[tuple[Sequence[str], dict[str, Any]]] = []
-        try:
-            for job in BasicSweeper.split_arguments(overrides, None)[0]:
-                composed = loader.load_sweep_config(config, list(job))
-                HydraConfig.instance().set_config(composed)
-                with open_dict(composed):
-                    del composed["hydra"]
-                with _of_job(job):
-                    jobs.append((job, check(composed)))
-            from runner.life import rehearse
-
-            for each, settings in jobs:
-                if settings["task"] in TASKS[:3] and not settings["dry_run"]:
-                    with _of_job(each):
-                        rehearse(settings)
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            raise Refusal(error) from error
-        finally:
-            HydraConfig.instance().cfg = cached
-
-
-@contextmanager
-def _of_job(job: Sequence[str]) -> Iterator[None]:
-    """Say which job of a sweep was refused."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"Job {' '.join(job)}:\n{error}") from error
 
 
 def main() -> int:
@@ -459,14 +333,16 @@ def _kind(experiment: str | None, settings: dict[str, Any]) -> str | None:
 
 def _task(settings: dict[str, Any]) -> list[str]:
     task, checkpoint = settings["task"], settings["ckpt_path"]
-    own = own_tasks(settings)
-    if task not in (*TASKS, *own):
-        return [f"task={task}: no such task.{nearest(task, (*TASKS, *own), 'task=')}"]
+    own = own_tasks(settings["module"])
+    known = (*TASKS, *FREE_TASKS, *own)
+    if task not in known:
+        return [f"task={task}: no such task.{nearest(task, known, 'task=')}"]
     if task == "train" and checkpoint is not None:
         return [
             f"ckpt_path={checkpoint}: task=train does not read it. To go on with a run: resume=PATH"
         ]
-    if checkpoint is None and own.get(task, task != "train"):
+    needed = task != "train" and task not in FREE_TASKS
+    if checkpoint is None and own.get(task, needed):
         return [f"task={task} needs ckpt_path=PATH: a .ckpt file or a run folder"]
     if checkpoint is not None and not Path(checkpoint).exists():
         return [f"ckpt_path={checkpoint}: no such file or folder"]
@@ -738,7 +614,7 @@ def _keys_of_architecture(key: str, architecture: dict[str, Any]) -> list[str]:
         return [f"{key}.model_type={architecture['model_type']}:{known}"]
     aliases = signatures.attribute(found, "attribute_map") or {}
     names = {**signatures.fields(definition).parameters}
-    for name, parameter in _keys("runner.ranges.Architecture").items():
+    for name, parameter in signatures.fields_of("runner.ranges.Architecture").items():
         if aliases.get(name, name) in names:
             names[aliases.get(name, name)] = parameter
     names |= {alias: names[name] for alias, name in aliases.items() if name in names}
@@ -767,15 +643,8 @@ def _sizes(architecture: dict[str, Any] | None) -> dict[str, Any] | None:
     values = {**fit.field_defaults(found), **architecture}
     return {
         name: architecture.get(name, values.get(aliases.get(name, name)))
-        for name in _keys("runner.ranges.Architecture")
+        for name in signatures.fields_of("runner.ranges.Architecture")
     }
-
-
-def _keys(name: str) -> dict[str, signatures.Parameter]:
-    """Return the keys that a TypedDict of the runner's says."""
-    found = signatures.find(name)
-    assert found is not None
-    return signatures.fields(found).parameters
 
 
 def _close_target(target: str) -> str:

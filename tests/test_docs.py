@@ -20,7 +20,8 @@ import pytest
 import yaml
 from hydra.errors import HydraException
 
-from runner.validate import MissingPackage, checked
+from runner.errors import MissingPackage
+from runner.validate import checked
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/START.md", "CONTRIBUTING.md")

@@ -24,7 +24,9 @@ import runner.life
 import runner.resume
 from datamodules.generated.pictures import render
 from datamodules.language_modeling import LanguageModelingDataModule
-from runner.validate import CONF, ConfigError, checked, experiments
+from runner.errors import ConfigError
+from runner.explain import with_new_keys
+from runner.validate import CONF, checked, experiments
 from tests.runner import laboratory
 from tests.test_methods import assert_equal
 from tests.text2sql.conftest import make
@@ -301,7 +303,8 @@ def test_tasks_on_a_hashing_run_take_its_data_and_settings_and_refuse_other_data
 
     def run(*overrides: str) -> dict[str, float]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return runner.run(compose("config", [*overrides, f"paths.output_dir={tmp_path}"]))
+            given = with_new_keys([*overrides, f"paths.output_dir={tmp_path}"])
+            return runner.run(compose("config", given))
 
     run(*tiny_hashing("dlch", tmp_path), *own)
     (folder,) = (tmp_path / "debug").iterdir()
@@ -313,7 +316,7 @@ def test_tasks_on_a_hashing_run_take_its_data_and_settings_and_refuse_other_data
     query = ["task=search", "query='text:0'", *from_run]
     assert run(*query, "top_k=3")["farthest"] <= 32
     for top in (0, 1001, 100_000):
-        with pytest.raises(ConfigError, match=rf"top_k={top}: must be from 1 to 1,000"):
+        with pytest.raises(ConfigError, match=rf"top_k={top} must be int in \[1, 1000\]"):
             run(*query, f"top_k={top}")
     with pytest.raises(ConfigError, match="task=export: LifelongHashing"):
         run(*from_run, "task=export")
@@ -556,7 +559,7 @@ def test_delta_is_trained_tested_and_talked_to(
     said = ":why\nWhich singers are there?\nHow old are they?\n:why\n:schema\n:reset\n:quit\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
     capsys.readouterr()
-    talked, _ = small_delta("delta", "talked", *started, "task=chat", f"database={database}")
+    talked, _ = small_delta("delta", "talked", *started, "task=chat", f"++database={database}")
     assert talked["turns"] == 2
     shown = capsys.readouterr().out
     assert "question  Which singers are there?" in shown

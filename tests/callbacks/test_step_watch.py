@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from callbacks.checkpoint import Checkpointing
 from callbacks.step_watch import NotFinite, StepWatch, _are_finite, not_finite_behind
-from runner.validate import FailedRun
+from runner.errors import FailedRun
 from tests.runner.tiny import TinyModule
 
 pytestmark = pytest.mark.filterwarnings(

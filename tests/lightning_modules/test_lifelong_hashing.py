@@ -354,7 +354,7 @@ def test_search_ranks_items_by_the_distance_of_their_codes(
     datamodule = data(features)
     trained = fit(datamodule)
     given = {"query": "text:3", "top_k": 5, "ckpt_path": str(tmp_path)}
-    found = trained.search(datamodule, given)
+    found = trained.search(datamodule, **given)
     with torch.no_grad():
         asked = trained.network("text")(datamodule.parts["query"][np.array([3])]["text"])
     distances = (trained.codes("image") != binarise(asked)).sum(1).sort().values
@@ -367,4 +367,4 @@ def test_search_ranks_items_by_the_distance_of_their_codes(
         ("text:9999", "there are"),
     ):
         with pytest.raises(ValueError, match=words):
-            trained.search(datamodule, {**given, "query": query})
+            trained.search(datamodule, **{**given, "query": query})

@@ -15,7 +15,9 @@ import runner
 from datamodules.dialogue_sources import read_dialogues
 from lightning_modules.text_to_sql import READINGS, TextToSql
 from lightning_modules.utterance_rewriter import UtteranceRewriter
-from runner.validate import CONF, ConfigError
+from runner.errors import ConfigError
+from runner.explain import with_new_keys
+from runner.validate import CONF
 from tests.lightning_modules.test_sql_parser import module as parser
 from tests.lightning_modules.test_utterance_rewriter import Concerts, trainer
 from tests.text2sql.conftest import make
@@ -26,7 +28,8 @@ from text2sql.schema import Schema
 def run(**settings: str) -> dict[str, float]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         pairs = [f"{key}={value}" for key, value in settings.items()]
-        return runner.run(compose("config", ["experiment=delta_sparc", "task=evaluate", *pairs]))
+        given = ["experiment=delta_sparc", "task=evaluate", *pairs]
+        return runner.run(compose("config", with_new_keys(given)))
 
 
 @pytest.fixture
@@ -161,7 +164,7 @@ def test_the_parser_chooses_rewrites_for_turns_that_have_none(
     later = [e for e in data.turns if e.history]
     data.turns = [replace(e, rewrite=None) for e in data.turns]
     target = tmp_path / "annotated.json"
-    metrics = restored(path).annotate(data, {"json": str(target)})
+    metrics = restored(path).annotate(data, json=str(target))
     assert metrics["turns"] == len(later)
     assert metrics["annotated"] > 0.5
     part = read_dialogues(target).interactions
@@ -182,16 +185,16 @@ def test_the_parser_chooses_rewrites_for_turns_that_have_none(
     assert sum(golds[key] == text for key, text in written.items()) > len(written) / 2
     # What nobody could mean is not annotated.
     strict = restored(path, nats=1e-6)
-    assert strict.annotate(data, {"json": str(target)})["annotated"] < 0.5
+    assert strict.annotate(data, json=str(target))["annotated"] < 0.5
     # Unjudged, every turn gets what the rewriter writes first.
     unjudged = restored(path, nats=None)
-    assert unjudged.annotate(data, {"json": str(target)})["annotated"] == 1.0
+    assert unjudged.annotate(data, json=str(target))["annotated"] == 1.0
     words = {t.rewrite for d in read_dialogues(target).interactions for t in d.turns[1:]}
     assert words == set(unjudged.rewriter.rewrite([e for e in data.turns if e.history], 4))
     # Rewrites that are there stay as they are; what is about no database is left out.
     data.turns = [replace(e, rewrite="As it was?") for e in data.turns]
     data.turns.append(replace(data.turns[0], interaction=99, schema=None, database=None))
-    assert restored(path).annotate(data, {"json": str(target)})["turns"] == 0
+    assert restored(path).annotate(data, json=str(target))["turns"] == 0
     assert {t.rewrite for d in read_dialogues(target).interactions for t in d.turns} == {
         "As it was?"
     }
@@ -203,10 +206,10 @@ def test_annotating_says_what_it_needs(
     path, _ = trained
     for settings, words in (({}, "json: task=annotate"), ({"json": "/nowhere/x"}, "no folder")):
         with pytest.raises(ValueError, match=words):
-            restored(path).annotate(data, settings)
+            restored(path).annotate(data, **settings)
     data.turns = [e for e in data.turns if e.history]
     with pytest.raises(ValueError, match=r"datamodule\.keep"):
-        restored(path).annotate(data, {"json": str(tmp_path / "x.json")})
+        restored(path).annotate(data, json=str(tmp_path / "x.json"))
     assert not list(tmp_path.glob("*x.json*"))
 
 
@@ -319,7 +322,7 @@ def test_a_conversation_shows_question_sql_and_result(
         ]
     )  # fmt: skip
     monkeypatch.setattr("builtins.input", lambda *_: next(lines))
-    metrics = restored(path).chat(None, {"database": str(database)})
+    metrics = restored(path).chat(None, database=str(database))
     assert metrics["turns"] == 4
     assert 0 < metrics["seconds_per_turn"] < 30
     out = capsys.readouterr().out
@@ -337,15 +340,15 @@ def test_a_conversation_ends_with_its_input(
 
     monkeypatch.setattr("builtins.input", ended)
     path, database = trained
-    assert restored(path).chat(None, {"database": str(database)})["turns"] == 0
+    assert restored(path).chat(None, database=str(database))["turns"] == 0
 
 
 def test_what_a_conversation_needs_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
     path, _ = trained
     with pytest.raises(ValueError, match="database=FILE"):
-        restored(path).chat(None, {"database": None})
+        restored(path).chat(None)
     with pytest.raises(ValueError, match=r"nothing\.sqlite"):
-        restored(path).chat(None, {"database": f"{tmp_path}/nothing.sqlite"})
+        restored(path).chat(None, database=f"{tmp_path}/nothing.sqlite")
 
 
 def test_parts_that_are_not_there_are_named(tmp_path: Path) -> None:

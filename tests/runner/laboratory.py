@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 
 import runner
 from runner import validate
+from runner.explain import with_new_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = Path(__file__).with_name("conf")
@@ -44,7 +45,7 @@ def run(outputs: Path, *overrides: str) -> dict[str, float]:
     """Do in this process what `python run.py experiment=tiny OVERRIDES` does in its own."""
     given = [f"hydra.searchpath=[file://{CONF}]", "experiment=tiny", f"paths.output_dir={outputs}"]
     with initialize_config_dir(str(validate.CONF), version_base="1.3"):
-        cfg = compose("config", [*given, "name=tiny", *overrides])
+        cfg = compose("config", with_new_keys([*given, "name=tiny", *overrides]))
     return runner.run(cfg)
 
 

@@ -1,5 +1,6 @@
 """A card's figures are those of its checkpoint, and it says what the model goes back to."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,21 +10,23 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ledger import Ledger, Saving
 from runner.card import card, measured
+from runner.run_record import Git, RunRecord
 from tests.runner.laboratory import run
 
-RECORD: dict[str, Any] = {
-    "id": "abcd1234",
-    "experiment": "sat_cpt",
-    "status": "finished",
-    "checkpoint": "checkpoints/step-00000060.ckpt",
-    "metrics": {"val/loss": 4.25, "train/loss": 4.0, "seconds": 9.0},
-    "ledgers": {"sat": Ledger("SAT", "dense", (Saving("FLOPs", "FLOPs", 1.0, 2.0),)).to_dict()},
-    "git": {"commit": "0" * 40, "dirty": True},
-    "seed": 3,
-    "config_hash": "feed",
-    "versions": {"torch": "2"},
-    "data": {"train_tokens": 12_000},
-}
+RECORD = RunRecord(
+    id="abcd1234",
+    name="sat_cpt",
+    task="train",
+    status="finished",
+    checkpoint="checkpoints/step-00000060.ckpt",
+    metrics={"val/loss": 4.25, "train/loss": 4.0, "seconds": 9.0},
+    ledgers={"sat": Ledger("SAT", "dense", (Saving("FLOPs", "FLOPs", 1.0, 2.0),)).to_dict()},
+    git=Git("0" * 40, True),
+    seed=3,
+    config_hash="feed",
+    versions={"torch": "2"},
+    data={"train_tokens": 12_000},
+)
 
 
 def content(step: int, validated: int, **metrics: float) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def test_metrics_are_those_measured_on_the_checkpoint(
     step: int, validated: int, name: str, status: str, expected: dict[str, float]
 ) -> None:
     saved = content(step, validated, **{"val/loss": 4.5})
-    assert measured({**RECORD, "status": status}, Path(f"{name}.ckpt"), saved) == expected
+    assert measured(replace(RECORD, status=status), Path(f"{name}.ckpt"), saved) == expected
 
 
 def test_a_card_says_where_the_model_comes_from(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from datamodules.vocabulary import fits
 from runner import fit, validate
-from runner.validate import ConfigError
+from runner.errors import ConfigError
 from subnetworks.families import ARCHITECTURES
 
 LLAMA = {"model_type": "llama", "vocab_size": 300, "max_position_embeddings": 64}

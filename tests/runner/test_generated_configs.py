@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import validate
+from runner.errors import ConfigError
 from runner.explain import composed
-from runner.validate import ConfigError
 
 SECONDS = 60  # more than any of these runs takes
 

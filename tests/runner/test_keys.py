@@ -12,8 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner import signatures, validate
+from runner.errors import ConfigError
 from runner.explain import composed
-from runner.validate import ConfigError, checked, targets
+from runner.validate import checked, targets
 from tests.runner.laboratory import ROOT
 
 ROOMS = ("callbacks", "datamodules", "hashing", "lightning_modules", "runner", "subnetworks")

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from runner import resume
-from runner.record import MetricsFile, write_json
-from runner.validate import ConfigError, guard
+from runner.errors import ConfigError
+from runner.record import MetricsFile
+from runner.run_record import write_json
+from runner.validate import guard
 from tests.runner.laboratory import ROOT, finish, run, start
 from tests.runner.tiny import TinyModule
 
@@ -116,7 +118,7 @@ def test_json_is_never_half_written(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_json(path, {"number": -1})
     code = (
-        "import sys; from pathlib import Path; from runner.record import write_json\n"
+        "import sys; from pathlib import Path; from runner.run_record import write_json\n"
         "print('ready', flush=True)\n"
         "for n in range(10**9): write_json(Path(sys.argv[1]), {'number': n, 'rest': 'x' * 100_000})"
     )
@@ -241,16 +243,22 @@ def test_multirun_keeps_runs_apart_and_goes_on_after_a_failure(tmp_path: Path) -
     folders = list((tmp_path / "tiny").iterdir())
     assert len(folders) == 3, output
     assert code == 1
-    states = {}
+    states, sweeps = {}, set()
     for folder in folders:
         record = json.loads((folder / "run.json").read_text())
         states[record["seed"]] = record["status"]
+        assert (record["sweep"]["job"], record["sweep"]["jobs"]) == (record["seed"], 3)
+        assert f"seed={record['seed']}" in record["overrides"]
+        sweeps.add((record["sweep"]["id"], record["arm"]))
         (offline,) = folder.glob("wandb/offline-run-*")
         assert offline.name.endswith(f"-{record['id']}")
         assert (offline / f"run-{record['id']}.wandb").stat().st_size > 0
         sent = list(offline.glob("files/media/images/plots/square_*.png"))  # what a method draws
         assert len(sent) == (record["status"] == "finished")
     assert states == {1: "finished", 2: "failed", 3: "finished"}
+    assert len(sweeps) == 1
+    assert "job 2/3: experiment=tiny logger=default seed=2 module.fail_seed=2" in output
+    assert "Jobs of the sweep: 2 finished, 1 failed." in output
 
 
 def test_nothing_is_sent_when_offline(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runner import life, resume, validate
-from runner.validate import ConfigError
+from runner.errors import ConfigError
 
 
 def run(folder: Path, *overrides: str) -> None:

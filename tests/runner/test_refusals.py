@@ -59,6 +59,14 @@ CASES = {
     ),
     "task": (["task=tran"], "task=tran: no such task. Did you mean task=train?"),
     "own-task": (["task=cuont"], "task=cuont: no such task. Did you mean task=count?"),
+    "key-of-no-task": (["task=greet", "quary=a"], "quary: no such key. Did you mean query?"),
+    "key-of-another-task": (
+        ["experiment=dlch", "task=search", "database=a"],
+        "database: task=search does not read it, task=evaluate or task=chat does",
+    ),
+    "key-of-a-task": (["query=a"], "query: no such key. task=search reads it."),
+    "type-of-a-task's-key": (["task=greet", "times=0"], "times=0 must be int of at least 1"),
+    "shortcut": (["experiment=dlch", "bits=12"], "bits=12 must be int of at least 8"),
     "task-without-checkpoint": (["task=count"], "task=count needs ckpt_path=PATH"),
     "node": (["callbacks.tiny=5"], "callbacks.tiny=5: must be keys with a _target_, or null"),
     "type-of-module": (["module.lr=fast"], "module.lr='fast' must be float"),
@@ -84,7 +92,7 @@ CASES = {
     "syntax": (["a=b=c"], "a=b=c: not of the form key=value"),
     "equals-in-a-path": (["ckpt_path=/x/epoch=3.ckpt"], """"ckpt_path='/x/epoch=3.ckpt'\""""),
     "brackets-in-a-path": (["ckpt_path=/x[1]/a"], """"ckpt_path='/x[1]/a'\""""),
-    "commas": (["+query=two hoops, and a star"], """"+query='two hoops, and a star'\""""),
+    "commas": (["+name=two hoops, and a star"], """"+name='two hoops, and a star'\""""),
     "bare-experiment": (["est_gpt"], "Did you mean experiment=est_gpt2?"),
     "dashes": (["--experiment", "tiny"], "written without dashes: experiment=tiny"),
     "dashes-and-value": (["--trainer.max_steps=3"], "without dashes: trainer.max_steps=3"),
@@ -228,9 +236,9 @@ def test_real_experiment_is_refused_in_time(tmp_path: Path) -> None:
 )
 def test_text_that_is_quoted_as_shown_comes_back_as_it_was(value: str) -> None:
     """Through a shell's reading and Hydra's."""
-    word = quoted("+query", value)
+    word = quoted("logger.wandb.name", value)
     assert word is not None
-    assert checked(["experiment=dlch", *shlex.split(word)])["query"] == value
+    assert checked(["experiment=dlch", *shlex.split(word)])["logger"]["wandb"]["name"] == value
 
 
 def test_a_value_in_braces_brings_keys_of_its_own(tmp_path: Path) -> None:

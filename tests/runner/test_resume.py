@@ -10,6 +10,7 @@ import shutil
 import signal
 import struct
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,10 @@ import torch
 from omegaconf import OmegaConf
 
 from runner import resume, signatures
-from runner.validate import ConfigError, checked
+from runner.errors import ConfigError
+from runner.job import arm_hash, config_hash
+from runner.run_record import read_record, write_record
+from runner.validate import checked
 from tests.runner.laboratory import finish, run, start
 from tests.runner.tiny import TinyModule
 
@@ -299,9 +303,7 @@ def test_another_length_is_refused_unless_it_is_asked_for(tmp_path: Path) -> Non
             run(tmp_path, *given, f"resume={folder}", change)
         settings = {**resume.stored_config(folder), "resume": "auto"}
         settings["trainer"] = {**settings["trainer"], key.removeprefix("trainer."): int(value)}
-        (folder / "run.json").write_text(
-            json.dumps({**resume.read_record(folder), "status": "interrupted"})
-        )
+        write_record(folder, replace(read_record(folder), status="interrupted"))
         told = resume.find(settings, folder.parent)
         assert isinstance(told, str)
         assert f"{key}: " in told
@@ -310,7 +312,7 @@ def test_another_length_is_refused_unless_it_is_asked_for(tmp_path: Path) -> Non
     # Without a limit on epochs these do not change the length.
     run(tmp_path, *given, f"resume={folder}", "trainer.accumulate_grad_batches=2")
     run(tmp_path, *given, f"resume={folder}", "trainer.max_steps=8", "stretch=true")
-    assert resume.read_record(folder)["checkpoint"] == "checkpoints/step-00000008.ckpt"
+    assert read_record(folder).checkpoint == "checkpoints/step-00000008.ckpt"
 
 
 def test_what_changes_the_steps_of_an_epoch_changes_the_length() -> None:
@@ -363,11 +365,20 @@ def test_auto_takes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_the_hash_of_a_config_says_what_decides_and_not_where_files_go() -> None:
     def digest(*overrides: str) -> str:
-        return resume.config_hash(checked(["experiment=sat_cpt", *overrides]))
+        return config_hash(checked(["experiment=sat_cpt", *overrides]))
 
     here = digest("paths.cache_dir=/here", "paths.output_dir=/here/runs")
     assert digest("paths.cache_dir=/there", "paths.output_dir=/there/runs") == here
     assert digest("paths.cache_dir=/here", "paths.output_dir=/here/runs", "seed=2") != here
+
+
+def test_runs_of_one_arm_differ_by_their_seeds_only() -> None:
+    def arm(*overrides: str) -> str:
+        return arm_hash(checked(["experiment=sat_cpt", *overrides]))
+
+    assert arm() == arm("seed=2") == arm("seed=3", "resume=auto", "tags=[a]", "datamodule.seed=5")
+    assert arm() != arm("trainer.max_steps=7")
+    assert arm() != arm("callbacks.sat=null")
 
 
 def test_what_only_training_reads_comes_from_the_run(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
+from annotated_types import Ge
 from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
@@ -70,11 +71,21 @@ class TinyModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99**step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def count(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
+    def count(self, datamodule: Any) -> dict[str, float]:
         return {"sum": sum(float(p.detach().sum()) for p in self.parameters())}
 
-    def greet(self, datamodule: Any, settings: dict[str, Any]) -> dict[str, float]:
-        print(f"greetings: {settings['query']}, {type(datamodule).__name__}")
+    def greet(
+        self, datamodule: Any, *, query: str | None = None, times: Annotated[int, Ge(1)] = 1
+    ) -> dict[str, float]:
+        """Say it.
+
+        Args:
+            datamodule: Any.
+            query: What is
+                said.
+            times: How often.
+        """
+        print(*[f"greetings: {query}, {type(datamodule).__name__}"] * times, sep="\n")
         return {}
 
     def export(self, folder: Path, files: list[Any]) -> None:

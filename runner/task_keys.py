@@ -1,0 +1,176 @@
+"""Tasks beside the runner's own: who does them, and which keys they read.
+
+A task is a function. Its keyword-only arguments are its keys on the command line: their
+annotations are the keys' types, their defaults the keys' defaults, their lines under `Args:` what
+`--help` says. An argument that is named like a key of conf/config.yaml (`ckpt_path`, `seed`) gets
+that key's value. Everything is read from the source; nothing is imported to know it.
+
+* A task of a module is a method that is listed in the class's `tasks`, with whether it needs a
+  checkpoint. It is called with the datamodule, None if none is chosen or `without_data` names it.
+* A task without a module is a function in FREE_TASKS. It is called with the settings.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runner import signatures
+
+# The groups of conf/ that are nodes of the config; one that was not chosen is None.
+GROUPS = ("module", "datamodule", "callbacks", "trainer", "logger", "paths")
+
+TOP_LEVEL = "runner.ranges.TopLevel"
+
+# What every module can do; others it lists itself, in `tasks`.
+TASKS = ("train", "validate", "test", "export")
+
+# By name, a function: `package.module.function`.
+FREE_TASKS: dict[str, str] = {}
+
+
+def own_tasks(module: Mapping[str, Any] | None) -> dict[str, bool]:
+    """Return the tasks that a module's node adds, each with whether it needs a checkpoint."""
+    return (signatures.attribute(module["_target_"], "tasks") or {}) if module else {}
+
+
+def function_of(task: str, module: Mapping[str, Any] | None) -> str | None:
+    """Return the dotted name of the function that does a task; None of the runner's own."""
+    if task in FREE_TASKS:
+        return FREE_TASKS[task]
+    listed = module is not None and task in own_tasks(module) and task not in TASKS
+    return f"{module['_target_']}.{task}" if module is not None and listed else None
+
+
+def arguments(task: str, module: Mapping[str, Any] | None) -> dict[str, signatures.Parameter]:
+    """Return the keyword-only arguments of a task, those named like other settings included."""
+    function = function_of(task, module)
+    accepted = signatures.keywords(function) if function else None
+    return accepted or {}
+
+
+def named_in(overrides: list[str]) -> str | None:
+    """Return the task that a command line names, None if it is one of the runner's own."""
+    tasks = [each.lstrip("+").partition("=")[2] for each in overrides if _key(each) == "task"]
+    return tasks[-1] if tasks and tasks[-1] not in TASKS else None
+
+
+def with_task_keys(overrides: list[str]) -> list[str]:
+    """Let keys of a task be written like those of conf/, where Hydra wants a `++`.
+
+    Args:
+        overrides: Of the command line, `task=NAME` among them or not.
+
+    Returns:
+        The same with `++key=value` for every bare word that no file of conf/ names. Those that the
+        task does not read are refused by `runner.validate`.
+    """
+    if named_in(overrides) is None:
+        return overrides
+    known = _keys_of_conf()
+    return [
+        f"++{each}" if re.match(r"\w+=", each) and _key(each) not in known else each
+        for each in overrides
+    ]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _keys_of_conf() -> set[str]:
+    conf = Path(__file__).resolve().parent.parent / "conf"
+    written = re.findall(r"(?m)^(\w+):", (conf / "config.yaml").read_text(encoding="utf-8"))
+    return {*written, *(path.name for path in conf.iterdir() if path.is_dir())}
+
+
+def modules() -> Iterator[str]:
+    """Yield the dotted name of every class in lightning_modules that has tasks of its own."""
+    folder = Path(__file__).resolve().parent.parent / "lightning_modules"
+    for path in sorted(folder.glob("*.py")):
+        for name in re.findall(r"(?m)^class (\w+)", path.read_text(encoding="utf-8")):
+            target = f"lightning_modules.{path.stem}.{name}"
+            if signatures.attribute(target, "tasks"):
+                yield target
+
+
+def readers(key: str) -> list[str]:
+    """Return the tasks that read a key."""
+    functions = dict(_functions())
+    return [task for task, function in functions.items() if key in _keys(function)]
+
+
+def _functions() -> Iterator[tuple[str, str]]:
+    yield from FREE_TASKS.items()
+    for target in modules():
+        for task in own_tasks({"_target_": target}):
+            if task not in TASKS:
+                yield task, f"{target}.{task}"
+
+
+def _keys(function: str) -> dict[str, signatures.Parameter]:
+    top = signatures.fields_of(TOP_LEVEL)
+    found = signatures.keywords(function) or {}
+    return {name: parameter for name, parameter in found.items() if name not in top}
+
+
+def listed() -> str:
+    """Return every task with its keys, for `--help`."""
+    lines = []
+    for task, function in _functions():
+        lines.append(f"task={task}  {_summary(function)}")
+        described = _described(function)
+        for name, parameter in _keys(function).items():
+            kind = signatures.words(parameter.hint)
+            default = f", default {parameter.default}" if parameter.default != "None" else ""
+            default = ", required" if parameter.required else default
+            lines.append(f"  {name}=  {kind}{default}. {described.get(name, '')}")
+    return "\n".join(lines)
+
+
+def _docstring(function: str) -> str:
+    found = signatures.find(function)
+    if found is None or not isinstance(found.node, ast.FunctionDef):
+        return ""
+    return ast.get_docstring(found.node) or ""
+
+
+def _summary(function: str) -> str:
+    return _docstring(function).partition("\n")[0]
+
+
+def _described(function: str) -> dict[str, str]:
+    """Return what a Google docstring says of each argument."""
+    section = re.search(r"(?ms)^Args:\n(.*?)(?:^\S|\Z)", _docstring(function))
+    parts = re.split(r"(?m)^    (\w+): ", section[1] if section else "")
+    return {n: " ".join(t.split()) for n, t in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with top-level keys that are no key of conf/config.yaml.
+
+    Those that the task reads are bound to its arguments; those in the module's `shortcuts` to the
+    module's argument of that name, which an experiment sets by them.
+
+    Args:
+        settings: The resolved config.
+    """
+    task, module = settings["task"], settings["module"]
+    top = signatures.fields_of(TOP_LEVEL)
+    wanted = {n: p for n, p in arguments(task, module).items() if n not in top}
+    target = module["_target_"] if module else ""
+    taken = signatures.signature(target) if target else None
+    for name in (signatures.attribute(target, "shortcuts") or ()) if taken else ():
+        wanted[name] = replace(taken.parameters[name], required=False) if taken else wanted[name]
+    further = {name: value for name, value in settings.items() if name not in (*top, *GROUPS)}
+    if task not in (*TASKS, *FREE_TASKS, *own_tasks(module)):
+        return []  # what it would read is unknown
+    for name in further.keys() - wanted.keys():
+        if tasks := readers(name):
+            return [f"{name}: task={task} does not read it, task={' or task='.join(tasks)} does"]
+    known = {name: signatures.Parameter(Any, False) for name in (*top, *GROUPS)}
+    return signatures.bind("", further, signatures.Signature({**known, **wanted}))
