@@ -4,6 +4,7 @@ Without PyTorch, so that what does not fit is refused before anything heavy is i
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,14 @@ def _definition(named: str | None, ask_hub: bool = False) -> Any:
     if named is None:
         return None
     file = Path(named).expanduser() / "tokenizer.json"
-    if ask_hub and not file.parent.is_dir() and ":" not in named:
+    if ask_hub and not os.path.isdir(file.parent) and ":" not in named:
         from transformers.utils.hub import cached_file
 
         try:
             file = Path(str(cached_file(named, "tokenizer.json")))
         except OSError:
             return None
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file fails where a name is too long to be a file's
         return None
     try:
         return json.loads(file.read_text(encoding="utf-8"))
