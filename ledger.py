@@ -23,12 +23,14 @@ class Saving:
         unit: Its unit, e.g. "FLOPs", "s", "steps", "turns".
         spent: The method's figure, at least 0 and finite (ValueError otherwise).
         baseline: The baseline's figure, above 0 and finite; None when nobody measured it.
+        estimated: Whether the baseline's figure was not measured in a run of the baseline.
     """
 
     quantity: str
     unit: str
     spent: float
     baseline: float | None
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         baseline = 1 if self.baseline is None else self.baseline
@@ -96,11 +98,13 @@ class Ledger:
         for heading in (self.method, "baseline", "saved"):
             table.add_column(Text(heading), justify="right")
         for row in self.savings:
-            figures = (_amount(row.spent, row.unit), _amount(row.baseline, row.unit))
+            baseline = amount(row.baseline, row.unit)
+            baseline += " (estimated)" if row.estimated and row.baseline is not None else ""
+            figures = (amount(row.spent, row.unit), baseline)
             table.add_row(Text(row.quantity), *figures, _verdict(row.saved, percent=True))
         table.add_section()
         for line in self.quality:
-            figures = (_amount(line.value), _amount(line.baseline))
+            figures = (amount(line.value), amount(line.baseline))
             table.add_row(Text(line.metric), *figures, _verdict(line.gain))
         return table
 
@@ -128,17 +132,17 @@ class Ledger:
         return cls(**{**content, **rows})
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def _amount(value: float | None, unit: str = "") -> str:
-    """Write a figure: four digits or whole thousands, from a million on an SI prefix."""
+def amount(value: float | None, unit: str = "") -> str:
+    """Write a figure with its unit: four digits or whole thousands, from a million an SI prefix."""
     if value is None:
         return "not measured"
     power = int(math.log10(value) // 3) if 1e6 <= value < 1e24 else 0
     digits = f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value / 1000**power:.4g}"
     return f"{digits} {['', 'k', *'MGTPEZ'][power]}{unit}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def _verdict(lead: float | None, percent: bool = False) -> Text:

@@ -214,7 +214,7 @@ class SubnetworkTraining(Callback):
                 Saving("FLOPs planned, all", "FLOPs", planned.total, dense_planned.total),
                 Saving("FLOPs counted, blocks", "FLOPs", counted.blocks, dense.blocks),
                 Saving("FLOPs counted, all", "FLOPs", counted.total, dense.total),
-                Saving("time of the steps", "s", seconds, dense_seconds),
+                Saving("time of the steps", "s", seconds, dense_seconds, estimated=True),
             ),
             notes=(
                 "all: with LM head and optimizer. time: medians of this run's steps, the baseline "

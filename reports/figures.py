@@ -1,0 +1,362 @@
+"""Curves over steps, tokens, FLOPs and seconds, as a paper prints them: of one run, of all arms."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports.registry import Run
+from reports.statistics import Arm
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, without its yellow: told apart by colour-blind readers, and on paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_ARMS = len(COLOURS) * len(LINES)
+MOST_POINTS = 400  # of one line; more cannot be seen
+
+STYLE: Any = {  # matplotlib types its keys one by one
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
+    "pdf.fonttype": 42,  # what publishers accept
+    "text.parse_math": False,  # a $ in a run's name is a $
+}
+
+AXES = {
+    "steps": "optimizer step",
+    "tokens": "tokens",
+    "FLOPs": "FLOPs of training, all (counted)",
+    "seconds": "time of training (s)",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric of one arm: at each step the mean over its runs, and their standard deviation.
+
+    Args:
+        x: For each axis that is known, where on it the steps lie.
+        mean: The mean of the runs that logged the metric.
+        std: Their standard deviation; 0 for one run.
+    """
+
+    x: Mapping[str, NDArray[np.float64]]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+
+def curve(runs: Sequence[Run], metric: str, dense_flops: Mapping[str, float]) -> Curve | None:
+    """Return a metric of an arm; None if fewer than two steps were logged by each of its runs.
+
+    Args:
+        runs: The arm's runs.
+        metric: A logged metric; what is of training is smoothed.
+        dense_flops: FLOPs of a dense step by workload, see `dense_flops_of`.
+    """
+    series = {run.folder: run.series(metric) for run in runs}
+    runs = [run for run in runs if len(series[run.folder]) > 1]
+    if not runs:
+        return None
+    steps = sorted(set.intersection(*(set(series[run.folder]) for run in runs)))
+    if len(steps) < 2:
+        return None
+    columns = [[series[run.folder][step] for step in steps] for run in runs]
+    if metric.startswith("train/"):
+        columns = [smooth(column) for column in columns]
+    places = [_positions(run, steps, dense_flops) for run in runs]
+    values = list(zip(*columns, strict=True))
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).astype(int))
+    return Curve(
+        {
+            axis: np.mean([place[axis] for place in places], axis=0)[chosen]
+            for axis in AXES
+            if all(axis in place for place in places)
+        },
+        np.array([fmean(row) for row in values])[chosen],
+        np.array([stdev(row) if len(row) > 1 else 0.0 for row in values])[chosen],
+    )
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the means of windows of a twentieth of the values, smaller ones at the ends."""
+    half, last = len(values) // 40, len(values) - 1
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    windows = [(place, min(half, place, last - place)) for place in range(len(values))]
+    return [float(total[p + r + 1] - total[p - r]) / (2 * r + 1) for p, r in windows]
+
+
+def _positions(
+    run: Run, steps: Sequence[int], dense_flops: Mapping[str, float]
+) -> dict[str, NDArray[np.float64]]:
+    """Return where a run's steps lie on each axis that its record knows."""
+    at = np.array(steps, dtype=float)
+    found = {"steps": at}
+    tokens = float(run.data.get("tokens_per_batch") or 0) * _trainer(run, "accumulate_grad_batches")
+    if tokens:
+        found["tokens"] = at * tokens
+    if rates := {step: rate for step, rate in run.series("perf/tokens_per_second").items() if rate}:
+        logged = np.array([0, *rates], dtype=float)
+        spent = np.cumsum(np.diff(logged) * tokens / np.array([*rates.values()]))
+        if tokens:
+            found["seconds"] = _through(logged, np.array([0.0, *spent]), at)
+    if (dense := _dense_flops(run) or dense_flops.get(workload(run))) is not None:
+        saving = _cumulative_saving(run)
+        logged = np.array([0, *saving], dtype=float)
+        kept = 1 - np.array([0.0, *saving.values()])
+        # Without a method nothing is saved: every step costs a dense one.
+        found["FLOPs"] = _through(logged, logged * kept * dense, at) if saving else at * dense
+    return found
+
+
+def _through(x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.float64]) -> Any:
+    """Interpolate, and go on behind the last point at the last pace."""
+    pace = (y[-1] - y[-2]) / (x[-1] - x[-2]) if len(x) > 1 else 0.0
+    return np.interp(at, x, y) + np.clip(at - x[-1], 0, None) * pace
+
+
+def _cumulative_saving(run: Run) -> dict[int, float]:
+    for name in run.ledgers:
+        if found := run.series(f"{name}/counted_flops_saved_all"):
+            return found
+    return {}
+
+
+def _dense_flops(run: Run) -> float | None:
+    """Return the FLOPs of a dense step as a run's own ledger has counted them."""
+    for ledger in run.ledgers.values():
+        for row in ledger.savings:
+            if row.quantity == "FLOPs counted, all" and row.baseline and run.steps():
+                return row.baseline / run.steps()
+    return None
+
+
+def dense_flops_of(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the FLOPs of a dense step by workload, as the ledgers of any of the runs know them."""
+    found = ((workload(run), _dense_flops(run)) for run in runs if run.ledgers)
+    return {key: flops for key, flops in found if flops is not None}
+
+
+def workload(run: Run) -> str:
+    """Return what decides the FLOPs of a dense step, as a key: the model and the batch."""
+    module, data = run.config.get("module") or {}, run.config.get("datamodule") or {}
+    model = {key: module.get(key) for key in ("_target_", "architecture", "pretrained", "lora")}
+    batch = {key: data.get(key) for key in ("batch_size", "context_length")}
+    processes = [_trainer(run, key) for key in ("accumulate_grad_batches", "devices", "num_nodes")]
+    return json.dumps([model, batch, processes], sort_keys=True, default=str)
+
+
+def _trainer(run: Run, key: str) -> float:
+    value = (run.config.get("trainer") or {}).get(key)
+    return float(value) if isinstance(value, int | float) else 1.0
+
+
+def metrics_of(arms: Sequence[Arm]) -> list[str]:
+    """Return the metrics that are worth a figure of all arms: losses, else two of validation."""
+    logged = {
+        name: None
+        for arm in arms
+        for run in arm.runs[:1]
+        for name in (run.rows[0] if run.rows else ())
+        if len(run.series(name)) > 1
+    }
+    losses: list[str] = [name for name in ("val/loss", "train/loss") if name in logged]
+    others = [name for name in logged if name.startswith("val/")][:2]
+    return losses if "val/loss" in losses else [*losses, *others]
+
+
+def arms_figure(arms: Sequence[Arm], metric: str, columns: int = 2) -> Figure | None:
+    """Draw a metric of all arms over every axis that all of them know.
+
+    Args:
+        arms: At most MOST_ARMS; the mean over an arm's runs is a line, their standard deviation a
+            band around it.
+        metric: A logged metric.
+        columns: Panels side by side.
+    """
+    runs = [run for arm in arms for run in arm.runs]
+    dense = dense_flops_of(runs)
+    drawn = [(arm, curve(arm.runs, metric, dense)) for arm in arms[:MOST_ARMS]]
+    curves = [(arm, found) for arm, found in drawn if found is not None]
+    axes = [axis for axis in AXES if curves and all(axis in found.x for _, found in curves)]
+    if not axes:
+        return None
+    with _styled():
+        figure, panels = _panels(len(axes), columns, sharey=True)
+        for axis, panel in zip(axes, panels, strict=True):
+            for place, (arm, found) in enumerate(curves):
+                _line(panel, found, axis, place, arm.label, metric.startswith("val/"))
+            _label(panel, axis, label_of(metric, runs) if _is_leftmost(panel) else "")
+        _legend(figure, panels, columns + 1)
+    return figure
+
+
+def run_figure(run: Run, curves: Sequence[str] = (), dense: Run | None = None) -> Figure | None:
+    """Draw a run: its losses over steps, over FLOPs where these are known, and what is asked for.
+
+    Args:
+        run: The run.
+        curves: Further logged metrics, a panel each.
+        dense: The run without a method that it is compared with, drawn beside it.
+
+    Returns:
+        None if nothing was logged twice.
+    """
+    flops = dense_flops_of([run, *([dense] if dense else [])])
+    both = [(run, ""), *([(dense, ", dense")] if dense else [])]
+    losses = [name for name in ("train/loss", "val/loss") if len(run.series(name)) > 1]
+    lines = [
+        (name, found, words, place)
+        for place, (each, words) in enumerate(both)
+        for name in losses
+        if (found := curve([each], name, flops)) is not None
+    ]
+    known = [a for a in ("steps", "FLOPs") if lines and all(a in found.x for _, found, *_ in lines)]
+    further = [(name, c) for name in curves if (c := curve([run], name, flops)) is not None]
+    if not known and not further:
+        return None
+    with _styled():
+        figure, panels = _panels(len(known) + len(further), min(2, len(known) + len(further)))
+        for axis, panel in zip(known, panels, strict=False):
+            if axis == "steps" and (raw := run.series("train/loss")):
+                panel.plot(*zip(*raw.items(), strict=True), color=COLOURS[0], alpha=0.2, lw=0.8)
+            for name, found, words, place in lines:
+                validation = name.startswith("val/")
+                label = ("validation" if validation else "training, smoothed") + words
+                _line(panel, found, axis, 2 * place + validation, label, validation)
+            _label(panel, axis, label_of("loss", [run]))
+        for (name, found), panel in zip(further, panels[len(known) :], strict=True):
+            panel.plot(found.x["steps"], found.mean, color=COLOURS[0])
+            _label(panel, "steps", label_of(name, [run]))
+        if known:
+            _legend(figure, panels, 4)
+        seed = "" if run.seed is None else f", seed {run.seed}"
+        figure.suptitle(f"{run.name} {run.id}{seed}", fontsize=10)
+    return figure
+
+
+def dense_beside(run: Run, others: Sequence[Run]) -> Run | None:
+    """Return the newest finished run of the same workload and seed that has no method, if any."""
+    plain = [
+        other
+        for other in others
+        if other.status == "finished"
+        and other.task == "train"
+        and other.seed == run.seed
+        and other.id != run.id
+        and not other.ledgers
+        and workload(other) == workload(run)
+        and other.steps() == run.steps()
+    ]
+    return plain[-1] if run.ledgers and plain else None
+
+
+def label_of(metric: str, runs: Sequence[Run]) -> str:
+    """Return a metric's name for an axis, with its unit where that is known."""
+    split, _, name = metric.rpartition("/")
+    words = {"val": "validation ", "train": "training ", "test": "test "}.get(split, f"{split} ")
+    nats = name == "loss" and any("val/perplexity" in run.metrics for run in runs)
+    return f"{words.lstrip()}{name.replace('_', ' ')}" + (" (nats per token)" if nats else "")
+
+
+def save(figure: Figure, path: Path, formats: Sequence[str] = ("svg", "png", "pdf")) -> Path:
+    """Write a figure in some formats; equal content gives equal files.
+
+    Args:
+        figure: What was drawn.
+        path: Without a suffix.
+        formats: Names of formats.
+
+    Returns:
+        The path of the first format.
+    """
+    import matplotlib as mpl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    # Ids of an SVG's parts follow from the salt: several SVGs in one page must not share any.
+    with _styled(), mpl.rc_context({"svg.hashsalt": path.stem}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for each in formats:
+            figure.savefig(path.with_suffix(f".{each}"), dpi=200, metadata=dates.get(each))
+    return path.with_suffix(f".{formats[0]}")
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def _panels(count: int, columns: int, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure  # not pyplot: it keeps figures and picks a window system
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3.5 * columns, 2.5 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
+    for spare in grid[count:]:
+        spare.remove()
+    return figure, grid[:count]
+
+
+def _is_leftmost(panel: Axes) -> bool:
+    place = panel.get_subplotspec()
+    return place is None or place.is_first_col()
+
+
+def _line(panel: Axes, found: Curve, axis: str, place: int, label: str, marked: bool) -> None:
+    """Draw one curve; markers where each value was measured by itself."""
+    colour = COLOURS[place % len(COLOURS)]
+    panel.plot(
+        found.x[axis],
+        found.mean,
+        LINES[place // len(COLOURS) % len(LINES)],
+        color=colour,
+        marker=MARKERS[place % len(MARKERS)] if marked and len(found.mean) <= 40 else None,
+        # What begins with _ is left out of legends; this space has no width.
+        label="\u200b" + label if label.startswith("_") else label,
+    )
+    if found.std.any():
+        low, high = found.mean - found.std, found.mean + found.std
+        panel.fill_between(found.x[axis], low, high, color=colour, alpha=0.15, lw=0)
+
+
+def _label(panel: Axes, axis: str, metric: str) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    panel.set_xlabel(AXES[axis])
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.set_ylabel(textwrap.fill(metric, 36))
+    if axis != "steps":
+        panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
+
+
+def _legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
+    """Put one legend below all panels."""
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))

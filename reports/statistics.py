@@ -1,0 +1,192 @@
+"""Arms and what can be said of them: means over seeds, differences paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from statistics import fmean, stdev
+
+from ledger import Ledger
+from reports.registry import Run, arm_of, differences
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over `n` runs, and the standard deviation of one run (n - 1); None for one run."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of differences within pairs, and its 95 % interval; None for one pair."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs whose settings differ by the seed alone.
+
+    Args:
+        label: What it is called in tables and legends.
+        runs: One finished run for each seed.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+
+    def values(self, metric: str) -> dict[int | None, float]:
+        """Return the last figure of a metric by seed."""
+        return {run.seed: run.metrics[metric] for run in self.runs if metric in run.metrics}
+
+    def ledgers(self) -> list[Ledger]:
+        """Return what its runs' methods saved."""
+        return [ledger for run in self.runs for ledger in run.ledgers.values()]
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Return the mean and the standard deviation of some values; None of none."""
+    if not values:
+        return None
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def paired(ours: Mapping[int | None, float], base: Mapping[int | None, float]) -> Difference | None:
+    """Return ours minus the baseline's over the seeds that both have; None if they share none.
+
+    The interval is Student's t: it takes the differences of pairs for normally distributed.
+
+    Args:
+        ours: A value for each seed.
+        base: Likewise, of what is compared with.
+    """
+    gaps = [ours[seed] - base[seed] for seed in ours if seed in base]
+    if not gaps:
+        return None
+    mean, count = fmean(gaps), len(gaps)
+    if count == 1:
+        return Difference(mean, None, 1)
+    from scipy.special import stdtrit  # the import of scipy.stats takes three times as long
+
+    quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
+    half = quantile * stdev(gaps) / math.sqrt(count)
+    return Difference(mean, (mean - half, mean + half), count)
+
+
+def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
+    """Group finished runs by arm; what a test of a run's checkpoint found is added to that run.
+
+    Args:
+        runs: Any runs, oldest first.
+
+    Returns:
+        The arms by label, and a line for each run that is in none and why.
+    """
+    finished = [run for run in runs if run.status == "finished"]
+    left_out = [f"{run.folder}: {run.status}" for run in runs if run.status != "finished"]
+    # Hashes of different versions of the program cannot be compared: then all are made here.
+    written = all(run.arm for run in finished)
+    groups: dict[str, dict[int | None, Run]] = {}
+    for run in _with_tests(finished):
+        key = run.arm if written else arm_of(run.config) if run.config else str(run.folder)
+        seeds = groups.setdefault(key, {})
+        if run.seed in seeds:
+            older = seeds[run.seed].folder
+            left_out.append(f"{older}: {run.id} is newer, of the same arm and seed")
+        seeds[run.seed] = run
+    members = [sorted(each.values(), key=_by_seed) for each in groups.values()]
+    labels = _labels(members)
+    arms = [Arm(label, tuple(runs)) for label, runs in zip(labels, members, strict=True)]
+    return sorted(arms, key=lambda arm: arm.label), left_out
+
+
+def _by_seed(run: Run) -> tuple[bool, int]:
+    return (run.seed is None, run.seed or 0)
+
+
+def _with_tests(runs: Sequence[Run]) -> list[Run]:
+    """Add the figures of validate and test runs to the run that trained their checkpoint."""
+    trained = {run.folder.name: run for run in runs if run.task == "train"}
+    others = []
+    for run in runs:
+        if run.task == "train":
+            continue
+        owner = Path(run.checkpoint).parent.parent.name if run.checkpoint else ""
+        if owner in trained:
+            metrics = {**trained[owner].metrics, **run.metrics}
+            trained[owner] = replace(trained[owner], metrics=metrics)
+        else:
+            others.append(run)
+    return [*trained.values(), *others]
+
+
+def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
+    """Name each arm: by its experiment, else by what its runs' names begin with.
+
+    Where arms share a name, the settings in which they differ are added.
+    """
+    names = [_name(runs) for runs in members]
+    labels = list(names)
+    for name in set(names):
+        places = [place for place, other in enumerate(names) if other == name]
+        if len(places) == 1:
+            continue
+        changes = differences([members[place][0].config for place in places])
+        for column, place in enumerate(places):
+            values = [f"{key.rpartition('.')[2]}={row[column]}" for key, row in changes.items()]
+            few = ", ".join(values) if 0 < len(values) <= 3 else members[place][0].id
+            labels[place] = f"{name} ({few})"
+    return labels
+
+
+def _name(runs: Sequence[Run]) -> str:
+    experiments = {run.experiment for run in runs}
+    if len(experiments) == 1 and runs[0].experiment:
+        return runs[0].experiment
+    names = [run.name for run in runs]
+    if len(set(names)) == 1:
+        return names[0]
+    shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in shared).rstrip("-_. 0123456789") or names[0]
+
+
+def baseline_of(arms: Sequence[Arm], wanted: str | None = None) -> Arm | None:
+    """Return the arm that the others are compared with.
+
+    Args:
+        arms: All arms.
+        wanted: Its label or the id of one of its runs. None: the arm without a method, the shortest
+            label first; without such an arm there is none.
+
+    Raises:
+        ValueError: No arm is called so.
+    """
+    if wanted is not None:
+        for arm in arms:
+            if wanted == arm.label or wanted in (run.id for run in arm.runs):
+                return arm
+        labels = ", ".join(arm.label for arm in arms)
+        raise ValueError(f"baseline={wanted}: no arm is called so. There are: {labels}")
+    plain = [arm for arm in arms if not arm.ledgers()]
+    return min(plain, key=lambda arm: (len(arm.label), arm.label), default=None)
+
+
+def saved(arm: Arm) -> dict[tuple[str, str], Spread | None]:
+    """Return the share that an arm saved, by method and quantity; None where nobody measured it."""
+    shares: dict[tuple[str, str], list[float]] = {}
+    for ledger in arm.ledgers():
+        for row in ledger.savings:
+            values = shares.setdefault((ledger.method, row.quantity), [])
+            if row.saved is not None:
+                values.append(row.saved)
+    return {key: spread(values) for key, values in shares.items()}

@@ -1,0 +1,229 @@
+"""Tables for the terminal: the list of runs, one run, several beside each other, a sweep's jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ledger import Ledger
+from reports.registry import Run, differences
+from terminal import literal
+
+COLOURS = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+
+
+def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> None:
+    """Print runs, a line each, newest last, and which folders are none.
+
+    Args:
+        console: Where to.
+        runs: The runs, oldest first.
+        skipped: A line for each folder that was skipped.
+    """
+    table = Table(box=None, pad_edge=False)
+    for heading in ("id", "name", "task", "seed", "status", "started", "time", "result"):
+        table.add_column(heading, justify="right" if heading in ("seed", "time") else "left")
+    for run in runs:
+        table.add_row(
+            literal(run.id),
+            literal(run.name),
+            literal(run.task),
+            "" if run.seed is None else str(run.seed),
+            Text(run.status, COLOURS.get(run.status, "")),
+            run.started[:16].replace("T", " "),
+            duration(run.seconds),
+            literal(_result(run)),
+        )
+    console.print(table)
+    for line in skipped:
+        console.print(literal(f"skipped {line}"), soft_wrap=True, style="dim")
+
+
+def show_run(console: Console, run: Run) -> None:
+    """Print all that the record of a run says.
+
+    Args:
+        console: Where to.
+        run: The run.
+    """
+    facts = {
+        "folder": run.folder,
+        "experiment": run.experiment,
+        "status": run.status,
+        "seed": run.seed,
+        "started": run.started,
+        "time": duration(run.seconds),
+        "command": run.command,
+        "checkpoint": run.checkpoint,
+    }
+    title = f"{run.name} {run.id}, {run.task}"
+    table = Table(title=literal(title), title_justify="left", show_header=False)
+    for name, value in facts.items():
+        if value not in (None, ""):
+            table.add_row(name, literal(value))
+    console.print(table)
+    reached(console, "", run.metrics, run.ledgers.values(), {})
+    for name in run.not_finite:
+        console.print(literal(f"{name}: not a finite number"))
+
+
+def reached(
+    console: Console,
+    title: str,
+    metrics: Mapping[str, float],
+    ledgers: Iterable[Ledger],
+    places: Mapping[str, Path | None],
+) -> None:
+    """Print what a run reached, what it saved, and where its files are.
+
+    Args:
+        console: Where to.
+        title: The run's name and id.
+        metrics: Its last metrics.
+        ledgers: What its methods saved.
+        places: Its files by name.
+    """
+    table = Table(title=literal(title), title_justify="left", show_header=False)
+    for name in sorted(metrics, key=_rank):
+        table.add_row(literal(name), f"{metrics[name]:.6g}")
+    console.print(table)
+    for ledger in ledgers:
+        console.print(ledger.table())
+    for name, place in places.items():
+        if place is not None and place.exists():
+            console.print(literal(f"{name + ':':17}{place}"), soft_wrap=True)
+
+
+def without_constants(metrics: Mapping[str, float], run: Run) -> dict[str, float]:
+    """Leave out what a run logged at several steps with always the same value.
+
+    Figures of validation and test stay: that these do not change is a result.
+
+    Args:
+        metrics: Its last metrics.
+        run: The run, with its metrics.csv.
+    """
+    series = {name: run.series(name) for name in metrics}
+    constant = {name for name, each in series.items() if len(each) > 1 == len(set(each.values()))}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in constant or name.startswith(("val/", "test/"))
+    }
+
+
+def compare(console: Console, runs: Sequence[Run]) -> None:
+    """Print in which settings runs differ, and what each reached, beside each other.
+
+    Args:
+        console: Where to.
+        runs: At least two.
+    """
+    settings = differences([run.config for run in runs])
+    metrics = sorted({name for run in runs for name in run.metrics}, key=_rank)
+    table = Table(row_styles=("", "dim") if len(metrics) > 12 else None)
+    table.add_column()
+    for run in runs:
+        table.add_column(literal(f"{run.name}\n{run.id}"), justify="right")
+    table.add_row("status", *(Text(run.status, COLOURS.get(run.status, "")) for run in runs))
+    table.add_row("seed", *(str(run.seed) for run in runs))
+    table.add_section()
+    for key, values in settings.items():
+        table.add_row(literal(key), *map(_setting, values))
+    table.add_section()
+    for name in metrics:
+        table.add_row(literal(name), *(_figure(run.metrics.get(name)) for run in runs))
+    saved = {
+        f"{ledger.method}: {row.quantity}, saved": None
+        for run in runs
+        for ledger in run.ledgers.values()
+        for row in ledger.savings
+    }
+    table.add_section()
+    for name in saved:
+        table.add_row(literal(name), *(_saved(run, name) for run in runs))
+    console.print(table)
+
+
+def jobs(console: Console, runs: Sequence[Run]) -> None:
+    """Print one table of all jobs of a sweep: what differs between them, and what each reached.
+
+    Args:
+        console: Where to.
+        runs: The jobs' runs, in their order.
+    """
+    changes = differences([run.config for run in runs]) if len(runs) > 1 else {}
+    metrics = _shared_metrics(runs)
+    table = Table(title=f"{len(runs)} jobs", title_justify="left")
+    shown = list(changes.items())[:4]
+    for heading in ("run", "seed", "status", "time"):
+        table.add_column(heading, justify="right" if heading in ("seed", "time") else "left")
+    for key, _ in shown:
+        table.add_column(literal(key.rpartition(".")[2] or key))
+    for name in metrics:
+        table.add_column(literal(name), justify="right")
+    for place, run in enumerate(runs):
+        table.add_row(
+            literal(f"{run.name} {run.id}"),
+            str(run.seed),
+            Text(run.status, COLOURS.get(run.status, "")),
+            duration(run.seconds),
+            *(_setting(values[place]) for _, values in shown),
+            *(_figure(run.metrics.get(name)) for name in metrics),
+        )
+    console.print(table)
+    if len(changes) > len(shown):
+        words = f"The jobs differ in {len(changes)} settings: python -m runner compare"
+        words = " ".join([words, *(run.id for run in runs[:8])])
+        console.print(literal(words), soft_wrap=True)
+
+
+def _shared_metrics(runs: Sequence[Run]) -> list[str]:
+    """Return at most four metrics: of test, else of validation, else of training."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    for split in ("test/", "val/", "train/"):
+        if found := [name for name in names if name.startswith(split)]:
+            return found[:4]
+    return []
+
+
+def _result(run: Run) -> str:
+    names = _shared_metrics([run])[:2]
+    return ", ".join(f"{name} {_figure(run.metrics[name])}" for name in names)
+
+
+def _setting(value: object) -> Text:
+    return literal("-" if value is None else value, 40, 1)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _saved(run: Run, name: str) -> str:
+    for ledger in run.ledgers.values():
+        for row in ledger.savings:
+            if name == f"{ledger.method}: {row.quantity}, saved":
+                return "not measured" if row.saved is None else f"{100 * row.saved:.1f} %"
+    return ""
+
+
+def _rank(metric: str) -> tuple[int, str]:
+    """Sort what was reached before what it took."""
+    split = metric.partition("/")[0]
+    order = ("test", "val", "train")
+    return (order.index(split) if split in order else len(order), metric)
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time as people say it: 45 s, 12 min, 3 h 20 min; empty where none is known."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

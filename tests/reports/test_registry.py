@@ -1,0 +1,158 @@
+"""Runs are found by folder, pattern or id; what is broken or foreign is skipped by its name."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from reports.registry import NoRun, arm_of, differences, find, read, resolve
+from runner.__main__ import main
+from tests.reports.study import make_run, make_study
+
+
+def command(*words: str) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = main(words, console)
+    assert isinstance(console.file, io.StringIO)
+    return code, console.file.getvalue()
+
+
+def test_broken_and_foreign_folders_are_skipped_by_name(tmp_path: Path) -> None:
+    good = make_run(tmp_path, "good", 1)
+    damaged = make_run(tmp_path, "damaged", 1)
+    (damaged / "run.json").write_text('{"id": "x", "task"')
+    other = make_run(tmp_path, "other", 1)
+    (other / "run.json").write_text(json.dumps({"version": 3}))
+    listed = make_run(tmp_path, "listed", 1, record={"metrics": [1, 2]})
+    foreign = tmp_path / "good" / "notes"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("none of ours")
+    sweep = tmp_path / "multirun" / "today"
+    sweep.mkdir(parents=True)
+    (sweep / "multirun.yaml").write_text("")
+    runs, skipped = find([tmp_path])
+    assert [run.folder for run in runs] == [good]
+    named = {
+        folder
+        for folder in (damaged, other, listed, foreign, sweep)
+        for line in skipped
+        if line.startswith(str(folder))
+    }
+    assert named == {damaged, other, listed, foreign}
+    assert len(skipped) == 4
+
+
+def test_places_are_patterns_folders_or_runs_and_a_run_is_found_once(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    folder = next((tmp_path / "est").iterdir())
+    assert len(find([f"{tmp_path}/*"])[0]) == 6
+    assert len(find([f"{tmp_path}/est*/*", tmp_path / "est", folder])[0]) == 3
+    with pytest.raises(NoRun, match="no match"):
+        find([tmp_path / "nothing*"])
+
+
+def test_a_run_is_resolved_by_folder_file_and_beginning_of_its_id(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", 1, record={"id": "abc1"})
+    make_run(tmp_path, "a", 2, record={"id": "abd2"})
+    for word in (str(folder), str(folder / "metrics.csv"), "abc1", "abc"):
+        assert resolve(word, tmp_path).id == "abc1"
+    with pytest.raises(NoRun, match="2 runs"):
+        resolve("ab", tmp_path)
+    with pytest.raises(NoRun, match="neither"):
+        resolve("x", tmp_path)
+
+
+def test_records_of_older_versions_are_read(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "old", 1)
+    content = json.loads((folder / "run.json").read_text())
+    del content["name"], content["command"]
+    content["experiment"] = "old"
+    for row in content["ledgers"].values():
+        row["savings"] = [{k: v for k, v in s.items() if k != "estimated"} for s in row["savings"]]
+    (folder / "run.json").write_text(json.dumps(content))
+    run = read(folder)
+    assert (run.name, run.experiment, run.command) == ("old", None, None)
+
+
+def test_the_command_of_a_sweeps_job_is_its_own(tmp_path: Path) -> None:
+    record = {"sweep": {"id": "s"}, "overrides": ["experiment=est", "name=a b", "seed=2"]}
+    run = read(
+        make_run(tmp_path, "a", 2, record={**record, "command": "python run.py -m seed=1,2"})
+    )
+    assert run.command == "python run.py experiment=est 'name=a b' seed=2"
+
+
+def test_an_arm_is_the_config_without_seeds_names_and_places() -> None:
+    config = {
+        "seed": 1,
+        "name": "a",
+        "paths": {"run_dir": "/out/a/1"},
+        "module": {"lr": 1.0, "parts": [{"seed": 1}]},
+        "callbacks": {"checkpoint": {"folder": "/out/a/1/checkpoints"}},
+    }
+    other = {
+        "seed": 2,
+        "name": "b",
+        "paths": {"run_dir": "/out/b/2"},
+        "module": {"lr": 1.0, "parts": [{"seed": 2}]},
+        "callbacks": {"checkpoint": {"folder": "/out/b/2/checkpoints"}},
+    }
+    assert arm_of(config) == arm_of(other)
+    other["module"] = {"lr": 2.0, "parts": [{"seed": 2}]}
+    other["callbacks"] = {"checkpoint": None}
+    assert arm_of(config) != arm_of(other)
+    found = differences([config, other])
+    assert found["module.lr"] == [1.0, 2.0]
+    assert set(found) == {"module.lr", "callbacks.checkpoint"}
+
+
+def test_ls_show_and_compare_say_what_the_records_say(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    dense, est = (str(next((tmp_path / name).glob("*_00-00-01-*"))) for name in ("dense", "est"))
+    code, listed = command("ls", str(tmp_path))
+    assert (code, listed.count("finished")) == (0, 6)
+    code, shown = command("show", est)
+    assert code == 0
+    assert "python run.py name=est seed=1" in shown
+    assert "10 s (estimated)" in shown
+    code, compared = command("compare", dense, est)
+    row = next(line for line in compared.splitlines() if "callbacks.est" in line)
+    assert [cell.strip() for cell in row.strip("\u2502").split("\u2502")] == [
+        "callbacks.est",
+        "-",
+        "EST",
+    ]
+    assert "25.0 %" in compared
+
+
+def test_a_missing_run_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "zzz", "--in", str(tmp_path)]) == 2
+    assert "zzz: neither a run folder nor the id" in capsys.readouterr().err
+
+
+def test_markup_and_escapes_in_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
+    make_run(tmp_path, "[bold]x", 1, record={"command": "evil \x1b[2J"})
+    assert "[bold]x" in command("ls", str(tmp_path))[1]
+    shown = command("show", str(next((tmp_path / "[bold]x").iterdir())))[1]
+    assert "\\x1b[2J" in shown
+    assert "\x1b" not in shown
+
+
+def test_the_list_needs_neither_torch_nor_lightning() -> None:
+    code = "import sys, runner.__main__; print({'torch', 'hydra', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_hundred_runs_are_listed_in_a_tenth_of_the_time_for_a_thousand(tmp_path: Path) -> None:
+    for seed in range(100):
+        make_run(tmp_path, f"arm-{seed % 10}", seed)
+    began = time.process_time()
+    runs, _ = find([tmp_path])
+    assert len(runs) == 100
+    assert time.process_time() - began < 0.2
