@@ -278,6 +278,10 @@ class Typist(Reader):
         trains = [each for each in overrides if each.startswith("experiment=")]
         begins = next(iter(trains), "").partition("=")[2]
         short = next((o for name, o in SHORTER.items() if begins.startswith(name)), ())
+        if (
+            "-m" in overrides
+        ):  # keys of what is swept over are not there yet when Hydra looks for them
+            short = tuple(f"++{each}" for each in short)
         options = {"--cfg", "--help", "-sc"} & {*overrides}
         self.call(sys.executable, "run.py", *overrides, *(() if options else short))
         written = re.findall(r"exported: (\S+)", self.said)
