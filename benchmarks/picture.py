@@ -7,60 +7,44 @@ a ledger: it says what a dense step costs, so that all are drawn on the same axi
 """
 
 import argparse
-import csv
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from ledger import Ledger
+from reports.registry import Run, find
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
-SHARE, QUANTITY = "/counted_flops_saved_blocks", "FLOPs counted, blocks"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished run: its run.json and the rows of its metrics.csv."""
-
-    record: dict[str, Any]
-    rows: list[dict[str, str]]
-
-    def over_flops(self, dense_step: float) -> list[tuple[float, float]]:
-        """Return the FLOPs spent in the blocks until each validation, with its loss.
-
-        Args:
-            dense_step: FLOPs of the blocks in a dense step.
-        """
-        points, saved = [], 0.0
-        for row in self.rows:
-            saved = next(
-                (float(row[key]) for key in row if key.endswith(SHARE) and row[key]), saved
-            )
-            if row.get("val/loss"):
-                spent = (1 - saved) * int(row["step"]) * dense_step
-                points.append((spent, float(row["val/loss"])))
-        return points
+QUANTITY = "FLOPs counted, blocks"
 
 
 def read(folder: Path) -> list[Run]:
-    """Return the finished runs in a folder, by seed.
+    """Return the finished trainings in a folder, by seed.
 
     Raises:
         ValueError: It has none.
     """
-    runs = []
-    for path in folder.glob("**/run.json"):
-        record = json.loads(path.read_text())
-        if record["status"] == "finished" and record["task"] == "train":
-            with path.with_name("metrics.csv").open(newline="") as file:
-                runs.append(Run(record, list(csv.DictReader(file))))
+    runs = [run for run in find([folder])[0] if (run.task, run.status) == ("train", "finished")]
     if not runs:
         raise ValueError(f"{folder}: no run folder of a finished training below it")
-    return sorted(runs, key=lambda run: run.record["seed"])
+    return sorted(runs, key=lambda run: run.seed or 0)
+
+
+def over_flops(run: Run, dense_step: float) -> list[tuple[float, float]]:
+    """Return the FLOPs spent in the blocks until each validation, with its loss.
+
+    Args:
+        run: The run.
+        dense_step: FLOPs of the blocks in a dense step.
+    """
+    saved = {0: 0.0}
+    for method in run.ledgers:
+        saved |= run.series(f"{method}/counted_flops_saved_blocks")
+    return [
+        ((1 - saved[max(known for known in saved if known <= step)]) * step * dense_step, loss)
+        for step, loss in run.series("val/loss").items()
+    ]
 
 
 def ledger_of(run: Run) -> tuple[Ledger, float]:
@@ -69,21 +53,18 @@ def ledger_of(run: Run) -> tuple[Ledger, float]:
     Raises:
         ValueError: No method of the run counted FLOPs.
     """
-    for content in run.record["ledgers"].values():
-        ledger = Ledger.from_dict(content)
+    for ledger in run.ledgers.values():
         for row in ledger.savings:
             if row.quantity == QUANTITY and row.baseline is not None:
-                return ledger, row.baseline / int(run.rows[-1]["step"])
-    raise ValueError(
-        f"run {run.record['id']} has no ledger with '{QUANTITY}': name EST's runs first"
-    )
+                return ledger, row.baseline / run.steps()
+    raise ValueError(f"run {run.id} has no ledger with '{QUANTITY}': name EST's runs first")
 
 
 def table(arms: dict[str, list[Run]], ledger: Ledger) -> list[tuple[str, str]]:
     """Return the lines of the final table: each arm's last loss by seed, then what was saved."""
     lines = []
     for name, runs in arms.items():
-        losses = [run.record["metrics"]["val/loss"] for run in runs]
+        losses = [run.metrics["val/loss"] for run in runs]
         lines.append((name, "  ".join(f"{loss:.3f}" for loss in losses)))
     saved = [row for row in ledger.savings if row.quantity.startswith("FLOPs counted")]
     return lines + [
@@ -112,7 +93,7 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
             1, 2, figsize=(10, 3.6), width_ratios=[3, 2], layout="constrained"
         )
         for (name, runs), colour in zip(arms.items(), COLOURS, strict=False):
-            points = [run.over_flops(dense_step / 1e12) for run in runs]
+            points = [over_flops(run, dense_step / 1e12) for run in runs]
             for seed in points:
                 plot.plot(*zip(*seed, strict=True), "o", color=colour, alpha=0.35, markersize=4)
             means = [
@@ -125,7 +106,7 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
         plot.spines[["top", "right"]].set_visible(False)
         plot.grid(alpha=0.3)
         text.set_axis_off()
-        seeds = " ".join(str(run.record["seed"]) for run in next(iter(arms.values())))
+        seeds = " ".join(str(run.seed) for run in next(iter(arms.values())))
         lines = [("last validation loss", f"seeds {seeds}"), *table(arms, ledger)]
         for place, (name, value) in enumerate(lines):
             weight = "bold" if place else "normal"

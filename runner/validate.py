@@ -537,7 +537,9 @@ def _methods(settings: dict[str, Any]) -> list[str]:
 
 
 def _monitors(settings: dict[str, Any]) -> list[str]:
-    """Check that callbacks watch metrics that are logged, as far as module and callbacks say."""
+    """Check that a training watches what is logged, as far as module and callbacks say."""
+    if settings["task"] != "train":
+        return []
     nodes = {f"callbacks.{name}": node for name, node in (settings["callbacks"] or {}).items()}
     sources = [node for node in (settings["module"], *nodes.values()) if node]
     said = [signatures.attribute(node["_target_"], "validated") for node in sources]

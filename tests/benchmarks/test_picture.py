@@ -50,14 +50,15 @@ def test_a_method_s_steps_cost_less_than_dense_ones(tmp_path: Path) -> None:
     run_folder(tmp_path / "dense", {5: 5.0, 10: 4.0}, None)
     (est,), (dense,) = picture.read(tmp_path / "est"), picture.read(tmp_path / "dense")
     assert picture.ledger_of(est)[1] == 1e12
-    assert est.over_flops(1e12) == [(3e12, 5.5), (6e12, 4.25)]
-    assert dense.over_flops(1e12) == [(5e12, 5.0), (10e12, 4.0)]
+    assert picture.over_flops(est, 1e12) == [(3e12, 5.5), (6e12, 4.25)]
+    assert picture.over_flops(dense, 1e12) == [(5e12, 5.0), (10e12, 4.0)]
 
 
 @pytest.mark.parametrize(
     ("arms", "words"),
     [
-        (["EST={}/nothing"], "no run folder of a finished training"),
+        (["EST={}/nothing"], "there is no such folder"),
+        (["EST={}/failed"], "no run folder of a finished training"),
         (["dense={}/dense"], "name EST's runs first"),
         (["{}/dense"], "NAME=FOLDER"),
     ],
@@ -66,6 +67,7 @@ def test_what_cannot_be_drawn_is_said(
     arms: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_folder(tmp_path / "dense", {5: 5.0, 10: 4.0}, None)
+    run_folder(tmp_path / "failed", {5: 5.0, 10: 4.0}, None, status="failed")
     with pytest.raises(SystemExit):
         picture.main([*(arm.format(tmp_path) for arm in arms), "--out", str(tmp_path / "a.svg")])
     assert words in capsys.readouterr().err
