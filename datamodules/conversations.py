@@ -18,7 +18,7 @@ from datamodules.files import digest_file, find_parts, read_rows, refuse_surroga
 from datamodules.generated.problems import word_problems
 from datamodules.hub import chosen_datasets, identity_of, load_rows
 from datamodules.text_sources import Piece, check_sources, falls_below
-from language.chat_rendering import Conversation, text_of
+from language.conversation import Conversation, text_of
 
 Row = tuple[str, Any]
 """Where a row stands, for messages to the user, and the row."""

@@ -32,9 +32,11 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from datamodules import language_modeling, text_sources, token_cache
 from datamodules.batches import permute, train_batch
 from datamodules.cache import read_record
+from datamodules.cross_modal import CrossModalDataModule
 from datamodules.files import find_files
+from datamodules.instruction import InstructionDataModule
 from datamodules.language_modeling import LanguageModelingDataModule
-from datamodules.text_sources import check
+from datamodules.multi_turn_sql import MultiTurnSql
 
 WORDS = [
     "the",
@@ -855,15 +857,14 @@ def test_settings_that_cannot_work_are_refused_at_once(
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-def test_the_check_before_the_start_imports_nothing_heavy() -> None:
-    """The runner calls it to refuse a mistake in well under five seconds."""
-    name = LanguageModelingDataModule.check
+def test_the_checks_before_the_start_import_nothing_heavy() -> None:
+    """The runner calls them to refuse a mistake in well under five seconds."""
+    text = (LanguageModelingDataModule, InstructionDataModule)
+    names = [m.check.partition(":")[0] for m in (*text, CrossModalDataModule, MultiTurnSql)]
     code = (
-        "import sys; from datamodules.text_sources import check; check({'source': 'docstrings'});"
+        f"import sys, {', '.join(names)};"
         "assert not {'torch', 'pytorch_lightning', 'transformers', 'datasets'} & set(sys.modules)"
     )
-    assert name == "datamodules.text_sources:check"
-    assert check.__name__ == "check"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
