@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from datamodules.files import digest_file, find_parts, read_rows, refuse_surrogates
 from datamodules.generated.problems import word_problems
-from datamodules.hub import chosen_datasets, identity_of, load_rows
+from datamodules.hub import datasets_of, identity_of, load_rows
 from datamodules.text_sources import Piece, check_sources, falls_below
 from language.conversation import Conversation, text_of
 
@@ -90,7 +90,7 @@ def open_conversations(settings: Mapping[str, Any]) -> ConversationSource:
         rows.append(("train", partial(word_problems, settings["count"])))
         identity["count"] = settings["count"]
     elif kind == "hub":
-        for name, node in chosen_datasets(settings).items():
+        for name, node in datasets_of(settings).items():
             identity[name] = identity_of(node)
             splits = {"train": node.get("split") or "train", "test": node.get("test_split")}
             plain = {key: value for key, value in node.items() if key != "test_split"}

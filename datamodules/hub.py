@@ -38,7 +38,7 @@ class ChatDataSet(DataSet, total=False):
     test_split: str | None
 
 
-def chosen_datasets(settings: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def datasets_of(settings: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the data sets that are not null.
 
     Raises:

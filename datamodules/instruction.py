@@ -240,16 +240,7 @@ class InstructionDataModule(LanguageModelingDataModule):
             there += f", {self.over_long[part]} of them too long"
         return there
 
-    def check_files(self) -> None:
-        """Read the user's own files once, to refuse what is wrong in them; needs no tokenizer.
-
-        Raises:
-            ValueError: A row that is no conversation, or fewer answers than one batch takes.
-        """
-        if self.old_domain is not None:
-            self.old_domain.check_files()
-        if self.settings["files"] is None:
-            return
+    def _check_own_files(self) -> None:
         bad_rows = BadRows(self.settings["bad_rows"])
         held = Counter({"train": 0, "val": 0})
         for conversation in open_conversations(self.settings).read(bad_rows.refuse):

@@ -46,8 +46,8 @@ from datamodules.text_sources import (
     OldDomain,
     Source,
     check,
-    chosen_old_domain,
-    named_old_domain,
+    old_domain_errors,
+    old_domain_of,
     open_source,
 )
 from datamodules.token_cache import (
@@ -183,7 +183,7 @@ class LanguageModelingDataModule(OrderedDataModule):
         self.folder: Path | None = None
         self._opened_at: tuple[int, int] | None = None
         self.old_domain: LanguageModelingDataModule | None = None
-        if (chosen := chosen_old_domain(self.settings)) is not None:
+        if (chosen := old_domain_of(self.settings)) is not None:
             shared = ("tokenizer", "vocab_size", "context_length", "batch_size", "cache_dir")
             self.old_domain = LanguageModelingDataModule(
                 **{**chosen, **{key: self.settings[key] for key in shared}}
@@ -194,7 +194,7 @@ class LanguageModelingDataModule(OrderedDataModule):
         if self.folder is not None:
             return
         if self.old_domain is not None:
-            with named_old_domain():
+            with old_domain_errors():
                 self.old_domain.prepare_data()
         source = self._open_source()
         tokenizer: dict[str, Any] = {"vocab_size": self.vocab_size, "sample": self.sample_chars}
@@ -264,7 +264,7 @@ class LanguageModelingDataModule(OrderedDataModule):
         rank, world_size = self.place
         if self.old_domain is not None:
             self.old_domain.trainer = self.trainer
-            with named_old_domain():
+            with old_domain_errors():
                 self.old_domain.setup(stage)
         if self._opened_at == (rank, world_size):
             return
@@ -323,10 +323,12 @@ class LanguageModelingDataModule(OrderedDataModule):
             ValueError: A file cannot be read, or there is less text than one batch takes.
         """
         if self.old_domain is not None:
-            with named_old_domain():
+            with old_domain_errors():
                 self.old_domain.check_files()
-        if self.settings["files"] is None:
-            return
+        if self.settings["files"] is not None:
+            self._check_own_files()
+
+    def _check_own_files(self) -> None:
         held = Counter({"train": 0, "val": 0})
         for piece in open_source(self.settings).pieces():
             # Tokens at most: one for each byte, a space before and an end behind.

@@ -31,7 +31,7 @@ from datamodules.generated.docstrings import (
     read_code,
     read_documents,
 )
-from datamodules.hub import TextDataSet, chosen_datasets, identity_of, load_rows
+from datamodules.hub import TextDataSet, datasets_of, identity_of, load_rows
 from datamodules.settings import Whole
 
 Source = Literal["docstrings", "code", "text", "jsonl", "parquet", "hub"]
@@ -235,7 +235,7 @@ def _text_of(record: object, column: str, where: str) -> str:
 
 
 def _open_hub(settings: Mapping[str, Any]) -> TextSource:
-    nodes = chosen_datasets(settings)
+    nodes = datasets_of(settings)
 
     def documents() -> Iterator[str]:
         from datasets import interleave_datasets  # type: ignore[import-untyped]
@@ -295,8 +295,8 @@ def check_sources(
     Raises:
         ValueError: Names the full config key, what is wrong with it and what is allowed.
     """
-    with named_old_domain():
-        if (chosen := chosen_old_domain(settings)) is not None:
+    with old_domain_errors():
+        if (chosen := old_domain_of(settings)) is not None:
             check(chosen)
     source = settings["source"]
     for key in keys:
@@ -317,7 +317,7 @@ def check_sources(
             f"datamodule.val_fraction={fraction}: give a fraction between 0 and 1, both excluded, "
             "or for files datamodule.val_files"
         )
-    chosen_datasets(settings)
+    datasets_of(settings)
     pretrained = (settings.get("tokenizer") or {}).get("pretrained")
     vocab_size = settings.get("vocab_size", BYTE_VOCABULARY)
     if pretrained is None and vocab_size < BYTE_VOCABULARY:
@@ -327,14 +327,14 @@ def check_sources(
         )
 
 
-def chosen_old_domain(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def old_domain_of(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what is set of the text that is validated beside; None for no such text."""
     given = settings.get("old_domain")
     return given and {key: value for key, value in given.items() if value is not None}
 
 
 @contextmanager
-def named_old_domain() -> Iterator[None]:
+def old_domain_errors() -> Iterator[None]:
     """Name the keys of `datamodule.old_domain` in errors, which its own reader does not know."""
     try:
         yield

@@ -22,7 +22,8 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.conversations import DEFAULT_TEMPLATE
-from language.chat_rendering import ChatRenderer, Conversation, Rendering
+from language.chat_rendering import ChatRenderer, Rendering
+from language.conversation import Conversation
 from language.text_encoder import TextEncoder
 
 CHATML = (
