@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.registry import Run
+from reports.registry import Run, find, read
 from reports.statistics import Arm
 
 if TYPE_CHECKING:
@@ -161,15 +161,20 @@ def dense_flops_of(runs: Sequence[Run]) -> dict[str, float]:
 
 def workload(run: Run) -> str:
     """Return what decides the FLOPs of a dense step, as a key: the model and the batch."""
-    module, data = run.config.get("module") or {}, run.config.get("datamodule") or {}
+    module, data = _node(run, "module"), _node(run, "datamodule")
     model = {key: module.get(key) for key in ("_target_", "architecture", "pretrained", "lora")}
     batch = {key: data.get(key) for key in ("batch_size", "context_length")}
     processes = [_trainer(run, key) for key in ("accumulate_grad_batches", "devices", "num_nodes")]
     return json.dumps([model, batch, processes], sort_keys=True, default=str)
 
 
+def _node(run: Run, key: str) -> Mapping[str, Any]:
+    node = run.config.get(key)
+    return node if isinstance(node, Mapping) else {}
+
+
 def _trainer(run: Run, key: str) -> float:
-    value = (run.config.get("trainer") or {}).get(key)
+    value = _node(run, "trainer").get(key)
     return float(value) if isinstance(value, int | float) else 1.0
 
 
@@ -257,6 +262,23 @@ def run_figure(run: Run, curves: Sequence[str] = (), dense: Run | None = None) -
     return figure
 
 
+def draw_run(folder: Path, curves: Sequence[str], output_dir: Path) -> Path | None:
+    """Draw a run into its folder, beside the dense run of the same work and seed if there is one.
+
+    Args:
+        folder: The run folder.
+        curves: Logged metrics that a method asks for, a panel each.
+        output_dir: Where dense runs are looked for.
+
+    Returns:
+        The PNG; None if nothing was logged twice.
+    """
+    run = read(folder)
+    dense = dense_beside(run, find([output_dir])[0]) if run.ledgers else None
+    figure = run_figure(run, curves, dense)
+    return None if figure is None else save(figure, folder / "plots" / "curves", ("png",))
+
+
 def dense_beside(run: Run, others: Sequence[Run]) -> Run | None:
     """Return the newest finished run of the same workload and seed that has no method, if any."""
     plain = [
@@ -265,12 +287,11 @@ def dense_beside(run: Run, others: Sequence[Run]) -> Run | None:
         if other.status == "finished"
         and other.task == "train"
         and other.seed == run.seed
-        and other.id != run.id
         and not other.ledgers
-        and workload(other) == workload(run)
-        and other.steps() == run.steps()
     ]
-    return plain[-1] if run.ledgers and plain else None
+    # The newest first: configs and metrics are read until one fits.
+    same = (o for o in reversed(plain) if workload(o) == workload(run) and o.steps() == run.steps())
+    return next(same, None) if run.ledgers else None
 
 
 def label_of(metric: str, runs: Sequence[Run]) -> str:
@@ -299,6 +320,8 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = ("svg", "png", "pd
     # Ids of an SVG's parts follow from the salt: several SVGs in one page must not share any.
     with _styled(), mpl.rc_context({"svg.hashsalt": path.stem}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out by now: once, and not for each format
         for each in formats:
             figure.savefig(path.with_suffix(f".{each}"), dpi=200, metadata=dates.get(each))
     return path.with_suffix(f".{formats[0]}")

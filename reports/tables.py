@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -156,38 +158,50 @@ def jobs(console: Console, runs: Sequence[Run]) -> None:
         console: Where to.
         runs: The jobs' runs, in their order.
     """
-    changes = differences([run.config for run in runs]) if len(runs) > 1 else {}
+    ends = [run.status for run in runs]
+    counts = ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends))
+    columns: dict[str, list[object]] = {
+        "name": [run.name for run in runs],
+        "experiment": [run.experiment for run in runs],
+    }
+    # An experiment's own settings are not what its jobs were told.
+    for experiment in dict.fromkeys(columns["experiment"]):
+        told = differences([run.config for run in runs if run.experiment == experiment])
+        for key in list(told)[:4]:
+            leaf = key.rpartition(".")[2]
+            columns.setdefault(leaf, [_at(run.config, key) for run in runs])
+    shown = {name: values for name, values in columns.items() if len(set(map(str, values))) > 1}
     metrics = _shared_metrics(runs)
-    table = Table(title=f"{len(runs)} jobs", title_justify="left")
-    shown = list(changes.items())[:4]
-    for heading in ("run", "seed", "status", "time"):
-        table.add_column(heading, justify="right" if heading in ("seed", "time") else "left")
-    for key, _ in shown:
-        table.add_column(literal(key.rpartition(".")[2] or key))
-    for name in metrics:
-        table.add_column(literal(name), justify="right")
+    table = Table("id", title=f"Jobs of the sweep: {counts}.", title_justify="left")
+    for name in shown:
+        table.add_column(literal(name), overflow="fold")
+    for name in ("seed", "status", "time", *metrics):
+        table.add_column(literal(name), justify="left" if name == "status" else "right")
     for place, run in enumerate(runs):
         table.add_row(
-            literal(f"{run.name} {run.id}"),
+            literal(run.id),
+            *(_setting(values[place]) for values in shown.values()),
             str(run.seed),
             Text(run.status, COLOURS.get(run.status, "")),
             duration(run.seconds),
-            *(_setting(values[place]) for _, values in shown),
             *(_figure(run.metrics.get(name)) for name in metrics),
         )
     console.print(table)
-    if len(changes) > len(shown):
-        words = f"The jobs differ in {len(changes)} settings: python -m runner compare"
-        words = " ".join([words, *(run.id for run in runs[:8])])
-        console.print(literal(words), soft_wrap=True)
+
+
+def _at(config: Mapping[str, Any], key: str) -> object:
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return json.dumps(node) if isinstance(node, Mapping | list) else node
 
 
 def _shared_metrics(runs: Sequence[Run]) -> list[str]:
-    """Return at most four metrics: of test, else of validation, else of training."""
+    """Return at most three metrics: of test, else of validation, else of training."""
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     for split in ("test/", "val/", "train/"):
         if found := [name for name in names if name.startswith(split)]:
-            return found[:4]
+            return found[:3]
     return []
 
 

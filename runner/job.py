@@ -16,7 +16,7 @@ from runner.run_record import SweepJob
 from runner.sweep import this_job
 
 # Settings that say how a run is started and found, and change nothing in what it learns.
-HOW = ("resume", "stretch", "dry_run", "tags")
+HOW = ("name", "resume", "stretch", "dry_run", "tags")
 
 
 @dataclass(frozen=True)

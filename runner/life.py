@@ -28,6 +28,8 @@ from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
 from callbacks.interruption import Interruption, stop_behind
 from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
+from reports import registry, tables
+from reports.figures import draw_run
 from runner import machine, pretrained, report, resume, task_keys
 from runner.card import card
 from runner.errors import ConfigError, FailedRun
@@ -322,7 +324,10 @@ class _Run:
                 if self.record is not None:
                     self.record.close()
         # Last of all: a terminal that is gone by now must not fail a run that is done.
-        report.show(self.console, self._title(), metrics, self.ledgers.values(), self.places)
+        if self.first:
+            shown = tables.without_constants(metrics, registry.read(self.start.folder))
+            title, ledgers = self._title(), self.ledgers.values()
+            tables.reached(self.console, title, shown, ledgers, self.places)
         return metrics
 
     def _train(self) -> dict[str, float]:
@@ -401,7 +406,6 @@ class _Run:
             for path in figures.values() if hasattr(logger, "log_image") else ():
                 logger.log_image(f"plots/{path.stem}", [str(path)], step=step)
             logger.save()
-        png = report.plot(report.read_rows(folder), curves, folder / "plots" / "curves.png")
         last, best = (next((getattr(cb, w) for cb in saving), None) for w in ("last", "best"))
         self.record.update(
             metrics=metrics,
@@ -410,6 +414,7 @@ class _Run:
             best_checkpoint=None if best is None else str(best.relative_to(folder)),
             data=self._data(),
         )
+        png = draw_run(folder, curves, Path(self.settings["paths"]["output_dir"]))
         self.places |= {"checkpoint": last, "best checkpoint": best, "plots": png, **figures}
 
     def _data(self) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
+from reports import registry, tables
 from runner.errors import ConfigError, Refusal
 from runner.run_record import RUN_FILE, SweepJob, read_record
 
@@ -145,12 +147,10 @@ def finish() -> None:
 
 
 def show_jobs(folders: Sequence[Path]) -> None:
-    """Print how many jobs of a sweep came to which end.
+    """Print one table of a sweep's jobs: what differs, how each ended, what it reached.
 
     Args:
         folders: The run folders of its jobs, in their order.
     """
-    ends = [read_record(folder).status for folder in folders]
-    counts = [f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)]
-    if counts:
-        print(f"Jobs of the sweep: {', '.join(counts)}.")
+    if folders:
+        tables.jobs(Console(), [registry.read(folder) for folder in folders])

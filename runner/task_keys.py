@@ -30,7 +30,7 @@ TOP_LEVEL = "runner.ranges.TopLevel"
 TASKS = ("train", "validate", "test", "export")
 
 # By name, a function: `package.module.function`.
-FREE_TASKS: dict[str, str] = {}
+FREE_TASKS = {"report": "reports.report.report"}
 
 
 def own_tasks(module: Mapping[str, Any] | None) -> dict[str, bool]:

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from reports.registry import NoRun, arm_of, differences, find, read, resolve
+from reports.tables import jobs, without_constants
 from runner.__main__ import main
 from tests.reports.study import make_run, make_study
 
@@ -156,3 +157,26 @@ def test_a_hundred_runs_are_listed_in_a_tenth_of_the_time_for_a_thousand(tmp_pat
     runs, _ = find([tmp_path])
     assert len(runs) == 100
     assert time.process_time() - began < 0.2
+
+
+def test_a_sweeps_table_shows_what_its_jobs_were_told_and_reached(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path, "x", seed, record={"experiment": "dense"})
+        method = {"_target_": "a.B"}
+        make_run(tmp_path, "x", seed, loss=3.5, method=method, record={"experiment": "est"})
+    console = Console(file=io.StringIO(), width=120)
+    jobs(console, find([tmp_path])[0])
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "Jobs of the sweep: 4 finished." in shown
+    heading = next(line for line in shown.splitlines() if "experiment" in line)
+    names = [cell.strip() for cell in heading.strip("\u2503").split("\u2503")]
+    assert names == ["id", "experiment", "seed", "status", "time", "val/loss", "val/perplexity"]
+
+
+def test_constants_are_left_out_unless_they_are_results(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", 1)
+    (folder / "metrics.csv").write_text("step,lr,val/exact,train/loss\n1,0.1,0,2\n2,0.1,0,1\n")
+    metrics = {"lr": 0.1, "val/exact": 0.0, "train/loss": 1.0, "seconds": 3.0}
+    shown = without_constants(metrics, read(folder))
+    assert list(shown) == ["val/exact", "train/loss", "seconds"]

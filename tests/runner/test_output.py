@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from runner import report
+from reports import tables
 from tests.runner.laboratory import ROOT
 
 CODE = """
@@ -68,7 +68,7 @@ def test_names_and_paths_are_printed_whole(tmp_path: Path) -> None:
     place.parent.mkdir(parents=True)
     place.touch()
     console = Console(file=io.StringIO(), width=40)
-    report.show(console, "[bold]name", {"val/[loss]": 1.0}, (), {"checkpoint": place})
+    tables.reached(console, "[bold]name", {"val/[loss]": 1.0}, (), {"checkpoint": place})
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"{place}\n" in printed
     assert "[bold]name" in printed
