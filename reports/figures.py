@@ -86,7 +86,7 @@ def curve(runs: Sequence[Run], metric: str, dense_flops: Mapping[str, float]) ->
     columns = [[series[run.folder][step] for step in steps] for run in runs]
     if metric.startswith("train/"):
         columns = [smooth(column) for column in columns]
-    places = [_positions(run, steps, dense_flops) for run in runs]
+    places = [_positions(run, runs[0], steps, dense_flops) for run in runs]
     values = list(zip(*columns, strict=True))
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).astype(int))
     return Curve(
@@ -109,12 +109,16 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def _positions(
-    run: Run, steps: Sequence[int], dense_flops: Mapping[str, float]
+    run: Run, first: Run, steps: Sequence[int], dense_flops: Mapping[str, float]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return where a run's steps lie on each axis that its record knows."""
+    """Return where a run's steps lie on each axis that its record knows.
+
+    The config is that of the first run of its arm: reading a thousand takes five seconds.
+    """
     at = np.array(steps, dtype=float)
     found = {"steps": at}
-    tokens = float(run.data.get("tokens_per_batch") or 0) * _trainer(run, "accumulate_grad_batches")
+    tokens = float(run.data.get("tokens_per_batch") or 0)
+    tokens *= _trainer(first, "accumulate_grad_batches")
     if tokens:
         found["tokens"] = at * tokens
     if rates := {step: rate for step, rate in run.series("perf/tokens_per_second").items() if rate}:
@@ -122,7 +126,7 @@ def _positions(
         spent = np.cumsum(np.diff(logged) * tokens / np.array([*rates.values()]))
         if tokens:
             found["seconds"] = _through(logged, np.array([0.0, *spent]), at)
-    if (dense := _dense_flops(run) or dense_flops.get(workload(run))) is not None:
+    if (dense := _dense_flops(run) or dense_flops.get(workload(first))) is not None:
         saving = _cumulative_saving(run)
         logged = np.array([0, *saving], dtype=float)
         kept = 1 - np.array([0.0, *saving.values()])
@@ -184,7 +188,7 @@ def metrics_of(arms: Sequence[Arm]) -> list[str]:
         name: None
         for arm in arms
         for run in arm.runs[:1]
-        for name in (run.rows[0] if run.rows else ())
+        for name in run.logged
         if len(run.series(name)) > 1
     }
     losses: list[str] = [name for name in ("val/loss", "train/loss") if name in logged]
@@ -201,7 +205,7 @@ def arms_figure(arms: Sequence[Arm], metric: str, columns: int = 2) -> Figure | 
         metric: A logged metric.
         columns: Panels side by side.
     """
-    runs = [run for arm in arms for run in arm.runs]
+    runs = [arm.runs[0] for arm in arms]
     dense = dense_flops_of(runs)
     drawn = [(arm, curve(arm.runs, metric, dense)) for arm in arms[:MOST_ARMS]]
     curves = [(arm, found) for arm, found in drawn if found is not None]

@@ -85,22 +85,28 @@ class Run:
         return content if isinstance(content, dict) else {}
 
     @cached_property
-    def rows(self) -> list[dict[str, str]]:
-        """metrics.csv, cells as text; empty if there is none."""
+    def logged(self) -> dict[str, list[str]]:
+        """The columns of metrics.csv, cells as text; empty if there is none."""
         try:
             with (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-                return [row for row in csv.DictReader(file) if _number(row.get("step"))]
+                header, *rows = csv.reader(file)
         except (OSError, ValueError, csv.Error):
-            return []
+            return {}
+        # A row that is written this moment may be short.
+        rows = [row for row in rows if len(row) == len(header)]
+        return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
 
     def series(self, metric: str) -> dict[int, float]:
         """Return a logged metric by optimizer step; what is not a finite number is left out."""
-        cells = ((row["step"], _number(row.get(metric))) for row in self.rows)
-        return {int(float(step)): value for step, value in cells if value is not None}
+        if metric not in self.logged or "step" not in self.logged:
+            return {}
+        cells = zip(self.logged["step"], self.logged[metric], strict=True)
+        numbers = ((_number(step), _number(value)) for step, value in cells if value)
+        return {int(s): value for s, value in numbers if s is not None and value is not None}
 
     def steps(self) -> int:
         """Return the last step at which something was logged."""
-        return max((int(float(row["step"])) for row in self.rows), default=0)
+        return max(map(int, self.series("step")), default=0)
 
 
 def read(folder: Path) -> Run:

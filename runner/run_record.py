@@ -130,7 +130,7 @@ FILES = {
     "checkpoints/step-*.ckpt": "The newest checkpoints, to go on from.",
     "checkpoints/best.ckpt": "The best one by callbacks.checkpoint.monitor.",
     "checkpoints/*.unused": "Newer than the checkpoint gone on from: of another future.",
-    "plots/curves.png": "Losses, and what the method logs, over the steps.",
+    "plots/curves.png": "Losses over steps and FLOPs, beside a dense run's; what the method logs.",
     "plots/*.png": "What a method or module draws.",
     "tokenizer/*": "The tokenizer, if the data has one: what an export needs.",
     "samples.jsonl": "What the model wrote at each validation, a line each.",
