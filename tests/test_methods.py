@@ -18,8 +18,21 @@ from lightning_modules.causal_lm import CausalLM
 from runner.fsdp import FullyShardedStrategy
 from tests.settings import MAX_STEPS, SETTINGS, Setting
 
+# A setting for each path a step can take; the others run the same proofs in `make test-slow`.
+FAST = {
+    "est gpt2",
+    "est llama nested, held",
+    "sat llama maxip",
+    "sat gpt2 frozen and forward only",
+}
 pytestmark = [
-    pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys()),
+    pytest.mark.parametrize(
+        "setting",
+        [
+            pytest.param(setting, id=name, marks=[] if name in FAST else pytest.mark.slow)
+            for name, setting in SETTINGS.items()
+        ],
+    ),
     # Here a resumed training saves to a folder of its own, so that both can be compared.
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
@@ -204,7 +217,10 @@ def test_every_label_of_a_step_counts_the_same(setting: Setting, fit: Fit) -> No
         torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("step", "accumulate"), [(1, 1), (5, 1), (9, 1), (5, 2)])
+@pytest.mark.parametrize(
+    ("step", "accumulate"),
+    [*(pytest.param(step, 1, marks=pytest.mark.slow) for step in (1, 5, 9)), (5, 2)],
+)
 def test_resumes_bit_for_bit_in_every_stage(
     setting: Setting, fit: Fit, step: int, accumulate: int
 ) -> None:

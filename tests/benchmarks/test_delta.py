@@ -23,6 +23,7 @@ def run(path: Path, cache_dir: Path, *arguments: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_speed_and_arms_of_what_it_trains_and_of_runs_that_are_given(
     tmp_path: Path,
     cache_dir: Path,
@@ -68,6 +69,7 @@ def test_speed_and_arms_of_what_it_trains_and_of_runs_that_are_given(
     assert again["end-to-end"]["exact"] == result["arms"]["end-to-end"]["exact"]
 
 
+@pytest.mark.slow
 def test_the_curve_goes_on_from_its_json_and_is_drawn(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import dlch, hamming_search
 
 
+@pytest.mark.slow
 def test_the_json_holds_every_strategy_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +37,7 @@ def test_the_json_holds_every_strategy_and_goes_on(
     assert json.loads(path.read_text())["map"] == result["map"]
 
 
+@pytest.mark.slow
 def test_map_is_measured_in_a_process_of_its_own() -> None:
     """What it reports is what the same call finds here, with that process's time and memory."""
     sizes = {"items": 300, "queries": 30, "bits": 16, "classes": 5, "rounds": 1}

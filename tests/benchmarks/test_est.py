@@ -11,7 +11,10 @@ from benchmarks import est, est_quality
 
 @pytest.mark.parametrize(
     ("experiment", "blocks", "everything"),
-    [("est_gpt2_paper", 0.267, 0.195), ("est_tinyllama_paper", 0.250, 0.237)],
+    [
+        ("est_gpt2_paper", 0.267, 0.195),
+        pytest.param("est_tinyllama_paper", 0.250, 0.237, marks=pytest.mark.slow),
+    ],
 )
 def test_default_schedules_save_what_the_papers_report(
     experiment: str, blocks: float, everything: float
@@ -48,6 +51,7 @@ def test_the_json_holds_what_the_benchmark_promises(
     assert stages[2]["time_saved"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_training_is_measured_once_and_shown(
     tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_the_json_holds_what_the_benchmark_promises(
         assert sum(share for share, _ in timed["sat_sft"]["rungs"]) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_arms_are_trained_by_seed_and_shown(
     tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

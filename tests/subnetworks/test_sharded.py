@@ -52,6 +52,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     ),
     "llama, nothing": ("llama", {"rates": Rates()}, None),
 }
+# A draw, a choice by the batch, a choice by the weights, all forward only; more in `test-slow`.
+FAST = ["gpt2, drawn", "llama, wanda", "gpt2, taylor", "gpt2, magnitude, forward only"]
+GROUPS = {"fast": FAST, "slow": [case for case in CASES if case not in FAST]}
 
 
 def spec_of(case: str) -> SubnetworkSpec:
@@ -106,41 +109,43 @@ def data(rank: int | None) -> list[list[Tensor]]:
     return [[ids[2 * rank : 2 * rank + 2] for ids in micro] for micro in steps]
 
 
-def one_of_two(rank: int, folder: str) -> None:
+def one_of_two(rank: int, folder: str, group: str, checkpointing: bool) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD)}
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     mesh = init_device_mesh("cpu", (WORLD,))
     results = {}
-    for case, (name, _, _) in CASES.items():
-        for checkpointing in (False, True):
-            model = build(name)
-            for block in Anatomy(model).layers:
-                fully_shard(block, mesh=mesh)
-            fully_shard(model, mesh=mesh)
-            results[case, checkpointing] = learn(model, case, data(rank), checkpointing)
+    for case in GROUPS[group]:
+        model = build(CASES[case][0])
+        for block in Anatomy(model).layers:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        results[case] = learn(model, case, data(rank), checkpointing)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    """What each of two processes saw of the case."""
-    folder = tmp_path_factory.mktemp("sharded")
-    spawn(one_of_two, (str(folder),), nprocs=WORLD)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
-
-
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointed"])
-@pytest.mark.parametrize("case", CASES)
-def test_learns_as_one_process_does(
-    case: str, checkpointing: bool, two: list[dict[Any, Any]]
-) -> None:
+@pytest.mark.parametrize(
+    ("group", "checkpointing"),
+    [
+        pytest.param("fast", False, id="fast"),
+        pytest.param("fast", True, id="fast, checkpointed", marks=pytest.mark.slow),
+        pytest.param("slow", False, id="slow", marks=pytest.mark.slow),
+        pytest.param("slow", True, id="slow, checkpointed", marks=pytest.mark.slow),
+    ],
+)
+def test_learns_as_one_process_does(group: str, checkpointing: bool, tmp_path: Path) -> None:
     """Losses, gradients and weights: those of one process that reads what both of them read."""
+    spawn(one_of_two, (str(tmp_path), group, checkpointing), nprocs=WORLD)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    for case in GROUPS[group]:
+        compare(case, checkpointing, [rank[case] for rank in ranks])
+
+
+def compare(case: str, checkpointing: bool, ranks: list[dict[str, Any]]) -> None:
     model: nn.Module = build(CASES[case][0])
     # The choice is made on the first micro-batch of all ranks together.
     expected = learn(model, case, data(None), checkpointing)
-    ranks = [ran[case, checkpointing] for ran in two]
     losses = torch.stack([torch.stack(rank["losses"]) for rank in ranks]).mean(0)
     torch.testing.assert_close(losses, torch.stack(expected["losses"]), atol=1e-5, rtol=1e-5)
     for rank in ranks:
@@ -148,5 +153,9 @@ def test_learns_as_one_process_does(
             assert rank[kind].keys() == expected[kind].keys()
             for name, value in expected[kind].items():
                 torch.testing.assert_close(
-                    rank[kind][name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: n + m
+                    rank[kind][name],
+                    value,
+                    atol=1e-5,
+                    rtol=1e-4,
+                    msg=lambda m, n=name: f"{case}, {n}: {m}",
                 )

@@ -90,6 +90,7 @@ def test_unlabelled_turns_have_no_supervised_loss(schema: Schema) -> None:
     assert "supervised" not in step.metrics()
 
 
+@pytest.mark.slow
 def test_reward_rises_and_database_words_are_not_farmed(schema: Schema, database: Path) -> None:
     """From a rewriter that knows half of the pairs: 60 steps on all turns without any rewrite."""
     known = turns(schema, database)

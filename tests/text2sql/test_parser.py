@@ -35,14 +35,18 @@ def features(featuriser: Featuriser, turns: list[Example]) -> list[Features]:
     return [featuriser(e.rewrite, e.schema, e.database, e.query) for e in turns]
 
 
+@pytest.mark.parametrize(
+    ("count", "steps"), [(3, 120), pytest.param(9, 600, marks=pytest.mark.slow)]
+)
 def test_it_learns_questions_by_heart_and_beam_search_finds_nothing_better(
-    turns: list[Example],
+    turns: list[Example], count: int, steps: int
 ) -> None:
     featuriser, network = tiny_parser(width=64)
+    turns = turns[:count]
     known = features(featuriser, turns)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     # On one CPU 300 steps were enough, on another `largest` and `smallest` parted after 400 only.
-    for _ in range(600):
+    for _ in range(steps):
         likelihood, choices = network.log_likelihood(collate(known))
         loss = -likelihood.sum() / choices.sum()
         optimizer.zero_grad()

@@ -119,7 +119,13 @@ def test_what_search_and_sampling_score_is_the_log_probability(
             assert all(some[0].score >= some[1].score >= some[2].score for some in hypotheses)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "pointer-generator" else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 def test_every_rewriter_learns(made: dict[str, Generator], name: str) -> None:
     """Eight turns by heart: searched texts are then the gold ones, spelled as people wrote them."""
     model = made[name]
