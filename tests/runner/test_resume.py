@@ -6,10 +6,13 @@ has dropout, validation draws random numbers, and checkpoints fall on every plac
 
 import csv
 import json
+import multiprocessing
 import shutil
 import signal
 import struct
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -361,6 +364,46 @@ def test_auto_takes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "seed: 1 -> 2" in told
     other = {**settings, "module": {**settings["module"], "width": 8}}
     assert isinstance(resume.find(other, folder.parent), str)
+    with held(folder):
+        assert isinstance(resume.find(settings, folder.parent), str)
+        for path in (folder, folder / "checkpoints" / "step-00000005.ckpt"):
+            with pytest.raises(ConfigError, match="another process is at work"):
+                resume.find({**settings, "resume": str(path)}, folder.parent)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Another process is at work in a run folder."""
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+
+    def hold() -> None:
+        with resume.lock(folder):
+            ready.set()
+            done.wait(60)
+
+    process = context.Process(target=hold)
+    process.start()
+    try:
+        assert ready.wait(60)
+        yield
+    finally:
+        done.set()
+        process.join()
+
+
+def test_checkpoints_of_another_future_are_put_aside(tmp_path: Path) -> None:
+    """Those after the one gone on from; `best.ckpt` says nothing of a step, and moves none."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    names = [f"step-{step:08d}.ckpt" for step in (5, 10, 15)]
+    for name in (*names, "best.ckpt"):
+        (folder / name).touch()
+    resume.retire_newer(tmp_path, folder / "best.ckpt")
+    assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", *names]
+    resume.retire_newer(tmp_path, folder / names[1])
+    kept = ["best.ckpt", *names[:2], f"{names[2]}.unused"]
+    assert sorted(p.name for p in folder.iterdir()) == kept
 
 
 def test_the_hash_of_a_config_says_what_decides_and_not_where_files_go() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from subnetworks.anatomy import Anatomy, dimensions_of
 from subnetworks.chooser import UnitChooser
@@ -136,7 +136,8 @@ def one_of_two(rank: int, folder: str, group: str, checkpointing: bool) -> None:
 )
 def test_learns_as_one_process_does(group: str, checkpointing: bool, tmp_path: Path) -> None:
     """Losses, gradients and weights: those of one process that reads what both of them read."""
-    spawn(one_of_two, (str(tmp_path), group, checkpointing), nprocs=WORLD)
+    arguments = (str(tmp_path), group, checkpointing)
+    start_processes(one_of_two, arguments, nprocs=WORLD, start_method="fork")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
     for case in GROUPS[group]:
         compare(case, checkpointing, [rank[case] for rank in ranks])

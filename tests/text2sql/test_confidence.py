@@ -30,6 +30,12 @@ def test_it_is_finite_whatever_was_judged(right: list[bool]) -> None:
     assert math.isfinite(Confidence.fit([-1.0], [True])(-1.0))
 
 
+def test_few_answers_make_no_certainty() -> None:
+    """The level where 4 (1 - p) = level, by a penalty of half its square; 400 answers move it."""
+    assert Confidence.fit([0.0] * 4, [True] * 4)(0.0) == pytest.approx(0.74, abs=0.01)
+    assert Confidence.fit([0.0] * 400, [True] * 400)(0.0) > 0.98
+
+
 def test_likelihood_that_misleads_counts_for_nothing() -> None:
     found = Confidence.fit([-float(i) for i in range(9)], [False] * 6 + [True] * 3)
     assert found.slope == 0
