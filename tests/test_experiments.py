@@ -42,8 +42,8 @@ PARSING = ("delta_parser_spider", "end_to_end_sparc")
 DELTA = {name for name in experiments() if name.startswith("delta")} | {*PARSING}
 SMALL = sorted(set(experiments()) - {*PAPER_SCALE, *HASHING, *DELTA})
 # One of each kind; the variants of these run in `make test-slow`.
-FAST = ("est_gpt2", "est_tinyllama", "sat_cpt", "sat_sft", "dlch", "delta_rewriter")
-FAST += ("est_gpt2_paper",)
+FAST = {"est_gpt2", "est_gpt2_paper", "est_tinyllama", "sat_cpt", "sat_sft"}
+FAST |= {"dlch", "delta_rewriter"}
 
 
 def fast_first(names: list[str]) -> list[Any]:

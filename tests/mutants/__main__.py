@@ -71,6 +71,7 @@ def run_tests(copy: Path, arguments: str, seconds: int) -> int | None:
             sys.path = [str(copy), *(p for p in sys.path if p not in ("", str(ROOT)))]
             pytest = importlib.import_module("pytest")
             fixed = ["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
+            fixed += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported here
             code = int(pytest.main([*fixed, "--rootdir", str(copy), *shlex.split(arguments)]))
         except BaseException as error:  # noqa: BLE001  a fork must not go on as its parent
             print(repr(error), flush=True)
