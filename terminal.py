@@ -1,4 +1,4 @@
-"""What people and files wrote, as a terminal may show it: every character, and none obeyed.
+"""A terminal's two sides: what people and files wrote is shown as it is, what is typed is read.
 
 Rich reads brackets as markup and hands terminal escapes on; both can come from a cell, a question
 or a file's name.
@@ -6,6 +6,7 @@ or a file's name.
 
 import unicodedata
 
+from rich.console import Console
 from rich.text import Text
 
 # Written as escapes: control characters, lone surrogates, separators of lines and paragraphs (by
@@ -44,3 +45,35 @@ def _visible(character: str) -> str:
     if obeyed and character not in _HARMLESS:
         return character.encode("unicode_escape").decode()
     return character
+
+
+def ask(console: Console, leave: str) -> str | None:
+    """Read a line that is typed, or that comes through a pipe; None where there are no more.
+
+    Args:
+        console: Where the prompt is shown.
+        leave: How to leave, said after a first Ctrl-C; a second one is an end.
+
+    Returns:
+        The line, without space around it. Before None it was said that the conversation ends.
+
+    Raises:
+        BrokenPipeError: Nobody reads what is printed.
+    """
+    pressed = False
+    while True:
+        try:
+            return console.input("[bold]> [/bold]").strip()
+        except KeyboardInterrupt:
+            if pressed:
+                break
+            pressed = True
+            console.print(f"\n{leave}", markup=False, highlight=False, soft_wrap=True)
+        except UnicodeDecodeError:
+            console.print("That is not text in this terminal's encoding.", highlight=False)
+        except BrokenPipeError:
+            raise
+        except (EOFError, OSError, ValueError, RuntimeError):
+            break  # the input has ended, was closed, or is no more
+    console.print("\nThe conversation ends.", highlight=False)
+    return None

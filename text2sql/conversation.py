@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from terminal import literal
+from terminal import ask, literal
 from text2sql.dialogue import Example
 from text2sql.execute import Database, Limits, Result
 from text2sql.linking import link, stamp
@@ -36,6 +36,7 @@ COMMANDS = {
     ":help": "these commands",
     ":quit": "leave; so do Ctrl-D and a second Ctrl-C",
 }
+_LEAVE = "Ctrl-C once more, :quit or Ctrl-D leaves; :help lists the commands."
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Conversation:
         """
         try:
             self._open(about)
-            while (line := self._ask()) is not None:
+            while (line := ask(self.console, _LEAVE)) is not None and line != ":quit":
                 try:
                     self._answer(line)
                 except KeyboardInterrupt:
@@ -118,27 +119,6 @@ class Conversation:
         self.console.print(*map(_literally, words), soft_wrap=True)
 
     # --- what is typed
-
-    def _ask(self) -> str | None:
-        """Read a line; None at the end."""
-        pressed = False
-        while True:
-            try:
-                line = self.console.input("[bold]> [/bold]").strip()
-            except KeyboardInterrupt:
-                if pressed:
-                    self._print("\nThe conversation ends.")
-                    return None
-                pressed = True
-                self._print("\nCtrl-C once more, :quit or Ctrl-D leaves; :help lists the commands.")
-            except UnicodeDecodeError:
-                self._print("That is not text in this terminal's encoding.")
-            except (EOFError, OSError, ValueError, RuntimeError) as error:
-                if isinstance(error, BrokenPipeError):
-                    raise
-                return None  # the input has ended, was closed, or is no more
-            else:
-                return None if line == ":quit" else line
 
     def _answer(self, line: str) -> None:
         if not line:
