@@ -1,0 +1,131 @@
+"""Which of two sentences a language model finds likelier: BLiMP and other minimal pairs.
+
+A sentence's score is the sum of its tokens' log-probabilities behind the token that begins a text,
+and a space, as lm-eval scores BLiMP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
+
+from language.generation import prefix
+
+Pair = tuple[str, str]
+"""The sentence that is right, and the one that is not."""
+
+_LOGITS = 1 << 25  # of a batch at most: 128 MB
+
+
+def read_pairs(folder: str | Path, limit: int | None = None) -> dict[str, list[Pair]]:
+    """Return the pairs of every file of a folder, by the file's name.
+
+    Args:
+        folder: Holds jsonl files whose lines have `sentence_good` and `sentence_bad`.
+        limit: Read only the first so many lines of each file.
+
+    Raises:
+        ValueError: There is no such folder or no such file in it, or a line is something else.
+    """
+    files = sorted(Path(folder).expanduser().glob("*.jsonl"))
+    if not files:
+        raise ValueError(f"{folder}: no folder with jsonl files; BLiMP's are its folder data/")
+    found: dict[str, list[Pair]] = {}
+    for file in files:
+        lines = file.read_text(encoding="utf-8").splitlines()[:limit]
+        pairs = found[file.stem] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                pair = row["sentence_good"], row["sentence_bad"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{file}, line {number}: no object with sentence_good and sentence_bad"
+                ) from error
+            if not all(isinstance(sentence, str) and sentence.strip() for sentence in pair):
+                raise ValueError(f"{file}, line {number}: both sentences must be text")
+            pairs.append(pair)
+        if not pairs:
+            raise ValueError(f"{file}: it is empty")
+    return found
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of sentences, each behind the token that begins a text."""
+    begin = prefix(tokenizer)
+    texts = [f" {sentence}" for sentence in sentences]
+    if not texts:
+        return []
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
+    return [ids if ids[:1] == [begin] else [begin, *ids] for ids in rows]
+
+
+@torch.inference_mode()
+def log_likelihoods(model: Any, sequences: Sequence[Sequence[int]]) -> list[float]:
+    """Return the sum of the log-probabilities of every token but the first, for each sequence.
+
+    Sequences of one length are computed together, so that nothing is padded.
+
+    Args:
+        model: A Hugging Face causal language model, in evaluation mode.
+        sequences: Token ids.
+
+    Returns:
+        In nats, in the order of the sequences.
+    """
+    device = next(model.parameters()).device
+    by_length = defaultdict(list)
+    for number, sequence in enumerate(sequences):
+        by_length[len(sequence)].append(number)
+    sums = [0.0] * len(sequences)
+    for length, numbers in sorted(by_length.items()):
+        size = max(1, _LOGITS // (length * model.config.vocab_size))
+        for start in range(0, len(numbers), size):
+            some = numbers[start : start + size]
+            ids_BT = torch.tensor([sequences[number] for number in some], device=device)
+            logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+            losses_BT = cross_entropy(logits_BTV.mT, ids_BT[:, 1:], reduction="none")
+            for number, total in zip(some, losses_BT.sum(1).tolist(), strict=True):
+                sums[number] = -total
+    return sums
+
+
+def judge(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[Pair],
+    context: int | None = None,
+) -> list[bool]:
+    """Return for each pair whether the right sentence is at least as likely as the other one.
+
+    Args:
+        model: A Hugging Face causal language model, in evaluation mode.
+        tokenizer: Of the model.
+        pairs: The pairs.
+        context: Tokens that the model reads at once; None: any number.
+
+    Raises:
+        ValueError: A sentence is longer than the context.
+    """
+    sequences = encode(tokenizer, [sentence for pair in pairs for sentence in pair])
+    longest = max(sequences, key=len, default=[])
+    if context is not None and len(longest) > context:
+        sentence = tokenizer.decode(longest, skip_special_tokens=True)
+        raise ValueError(
+            f"a sentence has {len(longest)} tokens, the model's context {context}:{sentence}"
+        )
+    sums = log_likelihoods(model, sequences)
+    return [good >= bad for good, bad in zip(sums[::2], sums[1::2], strict=True)]
+
+
+def accuracies(right: Mapping[str, Sequence[bool]]) -> dict[str, float]:
+    """Return the share of right pairs by file, and under `mean` the mean over the files."""
+    found = {name: sum(each) / len(each) for name, each in right.items()}
+    return {**found, "mean": sum(found.values()) / len(found)}
