@@ -98,6 +98,29 @@ class ChatRenderer:
         self._refuse_omissions(messages, tools, where, text)
         return [*renderings, Rendering(text, answers)]
 
+    def prompt(self, messages: Sequence[Mapping[str, Any]], where: str) -> list[int]:
+        """Return the token ids that an answer to messages goes on from.
+
+        Args:
+            messages: The last of them is not the assistant's.
+            where: What they are, for an error.
+
+        Raises:
+            ValueError: The template refuses them.
+        """
+        text = self._text([self._in_form(each) for each in messages], None, where, prompt=True)
+        (ids,) = self.encoder.encode([text])
+        return [int(token) for token in ids]
+
+    def ends(self) -> set[int]:
+        """Return the control token that the template writes behind an answer, if it writes one."""
+        said = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
+        text = self._text([self._in_form(each) for each in said], None, "a conversation")
+        (ids,) = self.encoder.encode([text.rpartition(PROBE)[2]])
+        added = self.tokenizer.added_tokens_decoder.items()
+        controls = {number for number, token in added if token.content in self.encoder.names}
+        return set([int(token) for token in ids if token in controls][:1])
+
     def encode(
         self, renderings: Sequence[Rendering]
     ) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
@@ -135,6 +158,15 @@ class ChatRenderer:
         elif isinstance(content, str) and not takes_text:
             content = [{"type": "text", "text": content}]
         return {**message, "content": content}
+
+    def refuse_omissions(self, messages: Sequence[Mapping[str, Any]], where: str) -> None:
+        """Refuse messages of which the template passes over one, such as a system prompt.
+
+        Raises:
+            ValueError: It does, or it refuses them.
+        """
+        formed = [self._in_form(each) for each in messages]
+        self._refuse_omissions(formed, None, where, self._text(formed, None, where))
 
     def _refuse_omissions(
         self, messages: list[dict[str, Any]], tools: Any, where: str, text: str

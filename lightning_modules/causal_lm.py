@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from lightning_modules.counted_loss import CountedLoss
+from lightning_modules.language_tasks import LanguageTasks
 from lightning_modules.optimization import (
     Optimizer,
     Schedule,
@@ -160,7 +161,7 @@ def _check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
             )
 
 
-class CausalLM(CountedLoss):
+class CausalLM(LanguageTasks, CountedLoss):
     """Next-token prediction with AdamW, warm-up and decay by step.
 
     A batch holds `input_ids` of shape (batch, context) and optionally `labels` and
@@ -254,12 +255,6 @@ class CausalLM(CountedLoss):
             # only while it runs. The last call has what no block has.
             for part in (*blocks, model):
                 fully_shard(part, mesh=self.device_mesh["data_parallel"])
-
-    @property
-    def backbone(self) -> PreTrainedModel:
-        """The Hugging Face model itself, without what may be wrapped around it."""
-        assert self.model is not None, "configure_model builds the model"
-        return self.model if self.lora is None else self.model.get_base_model()
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean loss of a batch in nats per predicted token; 0 if nothing is predicted."""

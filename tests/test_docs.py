@@ -24,7 +24,10 @@ from runner.errors import MissingPackage
 from runner.validate import checked
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/START.md", "docs/ADDING.md", "CONTRIBUTING.md")
+PAGES = (
+    *("README.md", "docs/START.md", "docs/ADDING.md", "docs/LANGUAGE_MODELS.md"),
+    "CONTRIBUTING.md",
+)
 ALL_PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -63,6 +66,9 @@ def given(folder: Path) -> None:
     ]
     (folder / "chats").mkdir()
     (folder / "chats" / "a.jsonl").write_text("".join(json.dumps(c) + "\n" for c in chats))
+    (folder / "blimp").mkdir()
+    pair = {"sentence_good": "The dogs bark.", "sentence_bad": "The dogs barks."}
+    (folder / "blimp" / "agreement.jsonl").write_text(json.dumps(pair) + "\n")
     (folder / "spider" / "database").mkdir(parents=True)
     for name in ("train_spider", "dev", "tables"):
         (folder / "spider" / f"{name}.json").write_text("[]")
@@ -265,7 +271,7 @@ SHORTER = {
         *("datamodule.dialogues=40", "datamodule.test_dialogues=10", "trainer=cpu"),
     ),
 }
-ELSEWHERE = ("delta_parser_spider", "smollm2", "wandb.mode=online", "devices=8")
+ELSEWHERE = ("delta_parser_spider", "smollm2", "wandb.mode=online", "devices=8", "lm_eval")
 
 
 class Typist(Reader):

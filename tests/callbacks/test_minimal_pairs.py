@@ -20,7 +20,7 @@ class Data(pl.LightningDataModule):
     tokenizer = fast(byte_level())
 
     def val_dataloader(self) -> Any:
-        return DataLoader([batch()], batch_size=None)  # type: ignore[arg-type]
+        return DataLoader([batch()], batch_size=None)
 
     test_dataloader = val_dataloader
 
