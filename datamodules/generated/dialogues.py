@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from datamodules.generated.domains import Field, Row, Things, World
@@ -391,6 +392,7 @@ def _most(talk: _Talk) -> Step | None:
 
 
 def _combine(talk: _Talk, combination: Literal["intersect", "except"]) -> Step | None:
+    """Keep the groups that have other rows too, or do not: "which of these also have ...?"."""
     last = talk.last
     if last.form != "which" or last.other is not None or last.parent:
         return None
@@ -407,16 +409,6 @@ def _combine(talk: _Talk, combination: Literal["intersect", "except"]) -> Step |
     second = f"{plural(last.noun)} {other.words}"
     utterance = talk.say(combination, rows=second, groups=plural(last.group))
     return utterance, replace(last, other=other, combination=combination)
-
-
-def _intersect(talk: _Talk) -> Step | None:
-    """Keep the groups that have other rows too: "which of these also have ...?"."""
-    return _combine(talk, "intersect")
-
-
-def _except(talk: _Talk) -> Step | None:
-    """Keep the groups that do not have other rows: "which of these have no ...?"."""
-    return _combine(talk, "except")
 
 
 def _related(talk: _Talk) -> Step | None:
@@ -521,8 +513,8 @@ DIALOGUE: dict[str, Callable[[_Talk], Step | None]] = {
     "sort": _sort,
     "each": _each,
     "most": _most,
-    "intersect": _intersect,
-    "except": _except,
+    "intersect": partial(_combine, combination="intersect"),
+    "except": partial(_combine, combination="except"),
     "related": _related,
     "average": _average,
     "without": _without,
