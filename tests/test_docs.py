@@ -263,8 +263,7 @@ LANGUAGE = (
 )
 SHORTER = {
     "est": LANGUAGE,
-    "sat_cpt": (*LANGUAGE, "callbacks.samples.prompts=2"),
-    "sat_sft": (*LANGUAGE, "callbacks.samples.prompts=2"),
+    "sat": (*LANGUAGE, "callbacks.samples.prompts=2"),
     "dlch": ("trainer.max_steps=20", "datamodule.options.count=300", "trainer=cpu"),
     "delta": (
         *("trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.limit_val_batches=1"),
@@ -284,10 +283,11 @@ class Typist(Reader):
         trains = [each for each in overrides if each.startswith("experiment=")]
         begins = next(iter(trains), "").partition("=")[2]
         short = next((o for name, o in SHORTER.items() if begins.startswith(name)), ())
-        if (
-            "-m" in overrides
-        ):  # keys of what is swept over are not there yet when Hydra looks for them
-            short = tuple(f"++{each}" for each in short)
+        if begins.startswith("sat") and "module.pretrained" not in line:
+            short += (f"module.pretrained='experiment:base_llama {' '.join(LANGUAGE)}'",)
+        if "-m" in overrides:
+            # Keys of what is swept over are not there yet when Hydra looks for them.
+            short = tuple(f"++{each}" if "." in each else each for each in short)
         options = {"--cfg", "--help", "-sc"} & {*overrides}
         self.call(sys.executable, "run.py", *overrides, *(() if options else short))
         written = re.findall(r"exported: (\S+)", self.said)
