@@ -2,11 +2,14 @@
 # Settings, by `make TARGET NAME=value`:
 #   PYTHON       the interpreter that makes .venv (3.11 or newer)
 #   ARGS         handed on to the command of run, test, test-slow, bench: make run ARGS="seed=2"
+#   TABLE, SCALE of reproduce: est, sat, dlch, delta or all; demo (minutes), cpu, gpu or paper
 #   TORCH_INDEX  a wheel index to take torch from as well, say PyTorch's CPU-only one; the version
 #                stays the pinned one. Empty: the build pip finds by itself (with CUDA on Linux).
 
 PYTHON ?= python3
 ARGS ?=
+TABLE ?= all
+SCALE ?= demo
 TORCH_INDEX ?=
 
 VENV := .venv
@@ -15,7 +18,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-slow lint type bench list validate requirements clean
+.PHONY: help setup run test test-slow test-gpu reproduce lint type bench list validate requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +46,9 @@ test: setup ## The fast tests
 test-slow: setup ## All tests
 	$(PY) -m pytest $(ARGS)
 
+test-gpu: setup ## The tests that need a GPU; without one they say so and are skipped
+	$(PY) -m pytest -m gpu $(ARGS)
+
 lint: setup ## Style, format and the layer contract
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -51,12 +57,12 @@ lint: setup ## Style, format and the layer contract
 type: setup ## Type check
 	$(VENV)/bin/mypy
 
-bench: setup ## Every method against its baseline; ARGS=--quick takes minutes each
-	$(PY) -m benchmarks.est $(ARGS)
-	$(PY) -m benchmarks.sat $(ARGS)
-	$(PY) -m benchmarks.dlch $(ARGS)
-	$(PY) -m benchmarks.delta $(ARGS)
+bench: setup ## What steps and searches cost and save; ARGS=--quick takes minutes each
+	$(PY) -m benchmarks.steps $(ARGS)
 	$(PY) -m benchmarks.hamming_search $(ARGS)
+
+reproduce: setup ## The papers' tables by runs of run.py; what has finished is not repeated
+	$(PY) -m benchmarks.reproduce $(TABLE) --scale $(SCALE) $(ARGS)
 
 list: setup ## Every experiment with its one line
 	$(PY) -m runner.validate --list

@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.stepper import resident_bytes, versions
+from benchmarks.arena import resident_bytes, versions, write
 from hashing.metrics import mean_average_precision
 from hashing.networks import binarise
 from hashing.search import Hits, nearest
@@ -321,8 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result["map"] = measure_map(bits=args.bits, rounds=args.rounds)
     result["versions"] = versions() | {"faiss": faiss.__version__}
     Console().print(table(result))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(args.json, result)
     return result
 
 

@@ -1,0 +1,280 @@
+"""Timing side by side: arms take turns (A B A B) and medians count.
+
+Also what every benchmark needs: the memory of a process, versions, and its JSON.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from torch.nn.utils import clip_grad_norm_
+
+from callbacks.sat import SparsityAcceleratedTraining
+from callbacks.subnetwork import SubnetworkTraining
+from lightning_modules.causal_lm import CausalLM
+from subnetworks.anatomy import dimensions_of
+from subnetworks.chooser import UnitChooser
+from subnetworks.context import IGNORED
+from subnetworks.flops import FlopCount, StepFlops
+from subnetworks.slicing import SlicedModel, activate
+from subnetworks.spec import SubnetworkSpec
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def interleaved(
+    arms: Mapping[Key, Callable[[], float]], rounds: int, until: float | None = None
+) -> dict[Key, list[float]]:
+    """Let arms take turns.
+
+    Args:
+        arms: What each does once; it returns its seconds.
+        rounds: How often each has its turn.
+        until: A value of `perf_counter` after which no round begins, but for the first.
+
+    Returns:
+        The seconds of each turn.
+    """
+    seconds: dict[Key, list[float]] = {key: [] for key in arms}
+    for number in range(rounds):
+        if number and until is not None and perf_counter() > until:
+            break
+        for key, turn in arms.items():
+            seconds[key].append(turn())
+    return seconds
+
+
+class Stepper:
+    """Takes optimizer steps on a language model, each on a sub-network, everything included.
+
+    Args:
+        module: The model; of one with adapters these alone are trained.
+        device: Where it runs.
+        shape: Micro-batches of a step, sequences of one, and tokens of a sequence.
+        bf16: Run under bf16 autocast.
+        prompt_share: Share of the tokens, the first ones, without a label, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        module: CausalLM,
+        device: str,
+        shape: tuple[int, int, int],
+        bf16: bool,
+        prompt_share: float = 0.0,
+    ) -> None:
+        torch.manual_seed(0)
+        module.configure_model()
+        self.config = module.hf_config
+        self.device = torch.device(device)
+        self.module = module.train().to(self.device)
+        self.sliced = SlicedModel(module.backbone)
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
+        self.ids = torch.randint(self.config.vocab_size, shape, device=self.device)
+        self.labels = self.ids.clone()
+        self.labels[..., : round(shape[-1] * prompt_share)] = IGNORED
+        self.bf16 = bf16
+        self.steps: Counter[SubnetworkSpec] = Counter()
+        """Steps taken by sub-network: renewals of scores are counted for each alone."""
+
+    def step(self, spec: SubnetworkSpec | None = None, chooser: UnitChooser | None = None) -> float:
+        """Take one optimizer step, on the whole model if `spec` is None; return its seconds."""
+        spec = spec or SubnetworkSpec.full(dimensions_of(self.config))
+        self.steps[spec] += 1
+        self.synchronize()
+        start = perf_counter()
+        if chooser is not None:
+            chooser.begin_step(self.steps[spec])
+            if not spec.is_full and chooser.needs_probe:
+                with self.precision():
+                    first = {"input_ids": self.ids[0, :1], "labels": self.labels[0, :1]}
+                    chooser.probe(self.module.backbone, first)
+        with activate(self.sliced, spec, chooser):
+            for ids, labels in zip(self.ids, self.labels, strict=True):
+                with self.precision():
+                    loss = self.module({"input_ids": ids, "labels": labels})
+                (loss / len(self.ids)).backward()
+        clip_grad_norm_(self.trained, 1.0, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.synchronize()
+        return perf_counter() - start
+
+    def flops(self, spec: SubnetworkSpec, chooser: UnitChooser | None = None) -> StepFlops:
+        """Return the FLOPs of a step, counted while it runs."""
+        with FlopCount(self.config) as count:
+            self.step(spec, chooser)
+        return count.flops.with_optimizer(sum(p.numel() for p in self.trained))
+
+    def precision(self) -> Any:
+        """Return the context of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a training, and the sub-networks of its steps, one at each call."""
+
+    share: float
+    draw: Callable[[], SubnetworkSpec]
+
+
+@dataclass(frozen=True)
+class Course:
+    """A whole training of a method: its parts, and what chooses units, if something does."""
+
+    parts: tuple[Part, ...]
+    chooser: UnitChooser | None = None
+
+    @classmethod
+    def of(
+        cls, method: SubnetworkTraining, config: Any, max_steps: int, sliced: SlicedModel | None
+    ) -> "Course":
+        """Return what a callback does with a model in so many steps; `sliced` is what it cuts."""
+
+        def draws(first: int, last: int) -> Callable[[], SubnetworkSpec]:
+            steps = cycle(range(first, last))
+            return lambda: method.draw(config, next(steps), max_steps)
+
+        ends = (0, *method.schedule.ends(max_steps))
+        parts = tuple(
+            Part((last - first) / max_steps, draws(first, last))
+            for first, last in pairwise(ends)
+            if last > first
+        )
+        if sliced is None or not isinstance(method, SparsityAcceleratedTraining):
+            return cls(parts)
+        keys = ("importance", "selection", "grouped_queries", "refresh_every")
+        options = {key: method.settings[key] for key in keys}
+        return cls(parts, UnitChooser(sliced.anatomy, **options))
+
+
+Turn = tuple[str, int]
+"""A course's name and the number of its part."""
+DENSE: Turn = ("", 0)
+
+
+def compare(
+    stepper: Stepper, courses: Mapping[str, Course], rounds: int, until: float | None = None
+) -> dict[str, Any]:
+    """Time courses against dense steps taken in turn with them.
+
+    Args:
+        stepper: Takes the steps.
+        courses: By name.
+        rounds: Steps of each part.
+        until: See `interleaved`.
+
+    Returns:
+        `dense_seconds_per_step`, `tokens_per_step`, and for each course what it saves of time and
+        counted FLOPs, `realised` = time saved / FLOPs saved, `choosing_share`, and its parts.
+    """
+    dense = SubnetworkSpec.full(dimensions_of(stepper.config))
+    arms: dict[Turn, Callable[[], float]] = {DENSE: partial(stepper.step, dense)}
+    flops = {DENSE: stepper.flops(dense)}
+    choosing = {DENSE: 0.0}
+
+    def turn(key: Turn, part: Part, chooser: UnitChooser | None) -> float:
+        before = 0.0 if chooser is None else chooser.seconds
+        seconds = stepper.step(part.draw(), chooser)
+        choosing[key] += 0.0 if chooser is None else chooser.seconds - before
+        return seconds
+
+    for name, course in courses.items():
+        for index, part in enumerate(course.parts):
+            spec, key = part.draw(), (name, index)
+            if spec.is_full:  # the dense step itself: one arm serves both
+                continue
+            stepper.step(spec, course.chooser)  # the first probe has nothing to go on from
+            flops[key] = stepper.flops(spec, course.chooser)
+            choosing[key] = 0.0
+            arms[key] = partial(turn, key, part, course.chooser)
+    seconds = interleaved(arms, rounds, until)
+    medians = {key: median(values) for key, values in seconds.items()}
+    result: dict[str, Any] = {
+        "dense_seconds_per_step": medians[DENSE],
+        "tokens_per_step": stepper.ids.numel(),
+        "rounds": len(seconds[DENSE]),
+        "courses": {},
+    }
+    for name, course in courses.items():
+        rows = []
+        for index, part in enumerate(course.parts):
+            key = (name, index) if (name, index) in medians else DENSE
+            counted = flops[key]
+            rows.append(
+                {
+                    "share": part.share,
+                    "time_saved": 1 - medians[key] / medians[DENSE],
+                    "flops_saved_blocks": 1 - counted.blocks / flops[DENSE].blocks,
+                    "flops_saved_all": 1 - counted.total / flops[DENSE].total,
+                    # The mean: of the scores that probe, one step in many bears the cost for all.
+                    "choosing": choosing[key] / len(seconds[DENSE]) / medians[DENSE],
+                }
+            )
+        whole = {
+            what: sum(row["share"] * row[what] for row in rows)
+            for what in rows[0]
+            if what != "share"
+        }
+        time, all_flops = whole["time_saved"], whole["flops_saved_all"]
+        choosing_share = whole.pop("choosing") / (1 - time)
+        result["courses"][name] = {
+            **whole,
+            "choosing_share": choosing_share,
+            "throughput_gain": 1 / (1 - time) - 1,
+            "realised": time / all_flops if all_flops else None,
+            "parts": rows,
+        }
+    return result
+
+
+def resident_bytes(field: str) -> float:
+    """Memory of this process: `VmRSS` now, `VmHWM` at most so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def in_a_process_of_its_own(module: str, *arguments: str) -> Any:
+    """Run `python -m MODULE ARGUMENTS`; return the JSON of the last line that it prints."""
+    command = [sys.executable, "-m", module, *arguments]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def versions(device: str = "cpu") -> dict[str, str]:
+    """Return what the figures depend on."""
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+    }
+
+
+def write(path: Path | None, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, if there is a path."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")

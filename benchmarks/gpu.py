@@ -1,0 +1,170 @@
+"""The first minutes on a GPU: the most important figures first, and the end in time.
+
+`python -m benchmarks.gpu --minutes 8 --json PATH`. In this order: tokens per second and MFU of a
+dense step of GPT2-base in bf16 beside a plain loop around transformers' model; what EST realises of
+its saved FLOPs at that size, drawn in every step (`hold` 1, the paper) and held for a stage; what
+SAT realises at TinyLlama's size; the row of EST's study at width 256. A part is begun only if there
+is time for it, and what was left out is said. `--device cpu --shape tiny` is a dry check.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks import steps
+from benchmarks.arena import Stepper, interleaved, versions, write
+from subnetworks.anatomy import dimensions_of
+from subnetworks.spec import SubnetworkSpec
+
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "4090": 165e12,
+}
+"""Dense bf16 FLOPs per second by NVIDIA's data sheets, by a part of the device's name."""
+SHAPES = {
+    # Of the dense and EST's steps, and of SAT's: model, and sequences of a step.
+    "full": (("gpt2-base", 16), ("tinyllama", 4)),
+    "tiny": (("tiny-gpt2", 2), ("tiny-llama", 2)),
+}
+STUDY = {"full": ("gpu",), "tiny": ("demo", "--tokens-per-parameter", "0.2")}
+
+
+class Plain:
+    """A training loop as one writes it without this repository.
+
+    Args:
+        stepper: Whose architecture, batches and precision it has.
+    """
+
+    def __init__(self, stepper: Stepper) -> None:
+        settings = stepper.config.to_diff_dict()
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.stepper = stepper
+        self.model = AutoModelForCausalLM.from_config(config).train().to(stepper.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+
+    def step(self) -> float:
+        """Take one optimizer step; return its seconds."""
+        self.stepper.synchronize()
+        start = perf_counter()
+        for ids in self.stepper.ids:
+            with self.stepper.precision():
+                loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+            (loss / len(self.stepper.ids)).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.stepper.synchronize()
+        return perf_counter() - start
+
+
+def dense(args: argparse.Namespace, until: float) -> dict[str, Any]:
+    """Time the dense step beside a plain loop."""
+    shape, batch = SHAPES[args.shape][0]
+    stepper = steps.stepper_of(shape, True, _options(args, batch))
+    plain = Plain(stepper)
+    whole = SubnetworkSpec.full(dimensions_of(stepper.config))
+    flops = stepper.flops(whole).total
+    plain.step()  # allocations
+    seconds = interleaved({"frugal": stepper.step, "plain": plain.step}, args.rounds, until)
+    name = versions(args.device)["device"]
+    peak = next((value for part, value in PEAKS.items() if part in name), None)
+    result: dict[str, Any] = {"shape": shape, "tokens_per_step": stepper.ids.numel(), "peak": peak}
+    for arm, times in seconds.items():
+        second = median(times)
+        result[arm] = {
+            "tokens_per_second": stepper.ids.numel() / second,
+            "mfu": None if peak is None else flops / second / peak,
+        }
+    return result
+
+
+def realised(
+    args: argparse.Namespace, until: float, size: tuple[str, int], *experiments: str
+) -> dict[str, Any]:
+    """Time whole schedules against dense steps."""
+    options = _options(args, size[1])
+    options.experiments, options.shape, options.precisions = experiments, size[0], ("bf16",)
+    if size[0] == "tinyllama":  # of fewer than eight groups none is left out
+        options.set = ["callbacks.sat.grouped_queries=within_groups"]
+    return steps.timings(options, until)
+
+
+def study(args: argparse.Namespace, until: float) -> dict[str, Any]:
+    """Train the row of EST's study at width 256, as far as there is time; a later call goes on."""
+    command = [sys.executable, "-m", "benchmarks.reproduce", "est", "--scale"]
+    command += [*STUDY[args.shape], "--seeds", "1", "--arms", "dense", "EST"]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code: int | None = process.wait(timeout=max(1.0, until - perf_counter()))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)  # the training too, which then saves its state
+        process.wait()
+        code = None
+    return {"command": " ".join(command[1:]), "finished": code == 0}
+
+
+def parts(args: argparse.Namespace) -> dict[str, tuple[float, Callable[[float], Any]]]:
+    """Return the parts in order: the share of the whole time that each needs, and what it does."""
+    gpt2, llama = SHAPES[args.shape]
+    return {
+        "dense": (0.15, lambda until: dense(args, until)),
+        "est": (0.2, lambda until: realised(args, until, gpt2, "est_gpt2_paper", "est_gpt2")),
+        "sat": (0.2, lambda until: realised(args, until, llama, "sat_cpt", "sat_sft")),
+        "study": (0.3, lambda until: study(args, until)),
+    }
+
+
+def _options(args: argparse.Namespace, batch_size: int) -> argparse.Namespace:
+    size = ["--batch-size", str(batch_size), "--micro-batches", "1"]
+    return steps.parse([*size, "--device", args.device, "--rounds", str(args.rounds)])
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the parts for which there is time; return what is written."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=8.0, help="of the clock, all in all")
+    parser.add_argument("--json", type=Path, help="written after each part")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shape", choices=SHAPES, default="full")
+    parser.add_argument("--rounds", type=int, default=10, help="timed steps of each kind")
+    args = parser.parse_args(arguments)
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --device cpu --shape tiny is a dry check")
+    console, start = Console(), perf_counter()
+    end = start + 60 * args.minutes
+    result: dict[str, Any] = {"versions": versions(args.device), "left_out": []}
+    for name, (share, do) in parts(args).items():
+        needed = share * 60 * args.minutes
+        if perf_counter() + needed > end:
+            result["left_out"].append(name)
+            console.print(f"{name}: left out, {needed:.0f} s are not left", highlight=False)
+            continue
+        begun = perf_counter()
+        result[name] = do(min(end, begun + needed))
+        result[f"{name}_seconds"] = perf_counter() - begun
+        console.print({name: result[name]})
+        write(args.json, result)
+        torch.cuda.empty_cache()
+    result["seconds"] = perf_counter() - start
+    write(args.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

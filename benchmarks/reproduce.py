@@ -1,0 +1,494 @@
+"""The papers' tables, by runs of `run.py` that are read back from their run.json.
+
+`python -m benchmarks.reproduce est|sat|dlch|delta|all --scale demo|cpu|gpu|paper`. A table is a
+file in `benchmarks/tables`: its arms, which are experiments and overrides; its cells, each a figure
+of an arm's run; what the paper says; and at each scale the seeds and what makes the arms so large.
+What is missing is run. A run that has finished is known by its run.json, whose config must be the
+one asked for, and is not repeated; one that was stopped goes on. The result is a Markdown table and
+a JSON file. A cell that was not run stays empty.
+"""
+
+import argparse
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import yaml
+
+from runner.errors import ConfigError
+from runner.job import config_hash
+from runner.validate import checked
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = Path(__file__).with_name("tables")
+SCALES = ("demo", "cpu", "gpu", "paper")
+RULE = (
+    "same: as far from the paper's figure as the row allows, or better. same direction: on the "
+    "paper's side of no effect. different: neither. not run at this scale: a run is missing."
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Args:
+        experiment: The experiment that it is.
+        steps: Its share of the scale's steps.
+        overrides: What it has beside the experiment and the scale.
+    """
+
+    experiment: str
+    steps: float = 1.0
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of an arm, mean over the seeds.
+
+    Args:
+        value: Where it stands in run.json, keys joined by dots; `a | b`: the first that is there;
+            several: their mean. `lowest.NAME` is the lowest value of a column of metrics.csv.
+        ledger: In place of `value`: the ledger and the quantity whose saved share it is.
+        against: The arm with which it is compared, run by run of the same seed.
+        how: `minus` the other arm's, `saved`: 1 - this / that, or `gain`: this / that - 1.
+        percent: Show it as one.
+    """
+
+    value: str | tuple[str, ...] = ()
+    ledger: tuple[str, str] | None = None
+    against: str | None = None
+    how: Literal["minus", "saved", "gain"] = "minus"
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says.
+
+    Args:
+        words: The claim.
+        arm: Whose cell it is compared with.
+        cell: Which one.
+        figure: The paper's figure, in the cell's unit.
+        within: How far from it is still the same.
+        better: Which side of the figure is better.
+        neutral: The cell's value where there is no effect.
+    """
+
+    words: str
+    arm: str
+    cell: str
+    figure: float
+    within: float
+    better: Literal["lower", "higher"]
+    neutral: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the arms are.
+
+    Args:
+        seeds: Each arm is run with each of them.
+        arms: Those that are run; all of the table's if not given.
+        overrides: Of every arm.
+        experiments: {an experiment of the arms: the one that stands for it}.
+        steps: Optimizer steps of an arm whose share is 1; the experiment's if not given.
+        tokens_per_parameter: In place of it: training tokens for each parameter of the blocks.
+    """
+
+    seeds: tuple[int, ...] = (1,)
+    arms: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    experiments: Mapping[str, str] = field(default_factory=dict)
+    steps: int | None = None
+    tokens_per_parameter: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What `benchmarks/tables/NAME.yaml` says."""
+
+    name: str
+    title: str
+    arms: dict[str, Arm]
+    cells: dict[str, Cell]
+    paper: tuple[Claim, ...]
+    scales: dict[str, Scale]
+
+    @classmethod
+    def read(cls, path: Path) -> "Table":
+        """Read a table.
+
+        Raises:
+            ValueError: An arm or a cell that it refers to is not one of its own.
+        """
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        arms = {name: _made(Arm, node) for name, node in content["arms"].items()}
+        cells = {name: _made(Cell, node) for name, node in content["cells"].items()}
+        claims = tuple(_made(Claim, node) for node in content["paper"])
+        scales = {name: _made(Scale, node) for name, node in content["scales"].items()}
+        named = [cell.against for cell in cells.values() if cell.against]
+        named += [claim.arm for claim in claims]
+        named += [arm for scale in scales.values() for arm in scale.arms]
+        for word, known, kind in [(n, arms, "arm") for n in named] + [
+            (claim.cell, cells, "cell") for claim in claims
+        ]:
+            if word not in known:
+                raise ValueError(f"{path}: {kind} {word!r} is not one of: {', '.join(known)}")
+        return cls(path.stem, content["title"], arms, cells, claims, scales)
+
+
+def _made(kind: type, node: Mapping[str, Any]) -> Any:
+    """Build one of a table's parts; lists become tuples."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in node.items()})
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training that a table asks for.
+
+    Args:
+        arm: Whose.
+        seed: Which.
+        overrides: The command line of `run.py`.
+        digest: The hash of the config that they compose.
+        folder: Its run folder lies here.
+    """
+
+    arm: str
+    seed: int
+    overrides: tuple[str, ...]
+    digest: str
+    folder: Path
+
+    def find(self) -> Path | None:
+        """Return the newest finished run of this config, None if there is none."""
+        for file in sorted(self.folder.glob("*/run.json"), reverse=True):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if record["status"] == "finished" and record["config_hash"] == self.digest:
+                return file.parent
+        return None
+
+    def start(self) -> int:
+        """Run it; return its exit code."""
+        return subprocess.run([sys.executable, "run.py", *self.overrides], cwd=ROOT).returncode
+
+
+def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
+    """Return the runs that a table asks for, the arms of one seed after each other.
+
+    Args:
+        table: The table.
+        scale: One of its scales.
+        folder: Where the run folders lie.
+
+    Raises:
+        ConfigError: One of them cannot run.
+    """
+    runs = []
+    steps: float | None = scale.steps
+    for seed in scale.seeds:
+        for name in scale.arms or table.arms:
+            arm = table.arms[name]
+            overrides = [
+                f"experiment={scale.experiments.get(arm.experiment, arm.experiment)}",
+                f"name={_slug(name)}",
+                f"paths.output_dir={folder.resolve()}",
+                "logger=csv",
+                "resume=auto",
+                f"seed={seed}",
+                *scale.overrides,
+                *arm.overrides,
+            ]
+            if scale.tokens_per_parameter is not None and steps is None:
+                steps = _steps(checked(overrides), scale.tokens_per_parameter)
+            if steps is not None:
+                overrides.append(f"trainer.max_steps={max(1, round(steps * arm.steps))}")
+            digest = config_hash(checked(overrides))
+            runs.append(Run(name, seed, tuple(overrides), digest, folder / _slug(name)))
+    return runs
+
+
+def _steps(settings: Mapping[str, Any], tokens_per_parameter: float) -> float:
+    """Return the steps in which each parameter of the blocks meets so many tokens."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from subnetworks.anatomy import Anatomy
+
+    architecture = dict(settings["module"]["architecture"])
+    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    with torch.device("meta"):
+        blocks = Anatomy(AutoModelForCausalLM.from_config(config)).layers
+    parameters = sum(p.numel() for block in blocks for p in block.parameters())
+    data, accumulated = settings["datamodule"], settings["trainer"]["accumulate_grad_batches"]
+    tokens = data["batch_size"] * accumulated * data["context_length"]
+    return tokens_per_parameter * parameters / tokens
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def figure_of(cell: Cell, folder: Path) -> float | None:
+    """Return what a cell is of one run; None where the run has no such figure."""
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if cell.ledger is not None:
+        name, quantity = cell.ledger
+        rows = record["ledgers"].get(name, {}).get("savings", ())
+        row = next((row for row in rows if row["quantity"] == quantity), None)
+        return 1 - row["spent"] / row["baseline"] if row and row["baseline"] else None
+    paths = (cell.value,) if isinstance(cell.value, str) else cell.value
+    found = [_at(record, folder, path) for path in paths]
+    values = [value for value in found if value is not None]
+    return mean(values) if values and len(values) == len(found) else None
+
+
+def _at(record: Mapping[str, Any], folder: Path, paths: str) -> float | None:
+    for path in paths.split(" | "):
+        if path.startswith("lowest."):
+            column = path.removeprefix("lowest.")
+            with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+                written = [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
+            return min(written, default=None)
+        node: Any = record
+        for key in path.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, int | float):
+            return float(node)
+    return None
+
+
+def fill(
+    table: Table, runs: Mapping[tuple[str, int], Path]
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the figure of every arm, cell and seed that was run."""
+    arms = [name for name in table.arms if any(name == arm for arm, _ in runs)]
+    filled: dict[str, dict[str, dict[int, float]]] = {arm: {} for arm in arms}
+    for arm in arms:
+        for name, cell in table.cells.items():
+            found: dict[int, float] = {}
+            for seed in (seed for of, seed in runs if of == arm):
+                value = figure_of(cell, runs[arm, seed])
+                if value is not None and cell.against is not None:
+                    other = runs.get((cell.against, seed))
+                    base = None if other is None or arm == cell.against else figure_of(cell, other)
+                    value = None if base is None else _compared(value, base, cell.how)
+                if value is not None and math.isfinite(value):
+                    found[seed] = value
+            if found:
+                filled[arm][name] = found
+    return filled
+
+
+def _compared(value: float, base: float, how: str) -> float:
+    if how == "minus":
+        return value - base
+    if not base:
+        return math.nan
+    return 1 - value / base if how == "saved" else value / base - 1
+
+
+def verdict(claim: Claim, value: float | None) -> str:
+    """Say in words how a figure of ours stands to the paper's, by `RULE`."""
+    if value is None:
+        return "not run at this scale"
+    beyond = (value - claim.figure) * (1 if claim.better == "higher" else -1)
+    if beyond >= -claim.within:
+        return "same"
+    same_side = (value - claim.neutral) * (claim.figure - claim.neutral) > 0
+    return "same direction" if same_side else "different"
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+def result_of(
+    table: Table, name: str, scale: Scale, runs: Mapping[tuple[str, int], Path]
+) -> dict[str, Any]:
+    """Return all that is known of a table at a scale of some name, as JSON data."""
+    filled = fill(table, runs)
+    records = {
+        f"{arm}, seed {seed}": json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        for (arm, seed), folder in runs.items()
+    }
+    claims = []
+    for claim in table.paper:
+        found = filled.get(claim.arm, {}).get(claim.cell)
+        ours = mean(found.values()) if found else None
+        claims.append(
+            {"claim": claim.words, "arm": claim.arm, "cell": claim.cell, "paper": claim.figure,
+             "within": claim.within, "ours": ours, "verdict": verdict(claim, ours)}
+        )  # fmt: skip
+    return {
+        "table": table.name,
+        "title": table.title,
+        "scale": name,
+        "command": f"make reproduce TABLE={table.name} SCALE={name}",
+        "seeds": list(scale.seeds),
+        "overrides": list(scale.overrides),
+        "arms": {arm: filled.get(arm, {}) for arm in scale.arms or table.arms},
+        "paper": claims,
+        "rule": RULE,
+        "seconds": sum(record["metrics"].get("seconds", 0.0) for record in records.values()),
+        "runs": {
+            name: {
+                key: record.get(key) for key in ("id", "config_hash", "git", "versions", "ended")
+            }
+            for name, record in records.items()
+        },
+    }
+
+
+def markdown(table: Table, result: Mapping[str, Any]) -> str:
+    """Return a result as Markdown: arms by cells, then what the paper says."""
+    lines = [f"### {result['title']}, scale `{result['scale']}`", ""]
+    lines += _rows(("arm", *table.cells))
+    for arm, cells in result["arms"].items():
+        shown = [_shown(cell, cells.get(name)) for name, cell in table.cells.items()]
+        lines.append(f"| {' | '.join((arm, *shown))} |")
+    lines += ["", *_rows(("the paper says", "paper", "ours", "verdict"))]
+    for claim in result["paper"]:
+        cell = table.cells[claim["cell"]]
+        ours = "" if claim["ours"] is None else _number(cell, claim["ours"])
+        row = (claim["claim"], _number(cell, claim["paper"]), ours, claim["verdict"])
+        lines.append(f"| {' | '.join(row)} |")
+    versions: dict[str, str] = next((run["versions"] for run in result["runs"].values()), {})
+    foot = [
+        f"Seeds {', '.join(map(str, result['seeds']))}; mean, +- the deviation over seeds.",
+        result["rule"][0].upper() + result["rule"][1:],
+        f"Training time of the runs here: {result['seconds'] / 3600:.2f} hours.",
+        f"Overrides: `{' '.join(result['overrides'])}`." if result["overrides"] else "",
+        " ".join(f"{name} {versions[name]}." for name in ("torch", "transformers") if versions),
+        f"Command: `{result['command']}`.",
+    ]  # fmt: skip
+    return "\n".join([*lines, "", " ".join(part.strip() for part in foot if part), ""])
+
+
+def _rows(headings: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
+
+
+def _shown(cell: Cell, values: Mapping[int, float] | None) -> str:
+    if not values:
+        return ""
+    spread = f" +- {_number(cell, stdev(values.values()))}" if len(values) > 1 else ""
+    return _number(cell, mean(values.values())) + spread
+
+
+def _number(cell: Cell, value: float) -> str:
+    if cell.percent:
+        return f"{100 * value:.1f} %"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    names = sorted(path.stem for path in TABLES.glob("*.yaml"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
+    parser.add_argument("table", choices=[*names, "all"])
+    parser.add_argument("--scale", choices=SCALES, default="demo")
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the scale's")
+    parser.add_argument("--arms", nargs="+", help="in place of the scale's")
+    parser.add_argument("--set", action="append", default=[], help="a further setting of all arms")
+    parser.add_argument("--tokens-per-parameter", type=float, help="in place of the scale's steps")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/reproduce"), help="runs")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="the tables")
+    parser.add_argument("--read-only", action="store_true", help="run nothing, show what there is")
+    args = parser.parse_args(arguments)
+    args.tables = names if args.table == "all" else [args.table]
+    return args
+
+
+def asked_of(table: Table, args: argparse.Namespace) -> Scale:
+    """Return a table's scale as the command line changes it.
+
+    Raises:
+        ValueError: The table has no such scale, or no such arm.
+    """
+    if args.scale not in table.scales:
+        raise ValueError(f"{table.name} has no scale {args.scale}: {', '.join(table.scales)}")
+    scale = table.scales[args.scale]
+    arms = tuple(args.arms or scale.arms or table.arms)
+    for name in arms:
+        if name not in table.arms:
+            raise ValueError(f"{table.name} has no arm {name!r}: {', '.join(table.arms)}")
+    changes: dict[str, Any] = {"arms": arms, "overrides": (*scale.overrides, *args.set)}
+    if args.seeds:
+        changes["seeds"] = tuple(args.seeds)
+    if args.tokens_per_parameter is not None:
+        changes |= {"steps": None, "tokens_per_parameter": args.tokens_per_parameter}
+    return replace(scale, **changes)
+
+
+def reproduce(table: Table, scale: Scale, runs: Sequence[Run], args: argparse.Namespace) -> int:
+    """Run what is missing of a table and write it; return how many runs failed."""
+    place = args.results / f"{table.name}-{args.scale}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[tuple[str, int], Path] = {}
+    failed = 0
+    for number, run in enumerate(runs, 1):
+        folder = run.find()
+        if folder is None and not args.read_only:
+            print(
+                f"{place.name}, run {number} of {len(runs)}: {run.arm}, seed {run.seed}", flush=True
+            )
+            code = run.start()
+            folder = run.find()
+            if folder is None:
+                failed += 1
+                print(
+                    f"{place.name}: {run.arm}, seed {run.seed} ended with code {code}", flush=True
+                )
+        if folder is not None:
+            found[run.arm, run.seed] = folder
+        # After each run: whoever stops here has a table of what there is.
+        result = result_of(table, args.scale, scale, found)
+        place.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        place.with_suffix(".md").write_text(markdown(table, result))
+    print(place.with_suffix(".md").read_text())
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit code."""
+    args = parse(arguments)
+    try:
+        tables = [Table.read(TABLES / f"{name}.yaml") for name in args.tables]
+        scales = [asked_of(table, args) for table in tables]
+        runs = [
+            runs_of(table, scale, args.outputs / f"{table.name}-{args.scale}")
+            for table, scale in zip(tables, scales, strict=True)
+        ]
+    except (ConfigError, ValueError) as error:
+        print(f"Refused, nothing was started.\n{error}", file=sys.stderr)
+        return 2
+    failed = [
+        reproduce(table, scale, asked, args)
+        for table, scale, asked in zip(tables, scales, runs, strict=True)
+    ]
+    return 1 if sum(failed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""What EST's and SAT's steps save against dense ones: counted FLOPs, time, memory.
+
+`python -m benchmarks.steps [EXPERIMENT ...] [--quick] [--json PATH]`. Each experiment's whole
+schedule or ladder is timed on a model of a given shape, not its own; dense and method take turns
+(A B A B), medians count, and everything is included: choosing, gathering, gradients, clipping,
+optimizer, LM head. `realised` is time saved / counted FLOPs saved of the same steps. Schedules at
+the papers' scale are counted while the real code runs on fake tensors. What a training loses or
+gains is another command: `python -m benchmarks.reproduce`.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch._subclasses import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks.arena import (
+    Course,
+    Stepper,
+    compare,
+    in_a_process_of_its_own,
+    resident_bytes,
+    versions,
+    write,
+)
+from callbacks.subnetwork import SubnetworkTraining
+from lightning_modules.causal_lm import CausalLM, Lora
+from runner.life import build
+from runner.validate import checked
+from subnetworks.flops import FlopCount, StepFlops
+from subnetworks.slicing import activate
+from subnetworks.spec import SubnetworkSpec
+
+_PLAIN_GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "activation_function": "gelu_pytorch_tanh",
+    **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
+    **dict.fromkeys(("bos_token_id", "eos_token_id"), 0),
+}
+# Hidden size 512: the size from which the realised ratio is promised.
+_GPT2 = _PLAIN_GPT2 | {"n_embd": 512, "n_head": 8, "n_positions": 256, "vocab_size": 2048}
+_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "max_position_embeddings": 256,
+    "vocab_size": 2048,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": _GPT2 | {"n_layer": 6},
+    "gpt2-quick": _GPT2 | {"n_layer": 2},
+    "gpt2-base": _PLAIN_GPT2
+    | {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50304},
+    "llama": _LLAMA | {"num_hidden_layers": 6},
+    "llama-quick": _LLAMA | {"num_hidden_layers": 2},
+    # Twice as wide: what no sub-network makes smaller (norms, residual additions) weighs half.
+    "llama-wide": _LLAMA
+    | {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+    },
+    "tinyllama": _LLAMA
+    | {
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "max_position_embeddings": 2048,
+        "vocab_size": 32000,
+    },
+    "tiny-gpt2": _GPT2 | {"n_embd": 32, "n_layer": 2, "n_positions": 32},
+    "tiny-llama": _LLAMA
+    | {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+    },
+}
+EXPERIMENTS = ("est_gpt2", "est_gpt2_paper", "sat_cpt", "sat_sft")
+
+
+def method_of(
+    experiment: str, overrides: Sequence[str] = ()
+) -> tuple[SubnetworkTraining, dict[str, Any]]:
+    """Return an experiment's method, and its config.
+
+    Raises:
+        ValueError: It has none.
+    """
+    settings = checked([f"experiment={experiment}", "hydra.mode=MULTIRUN", *overrides])
+    for name, node in (settings["callbacks"] or {}).items():
+        if name in ("est", "sat") and node is not None:
+            return cast(SubnetworkTraining, build(f"callbacks.{name}", node)), settings
+    raise ValueError(f"experiment={experiment} trains no sub-networks: its steps are dense")
+
+
+def counted_savings(experiment: str) -> dict[str, float]:
+    """Share of the FLOPs that an experiment saves, counted while its own model runs, of no weight.
+
+    Args:
+        experiment: With an architecture of its own; what it draws must be of one size a stage.
+
+    Returns:
+        `flops_saved_blocks` and `flops_saved_all`, with LM head and optimizer.
+    """
+    method, settings = method_of(experiment)
+    architecture = dict(settings["module"]["architecture"])
+    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    data, trainer = settings["datamodule"], settings["trainer"]
+    length = data["context_length"]
+    # Of one device; where a step has several, the optimizer's share is smaller.
+    sequences = data["batch_size"] * trainer["accumulate_grad_batches"] * trainer["devices"]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+    def executed(spec: SubnetworkSpec) -> StepFlops:
+        with FakeTensorMode():
+            model = AutoModelForCausalLM.from_config(config).train()
+            ids = torch.zeros(1, length, dtype=torch.long)
+            with activate(model, spec), FlopCount(config) as count:
+                model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return (count.flops * sequences).with_optimizer(parameters)
+
+    course = Course.of(method, config, trainer["max_steps"], None)
+    steps = [(part.share, executed(part.draw())) for part in course.parts]
+    dense = executed(SubnetworkSpec.full(course.parts[0].draw().dimensions))
+    return {
+        "flops_saved_blocks": 1 - sum(share * f.blocks for share, f in steps) / dense.blocks,
+        "flops_saved_all": 1 - sum(share * f.total for share, f in steps) / dense.total,
+    }
+
+
+def shape_of(method: SubnetworkTraining, args: argparse.Namespace) -> str:
+    """Return the model on which a method is timed: a key of SHAPES, or a folder or hub id."""
+    family = "gpt2" if method.method == "est" else "llama"
+    return args.model or args.shape or (f"{family}-quick" if args.quick else family)
+
+
+def stepper_of(shape: str, bf16: bool, args: argparse.Namespace) -> Stepper:
+    """Return what takes the steps on a model of `shape_of`."""
+    known = SHAPES.get(shape)
+    lora = Lora(rank=args.lora) if args.lora else None
+    module = CausalLM(
+        architecture=known and dict(known), pretrained=None if known else shape, lora=lora
+    )
+    length = args.context_length or module.hf_config.max_position_embeddings
+    sizes = (args.micro_batches, args.batch_size, length)
+    return Stepper(module, args.device, sizes, bf16, args.prompt_share)
+
+
+def timings(args: argparse.Namespace, until: float | None = None) -> dict[str, Any]:
+    """Time the experiments, those of one shape beside each other, in each precision."""
+    by_shape: dict[str, dict[str, SubnetworkTraining]] = {}
+    for name in args.experiments:
+        method = method_of(name, args.set)[0]
+        by_shape.setdefault(shape_of(method, args), {})[name] = method
+    result: dict[str, Any] = {}
+    for shape, methods in by_shape.items():
+        for precision in args.precisions:
+            stepper = stepper_of(shape, precision == "bf16", args)
+            courses = {
+                name: Course.of(method, stepper.config, 1000, stepper.sliced)
+                for name, method in methods.items()
+            }
+            result[f"{shape}, {precision}"] = compare(stepper, courses, args.rounds, until)
+    return result
+
+
+def peak_memory(args: argparse.Namespace) -> float:
+    """Return the bytes at most that two steps of each part add in this process."""
+    method = method_of(args.experiments[0], args.set)[0]
+    before = resident_bytes("VmRSS")
+    stepper = stepper_of(shape_of(method, args), False, args)
+    course = Course.of(method, stepper.config, 1000, stepper.sliced)
+    for _ in range(2):
+        for part in course.parts:
+            stepper.step(part.draw() if args.peak_memory == "method" else None, course.chooser)
+    if stepper.device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(stepper.device))
+    return resident_bytes("VmHWM") - before
+
+
+def peak_memory_ratios(args: argparse.Namespace) -> dict[str, float]:
+    """Return peak memory over dense, each in a process of its own."""
+    ratios = {}
+    for name in args.experiments:
+        shape = shape_of(method_of(name, args.set)[0], args)
+        options = [name, "--device", args.device, "--shape", shape, "--micro-batches", "2"]
+        options += [part for each in args.set for part in ("--set", each)]
+        options += ["--batch-size", str(args.batch_size), "--peak-memory"]
+        ours, dense = (
+            in_a_process_of_its_own("benchmarks.steps", *options, arm)
+            for arm in ("method", "dense")
+        )
+        ratios[name] = ours / dense
+    return ratios
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser.add_argument("experiments", nargs="*", default=EXPERIMENTS, help="of EST or SAT")
+    parser.add_argument("--quick", action="store_true", help="smaller, within minutes")
+    parser.add_argument("--json", type=Path, help="write one JSON object here")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the experiments")
+    parser.add_argument("--shape", choices=SHAPES, help="timed model (EST gpt2, SAT llama)")
+    parser.add_argument("--model", help="time this pretrained model (a folder or hub id) instead")
+    parser.add_argument("--lora", type=int, help="time steps on adapters of this rank")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16")
+    )
+    parser.add_argument("--context-length", type=int, help="tokens of a timed sequence")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences of a micro-batch")
+    parser.add_argument("--micro-batches", type=int, help="of a timed step (8; quick: 2)")
+    parser.add_argument("--prompt-share", type=float, default=0.0, help="tokens without labels")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each kind")
+    parser.add_argument("--no-count", action="store_true", help="leave the paper-scale count out")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
+    parser.add_argument("--peak-memory", choices=("dense", "method"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    args.micro_batches = args.micro_batches or (2 if args.quick else 8)
+    if not 0 <= args.prompt_share < 1:
+        parser.error(f"--prompt-share {args.prompt_share}: a share in [0, 1) of the tokens")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; return what it writes."""
+    args = parse(arguments)
+    if args.peak_memory:
+        print(peak_memory(args))
+        return {}
+    result: dict[str, Any] = {"timings": timings(args), "versions": versions(args.device)}
+    if not args.no_count:
+        papers = ("est_gpt2_paper", "est_tinyllama_paper")
+        result["counted"] = {name: counted_savings(name) for name in papers}
+    if not args.no_memory and not args.model and not args.lora:
+        result["peak_memory_ratio"] = peak_memory_ratios(args)
+    Console().print(table(result))
+    write(args.json, result)
+    return result
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """Return what each whole training saves."""
+    headings = ("blocks' FLOPs", "all FLOPs", "time", "realised", "choosing", "memory / dense")
+    shown = Table(title="Saved against dense steps, whole schedules and ladders")
+    for heading in ("experiment", "timed on", *headings):
+        shown.add_column(heading, justify="right" if heading in headings else "left")
+    memory = result.get("peak_memory_ratio", {})
+    for name, counted in result.get("counted", {}).items():
+        saved = (counted["flops_saved_blocks"], counted["flops_saved_all"])
+        shown.add_row(name, "(its own model, counted)", *(f"{share:.2%}" for share in saved))
+    for place, timed in result["timings"].items():
+        for name, course in timed["courses"].items():
+            shares = ("flops_saved_blocks", "flops_saved_all", "time_saved")
+            cells = [f"{course[share]:.1%}" for share in shares]
+            cells.append("" if course["realised"] is None else f"{course['realised']:.3f}")
+            cells += [f"{course['choosing_share']:.2%}"]
+            cells += [f"{memory[name]:.3f}" if name in memory else ""]
+            shown.add_row(name, place, *cells)
+    shown.caption = ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+    return shown
+
+
+if __name__ == "__main__":
+    main()

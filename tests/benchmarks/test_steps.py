@@ -1,0 +1,109 @@
+"""The papers' savings are counted, arms take turns, and the JSON has what it promises."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu, hamming_search, steps
+from benchmarks.arena import interleaved
+
+
+@pytest.mark.parametrize(
+    ("experiment", "blocks", "everything"),
+    [("est_gpt2_paper", 0.267, 0.195), ("est_tinyllama_paper", 0.250, 0.237)],
+)
+def test_the_papers_schedules_save_what_they_report(
+    experiment: str, blocks: float, everything: float
+) -> None:
+    """Counted while the paper-scale model runs on fake tensors, over the whole schedule."""
+    saved = steps.counted_savings(experiment)
+    assert saved["flops_saved_blocks"] == pytest.approx(blocks, abs=0.002)
+    assert saved["flops_saved_all"] == pytest.approx(everything, abs=0.002)
+
+
+def test_arms_take_turns_until_there_is_no_time() -> None:
+    turns: list[str] = []
+
+    def arm(name: str) -> float:
+        turns.append(name)
+        return float(len(turns))
+
+    arms = {name: lambda n=name: arm(n) for name in "ab"}
+    assert interleaved(arms, 2) == {"a": [1.0, 3.0], "b": [2.0, 4.0]}
+    assert interleaved(arms, 9, until=perf_counter() - 1) == {"a": [5.0], "b": [6.0]}
+
+
+def test_the_json_holds_what_the_benchmark_promises(tmp_path: Path) -> None:
+    path = tmp_path / "steps.json"
+    steps.main(
+        ["est_gpt2_paper", "sat_cpt", "--shape", "tiny-gpt2", "--rounds", "2",
+         "--micro-batches", "1", "--batch-size", "2", "--no-count", "--no-memory",
+         "--json", str(path)]
+    )  # fmt: skip
+    timed = json.loads(path.read_text())["timings"]
+    assert set(timed) == {"tiny-gpt2, fp32", "tiny-gpt2, bf16"}
+    for found in timed.values():
+        est, sat = (found["courses"][name] for name in ("est_gpt2_paper", "sat_cpt"))
+        saved = [part["flops_saved_blocks"] for part in est["parts"]]
+        assert saved == pytest.approx([0.75, 0.5, 0.0])
+        assert est["flops_saved_blocks"] == pytest.approx(0.75 * 0.133 + 0.5 * 0.334)
+        # 0.6 of the steps at half of the units, the rest on four rungs down to all of them.
+        assert [part["share"] for part in sat["parts"]] == pytest.approx([0.6] + [0.1] * 4)
+        assert sat["parts"][-1]["time_saved"] == 0.0
+        assert sat["choosing_share"] > est["choosing_share"] == 0.0
+
+
+def test_what_has_no_time_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = {"first": (0.5, lambda until: 1), "second": (1.1, None), "third": (0.1, lambda until: 3)}
+    monkeypatch.setattr(gpu, "parts", lambda args: done)
+    path = tmp_path / "gpu.json"
+    gpu.main(["--device", "cpu", "--shape", "tiny", "--minutes", "1", "--json", str(path)])
+    result = json.loads(path.read_text())
+    assert (result["first"], result["third"], result["left_out"]) == (1, 3, ["second"])
+    assert result["versions"]["device"] == "cpu"
+
+
+@pytest.mark.slow
+def test_the_first_minutes_on_a_gpu_are_rehearsed_on_a_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    gpu.main(
+        [
+            "--device",
+            "cpu",
+            "--shape",
+            "tiny",
+            "--minutes",
+            "0.5",
+            "--rounds",
+            "2",
+            "--json",
+            str(path),
+        ]
+    )
+    result = json.loads(path.read_text())
+    assert result["dense"]["frugal"]["tokens_per_second"] > 0
+    assert result["dense"]["plain"]["mfu"] is None, "nobody says what a CPU could do"
+    assert {"dense", "versions", "left_out", "seconds"} <= result.keys()
+
+
+def test_searching_finds_what_faiss_finds() -> None:
+    found = hamming_search.measure(2_000, 32, queries=20, top=10, rounds=1)
+    assert found["same_results"]
+    assert 0 < found["search_ratio_to_faiss"] < 10
+
+
+def test_map_is_measured_in_a_process_of_its_own() -> None:
+    """What it reports is what the same call finds here, with that process's time and memory."""
+    sizes = {"items": 300, "queries": 30, "bits": 16, "classes": 5, "rounds": 1}
+    found = hamming_search.measure_map(**sizes)
+    assert found.items() >= sizes.items() - {("rounds", 1)}
+    here = hamming_search.mean_average_precisions(**sizes)
+    assert np.isclose(found["i2t"], here["i2t"])
+    assert np.isclose(found["t2i"], here["t2i"])
+    assert found["seconds"] > 0
+    assert found["peak_bytes"] > 50e6, "torch alone takes more"

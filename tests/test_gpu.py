@@ -1,0 +1,142 @@
+"""On a GPU: oracles of EST and SAT, bf16, one run of each method, and resuming.
+
+`FRUGAL_GPU=cpu python -m pytest -m gpu` is a rehearsal without one.
+"""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+import runner
+from runner.validate import CONF
+from subnetworks.anatomy import dimensions_of
+from subnetworks.chooser import UnitChooser
+from subnetworks.importance import SCORES
+from subnetworks.schedule import Rates
+from subnetworks.slicing import SlicedModel, activate
+from subnetworks.spec import SubnetworkSpec, planned_subnetwork, sample_subnetwork
+from tests.subnetworks.models import SmallModel, batch, build
+from tests.subnetworks.test_slicing import cross_entropy
+from tests.test_experiments import small, tiny_hashing, tiny_parser, tiny_rewriter
+
+DEVICE = os.environ.get("FRUGAL_GPU", "cuda")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no GPU here"
+    ),
+]
+HALF = Rates(layers=0.5, heads=0.5, neurons=0.5)
+
+
+def assert_small(original: Any, on_device: Any, spec: SubnetworkSpec, logits: Any) -> None:
+    """Logits and gradients are those of the small model, computed on the CPU."""
+    oracle = SmallModel(original, spec)
+    expected = oracle(batch())
+    cross_entropy(expected, batch()).backward()
+    torch.testing.assert_close(logits.cpu(), expected, atol=1e-3, rtol=1e-3)
+    gradients = oracle.gradients(original)
+    for name, parameter in on_device.named_parameters():
+        gradient = gradients[name]
+        if gradient is not None:
+            torch.testing.assert_close(parameter.grad.cpu(), gradient, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_est_runs_the_small_model(name: str) -> None:
+    original = build(name)
+    model, ids = copy.deepcopy(original).to(DEVICE), batch().to(DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    spec = sample_subnetwork(dimensions_of(model.config), HALF, generator)
+    with activate(model, spec):
+        output = model(input_ids=ids, labels=ids, use_cache=False)
+        output.loss.backward()
+    assert_small(original, model, spec, output.logits)
+
+
+@pytest.mark.parametrize("importance", SCORES)
+def test_sat_runs_the_small_model_of_the_chosen_units(importance: str) -> None:
+    original = build("llama")
+    model, ids = copy.deepcopy(original).to(DEVICE), batch().to(DEVICE)
+    sliced = SlicedModel(model)
+    chooser = UnitChooser(sliced.anatomy, importance)
+    spec = planned_subnetwork(dimensions_of(model.config), Rates(heads=0.5, neurons=0.5))
+    chooser.begin_step(0)
+    if chooser.needs_probe:
+        chooser.probe(model, {"input_ids": ids, "labels": ids})
+    with activate(sliced, spec, chooser):
+        output = model(input_ids=ids, labels=ids, use_cache=False)
+        output.loss.backward()
+    assert_small(original, model, sliced.chosen, output.logits)
+
+
+def test_bf16_is_near_to_fp32() -> None:
+    model, ids = build("llama").to(DEVICE), batch().to(DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    spec = sample_subnetwork(dimensions_of(model.config), HALF, generator)
+    losses = []
+    for bf16 in (False, True):
+        with activate(model, spec), torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
+def run(*overrides: str) -> dict[str, float]:
+    trainer = "trainer=cpu" if DEVICE == "cpu" else "trainer=gpu"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return runner.run(compose("config", [*overrides, "debug=fast", trainer]))
+
+
+def text_data(folder: Path, cache: Path) -> list[str]:
+    import pydoc_data.topics
+
+    text = folder / "topics.txt"
+    text.write_text("\n".join(pydoc_data.topics.topics.values())[:50_000])
+    return ["datamodule=text", f"datamodule.files={text}", *small(folder / "runs", cache)]
+
+
+def test_est_resumes(tmp_path: Path, cache_dir: Path) -> None:
+    """From its middle on a run comes to the weights that it has come to before."""
+    data = text_data(tmp_path, cache_dir)
+    run("experiment=est_gpt2", *data)
+    (folder,) = (tmp_path / "runs" / "debug").iterdir()
+    last = folder / "checkpoints" / "step-00000010.ckpt"
+    before = torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
+    middle = folder / "checkpoints" / "step-00000005.ckpt"
+    run("experiment=est_gpt2", *data, f"resume={middle}")
+    assert len(json.loads((folder / "run.json").read_text())["resumed"]) == 1
+    after = torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_sat_trains(tmp_path: Path, cache_dir: Path) -> None:
+    data = text_data(tmp_path, cache_dir)
+    assert run("module=llama", "callbacks=sat", *data)["val/loss"] < 6.5
+
+
+def test_dlch_trains(tmp_path: Path) -> None:
+    metrics = run(*tiny_hashing("dlch_wikipedia", tmp_path), f"paths.output_dir={tmp_path}")
+    assert 0 < metrics["val/map_all_i2t"] <= 1
+
+
+def test_delta_trains(tmp_path: Path, cache_dir: Path) -> None:
+    sizes = ("dialogues=90", "test_dialogues=9", "batch_size=8")
+    metrics = run(
+        "experiment=delta",
+        *tiny_parser("module.parser"),
+        *tiny_rewriter("module.rewriter"),
+        *(f"datamodule.{size}" for size in sizes),
+        f"paths.output_dir={tmp_path}",
+        f"paths.cache_dir={cache_dir}",
+    )
+    assert 0 <= metrics["val/rewritten/exact"] <= 1
