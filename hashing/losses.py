@@ -95,26 +95,28 @@ def first_session_loss(
 
 
 def increment_loss(
-    outputs_BK: Tensor,
-    codes_NK: Tensor,
+    outputs: Mapping[str, Tensor],
+    known: Mapping[str, Tensor],
     similarity_BN: Tensor,
-    own_codes_BK: Tensor,
+    codes: Mapping[str, Tensor],
     weights: IncrementWeights,
 ) -> Tensor:
-    """One modality's part of an increment's objective, on a batch of the sample.
+    """Sum of the modalities' objectives of an increment, on a batch of the sample.
 
     mean (S - u b' / K)^2 + alpha mean (u - b)^2 + beta mean_K (mean_B u)^2, with u = tanh of the
     network: the terms of the paper, each over the number of its elements.
 
     Args:
-        outputs_BK: tanh of the network's outputs.
-        codes_NK: Codes of all items, old ones (fixed) and new ones.
+        outputs: tanh of the networks' outputs, by modality, each (B, K).
+        known: Codes of all items, old ones (fixed) and new ones, each (N, K).
         similarity_BN: Label similarity of the batch and all items.
-        own_codes_BK: The batch's codes.
+        codes: The batch's codes, each (B, K).
         weights: See `IncrementWeights`.
     """
-    bits = outputs_BK.shape[1]
-    products_BN = outputs_BK @ codes_NK.to(outputs_BK.dtype).T
-    loss = mse_loss(products_BN / bits, similarity_BN)
-    loss = loss + weights.alpha * quantisation_loss(outputs_BK, own_codes_BK)
-    return loss + weights.beta * balance_loss(outputs_BK)
+    loss = similarity_BN.new_zeros(())
+    for modality, outputs_BK in outputs.items():
+        products_BN = outputs_BK @ known[modality].to(outputs_BK.dtype).T
+        term = mse_loss(products_BN / outputs_BK.shape[1], similarity_BN)
+        term = term + weights.alpha * quantisation_loss(outputs_BK, codes[modality])
+        loss = loss + (term + weights.beta * balance_loss(outputs_BK))
+    return loss

@@ -1,6 +1,6 @@
 """Networks that turn a picture, a text or labels into k numbers whose signs are its code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,35 @@ class HashNetworks(nn.Module):
         self.image = image_network(image_shape, bits)
         self.text = wide_network(text_features, bits, width)
         self.label = wide_network(classes, bits, width)
+
+    def forward(self, batch: Mapping[str, Tensor], sides: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of some networks, each (B, bits).
+
+        Args:
+            batch: `image`, `text` and `labels` of the items, on the networks' device.
+            sides: Of `image`, `text` and `label`, those that are asked for.
+        """
+        inputs = {**batch, "label": batch["labels"].float()}
+        return {side: getattr(self, side)(inputs[side]) for side in sides}
+
+
+@torch.no_grad()
+def encode(
+    networks: HashNetworks, batches: Iterable[Mapping[str, Tensor]], sides: Sequence[str]
+) -> Iterator[tuple[Mapping[str, Tensor], dict[str, Tensor]]]:
+    """Yield batches with their outputs: of each item by itself, and without a gradient.
+
+    Args:
+        networks: Back in their mode at the end.
+        batches: Are brought to the networks' device.
+        sides: See `HashNetworks.forward`.
+    """
+    training, device = networks.training, next(networks.parameters()).device
+    networks.eval()
+    for batch in batches:
+        here = {key: value.to(device) for key, value in batch.items()}
+        yield here, networks(here, sides)
+    networks.train(training)
 
 
 class _Scaled(nn.Module):

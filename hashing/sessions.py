@@ -5,8 +5,9 @@ on at any step without having kept a position.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Literal, get_args
 
 import numpy as np
@@ -88,6 +89,53 @@ class Session:
         return done % period == 0 or done == self.steps
 
 
+class SessionClock:
+    """Seconds of a session by what they went to: `all`, `steps`, waiting for `data`, `codes`.
+
+    It stands still while others work: validation, checkpoints, what is scored.
+
+    Args:
+        waited: Returns how long training has waited for its batches until now.
+    """
+
+    def __init__(self, waited: Callable[[], float]) -> None:
+        self.seconds = dict.fromkeys(("all", "steps", "data", "codes"), 0.0)
+        self._waited = waited
+        self._began: float | None = None
+        self._marked = self._waited_before = 0.0
+
+    def reset(self) -> None:
+        """Start anew: a session begins."""
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self._waited_before = self._waited()
+        self.start()
+
+    def start(self) -> None:
+        """Go on."""
+        self._began = perf_counter()
+
+    def pause(self) -> None:
+        """Stand still, until `start`."""
+        if self._began is not None:
+            self.seconds["all"] += perf_counter() - self._began
+            self.seconds["data"] += self._waited() - self._waited_before
+            self._began, self._waited_before = None, self._waited()
+
+    def mark(self) -> None:
+        """Note that something begins."""
+        self._marked = perf_counter()
+
+    def count(self, name: str) -> None:
+        """Add the time since `mark` to what it went to."""
+        self.seconds[name] += perf_counter() - self._marked
+
+    def figures(self) -> dict[str, float]:
+        """Return the seconds as a session's figures are named."""
+        named = {"seconds": "all", "step_seconds": "steps"}
+        named |= {"data_seconds": "data", "code_seconds": "codes"}
+        return {figure: self.seconds[name] for figure, name in named.items()}
+
+
 class SessionPlan:
     """The sessions of one training, and the items of each of its batches.
 
@@ -164,6 +212,19 @@ class SessionPlan:
         """The session that a step of the training belongs to."""
         return next(session for session in self.sessions if step < session.end)
 
+    def rate(self, step: int, peak: float) -> float:
+        """Factor on the learning rate: falls linearly to 0 in each session.
+
+        Args:
+            step: Steps already taken.
+            peak: At the start of a `lifelong` session; 1 at that of the others.
+        """
+        if step >= self.steps:
+            return 0.0
+        session = self.session_at(step)
+        start = peak if session.kind == "lifelong" else 1.0
+        return start * (1 - (step - session.start) / session.steps)
+
     def known(self, number: int) -> Rows:
         """Items that have arrived by a session."""
         return np.flatnonzero(self.groups <= number)
@@ -175,6 +236,10 @@ class SessionPlan:
         from_old, from_new = self._sample_sizes(len(session.old), len(session.new))
         old = draw.choice(session.old, from_old, replace=False)
         return np.concatenate([old, draw.choice(session.new, from_new, replace=False)])
+
+    def read(self, session: Session, step: int) -> Rows:
+        """What is read at a step: a round's sample in a `lifelong` session, else all it may."""
+        return self.sample(session, step) if session.kind == "lifelong" else session.rows
 
     def batch(self, step: int) -> Rows:
         """The items of a step's batch; within an epoch each item comes once.
@@ -189,7 +254,6 @@ class SessionPlan:
     def _order_of(self, number: int, epoch: int) -> list[Rows]:
         session = self.sessions[number]
         step = session.start + epoch * session.steps_per_epoch
-        rows = self.sample(session, step) if session.kind == "lifelong" else session.rows
         draw = np.random.default_rng([self.seed, number, epoch, 1])
         # Parts of nearly equal size: no small batch at an epoch's end.
-        return np.array_split(draw.permutation(rows), session.steps_per_epoch)
+        return np.array_split(draw.permutation(self.read(session, step)), session.steps_per_epoch)

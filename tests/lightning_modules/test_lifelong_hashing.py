@@ -13,9 +13,12 @@ from PIL import Image
 
 from callbacks.rng_state import RngState
 from datamodules.cross_modal import CrossModalDataModule, Pairs
+from hashing.gallery import Gallery
 from hashing.networks import binarise
+from hashing.pairs import MODALITIES
 from hashing.plots import OTHER, RELEVANT
-from lightning_modules.lifelong_hashing import MODALITIES, LifelongHashing
+from hashing.store import CodeStore
+from lightning_modules.lifelong_hashing import LifelongHashing
 
 LENGTHS: Any = {"epochs": 4, "rounds": 3, "round_epochs": 2, "sample": 24, "old_share": 0.5}
 
@@ -253,8 +256,9 @@ def test_a_new_item_that_shares_no_label_with_a_sample_has_the_code_that_its_net
     expected = {m: binarise(both if codes == "shared" else outputs[m]) for m in MODALITIES}
     for m in MODALITIES:
         assert torch.equal(made.codes(m)[torch.from_numpy(rare)], expected[m])
-    _, rows = made._nearest(datamodule, "image", expected["image"][:1], 200)
-    assert set(rows) == set(datamodule.parts["retrieval"].rows.tolist())
+    gallery = Gallery(datamodule, {m: made.codes(m) for m in MODALITIES}, 1)
+    found = gallery.nearest("image", expected["image"][:1], 200)
+    assert {match.row for match in found} == set(datamodule.parts["retrieval"].rows.tolist())
 
 
 def test_strategies_share_the_original_session(features: Path) -> None:
@@ -339,7 +343,7 @@ def test_an_item_is_encoded_by_itself_also_in_the_middle_of_training() -> None:
     datamodule = drawn_data()
     made = fit(datamodule, limit=9).train()
     before = {name: value.clone() for name, value in made.state_dict().items()}
-    encoded = made._encoded("query")["image"]
+    encoded = made.encoded("query")["image"]
     assert made.training
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
     with torch.no_grad():
@@ -353,7 +357,7 @@ def test_search_ranks_items_by_the_distance_of_their_codes(
     """The task finds what brute force finds, shows it and draws it; bad queries are refused."""
     datamodule = data(features)
     trained = fit(datamodule)
-    given = {"query": "text:3", "top_k": 5, "ckpt_path": str(tmp_path)}
+    given: Any = {"query": "text:3", "top_k": 5, "ckpt_path": str(tmp_path)}
     found = trained.search(datamodule, **given)
     with torch.no_grad():
         asked = trained.network("text")(datamodule.parts["query"][np.array([3])]["text"])
@@ -368,3 +372,71 @@ def test_search_ranks_items_by_the_distance_of_their_codes(
     ):
         with pytest.raises(ValueError, match=words):
             trained.search(datamodule, **{**given, "query": query})
+
+
+def test_codes_kept_on_disk_are_found_and_grow_with_sessions_and_items(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder finds what the checkpoint finds and keeps its codes; other trainings are refused."""
+    datamodule = data(features)
+    saved = Saves(tmp_path)
+    trained = fit(datamodule, callbacks=(saved,))
+    folder = str(tmp_path / "codes")
+    early = LifelongHashing.load_from_checkpoint(tmp_path / "first.ckpt")
+    original = int((datamodule.groups["retrieval"] == 0).sum())
+    items = tmp_path / "items.txt"
+    items.write_text("text:0\n\nimage:2\n")
+    wrong = tmp_path / "wrong.txt"
+    wrong.write_text("text:0\na red bird\n")
+    for given, words in (
+        ({}, "store: task=encode needs"),
+        ({"store": folder, "items": "nowhere"}, "items=nowhere: is no file"),
+        ({"store": folder, "items": str(wrong)}, "line 2: query=a red bird: feature files"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            early.encode(datamodule, **given)
+    assert not Path(folder).exists()
+
+    counts = early.encode(datamodule, store=folder, items=str(items))
+    assert counts == dict.fromkeys(
+        ("added/image", "stored/image", "added/text", "stored/text"), original + 1.0
+    )
+    kept = CodeStore.load(Path(folder) / "image").packed.copy()
+    counts = trained.encode(datamodule, store=folder, items=str(items))
+    arrived = len(datamodule.groups["retrieval"]) - original
+    assert counts["added/image"] == counts["added/text"] == arrived
+    store = CodeStore.load(Path(folder) / "image")
+    assert np.array_equal(store.packed[: len(kept)], kept)
+    assert store.names[original] == "image:2"
+    assert trained.encode(datamodule, store=folder)["added/image"] == 0
+
+    given: Any = {"query": "text:3", "top_k": 1000, "ckpt_path": str(tmp_path)}
+    gallery = Gallery(datamodule, {m: trained.codes(m) for m in MODALITIES}, 2)
+    code = trained._code("text", datamodule.encode_query("text:3")[1])
+    of_checkpoint = gallery.nearest("image", code, 1000)
+    of_folder = gallery.nearest("image", code, 1000, folder)
+    assert {(m.row, m.distance) for m in of_folder if m.row >= 0} == {
+        (m.row, m.distance) for m in of_checkpoint
+    }
+    assert [m.name for m in of_folder if m.row < 0] == ["image:2"]
+    trained.search(datamodule, **given, store=folder)
+    assert "image:2" in capsys.readouterr().out
+
+    other = fit(datamodule, seed=2)
+    for refused in (
+        lambda: other.encode(datamodule, store=folder),
+        lambda: other.search(datamodule, **given, store=folder),
+    ):
+        with pytest.raises(ValueError, match="holds codes of another training"):
+            refused()
+
+
+class Saves(pl.Callback):
+    """Saves as soon as the first session has ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == pl_module.plan.sessions[0].end:
+            trainer.save_checkpoint(self.folder / "first.ckpt")

@@ -1,0 +1,202 @@
+"""The items that have arrived: found by their codes, shown as pictures or words, kept on disk.
+
+A folder of codes holds two stores, `image` and `text`: of each item that has arrived the code of
+its picture and of its text, in the order of their sessions, and behind them whatever was encoded
+later. Codes of items that were learned from belong to their training, so that a folder's first
+codes say which training it is of.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor
+
+from hashing.networks import binarise
+from hashing.pairs import DIRECTIONS, MODALITIES, PairData, Rows
+from hashing.plots import Cell
+from hashing.search import Match, results_table, search
+from hashing.store import CodeStore
+
+GRID_COLUMNS = 8  # items that a run's plot shows of what a query finds
+
+
+class Gallery:
+    """The retrieval part's items that have arrived by a session, each with its codes.
+
+    Args:
+        data: After `setup`.
+        codes: Of the whole retrieval part, int8 (n, bits), by modality.
+        session: The last one that has arrived.
+    """
+
+    def __init__(self, data: PairData, codes: Mapping[str, Tensor], session: int) -> None:
+        self.data, self.session = data, session
+        groups = data.groups["retrieval"]
+        arrived = np.flatnonzero(groups <= session)
+        self.groups = groups[arrived]
+        self.rows: Rows = data.parts["retrieval"].rows[arrived]
+        self.codes = {m: codes[m].cpu()[torch.from_numpy(arrived)] for m in MODALITIES}
+
+    def nearest(
+        self, searched: str, code: Tensor, top: int, folder: str | Path | None = None
+    ) -> list[Match]:
+        """Rank the items by the distance of their codes from one code.
+
+        Args:
+            searched: The modality whose codes are searched.
+            code: (bits,) or (1, bits).
+            top: How many, at most.
+            folder: Search what this holds, see `write`.
+
+        Returns:
+            The nearest items, first ones first: their names, and their rows in `data.items`, -1
+            where the folder has an item from elsewhere.
+        """
+        if folder is None:
+            matches = search(CodeStore(self.codes[searched]), code.cpu(), top)
+            rows = [int(self.rows[match.row]) for match in matches]
+            names = [self.data.items.names[row] for row in rows]
+        else:
+            matches = search(self._opened(folder, searched), code.cpu(), top)
+            known = dict(zip(self.unique_names(), self.rows.tolist(), strict=True))
+            names = [match.name for match in matches]
+            rows = [known.get(name, -1) for name in names]
+        found = zip(names, rows, matches, strict=True)
+        return [Match(name, row, match.distance) for name, row, match in found]
+
+    # --- what is shown
+
+    def shown(self, row: int, words: bool = False) -> NDArray[np.uint8] | str:
+        """Return an item's picture, or its caption or name: without one, or for words."""
+        items = self.data.items
+        picture = None if words else self.data.picture(row)
+        text = items.names[row] if items.captions is None else items.captions[row]
+        return text if picture is None else picture
+
+    def table(self, query: str, matches: Sequence[Match], bits: int) -> Table:
+        """Return what was found, with its classes and captions, for the screen."""
+        items, rows = self.data.items, [match.row for match in matches]
+        names = np.array(items.classes)
+        labels = [", ".join(names[items.labels[row] > 0]) if row >= 0 else "" for row in rows]
+        captions = items.captions
+        texts = captions and [captions[row] if row >= 0 else "" for row in rows]
+        return results_table(query, matches, bits, texts, labels)
+
+    def cells(self, matches: Sequence[Match]) -> list[Cell]:
+        """Return what was found, for a grid, with the distances as titles."""
+        return [Cell(self.shown(m.row) if m.row >= 0 else m.name, f"{m.distance}") for m in matches]
+
+    def first_queries(
+        self, part: str, outputs: Mapping[str, Tensor]
+    ) -> tuple[list[Cell], list[list[Cell]]]:
+        """Return the first query of each session in both directions, and what each finds.
+
+        Args:
+            part: Whose items ask.
+            outputs: Of its networks, by modality.
+        """
+        labels, asking = self.data.items.labels, self.data.parts[part].rows
+        queries, found = [], []
+        for _, query, searched in DIRECTIONS:
+            for number in range(self.session + 1):
+                first = int(np.flatnonzero(self.data.groups[part] == number)[0])
+                asked = int(asking[first])
+                queries.append(Cell(self.shown(asked, words=query == "text")))
+                code = binarise(outputs[query][first])
+                found.append(
+                    [
+                        Cell(
+                            self.shown(match.row, words=searched == "text"),
+                            f"{match.distance}",
+                            bool((labels[match.row] & labels[asked]).any()),
+                        )
+                        for match in self.nearest(searched, code, GRID_COLUMNS)
+                    ]
+                )
+        return queries, found
+
+    # --- what is kept on disk
+
+    def unique_names(self) -> list[str]:
+        """Return the items' names, with their rows where several items have one."""
+        names = [self.data.items.names[row] for row in self.rows]
+        count = Counter(names)
+        return [
+            name if count[name] == 1 else f"{name}#{row}"
+            for name, row in zip(names, self.rows.tolist(), strict=True)
+        ]
+
+    def write(
+        self, folder: str | Path, further: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, int]:
+        """Keep codes on disk; those that are there already stay as they are.
+
+        Args:
+            folder: New, or written before from a training of these items and codes.
+            further: By modality, codes (bits,) of items from elsewhere, by name.
+
+        Returns:
+            How many items each store has got, and how many it has, by `added/MODALITY` and
+            `stored/MODALITY`.
+
+        Raises:
+            ValueError: The folder's codes are of another training, or damaged; nothing is written.
+        """
+        order, names = np.argsort(self.groups, kind="stable"), self.unique_names()
+        stores, counts = {}, {}
+        for m in MODALITIES:
+            codes = {names[place]: self.codes[m][place] for place in order}
+            codes = {**codes, **{n: c for n, c in further[m].items() if n not in codes}}
+            there = (Path(folder) / m / "store.json").exists()
+            store = self._opened(folder, m) if there else None
+            before = set(store.names) if store else set()
+            new = [name for name in codes if name not in before]
+            if new:
+                signs = torch.stack([codes[name] for name in new])
+                store = store.append(signs, new) if store else CodeStore(signs, new)
+            assert store is not None, "the original items have codes"
+            stores[m] = store
+            counts |= {f"added/{m}": len(new), f"stored/{m}": len(store)}
+        for m, store in stores.items():
+            store.save(Path(folder) / m)
+        return counts
+
+    def _opened(self, folder: str | Path, modality: str) -> CodeStore:
+        """A store of the folder, if it begins with the original items' codes."""
+        store = CodeStore.load(Path(folder) / modality)
+        try:
+            store.check_unchanged(self.codes[modality][torch.from_numpy(self.groups == 0)])
+        except ValueError as error:
+            raise ValueError(
+                f"store={folder}: holds codes of another training than this checkpoint's: {error}"
+            ) from error
+        return store
+
+
+def read_further(file: str | Path, data: PairData) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield each line of a file of items, and what a network reads of it.
+
+    Args:
+        file: Each line as `PairData.encode_query` takes it; empty lines say nothing.
+        data: Whose networks read them.
+
+    Yields:
+        The line, `image` or `text`, and one row.
+
+    Raises:
+        ValueError: There is no such file, or a line cannot be encoded.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"items={file}: is no file")
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                modality, values = data.encode_query(line.strip())
+            except ValueError as error:
+                raise ValueError(f"items={file}, line {number}: {error}") from error
+            yield line.strip(), modality, values

@@ -1,0 +1,126 @@
+"""How a session learns: the loss of a batch, and the codes of its items between the steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hashing.codes import first_codes, output_codes, update_new_codes
+from hashing.losses import FirstWeights, IncrementWeights, first_session_loss, increment_loss
+from hashing.networks import HashNetworks, binarise, encode
+from hashing.pairs import MODALITIES, PairData, Rows
+from hashing.sessions import Session
+from hashing.similarity import label_similarity
+
+ALL = (*MODALITIES, "label")
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Networks, codes and latest outputs of the retrieval part's items, as one session trains them.
+
+    Tensors are their owner's, on one device, and written in place. What the codes are computed from
+    is `SessionPlan.read`.
+
+    Args:
+        session: Which one.
+        networks: Whose outputs say codes.
+        data: Whose retrieval part is learned from.
+        codes: int8 (n, bits), by modality; 0 where an item has none yet.
+        outputs: Of `image`, `text` and `label`, (n, bits).
+        first: Weights of a session that learns as the first one does.
+        increment: Weights of a lifelong session.
+        shared: One code for both modalities of a new item.
+    """
+
+    session: Session
+    networks: HashNetworks
+    data: PairData
+    codes: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    first: FirstWeights
+    increment: IncrementWeights
+    shared: bool
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of all items: they belong to the codes, and stay with them."""
+        return self.data.parts["retrieval"].labels.to(self.codes["image"].device)
+
+    def begin(self, read: Rows) -> None:
+        """Give first codes to the session's items."""
+        if self.session.kind == "none":
+            self.encode(read, MODALITIES)
+            rows = torch.from_numpy(read)
+            for m in MODALITIES:
+                self.codes[m][rows] = binarise(self.outputs[m][rows])
+            return
+        self.encode(read, ALL if self.session.kind == "first" else MODALITIES)
+        self.update_codes(read)
+
+    def encode(self, rows: Rows, sides: tuple[str, ...]) -> None:
+        """Fill the outputs of some items, which this session may read, by one pass over them."""
+        for batch, outputs in encode(self.networks, self.data.in_order("retrieval", rows), sides):
+            self._keep(batch, outputs)
+
+    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, by the kind of the session; its outputs are kept."""
+        is_first = self.session.kind == "first"
+        outputs = self._keep(batch, self.networks(batch, ALL if is_first else MODALITIES))
+        known = torch.from_numpy(self.session.rows).to(batch["rows"].device)
+        similarity = label_similarity(batch["labels"], self.labels[known])
+        own = {m: self.codes[m][batch["rows"]] for m in MODALITIES}
+        if is_first:
+            buffers = {m: self.outputs[m][known] for m in outputs}
+            return first_session_loss(outputs, buffers, similarity, own, self.first)
+        codes = {m: self.codes[m][known] for m in MODALITIES}
+        return increment_loss(outputs, codes, similarity, own, self.increment)
+
+    def _keep(
+        self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Outputs as this session reads them, kept without a gradient."""
+        is_lifelong = self.session.kind == "lifelong"
+        read = {m: torch.tanh(each) if is_lifelong else each for m, each in outputs.items()}
+        for m, each in read.items():
+            self.outputs[m][batch["rows"]] = each.detach()
+        return read
+
+    def update_codes(self, read: Rows) -> None:
+        """Compute codes anew: of all items by their outputs, or of the new ones from a sample."""
+        rows = torch.from_numpy(read).to(self.codes["image"].device)
+        if self.session.kind == "lifelong":
+            self._descend(rows)
+            return
+        for m, codes in first_codes({m: self.outputs[m][rows] for m in ALL}).items():
+            self.codes[m][rows] = codes
+
+    def _descend(self, sample: Tensor) -> None:
+        """Coordinate descent on the new items' codes, from the sample's latest outputs.
+
+        An item that shares no label with the sample has no similarity to learn from: its networks
+        say its code, as they say that of a query.
+        """
+        new = torch.from_numpy(self.session.new).to(sample.device)
+        labels = self.labels
+        place = torch.full((len(labels),), -1, device=sample.device)
+        place[new] = torch.arange(len(new), device=sample.device)
+        similarity = label_similarity(labels[sample], labels[new])
+        found = update_new_codes(
+            {m: self.codes[m][new] for m in MODALITIES},
+            {m: self.outputs[m][sample] for m in MODALITIES},
+            similarity,
+            place[sample],
+            len(self.session.rows),
+            self.increment.alpha,
+            self.shared,
+        )
+        for m in MODALITIES:
+            self.codes[m][new] = found[m]
+        alone = new[(similarity == 0).all(0)]
+        if len(alone):
+            self.encode(alone.cpu().numpy(), MODALITIES)
+            outputs = {m: self.outputs[m][alone] for m in MODALITIES}
+            for m, codes in output_codes(outputs, self.shared).items():
+                self.codes[m][alone] = codes
