@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arena import interleaved, versions, write
-from lightning_modules.sql_parser import Judge, SqlParser
+from lightning_modules.sql_parser import SqlParser
 from lightning_modules.text_to_sql import TextToSql
 from lightning_modules.utterance_rewriter import UtteranceRewriter
 from runner.life import build, checkpoint_of
 from runner.validate import checked
 from text2sql.dialogue import Example
-from text2sql.evaluation import Gold
+from text2sql.evaluation import Gold, Judge
 from text2sql.parser import batches
 
 _SECONDS = 30.0  # what one execution may take
@@ -100,9 +100,8 @@ def speed(
 
 def grammar_share(parser: SqlParser, turns: Sequence[Example], size: int) -> float:
     """Share of decoding spent on derivations, masks and the beam, not in the network."""
-    assert parser.network is not None, "the parser is built"
-    assert parser.featuriser is not None, "the parser is built"
-    features = [parser.featuriser(e.utterance, e.schema, e.database) for e in turns if e.schema]
+    featuriser = parser.reader.featuriser
+    features = [featuriser(e.utterance, e.schema, e.database) for e in turns if e.schema]
     whole = network = 0.0
     for start in range(0, len(features), size):
         for _, collated in batches(features[start : start + size], parser.device):

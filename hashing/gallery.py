@@ -148,7 +148,8 @@ class Gallery:
             ValueError: The folder's codes are of another training, or damaged; nothing is written.
         """
         order, names = np.argsort(self.groups, kind="stable"), self.unique_names()
-        stores, counts = {}, {}
+        stores: dict[str, CodeStore] = {}
+        counts: dict[str, int] = {}
         for m in MODALITIES:
             codes = {names[place]: self.codes[m][place] for place in order}
             codes = {**codes, **{n: c for n, c in further[m].items() if n not in codes}}

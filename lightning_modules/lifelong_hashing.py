@@ -3,7 +3,7 @@
 import itertools
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
 
 import torch
 from annotated_types import Ge, Gt, Interval, MultipleOf
@@ -186,13 +186,14 @@ class LifelongHashing(CodedPairs):
 
     def setup(self, stage: str) -> None:
         """Plan the sessions, and refuse a trainer that they cannot run on."""
-        self.data = self.trainer.datamodule
+        trainer: Any = self.trainer
+        self.data = trainer.datamodule
         if stage != "fit":
             self.max_steps(self.data)
             return
-        limit = self.trainer.max_steps if self.trainer.max_steps > 0 else None
+        limit = trainer.max_steps if trainer.max_steps > 0 else None
         for key, needed in self.needs_of_trainer.items():
-            value = getattr(self.trainer, "world_size" if key in ("devices", "num_nodes") else key)
+            value = getattr(trainer, "world_size" if key in ("devices", "num_nodes") else key)
             if value != needed:
                 raise ValueError(
                     f"trainer.{key}={value}: lifelong hashing needs {needed}, since its sessions "
@@ -202,7 +203,7 @@ class LifelongHashing(CodedPairs):
         if not hasattr(self, "plan") or limit != self.plan.steps:
             self.max_steps(self.data, limit)
         if limit is not None and limit > self.plan.steps:
-            self.trainer.fit_loop.epoch_loop.max_steps = self.plan.steps
+            trainer.fit_loop.epoch_loop.max_steps = self.plan.steps
 
     def configure_optimizers(self) -> Any:
         """One optimizer for all networks, whose losses do not meet; the rate falls by session."""
@@ -239,7 +240,7 @@ class LifelongHashing(CodedPairs):
         """Loss of one batch, by the kind of its session."""
         session = self.plan.sessions[int(self.session)]
         loss = self._learner(session).loss(batch)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["rows"]))
         return loss
 

@@ -1,19 +1,17 @@
 """Single-turn Text-to-SQL, and the end-to-end baseline that reads the turns before."""
 
-import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import pytorch_lightning as pl
 import torch
 from annotated_types import Ge, Gt, Interval
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.optimization import (
     Optimizer,
@@ -21,20 +19,17 @@ from lightning_modules.optimization import (
     adamw_with_schedule,
     optimization,
 )
-from lightning_modules.utterance_rewriter import read_checkpoint
-from terminal import literal
 from text2sql.confidence import Confidence
 from text2sql.dialogue import Example, by_database
 from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from, train_tokenizer
-from text2sql.evaluation import Evaluator, Gold, Scores, Verdict
-from text2sql.execute import Limits
-from text2sql.metrics import InteractionMatch
-from text2sql.parser import Features, Featuriser, ParserNetwork, batches
-from text2sql.schema import Schema
-from text2sql.sql import SqlError, to_sql
+from text2sql.evaluation import Judge, Scores, Verdict
+from text2sql.metrics import Matches
+from text2sql.parser import Features, Featuriser, ParserNetwork
+from text2sql.parsing import Parser, Question, Scored
+from text2sql.reports import show_scores
+from text2sql.sql import SqlError
 
 Count = Annotated[int, Ge(1)]
-Question = tuple[str, Schema, Path | None]
 _BETWEEN = " | "  # stands between the turns that are read together
 
 
@@ -75,6 +70,10 @@ class SqlParser(CountedLoss):
     Raises:
         ValueError: A value is not allowed; the message names its key.
     """
+
+    network: ParserNetwork
+    reader: Parser
+    """The network in use; both from `configure_model` on."""
 
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
@@ -133,11 +132,9 @@ class SqlParser(CountedLoss):
         self.optimizer_settings, self.schedule_settings = optimization(
             optimizer, schedule, Optimizer(lr=5e-4)
         )
-        self.network: ParserNetwork | None = None
-        self.featuriser: Featuriser | None = None
         self.features: dict[Example, Features | None] = {}
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
-        self.matches = matches("val", "test")
+        self.matches = Matches("val", "test")
         self.judge = Judge(seconds)
         self.verdicts: list[Verdict] = []
         self.judged: list[tuple[float, bool]] = []
@@ -151,7 +148,7 @@ class SqlParser(CountedLoss):
 
     def configure_model(self) -> None:
         """Build the network, once, in training mode."""
-        if self.network is not None:
+        if hasattr(self, "network"):
             return
         if self.init is None:
             self._build(None)
@@ -171,20 +168,21 @@ class SqlParser(CountedLoss):
                 freeze(encoder, self.frozen_layers)
             else:
                 if written is None:
-                    texts = _texts(cast(Any, self.trainer).datamodule.examples("train"))
+                    texts = _texts(self.datamodule.examples("train"))
                     tokenizer = train_tokenizer(texts, self.vocab_size)
                 else:
                     tokenizer = tokenizer_from(written)
                 encoder = build_encoder(self.architecture or {}, tokenizer)
         except ValueError as error:
             raise ValueError(f"module.encoder: {error}") from error
-        self.featuriser = Featuriser(tokenizer)
         self.network = ParserNetwork(encoder, **self.sizes)
+        self.reader = Parser(Featuriser(tokenizer), self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a tokenizer that was trained here, what it learned from, and how sure it may be."""
-        if self.encoder is None and self.featuriser is not None:
-            checkpoint["parser_tokenizer"] = self.featuriser.tokenizer.backend_tokenizer.to_str()
+        if self.encoder is None:
+            tokenizer = self.reader.featuriser.tokenizer
+            checkpoint["parser_tokenizer"] = tokenizer.backend_tokenizer.to_str()
         checkpoint["parser_trained_on"] = self.trained_on
         if self.confidence is not None:
             checkpoint["parser_confidence"] = asdict(self.confidence)
@@ -195,7 +193,7 @@ class SqlParser(CountedLoss):
         self.trained_on = checkpoint.get("parser_trained_on", {})
         if "parser_confidence" in checkpoint:
             self.confidence = Confidence(**checkpoint["parser_confidence"])
-        if self.network is None:
+        if not hasattr(self, "network"):
             self._build(checkpoint.get("parser_tokenizer"))
 
     def question(self, example: Example) -> str:
@@ -223,7 +221,7 @@ class SqlParser(CountedLoss):
 
     def on_fit_start(self) -> None:
         """Note what the training learns from."""
-        self.trained_on = describe(self.trainer)
+        self.trained_on = self.datamodule.describe()
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """Negative log-likelihood of the gold derivations: nats per choice of the whole step."""
@@ -245,107 +243,38 @@ class SqlParser(CountedLoss):
     def _of(self, example: Example) -> Features | None:
         """Features of a training example; None if there is nothing to learn from it."""
         if example not in self.features:
-            assert self.featuriser is not None, "configure_model builds it"
             self.features[example] = None
             if example.query is not None and example.schema is not None:
-                try:
-                    self.features[example] = self.featuriser(
-                        self.question(example), example.schema, example.database, example.query
+                with suppress(SqlError):
+                    self.features[example] = self.reader.featuriser(
+                        *self._asked(example), example.query
                     )
-                except SqlError:
-                    self.features[example] = None
         return self.features[example]
+
+    def _asked(self, example: Example) -> Question:
+        return self.question(example), example.about, example.database
 
     def likelihood_loss(self, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihood of gold derivations, in nats per choice, and the choices."""
-        assert self.network is not None, "configure_model builds the network"
-        assert self.featuriser is not None, "configure_model builds it"
         if self.training:
-            features = [self.featuriser.redrawn(each, self.shuffle_schema) for each in features]
-        total, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for _, batch in batches(features, self.device):
-            likelihood, choices = self.network.log_likelihood(batch)
-            total, count = total - likelihood.sum(), count + choices.sum()
-        return total / count.clamp_min(1), count
+            redrawn = self.reader.featuriser.redrawn
+            features = [redrawn(each, self.shuffle_schema) for each in features]
+        return self.reader.loss(features)
 
     # --- use
 
     def parse(self, questions: Sequence[Question], beam: int | None = None) -> list[str]:
-        """Return the SQL of each question.
+        """Return the SQL of each question; see `best`."""
+        return [sql for sql, _ in self.best(questions, beam)]
+
+    def best(self, questions: Sequence[Question], beam: int | None = None) -> list[Scored]:
+        """Return the SQL of each question with its log-likelihood in nats.
 
         Args:
             questions: What is asked, the schema, and the SQLite file whose cells are looked up.
             beam: Derivations kept at every step; None: the module's.
         """
-        return [sql for sql, _ in self.best(questions, beam)]
-
-    def best(
-        self, questions: Sequence[Question], beam: int | None = None
-    ) -> list[tuple[str, float]]:
-        """Return the SQL of each question with its log-likelihood in nats, as `parse`."""
-        features = [self._featurise(question) for question in questions]
-        return [best for best, *_ in self._ranked(features, beam or self.beam)]
-
-    def ranked(self, question: Question, beam: int) -> list[tuple[str, float]]:
-        """Return the best SQL of a question, best first, with log-likelihoods in nats."""
-        return self._ranked([self._featurise(question)], beam)[0]
-
-    @torch.no_grad()
-    def costs(
-        self,
-        asked: Sequence[tuple[str, Schema, Path | None, str]],
-        per_choice: bool = False,
-        missing: float = math.inf,
-    ) -> list[float]:
-        """Return how unlikely gold queries are: negative log-likelihoods in nats.
-
-        Args:
-            asked: Question, schema, the SQLite file whose cells are looked up, and gold SQL.
-            per_choice: Divide each by the number of the grammar's choices that make the query.
-            missing: What a value of the query that is not on offer costs.
-
-        Returns:
-            Infinity where the grammar does not derive the query.
-        """
-        assert self.network is not None, "configure_model builds the network"
-        assert self.featuriser is not None, "configure_model builds it"
-        found = [float("inf")] * len(asked)
-        known: dict[int, Features] = {}
-        for index, question in enumerate(asked):
-            try:
-                features = self.featuriser(*question)
-            except SqlError:
-                continue
-            known[index] = features
-        places = list(known)
-        training = self.network.training
-        self.network.eval()
-        for group, batch in batches(list(known.values()), self.device):
-            likelihood, _ = self.network.log_likelihood(batch)
-            for place, value in zip(group, likelihood.tolist(), strict=True):
-                choices = known[places[place]].choices
-                absent = choices.count(None)
-                cost = -value + (absent * missing if absent else 0.0)
-                found[places[place]] = cost / (len(choices) if per_choice else 1)
-        self.network.train(training)
-        return found
-
-    def _featurise(self, question: Question) -> Features:
-        assert self.featuriser is not None, "configure_model builds it"
-        return self.featuriser(*question)
-
-    @torch.no_grad()
-    def _ranked(self, features: Sequence[Features], beam: int) -> list[list[tuple[str, float]]]:
-        assert self.network is not None, "configure_model builds the network"
-        found: list[list[tuple[str, float]]] = [[] for _ in features]
-        training = self.network.training
-        self.network.eval()
-        for group, batch in batches(features, self.device):
-            for index, parses in zip(group, self.network.parse(batch, beam), strict=True):
-                schema = features[index].schema
-                found[index] = [(to_sql(parse.query, schema), parse.score) for parse in parses]
-        self.network.train(training)
-        return found
+        return self.reader.best(questions, beam or self.beam)
 
     # --- validation and test
 
@@ -361,16 +290,13 @@ class SqlParser(CountedLoss):
         known = [f for f in map(self._of, batch) if f is not None]
         if known:
             cast(MeanMetric, self.losses[split]).update(*self.likelihood_loss(known))
-        asked = [e for e in batch if e.schema is not None and e.query is not None]
+        asked = [e for e in batch if e.is_judged]
         # Features with a gold derivation serve as well: parsing does not look at it.
-        features = [
-            self._of(e) or self._featurise((self.question(e), cast(Schema, e.schema), e.database))
-            for e in asked
-        ]
-        ranked = self._ranked(features, self.beam)
+        features = [self._of(e) or self.reader.featuriser(*self._asked(e)) for e in asked]
+        ranked = self.reader.ranked(features, self.beam)
         verdicts = [self.judge(e, sql) for e, ((sql, _), *_) in zip(asked, ranked, strict=True)]
         self.judged += [(r[0][1], v.exact) for r, v in zip(ranked, verdicts, strict=True)]
-        update_matches(self.matches, split, verdicts)
+        self.matches.add(split, verdicts)
         self.samples += [
             {"history": list(e.history), "utterance": e.utterance, "question": self.question(e),
              "sql": v.prediction, "gold": v.gold, "database": v.db_id, "turn": v.turn,
@@ -415,13 +341,13 @@ class SqlParser(CountedLoss):
         if loss.update_called:
             self.log(f"{split}/loss", loss.compute(), sync_dist=True, prog_bar=True)
             loss.reset()
-        log_matches(self, self.matches, split)
+        for name, share in self.matches.pop(split).items():
+            self.log(name, share, sync_dist=True, prog_bar=name.endswith("/exact"))
 
     # --- optimizer
 
     def configure_optimizers(self) -> Any:
         """AdamW, slower for a pretrained encoder, and the learning rate by step."""
-        assert self.network is not None, "configure_model builds the network"
         slower = None if self.encoder is None else self.network.encoder
         return adamw_with_schedule(
             self, self.optimizer_settings, self.schedule_settings, slower, self.encoder_lr
@@ -434,77 +360,6 @@ class SqlParser(CountedLoss):
         return batch
 
 
-# --- judging -------------------------------------------------------------------------------------
-
-_MATCHES = ("exact", "execution")
-
-
-class Judge:
-    """Judges SQL against the gold queries of examples; executes where there is a database.
-
-    Args:
-        seconds: What one execution may take.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        limits = Limits(seconds=seconds)
-        self.schemas: dict[str, Schema] = {}
-        self.databases: dict[str, Path] = {}
-        self.executing = Evaluator(self.schemas, self.databases, limits)
-        self.reading = Evaluator(self.schemas, {}, limits)
-
-    def __call__(self, example: Example, sql: str) -> Verdict:
-        """Return the verdict on one turn; the example must have a schema and a gold query."""
-        assert example.schema is not None, "a gold query is of a database"
-        assert example.query is not None, "there must be a gold query"
-        name = example.schema.db_id
-        self.schemas[name] = example.schema
-        if example.database is not None:
-            self.databases[name] = example.database
-        evaluator = self.reading if example.database is None else self.executing
-        gold = Gold(example.query, name)
-        return evaluator.judge(gold, sql, example.interaction, example.turn)
-
-
-def matches(*prefixes: str) -> nn.ModuleDict:
-    """Return the metrics of exact and execution match for each prefix."""
-    return nn.ModuleDict({f"{p} {kind}": InteractionMatch() for p in prefixes for kind in _MATCHES})
-
-
-def update_matches(metrics: nn.ModuleDict, prefix: str, verdicts: Sequence[Verdict]) -> None:
-    """Add verdicts to the metrics of a prefix; those without execution to exact match only."""
-    for kind in _MATCHES:
-        counted = [v for v in verdicts if getattr(v, kind) is not None]
-        if counted:
-            cast(InteractionMatch, metrics[f"{prefix} {kind}"]).update(
-                [v.interaction for v in counted], [bool(getattr(v, kind)) for v in counted]
-            )
-
-
-def log_matches(module: pl.LightningModule, metrics: nn.ModuleDict, prefix: str) -> None:
-    """Log `exact`, `exact_interaction` and, where anything was executed, both of execution.
-
-    Args:
-        module: Logs them, under the prefix with slashes for its blanks.
-        metrics: Of `matches`.
-        prefix: One of its prefixes.
-    """
-    for kind in _MATCHES:
-        metric = cast(InteractionMatch, metrics[f"{prefix} {kind}"])
-        if metric.update_called:
-            found, name = metric.compute(), f"{prefix.replace(' ', '/')}/{kind}"
-            module.log(name, found["turns"], sync_dist=True, prog_bar=kind == "exact")
-            module.log(f"{name}_interaction", found["interactions"], sync_dist=True)
-            metric.reset()
-
-
-def describe(trainer: pl.Trainer) -> dict[str, Any]:
-    """Return what a trainer's datamodule says of itself; nothing where it does not."""
-    datamodule = getattr(trainer, "datamodule", None)
-    said: dict[str, Any] = getattr(datamodule, "describe", dict)()
-    return said
-
-
 def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:
     """What a tokenizer is trained on: all that is said, and the names of the databases."""
     texts = by_database(examples)
@@ -512,35 +367,3 @@ def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:
         texts[name] += [column.words for column in schema.columns]
         texts[name] += [table.words for table in schema.tables]
     return texts
-
-
-def show_scores(scores: Scores, title: str, console: Console) -> None:
-    """Print match by turn and by hardness.
-
-    Args:
-        scores: Of all turns.
-        title: What was scored.
-        console: Where to.
-    """
-    kinds = ("exact", "execution") if scores.executed else ("exact",)
-    metrics = scores.metrics()
-    interactions = len({verdict.interaction for verdict in scores.verdicts})
-    many = len(scores.verdicts) > interactions
-    groups = {"turn": scores.by_turn() if many else {}, "hardness": scores.by_hardness()}
-    for group, rows in groups.items():
-        if not rows:
-            continue
-        table = Table(title=literal(f"{title}, by {group}"), title_justify="left")
-        table.add_column(group)
-        for name in ("turns", *(f"{kind} %" for kind in kinds)):
-            table.add_column(name, justify="right")
-        for name, row in rows.items():
-            table.add_row(
-                name, f"{row['count']:.0f}", *(f"{100 * row[kind]:.1f}" for kind in kinds)
-            )
-        table.add_section()
-        table.add_row("all", str(len(scores.verdicts)), *(f"{100 * metrics[k]:.1f}" for k in kinds))
-        if many:
-            shares = (f"{100 * metrics[f'{kind}_interaction']:.1f}" for kind in kinds)
-            table.add_row("interactions", str(interactions), *shares)
-        console.print(table)

@@ -1,20 +1,17 @@
 """DELTA whole: a rewriter, then a parser; its evaluation, and a conversation with a database."""
 
-import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 
+from lightning_modules.checkpoints import Part, restored
 from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.optimization import (
     Optimizer,
@@ -22,41 +19,25 @@ from lightning_modules.optimization import (
     adamw_with_schedule,
     optimization,
 )
-from lightning_modules.sql_parser import (
-    Judge,
-    SqlParser,
-    describe,
-    log_matches,
-    matches,
-    show_scores,
-    update_matches,
-)
-from lightning_modules.utterance_rewriter import TOGETHER, UtteranceRewriter, read_checkpoint
+from lightning_modules.sql_parser import SqlParser
+from lightning_modules.utterance_rewriter import UtteranceRewriter
 from terminal import literal
+from text2sql.annotation import bare_turns, best_understood, whole_dialogues, write_dialogues
 from text2sql.conversation import Conversation, Ranked, Reader
 from text2sql.dialogue import Example
-from text2sql.evaluation import (
-    TURNS,
-    UNREADABLE,
-    Evaluator,
-    Gold,
-    Scores,
-    Verdict,
-    evaluate,
-    find_databases,
-    read_gold,
-    read_predictions,
-)
-from text2sql.execute import Database, Limits
-from text2sql.schema import Schema, read_tables
+from text2sql.evaluation import Judge, Verdict
+from text2sql.execute import Limits
+from text2sql.hypotheses import TOGETHER, hypotheses
+from text2sql.metrics import Matches
+from text2sql.parsing import Scored
+from text2sql.reports import notes, sample_row, score_files, show_readings, show_scores
+from text2sql.schema import Schema
+from text2sql.verdict import ParserVerdict
 
 READINGS = ("raw", "rewritten", "gold")
 """What the parser reads: the utterance as it is, its rewrite, or the annotators' rewrite."""
-_ABSENT = 10.0  # nats that a value which a question leaves out takes from its verdict [D]
 _MEGABYTES = 100  # of an execution's process: 20 to start, the rest for SQLite
 _CELL = 1_000_000_000  # bytes of a cell that a conversation can look at, SQLite's own limit
-_COPY = 1.0  # nats that a rewrite must be better than the utterance as it is [D]
-Part = TypeVar("Part", SqlParser, UtteranceRewriter)
 
 
 class TextToSql(CountedLoss):
@@ -161,7 +142,7 @@ class TextToSql(CountedLoss):
         self.tables, self.missing = tables, missing
         self.keep_distinct, self.seconds, self.megabytes = keep_distinct, seconds, megabytes
         self.hypotheses, self.nats = hypotheses, nats
-        self.matches = matches(*(f"{split} {r}" for split in ("val", "test") for r in READINGS))
+        self.matches = Matches(*(f"{split}/{r}" for split in ("val", "test") for r in READINGS))
         self.judge = Judge(seconds)
         self.verdicts: dict[str, list[Verdict]] = {}
         self.samples: list[dict[str, Any]] = []
@@ -174,9 +155,9 @@ class TextToSql(CountedLoss):
     def configure_model(self) -> None:
         """Build the parts, or load them from their checkpoints; once."""
         if self.parser_from is not None:
-            self.parser = _restored(SqlParser, "parser_from", self.parser_from)
+            self.parser = restored(SqlParser, "parser_from", self.parser_from)
         if self.rewriter_from is not None:
-            self.rewriter = _restored(UtteranceRewriter, "rewriter_from", self.rewriter_from)
+            self.rewriter = restored(UtteranceRewriter, "rewriter_from", self.rewriter_from)
         self.parser_from = self.rewriter_from = None
         if self.parser is None:
             raise ValueError(
@@ -211,16 +192,15 @@ class TextToSql(CountedLoss):
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """The parser's loss and the rewriter's; they share no parameter."""
         losses: dict[str, tuple[Tensor, Tensor | int]] = {}
-        if self._is_trained(self.parser):
-            parser = cast(SqlParser, self.parser)
+        if parser := _trained(self.parser):
             learnable = parser.learnable(batch)
             self.log("train/left_out", float(len(batch) - len(learnable)), batch_size=len(batch))
             if learnable:
                 losses["train/parser_loss"] = parser.likelihood_loss(learnable)
-        if self._is_trained(self.rewriter):
+        if rewriter := _trained(self.rewriter):
             later = [example for example in batch if example.history]
             if later:
-                learned, found = cast(UtteranceRewriter, self.rewriter).learn(later)
+                learned, found = rewriter.learn(later)
                 losses |= learned
                 self.log_dict(found, batch_size=len(later))
         return self.counted(losses)
@@ -228,54 +208,27 @@ class TextToSql(CountedLoss):
     def parts(self) -> Mapping[str, nn.Module]:
         """Those of the parts that are trained here."""
         found: dict[str, nn.Module] = {}
-        if self._is_trained(self.parser):
-            found["train/parser_loss"] = cast(SqlParser, self.parser)
-        if self._is_trained(self.rewriter):
-            found |= cast(UtteranceRewriter, self.rewriter).parts()
+        if parser := _trained(self.parser):
+            found["train/parser_loss"] = parser
+        if rewriter := _trained(self.rewriter):
+            found |= rewriter.parts()
         return found
 
     def on_fit_start(self) -> None:
         """Give the rewriter what its rewards need, the parser's verdict among it."""
-        if self.parser is not None and self._is_trained(self.parser):
-            self.parser.trained_on = describe(self.trainer)
-        if self.rewriter is not None and self._is_trained(self.rewriter):
-            self.rewriter.verify = self.verify
-            self.rewriter.on_fit_start()
+        if parser := _trained(self.parser):
+            parser.trained_on = self.datamodule.describe()
+        if rewriter := _trained(self.rewriter):
+            rewriter.verify = self.verify
+            rewriter.on_fit_start()
 
     def verify(self, batch: Sequence[Example], questions: Sequence[str]) -> list[float]:
-        """Return the parser's verdicts on rewrites, in [0, 1]: the reward's part for dual learning.
-
-        By the rewriter's `dual.verdict`, of a turn with a gold query: `match`, 1 if the SQL of the
-        question matches it; `likelihood`, the geometric mean of the probabilities of the choices
-        that make it, a value that the question leaves out at exp(-10). Of a turn without: 1 if the
-        SQL finds anything in the database.
-        """
-        assert self.parser is not None, "configure_model builds the parts"
+        """Return the parser's verdicts on rewrites, in [0, 1], by the rewriter's `dual.verdict`."""
         assert self.rewriter is not None, "who asks is the rewriter"
-        pairs = list(zip(batch, questions, strict=True))
         smooth = self.rewriter.dual_settings["verdict"] == "likelihood"
-        scored = [pair for pair in pairs if smooth and pair[0].query is not None]
-        costs = self.parser.costs(
-            [(q, cast(Schema, e.schema), e.database, cast(str, e.query)) for e, q in scored],
-            per_choice=True,
-            missing=_ABSENT,
-        )
-        found = {pair: math.exp(-cost) for pair, cost in zip(scored, costs, strict=True)}
-        judged = [pair for pair in pairs if pair not in found]
-        written = self.parse(*zip(*judged, strict=True)) if judged else []
-        for (example, question), sql in zip(judged, written, strict=True):
-            right = 0.0
-            if example.query is not None:
-                right = float(self.judge(example, sql).exact)
-            elif example.database is not None:
-                database = Database(example.database, Limits(seconds=self.seconds))
-                result = database.execute(sql)
-                right = float(result.status == "ok" and bool(result.rows))
-            found[example, question] = right
-        return [found[pair] for pair in pairs]
-
-    def _is_trained(self, part: nn.Module | None) -> bool:
-        return part is not None and any(p.requires_grad for p in part.parameters())
+        parser, limits = self._parser, Limits(seconds=self.seconds)
+        verdict = ParserVerdict(parser.reader, self.judge, limits, parser.beam, smooth)
+        return verdict(batch, questions)
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and the learning rate by step, as CausalLM's."""
@@ -320,11 +273,14 @@ class TextToSql(CountedLoss):
         """Return the SQL of questions about the databases of their turns."""
         return [sql for sql, _ in self._best(batch, questions)]
 
-    def _best(self, batch: Sequence[Example], questions: Sequence[str]) -> list[tuple[str, float]]:
+    def _best(self, batch: Sequence[Example], questions: Sequence[str]) -> list[Scored]:
+        asked = zip(questions, batch, strict=True)
+        return self._parser.best([(question, e.about, e.database) for question, e in asked])
+
+    @property
+    def _parser(self) -> SqlParser:
         assert self.parser is not None, "configure_model builds the parts"
-        return self.parser.best(
-            [(q, cast(Schema, e.schema), e.database) for e, q in zip(batch, questions, strict=True)]
-        )
+        return self.parser
 
     # --- validation and test
 
@@ -337,7 +293,7 @@ class TextToSql(CountedLoss):
         self._evaluate("test", batch)
 
     def _evaluate(self, split: str, batch: Sequence[Example]) -> None:
-        asked = [e for e in batch if e.schema is not None and e.query is not None]
+        asked = [e for e in batch if e.is_judged]
         questions = {
             "raw": [(e, e.utterance) for e in asked],
             "rewritten": list(zip(asked, self.rewrite(asked), strict=True)),
@@ -352,30 +308,13 @@ class TextToSql(CountedLoss):
             if reading == "rewritten":
                 scores = [best[pair][1] for pair in pairs]
                 self.judged += [(s, v.exact) for s, v in zip(scores, judged, strict=True)]
-            update_matches(self.matches, f"{split} {reading}", judged)
+            self.matches.add(f"{split}/{reading}", judged)
             self.verdicts.setdefault(reading, []).extend(judged)
             found[reading] = dict(zip([e for e, _ in pairs], judged, strict=True))
         for example, question in questions["rewritten"]:
-            verdicts = {r: found[r].get(example) for r in READINGS}
-            written = cast(Verdict, verdicts["rewritten"])
-            self.samples.append(
-                {
-                    "step": self.global_step,
-                    "split": split,
-                    "interaction": example.interaction,
-                    "turn": example.turn,
-                    "database": written.db_id,
-                    "history": " | ".join(example.history),
-                    "utterance": example.utterance,
-                    "rewrite": question,
-                    "gold rewrite": example.rewrite,
-                    "SQL": written.prediction,
-                    "gold SQL": example.query,
-                    "hardness": written.hardness,
-                    **{f"{r} exact": v and v.exact for r, v in verdicts.items()},
-                    **{f"{r} execution": v and v.execution for r, v in verdicts.items()},
-                }
-            )
+            verdicts = {reading: found[reading].get(example) for reading in READINGS}
+            place = {"step": self.global_step, "split": split}
+            self.samples.append(place | sample_row(example, question, verdicts))
 
     def on_validation_epoch_start(self) -> None:
         """Forget what was judged before."""
@@ -388,8 +327,8 @@ class TextToSql(CountedLoss):
     def on_validation_epoch_end(self) -> None:
         """Log match of the three readings; the parser learns how likely its answers are right."""
         self._log("val")
-        if not self.trainer.sanity_checking and self.parser is not None:
-            self.parser.calibrate(self.judged)
+        if not self.trainer.sanity_checking:
+            self._parser.calibrate(self.judged)
 
     def on_test_epoch_end(self) -> None:
         """Log them, and print them side by side, by turn and by hardness."""
@@ -399,7 +338,8 @@ class TextToSql(CountedLoss):
 
     def _log(self, split: str) -> None:
         for reading in READINGS:
-            log_matches(self, self.matches, f"{split} {reading}")
+            for name, share in self.matches.pop(f"{split}/{reading}").items():
+                self.log(name, share, sync_dist=True, prog_bar=name.endswith("/exact"))
 
     # --- task=chat
 
@@ -422,9 +362,8 @@ class TextToSql(CountedLoss):
         conversation = Conversation(Path(database), self._reader(), limits, Console())
         self.configure_model()
         self.eval()
-        conversation.hold(cast(SqlParser, self.parser).about())
-        turns, slowest = conversation.turns, conversation.slowest
-        return {"turns": float(turns), "seconds_per_turn": slowest}
+        conversation.hold(self._parser.about())
+        return {"turns": float(conversation.turns), "seconds_per_turn": conversation.slowest}
 
     def _reader(self) -> Reader:
         def rewrite(example: Example) -> str:
@@ -433,12 +372,13 @@ class TextToSql(CountedLoss):
             return question
 
         def rank(question: str, schema: Schema, path: Path, count: int) -> list[Ranked]:
-            parser = cast(SqlParser, self.parser)
-            beam = parser.beam if count == 1 else count
+            parser = self._parser
+            features = parser.reader.featuriser(question, schema, path)
+            (ranked,) = parser.reader.ranked([features], parser.beam if count == 1 else count)
             sure = parser.confidence
             return [
                 Ranked(sql, score, None if sure is None else sure(score))
-                for sql, score in parser.ranked((question, schema, path), beam)[:count]
+                for sql, score in ranked[:count]
             ]
 
         def read(example: Example) -> tuple[str, ...]:
@@ -479,73 +419,29 @@ class TextToSql(CountedLoss):
         self.eval()
         datamodule.prepare_data()
         datamodule.setup("fit")
-        dialogues: dict[int, list[Example]] = {}
-        for example in datamodule.examples("train"):
-            if (
-                example.schema is not None
-            ):  # dialogues about no database, as CANARD's, are not SParC's
-                dialogues.setdefault(example.interaction, []).append(example)
-        if any(e.turn != place for turns in dialogues.values() for place, e in enumerate(turns)):
-            raise ValueError("datamodule.keep: task=annotate writes whole dialogues; give all")
-        bare = [
-            e
-            for turns in dialogues.values()
-            for e in turns
-            if e.history and e.query and not e.rewrite
-        ]
+        dialogues = whole_dialogues(datamodule.examples("train"))
+        bare = bare_turns(dialogues)
         chosen: dict[Example, str] = {}
         for start in track(range(0, len(bare), TOGETHER), "annotating", console=Console()):
-            chosen |= self._chosen(bare[start : start + TOGETHER])
-        written = [
-            {
-                "database_id": cast(Schema, turns[0].schema).db_id,
-                "interaction": [
-                    {
-                        "utterance": e.utterance,
-                        "query": e.query,
-                        "rewrite": e.rewrite
-                        or chosen.get(e)
-                        or (None if e.history else e.utterance),
-                    }
-                    for e in turns
-                ],
-            }
-            for turns in dialogues.values()
-        ]
-        unfinished = target.with_name(f".{target.name}.unfinished")
-        _write_json(unfinished, written)
-        unfinished.replace(target)
+            chosen |= self._chosen(self.rewriter, bare[start : start + TOGETHER])
+        write_dialogues(dialogues, chosen, target)
         copied = sum(text == e.utterance for e, text in chosen.items())
         words = (
             f"{target}: {len(chosen)} of {len(bare)} turns without a rewrite got one, {copied} of "
             "them their own words"
         )
         Console().print(literal(words), soft_wrap=True)
-        count = max(1, len(bare))
-        return {
-            "turns": float(len(bare)),
-            "annotated": len(chosen) / count,
-            "copied": copied / count,
-        }
+        shares = {"annotated": len(chosen), "copied": copied}
+        return {"turns": float(len(bare))} | {k: n / max(1, len(bare)) for k, n in shares.items()}
 
-    def _chosen(self, turns: Sequence[Example]) -> dict[Example, str]:
+    def _chosen(self, rewriter: UtteranceRewriter, turns: Sequence[Example]) -> dict[Example, str]:
         """Return for each turn the text that the parser understands best, if it does."""
-        assert self.parser is not None, "configure_model builds the parts"
-        assert self.rewriter is not None, "annotate asks for one"
-        found = self.rewriter.hypotheses(turns, self.hypotheses)
+        found = hypotheses(rewriter.rewriter, turns, self.hypotheses, rewriter.schema_words)
         if self.nats is None:
             return {example: texts[0] for example, texts in found.items()}
         offers = [(e, text) for e in turns for text in dict.fromkeys([e.utterance, *found[e]])]
-        costs = self.parser.costs(
-            [(text, cast(Schema, e.schema), e.database, cast(str, e.query)) for e, text in offers]
-        )
-        best: dict[Example, tuple[float, str]] = {}
-        for (example, text), cost in zip(offers, costs, strict=True):
-            # A turn that stands alone is not to be rewritten for a trifle.
-            rank = cost - (_COPY if text == example.utterance else 0.0)
-            if cost <= self.nats and (example not in best or rank < best[example][0]):
-                best[example] = rank, text
-        return {example: text for example, (_, text) in best.items()}
+        asked = [((text, e.about, e.database), e.gold) for e, text in offers]
+        return best_understood(offers, self._parser.reader.costs(asked), self.nats)
 
     # --- task=evaluate
 
@@ -578,46 +474,24 @@ class TextToSql(CountedLoss):
             key = "predictions" if gold else "gold"
             raise ValueError(f"{key}: task=evaluate needs {key}=FILE")
         target = _target(json)
-        golds = read_gold(gold)
-        complete = self.missing == "error"
-        predicted = read_predictions(predictions, golds, complete)
-        folders = [Path(part) for part in (database or "").split(os.pathsep) if part]
-        names = list(dict.fromkeys(turn.db_id for turns in golds for turn in turns))
-        databases = find_databases(folders, names) if folders else {}
-        source = self._tables(Path(gold), folders)
-        if source is None and not databases:
-            raise ValueError(
-                f"module.tables: no tables.json beside {gold}; give "
-                "module.tables=FILE or database=FOLDER"
-            )
-        schemas = (
-            read_tables(source)
-            if source
-            else {name: Schema.from_sqlite(file, self.seconds) for name, file in databases.items()}
+        scores, source = score_files(
+            gold,
+            predictions,
+            database,
+            self.tables,
+            self.missing,
+            self.keep_distinct,
+            self.seconds,
+            self.megabytes,
         )
-        memory = int(self.megabytes * 1e6)
-        # The official script fetches everything: rows are bounded by memory only.
-        limits = Limits(
-            seconds=self.seconds, rows=10**9, result_bytes=memory // 2, memory_bytes=memory
-        )
-        evaluator = Evaluator(schemas, databases, limits, self.keep_distinct, memory // 2)
-        scores = evaluate(golds, predicted, evaluator, self.missing)
-        _show(scores, golds, Path(predictions), source)
+        console = Console()
+        show_scores(scores, Path(predictions).name, console)
+        for note in notes(scores, source):
+            console.print(literal(note), soft_wrap=True)
         if target is not None:
-            _write_json(target, scores.to_dict())
-            Console().print(literal(f"verdicts: {target}"), soft_wrap=True)
+            target.write_text(scores.to_json(), encoding="utf-8")
+            console.print(literal(f"verdicts: {target}"), soft_wrap=True)
         return scores.metrics()
-
-    def _tables(self, gold: Path, folders: list[Path]) -> Path | None:
-        if self.tables is not None:
-            return Path(self.tables)
-        places = [gold.absolute().parent, *(f for place in folders for f in (place, place.parent))]
-        files = (place / "tables.json" for place in places)
-        return next((file for file in files if file.is_file()), None)
-
-
-def _write_json(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _target(place: str | None) -> Path | None:
@@ -630,89 +504,8 @@ def _target(place: str | None) -> Path | None:
     return target
 
 
-def _restored(kind: type[Part], key: str, place: str) -> Part:
-    """Build a part as its checkpoint says, with its weights, which are not trained further."""
-    name = key.removesuffix("_from")
-    try:
-        checkpoint = read_checkpoint(place)
-        if f"{name}_settings" in checkpoint:  # of a pipeline, in which it was trained
-            state = checkpoint["state_dict"].items()
-            own = {k.removeprefix(f"{name}."): v for k, v in state if k.startswith(f"{name}.")}
-            checkpoint["hyper_parameters"] = checkpoint[f"{name}_settings"]
-            checkpoint["state_dict"] = own
-        part = kind(**checkpoint["hyper_parameters"])
-        part.on_load_checkpoint(checkpoint)
-        part.load_state_dict(checkpoint["state_dict"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"module.{key}={place}: is no checkpoint of {kind.__name__}, or run folder with one: "
-            f"{error}"
-        ) from error
-    part.requires_grad_(False)
+def _trained(part: Part | None) -> Part | None:
+    """The part, if it is trained here."""
+    if part is None or not any(p.requires_grad for p in part.parameters()):
+        return None
     return part
-
-
-# --- what is printed -----------------------------------------------------------------------------
-
-
-def show_readings(verdicts: dict[str, list[Verdict]], console: Console) -> None:
-    """Print the readings side by side: question and interaction match, by turn and by hardness.
-
-    Args:
-        verdicts: By reading.
-        console: Where to.
-    """
-    scores = {reading: Scores(tuple(v)) for reading, v in verdicts.items() if v}
-    executed = all(s.executed for s in scores.values())
-    kinds = ("exact", "execution") if executed else ("exact",)
-    table = Table(title="match of turns and interactions, %", title_justify="left")
-    for name in ("reading", "turns", *(f"{k} {w}" for k in kinds for w in ("QM", "IM"))):
-        table.add_column(name, justify="left" if name == "reading" else "right")
-    for reading, found in scores.items():
-        m = found.metrics()
-        shares = [m[name] for kind in kinds for name in (kind, f"{kind}_interaction")]
-        cells = (f"{100 * share:.1f}" for share in shares)
-        table.add_row(reading, str(len(found.verdicts)), *cells)
-    console.print(table)
-    by_turn = {reading: found.by_turn() for reading, found in scores.items()}
-    by_level = {reading: found.by_hardness() for reading, found in scores.items()}
-    levels = ("easy", "medium", "hard", "extra")
-    for title, groups, by in (("turn", TURNS, by_turn), ("hardness", levels, by_level)):
-        table = Table(title=f"exact match by {title}, %", title_justify="left")
-        table.add_column("reading")
-        shown = [group for group in groups if any(group in rows for rows in by.values())]
-        for group in shown:
-            table.add_column(group, justify="right")
-        for reading, rows in by.items():
-            cells = (f"{100 * rows[g]['exact']:.1f}" if g in rows else "-" for g in shown)
-            table.add_row(reading, *cells)
-        console.print(table)
-
-
-def _show(
-    scores: Scores, golds: Sequence[Sequence[Gold]], predictions: Path, source: Path | None
-) -> None:
-    console = Console()
-    show_scores(scores, predictions.name, console)
-    verdicts = scores.verdicts
-    notes = [f"foreign keys: {source or 'the SQLite files'}"]
-    if scores.executed:
-        files = {v.db_id: v.files for v in verdicts}
-        notes.append(f"executed on {len(files)} databases, {sum(files.values())} SQLite files")
-    if unparsed := sum(not v.parsed for v in verdicts):
-        notes.append(f"predictions outside of the benchmarks' SQL: {unparsed}")
-    for v in verdicts:
-        where = f"interaction {v.interaction}, turn {v.turn} ({v.db_id})"
-        if v.prediction is None:
-            notes.append(f"{where}: the prediction is missing")
-        if v.hardness == UNREADABLE:
-            verdict = "and matched by its own text" if v.exact else "and no text equal to it"
-            notes.append(
-                f"{where}: the gold query is outside of the benchmarks' SQL, {verdict}: {v.gold}"
-            )
-        if v.gold_status not in ("", "ok"):
-            notes.append(f"{where}: the gold query does not run, the turn is a miss: {v.gold}")
-        if v.status in ("refused", "stopped"):
-            notes.append(f"{where}: {v.status}: {v.message}")
-    for note in notes:
-        console.print(literal(note), soft_wrap=True)

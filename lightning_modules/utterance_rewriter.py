@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
@@ -12,6 +11,7 @@ from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.optimization import (
     Optimizer,
@@ -22,7 +22,7 @@ from lightning_modules.optimization import (
 from text2sql.dialogue import Example, by_database
 from text2sql.dual_learning import Baseline, dual_step
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
-from text2sql.linking import content, stems
+from text2sql.hypotheses import hypotheses, most_faithful
 from text2sql.rewards import (
     Fluency,
     PretrainedFluency,
@@ -32,29 +32,28 @@ from text2sql.rewards import (
     Verify,
     complete_questions,
     natural_share,
-    pronouns,
-    words_of,
 )
 from text2sql.rewrite_metrics import RewriteScores
 from text2sql.rewriter_networks import (
     PointerGenerator,
     PretrainedCausalLM,
     PretrainedSeq2Seq,
-    SpanEditor,
 )
 from text2sql.rewriting import Rewriter, to_rewrite, to_simplify
 
 Batch = Sequence[Example]
 Weight = Annotated[float, Ge(0)]
-TOGETHER = 32  # turns that are rewritten in one batch
-PRETRAINED: dict[str, Any] = {"seq2seq": PretrainedSeq2Seq, "causal_lm": PretrainedCausalLM}
+PRETRAINED: Mapping[str, type[PretrainedSeq2Seq | PretrainedCausalLM]] = {
+    "seq2seq": PretrainedSeq2Seq,
+    "causal_lm": PretrainedCausalLM,
+}
 """Networks that are pretrained as a whole, by `kind`."""
 
 
 class Network(TypedDict, total=False):
     """What reads and writes; which keys count depends on `kind`."""
 
-    kind: Literal["pointer_generator", "seq2seq", "causal_lm", "span_editor"]
+    kind: Literal["pointer_generator", "seq2seq", "causal_lm"]
     pretrained: str | None
     architecture: dict[str, Any] | None
     vocab_size: Annotated[int, Interval(ge=100, le=1_000_000)]
@@ -114,6 +113,9 @@ class UtteranceRewriter(CountedLoss):
         ValueError: A value is not allowed; the message names its key.
     """
 
+    rewriter: Rewriter
+    """From `configure_model` on."""
+
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
 
@@ -171,8 +173,7 @@ class UtteranceRewriter(CountedLoss):
         )
         self._check()
         self.schema_words: bool = self.network_settings["schema_words"]
-        self.rewriter: Any = None
-        self.simplifier: Any = None
+        self.simplifier: Rewriter | None = None
         self.has_simplifier = simplifier or mode == "dual"
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.scores = nn.ModuleDict({split: RewriteScores() for split in ("val", "test")})
@@ -192,11 +193,6 @@ class UtteranceRewriter(CountedLoss):
             )
         if n["kind"] in PRETRAINED and n["pretrained"] is None:
             raise ValueError(f"module.network.kind={n['kind']}: needs module.network.pretrained")
-        if n["kind"] == "span_editor" and self.mode == "dual":
-            raise ValueError(
-                "module.network.kind=span_editor: its texts have no probability, so that it cannot "
-                "learn by rewards; take module.mode=supervised"
-            )
         given = {k: d[k] for k in vars(RewardWeights()) if k in d}
         try:
             self.reward_weights = RewardWeights(**given)
@@ -212,7 +208,7 @@ class UtteranceRewriter(CountedLoss):
 
     def configure_model(self) -> None:
         """Build or load the networks, once, in training mode."""
-        if self.rewriter is not None:
+        if hasattr(self, "rewriter"):
             return
         begin = None if self.init is None else self._initial()
         if begin is not None and self._tokenizer is None:
@@ -225,7 +221,7 @@ class UtteranceRewriter(CountedLoss):
 
     def _initial(self) -> dict[str, Any]:
         try:
-            return read_checkpoint(cast(str, self.init))
+            return read_checkpoint(str(self.init))
         except ValueError as error:
             raise ValueError(f"module.init={error}") from error
 
@@ -240,8 +236,6 @@ class UtteranceRewriter(CountedLoss):
             else:
                 tokenizer = self._own_tokenizer()
                 encoder = build_encoder(n["architecture"], tokenizer)
-            if n["kind"] == "span_editor":
-                return SpanEditor(encoder, tokenizer, **lengths)
             return PointerGenerator(encoder, tokenizer, n["decoder_layers"], **lengths)
         except ValueError as error:
             raise ValueError(f"module.network.{error}") from error
@@ -255,8 +249,7 @@ class UtteranceRewriter(CountedLoss):
         return tokenizer_from(self._tokenizer)
 
     def _training_examples(self) -> list[Example]:
-        found: list[Example] = cast(Any, self.trainer).datamodule.examples("train")
-        return found
+        return self.datamodule.examples("train")
 
     def _begin_with(self, state: dict[str, Tensor]) -> None:
         for name in ("rewriter", "simplifier"):
@@ -286,7 +279,9 @@ class UtteranceRewriter(CountedLoss):
         """Build the networks that the checkpoint's weights are of."""
         kept = checkpoint.get("rewriter_tokenizer")
         if kept != self._tokenizer:
-            self._tokenizer, self.rewriter, self.simplifier = kept, None, None
+            self._tokenizer, self.simplifier = kept, None
+            if hasattr(self, "rewriter"):
+                del self.rewriter
         self.init = None  # the checkpoint says all
         self.configure_model()
 
@@ -344,19 +339,21 @@ class UtteranceRewriter(CountedLoss):
             "train/rewriter_loss": self.rewriting_loss(pairs)
         }
         if self.simplifier is not None:
-            sources = [to_simplify(e, cast(str, e.rewrite), self.schema_words) for e in pairs]
+            sources = [to_simplify(e, e.complete, self.schema_words) for e in pairs]
             losses["train/simplifier_loss"] = self.simplifier.counted_loss(
                 sources, [e.utterance for e in pairs]
             )
         return losses
 
+    @property
+    def _simplifier(self) -> Rewriter:
+        assert self.simplifier is not None, "dual learning has both models"
+        return self.simplifier
+
     def rewriting_loss(self, pairs: Batch) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihood of gold rewrites, in nats per word piece, and the pieces."""
         sources = [to_rewrite(example, self.schema_words) for example in pairs]
-        found: tuple[Tensor, Tensor] = self.rewriter.counted_loss(
-            sources, [cast(str, e.rewrite) for e in pairs]
-        )
-        return found
+        return self.rewriter.counted_loss(sources, [example.complete for example in pairs])
 
     def _dual_loss(
         self, batch: Batch
@@ -368,7 +365,7 @@ class UtteranceRewriter(CountedLoss):
         draws.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         step = dual_step(
             self.rewriter,
-            self.simplifier,
+            self._simplifier,
             batch,
             self._rewards,
             self.dual_settings["samples"],
@@ -394,7 +391,8 @@ class UtteranceRewriter(CountedLoss):
             beam: Hypotheses of the search; None: the module's.
         """
         beam = self.beam if beam is None else beam
-        found = self.hypotheses([e for e in examples if e.history], beam)
+        later = [example for example in examples if example.history]
+        found = hypotheses(self.rewriter, later, beam, self.schema_words)
         written = {example: most_faithful(example, texts) for example, texts in found.items()}
         return [written.get(example, example.utterance) for example in examples]
 
@@ -403,24 +401,6 @@ class UtteranceRewriter(CountedLoss):
         source = to_rewrite(example, self.schema_words)
         count = self.rewriter.turns_read(source)
         return source.context[len(source.context) - count :]
-
-    @torch.no_grad()
-    def hypotheses(self, examples: Sequence[Example], beam: int) -> dict[Example, list[str]]:
-        """Return the best rewrites of later turns, best first.
-
-        Args:
-            examples: Turns with a history; their rewrites and queries are not read.
-            beam: How many for each.
-        """
-        # Longest first, so that texts of a batch are about as long; their order changes nothing.
-        later = sorted(examples, key=_length, reverse=True)
-        written: dict[Example, list[str]] = {}
-        for start in range(0, len(later), TOGETHER):
-            some = later[start : start + TOGETHER]
-            sources = [to_rewrite(example, self.schema_words) for example in some]
-            found = self.rewriter.generate(sources, beam)
-            written |= {e: [each.text for each in ts] for e, ts in zip(some, found, strict=True)}
-        return written
 
     def on_validation_epoch_start(self) -> None:
         """Forget the texts of the validation before."""
@@ -450,7 +430,7 @@ class UtteranceRewriter(CountedLoss):
         later = later if most is None else later[: max(0, most - len(self.samples))]
         if not later:
             return
-        texts, golds = self.rewrite(later), [cast(str, e.rewrite) for e in later]
+        texts, golds = self.rewrite(later), [e.complete for e in later]
         cast(RewriteScores, self.scores[split]).update(
             texts, golds, [e.utterance for e in later], [e.schema for e in later]
         )
@@ -483,61 +463,8 @@ class UtteranceRewriter(CountedLoss):
         scores.reset()
 
 
-def most_faithful(example: Example, texts: Sequence[str]) -> str:
-    """Return the rewrite that keeps what the turn says of the database, the turn itself if none.
-
-    People who rewrite leave out names of columns now and then (in SParC in a tenth of the turns),
-    and values hardly ever. A text that loses a value counts therefore for nothing, and neither does
-    one that loses a name if the turn names a table and has no pronoun, so that it may well stand
-    alone. Of the others the first counts that loses the fewest names; one that only has words
-    of the turn in other forms says nothing new [D].
-
-    Args:
-        example: The turn.
-        texts: Rewrites of it, best first; at least one.
-    """
-    if example.schema is None:
-        return texts[0]
-    said = content(example.utterance, example.schema, example.database)
-    stands_alone = bool(said.tables) and not pronouns(example.utterance)
-    ranked = []
-    for text in texts:
-        kept = stems(text)
-        lost = len((said.columns | said.tables) - kept)
-        if said.values <= kept and not (lost and stands_alone):
-            ranked.append((lost, text))
-    best = min(ranked, key=lambda each: each[0])[1] if ranked else example.utterance
-    new = set(words_of(best)) - set(words_of(example.utterance))
-    return example.utterance if new and stems(best) <= stems(example.utterance) else best
-
-
-def _length(example: Example) -> int:
-    return sum(map(len, (*example.history, example.utterance)))
-
-
 def _fluency(name: str) -> Fluency:
     try:
         return PretrainedFluency(name)
     except ValueError as error:
         raise ValueError(f"module.dual.language_model={error}") from error
-
-
-def read_checkpoint(place: str) -> dict[str, Any]:
-    """Return a checkpoint's content.
-
-    Args:
-        place: Its file, or the folder of its run: then the best one, else the last.
-
-    Raises:
-        ValueError: There is none.
-    """
-    path = Path(place).expanduser()
-    files: Iterable[Path] = [path]
-    if path.is_dir():
-        folder = path / "checkpoints"
-        files = [folder / "best.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise ValueError(f"{place}: no such checkpoint, or run folder with one")
-    content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    return content

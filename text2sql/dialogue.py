@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from text2sql.schema import Schema
 
@@ -62,6 +63,29 @@ class Example:
     schema: Schema | None
     database: Path | None
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether SQL of the turn can be judged."""
+        return self.schema is not None and self.query is not None
+
+    @property
+    def about(self) -> Schema:
+        """The schema, of a turn that has one: whatever is parsed or judged has."""
+        assert self.schema is not None, "the turn is about a database"
+        return self.schema
+
+    @property
+    def gold(self) -> str:
+        """The SQL, of a turn that has some."""
+        assert self.query is not None, "the turn has a gold query"
+        return self.query
+
+    @property
+    def complete(self) -> str:
+        """The rewrite, of a turn that has one."""
+        assert self.rewrite is not None, "the turn has a rewrite"
+        return self.rewrite
+
 
 def examples(
     interactions: Iterable[Interaction],
@@ -103,3 +127,19 @@ def by_database(some: Iterable[Example]) -> dict[str, list[str]]:
         name = "" if example.schema is None else example.schema.db_id
         texts.setdefault(name, []).extend((example.utterance, example.rewrite or ""))
     return texts
+
+
+class DialogueData(Protocol):
+    """Data of dialogues, after its `setup`."""
+
+    def prepare_data(self) -> None:
+        """Fetch what is read."""
+
+    def setup(self, stage: str) -> None:
+        """Read the dialogues."""
+
+    def examples(self, part: str) -> Sequence[Example]:
+        """Return the turns of `train`, `val` or `test`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the data is, and how large."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from text2sql.dialogue import Example
 from text2sql.rewards import Rewards
-from text2sql.rewriting import Generator, Source, to_rewrite, to_simplify
+from text2sql.rewriting import Rewriter, Source, to_rewrite, to_simplify
 
 Baseline = Literal["batch", "turn"]
 Score = Callable[[Sequence[Example], Sequence[str]], dict[str, list[float]]]
@@ -81,8 +81,8 @@ class DualStep:
 
 
 def dual_step(
-    rewriter: Generator,
-    simplifier: Generator,
+    rewriter: Rewriter,
+    simplifier: Rewriter,
     examples: Sequence[Example],
     rewards: Rewards,
     samples: int = 4,
@@ -142,8 +142,8 @@ def dual_step(
 
 
 def supervised_loss(
-    rewriter: Generator,
-    simplifier: Generator,
+    rewriter: Rewriter,
+    simplifier: Rewriter,
     examples: Sequence[Example],
     schema_words: bool = False,
 ) -> Tensor | None:
@@ -161,7 +161,7 @@ def supervised_loss(
 
 
 def _learn(
-    models: tuple[Generator, Generator],
+    models: tuple[Rewriter, Rewriter],
     examples: Sequence[Example],
     sources: Sequence[Source],
     judged: tuple[Score, Back, float],
@@ -213,7 +213,7 @@ def _sums(parts: Mapping[str, Sequence[float]], count: int) -> list[float]:
 
 
 @contextmanager
-def _dropout_off(*networks: Generator) -> Iterator[None]:
+def _dropout_off(*networks: Rewriter) -> Iterator[None]:
     before = [network.training for network in networks]
     for network in networks:
         network.eval()

@@ -6,12 +6,14 @@ interactions whose turns all are (SParC, arXiv 1906.02285).
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from text2sql.dialogue import Example
 from text2sql.execute import Database, Limits, Result
 from text2sql.match import (
     NormalForm,
@@ -152,6 +154,10 @@ class Scores:
             "components": self.components(),
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
         }
+
+    def to_json(self) -> str:
+        """Return the same as the text of a file."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def _interactions(self, kind: str) -> dict[int, bool]:
         whole: dict[int, bool] = {}
@@ -320,6 +326,31 @@ class Evaluator:
             while self._kept_size > self.kept_bytes:
                 self._kept_size -= _kept_size(self._kept.popitem(last=False)[1])
         return result
+
+
+class Judge:
+    """Judges SQL against the gold queries of examples; executes where there is a database.
+
+    Args:
+        seconds: What one execution may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        limits = Limits(seconds=seconds)
+        self.schemas: dict[str, Schema] = {}
+        self.databases: dict[str, Path] = {}
+        self.executing = Evaluator(self.schemas, self.databases, limits)
+        self.reading = Evaluator(self.schemas, {}, limits)
+
+    def __call__(self, example: Example, sql: str) -> Verdict:
+        """Return the verdict on one turn; the example must have a schema and a gold query."""
+        name = example.about.db_id
+        self.schemas[name] = example.about
+        if example.database is not None:
+            self.databases[name] = example.database
+        evaluator = self.reading if example.database is None else self.executing
+        gold = Gold(example.gold, name)
+        return evaluator.judge(gold, sql, example.interaction, example.turn)
 
 
 def _kept_size(result: Result) -> int:

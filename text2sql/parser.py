@@ -460,23 +460,21 @@ class ParserNetwork(nn.Module):
                 [(b, p.row, p.option(nodes), _KINDS.index(p.slot.kind)) for b, p in rows],
                 device=memory.device,
             ).unbind(1)
-            allowed = kind_of[at] == kinds[:, None]
+            # Marked on the host and brought over at once, not row by row.
+            starts = [_option(path.features, path.slot.kind, 0, nodes) for _, path in rows]
+            narrow = np.zeros((len(rows), kind_of.shape[1]), dtype=bool)
             for i, (_, path) in enumerate(rows):
-                narrow = torch.zeros_like(allowed[i])
-                start = _option(path.features, path.slot.kind, 0, nodes)
-                narrow[[start + index for index in path.allowed]] = True
-                allowed[i] &= narrow
+                narrow[i, [starts[i] + index for index in path.allowed]] = True
+            allowed = kind_of[at] == kinds[:, None]
+            allowed &= torch.from_numpy(narrow).to(allowed.device)
             logits = self._next(steps, at, before, chosen, kinds)
             scores = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-            best = scores.topk(min(beam, scores.shape[1]))
+            values, options = (t.tolist() for t in scores.topk(min(beam, scores.shape[1])))
             found: list[list[tuple[float, int, int]]] = [[] for _ in alive]
             for i, (b, path) in enumerate(rows):
-                start = _option(path.features, path.slot.kind, 0, nodes)
-                for score, option in zip(
-                    best.values[i].tolist(), best.indices[i].tolist(), strict=True
-                ):
+                for score, option in zip(values[i], options[i], strict=True):
                     if score > -torch.inf:
-                        found[b].append((path.score + score, i, option - start))
+                        found[b].append((path.score + score, i, option - starts[i]))
             for b, ways in enumerate(found):
                 ways.sort(key=lambda way: -way[0])
                 left = Counter(i for _, i, _ in ways[:beam])

@@ -3,8 +3,7 @@
 * `PointerGenerator`: a pretrained encoder and a small decoder that generates word pieces or copies
   them from what it reads (arXiv 1704.04368); small enough for a CPU;
 * `PretrainedSeq2Seq`: BART, T5 and their like, as in the paper;
-* `PretrainedCausalLM`: GPT2, Llama and their like, which read the dialogue and write on;
-* `SpanEditor`: which words stay, and which spans of the dialogue go in between; an ablation.
+* `PretrainedCausalLM`: GPT2, Llama and their like, which read the dialogue and write on.
 
 Shapes: B sources, N rows (sources or hypotheses), S positions of a source, T of a target, V word
 pieces, H width.
@@ -14,9 +13,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +24,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from text2sql.encoder import find_pretrained
 from text2sql.rewriting import (
     HINTS,
-    TEXT,
     Features,
-    Generator,
-    Hypothesis,
     Memory,
     Rewriter,
-    Source,
 )
 
 # --- the pointer-generator -----------------------------------------------------------------------
 
 
-class PointerGenerator(Generator):
+class PointerGenerator(Rewriter):
     """Generates word pieces or copies them from the source (See et al., arXiv 1704.04368).
 
     P(y) = p_gen * P_vocab(y) + (1 - p_gen) * sum of the copying attention where the source has y.
@@ -220,7 +214,7 @@ def _loaded(kind: Any, name: str) -> tuple[Any, Any]:
     return model.train(), tokenizer
 
 
-class PretrainedSeq2Seq(Generator):
+class PretrainedSeq2Seq(Rewriter):
     """Any encoder-decoder of Hugging Face, as the paper's BART.
 
     Args:
@@ -285,7 +279,7 @@ class PretrainedSeq2Seq(Generator):
         return output.logits.float()
 
 
-class PretrainedCausalLM(Generator):
+class PretrainedCausalLM(Rewriter):
     """Any causal language model of Hugging Face: it reads the dialogue, and writes on [D].
 
     The paper rewrites with BART; this is for models that have no encoder, of which there are more.
@@ -357,160 +351,3 @@ class PretrainedCausalLM(Generator):
             use_cache=True,
         )
         return output.logits.float()
-
-
-# --- edits ---------------------------------------------------------------------------------------
-
-
-class Edits(NamedTuple):
-    """How a text becomes another one.
-
-    Gap i stands before token i of the text, the last gap after it.
-    """
-
-    kept: list[bool]
-    """For every token of the text."""
-    spans: list[tuple[int, int] | None]
-    """For every gap, the first and last position of the context that goes in there, or None."""
-
-
-def edits_between(context: Sequence[int], text: Sequence[int], target: Sequence[int]) -> Edits:
-    """Find edits that bring a text near to a target; not every target can be reached.
-
-    What the target has in common with the text, in order, is kept. Of the tokens that are new in a
-    gap the longest run that the context has goes in, the latest one where it stands there twice.
-
-    Args:
-        context: Tokens, separators included.
-        text: Tokens.
-        target: Tokens.
-    """
-    kept = [False] * len(text)
-    spans: list[tuple[int, int] | None] = [None] * (len(text) + 1)
-    matcher = SequenceMatcher(None, text, target, autojunk=False)
-    for kind, first, last, begin, end in matcher.get_opcodes():
-        if kind == "equal":
-            kept[first:last] = [True] * (last - first)
-        elif end > begin:
-            run = SequenceMatcher(None, context[::-1], target[begin:end][::-1], autojunk=False)
-            match = run.find_longest_match()
-            if match.size:
-                stop = len(context) - match.a
-                spans[first] = (stop - match.size, stop - 1)
-    return Edits(kept, spans)
-
-
-class SpanEditor(Rewriter):
-    """Says which words of a text stay, and which spans of the context go in between them.
-
-    In the spirit of RUN (arXiv 2009.13166), which edits by segmenting a matrix of word pairs, and
-    of LaserTagger (arXiv 1909.01187), whose tags it has: one tag for each token, and two pointers
-    into the context for each gap, position 0 (`[CLS]`) for none [D]. It decides all at once, so
-    that it is fast and writes no word that nobody said; it has no beam and no probability of a
-    text, so that it cannot learn by rewards. An ablation.
-
-    Args:
-        encoder: A BERT-like model of Hugging Face.
-        tokenizer: Its own, with `[CLS]` and `[SEP]`.
-        source_tokens: See `Rewriter`.
-        target_tokens: See `Rewriter`.
-        longest_span: Tokens of a span at most.
-    """
-
-    def __init__(
-        self,
-        encoder: Any,
-        tokenizer: Any,
-        source_tokens: int = 128,
-        target_tokens: int = 64,
-        longest_span: int = 16,
-    ) -> None:
-        super().__init__(tokenizer, source_tokens, target_tokens)
-        if tokenizer.cls_token_id is None:
-            raise ValueError("encoder: its tokenizer has no [CLS], which stands for `no span`")
-        self.encoder, self.longest_span = encoder, longest_span
-        width = encoder.config.hidden_size
-        self.roles = nn.Embedding(HINTS + 1, width)
-        nn.init.zeros_(self.roles.weight)
-        self.keeps = nn.Linear(width, 1)
-        # A gap is the pair of tokens around it.
-        self.gaps = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(2))
-        self.places = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-
-    def counted_loss(
-        self, sources: Sequence[Source], targets: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        """Mean negative log-likelihood of the edits, in nats per decision, and their number."""
-        names = [self.names(source, renamed=self.training) for source in sources]
-        features = self.features(sources, names)
-        keep, first, last = self._scores(features)
-        losses = []
-        for row, target in enumerate(targets):
-            at, context, text = self._parts(features, row)
-            pieces = self.vocabulary.written(self.ids(target), names[row])
-            edits = edits_between(context, text, pieces[: self.target_tokens - 1])
-            kept = torch.tensor(edits.kept, dtype=torch.float32, device=self.device)
-            losses.append(
-                F.binary_cross_entropy_with_logits(
-                    keep[row, at : at + len(text)], kept, reduction="none"
-                )
-            )
-            for scores, side in ((first, 0), (last, 1)):
-                # A gap's scores stand at the token after it, the last gap's at the separator.
-                wanted = [0 if span is None else span[side] for span in edits.spans]
-                losses.append(
-                    F.cross_entropy(
-                        scores[row, at : at + len(wanted)],
-                        torch.tensor(wanted, device=self.device),
-                        reduction="none",
-                    )
-                )
-        each = torch.cat(losses)
-        return each.mean(), torch.tensor(len(each), device=self.device)
-
-    @torch.no_grad()
-    def generate(self, sources: Sequence[Source], beam: int = 1) -> list[list[Hypothesis]]:
-        """Write one text for each source, whatever the beam; see `Rewriter.generate`."""
-        was_training = self.training
-        self.eval()
-        try:
-            features = self.features(sources)
-            keep, first, last = self._scores(features)
-        finally:
-            self.train(was_training)
-        written = []
-        for row, source in enumerate(sources):
-            at, _, text = self._parts(features, row)
-            ids = features.ids[row].tolist()
-            tokens: list[int] = []
-            for gap in range(len(text) + 1):
-                begin = int(first[row, at + gap].argmax())
-                if begin:
-                    ends = last[row, at + gap, begin : begin + self.longest_span]
-                    span = ids[begin : begin + int(ends.argmax()) + 1]
-                    tokens += [token for token in span if token != self.separator]
-                if gap < len(text) and keep[row, at + gap] > 0:
-                    tokens.append(text[gap])
-            written.append([Hypothesis(self.words(tokens, source), 0.0, tuple(tokens))])
-        return written
-
-    def _parts(self, features: Features, row: int) -> tuple[int, list[int], list[int]]:
-        """Where the text begins, all before it, and the text."""
-        here = ((features.roles[row] == TEXT) & features.content[row]).nonzero()[:, 0].tolist()
-        ids = features.ids[row].tolist()
-        at = here[0] if here else int(features.mask[row].sum()) - 1
-        return at, ids[:at], ids[at : at + len(here)]
-
-    def _scores(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits: of keeping, (B, S); of a span's first and last position, (B, S, S)."""
-        words = self.encoder.get_input_embeddings()(features.ids) + self.roles(features.roles)
-        states = self.encoder(inputs_embeds=words, attention_mask=features.mask).last_hidden_state
-        gaps = torch.cat((states.roll(1, dims=1), states), dim=-1)
-        allowed = (features.roles > TEXT) & (features.roles < HINTS)
-        allowed = allowed & features.content
-        allowed[:, 0] = True
-        found = []
-        for gap, place in zip(self.gaps, self.places, strict=True):
-            scores = gap(gaps) @ place(states).transpose(1, 2) / states.shape[-1] ** 0.5
-            found.append(scores.float().masked_fill(~allowed[:, None], -torch.inf))
-        return self.keeps(states)[..., 0].float(), found[0], found[1]

@@ -130,13 +130,18 @@ class Memory:
 
 
 class Rewriter(nn.Module, ABC):
-    """What reads a source and writes a text.
+    """What reads a source and writes a text, token by token, with its log-probability.
+
+    A subclass says how sources are encoded, and what the log-probabilities of tokens are.
 
     Args:
         tokenizer: Of Hugging Face.
         source_tokens: Longest source; hints give way first, then the oldest words.
         target_tokens: Longest text, its end included.
     """
+
+    begin: int
+    end: int
 
     def __init__(self, tokenizer: Any, source_tokens: int, target_tokens: int) -> None:
         super().__init__()
@@ -147,28 +152,6 @@ class Rewriter(nn.Module, ABC):
             tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
         )
         self.vocabulary = Vocabulary(tokenizer)
-
-    @abstractmethod
-    def counted_loss(
-        self, sources: Sequence[Source], targets: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        """Mean negative log-likelihood of the targets, in nats per decision, and their number."""
-
-    def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
-        """Mean negative log-likelihood of the targets, in nats per decision."""
-        return self.counted_loss(sources, targets)[0]
-
-    @abstractmethod
-    def generate(self, sources: Sequence[Source], beam: int = 1) -> list[list[Hypothesis]]:
-        """Write texts; no gradient, dropout off.
-
-        Args:
-            sources: B.
-            beam: K.
-
-        Returns:
-            K hypotheses for every source, best first.
-        """
 
     @property
     def device(self) -> torch.device:
@@ -237,54 +220,7 @@ class Rewriter(nn.Module, ABC):
         text = self.vocabulary.text(tokens, self.names(source))
         return spelled(text, (*source.context, source.text, source.hints)) if self.uncased else text
 
-
-_PIECE = re.compile(r"\w+|[^\w\s]")
-_CLOSING, _OPENING = re.compile(r" ([.,;:?!%)\]}])"), re.compile(r"([(\[{$]) ")
-
-
-def spelled(text: str, sources: Sequence[str]) -> str:
-    """Undo what an uncased tokenizer did to a text: its words are spelled as the sources do.
-
-    Words with inner punctuation (2.5, O'Brien, name@mail.com) are put together again, names get
-    their capitals, and so does the sentence.
-
-    Args:
-        text: Lower-case words and punctuation, parted by spaces.
-        sources: What it was made from; the last one to hold a word counts.
-    """
-    forms: dict[tuple[str, ...], str] = {}
-    for source in sources:
-        for position, word in enumerate(source.split()):
-            for form in (word, word.strip(".,;:?!\"'()")):
-                pieces = tuple(_PIECE.findall(form.lower()))
-                # The capital of a sentence's first word says nothing about the word.
-                plain = position == 0 and form[1:].islower()
-                if pieces:
-                    forms[pieces] = form.lower() if plain else form
-    longest = max(map(len, forms), default=1)
-    written = _PIECE.findall(text)
-    words: list[str] = []
-    at = 0
-    while at < len(written):
-        for length in range(min(longest, len(written) - at), 0, -1):
-            found = forms.get(tuple(piece.lower() for piece in written[at : at + length]))
-            if found is not None or length == 1:
-                words.append(found or written[at])
-                at += length
-                break
-    joined = _OPENING.sub(r"\1", _CLOSING.sub(r"\1", " ".join(words)))
-    joined = re.sub(r"(\w) (['\u2019]) ?(s|t|re|ve|ll|d|m)\b", r"\1\2\3", joined)
-    return joined[:1].upper() + joined[1:]
-
-
-class Generator(Rewriter):
-    """A rewriter that writes token by token, so that its texts have log-probabilities.
-
-    A subclass says how sources are encoded, and what the log-probabilities of tokens are.
-    """
-
-    begin: int
-    end: int
+    # --- what is written
 
     @abstractmethod
     def _encode(self, features: Features) -> Memory:
@@ -314,6 +250,10 @@ class Generator(Rewriter):
         log_probs, mask = self._token_log_probs(sources, targets, names)
         count = mask.sum()
         return -log_probs.sum() / count, count
+
+    def loss(self, sources: Sequence[Source], targets: Sequence[str]) -> Tensor:
+        """The mean alone."""
+        return self.counted_loss(sources, targets)[0]
 
     def log_prob(
         self, sources: Sequence[Source], targets: Sequence[str | Sequence[int]]
@@ -359,7 +299,16 @@ class Generator(Rewriter):
     def generate(
         self, sources: Sequence[Source], beam: int = 1, length_penalty: float = 1.0
     ) -> list[list[Hypothesis]]:
-        """Write texts by beam search; see `Rewriter.generate` and `beam_search`."""
+        """Write texts by beam search; no gradient, dropout off.
+
+        Args:
+            sources: B.
+            beam: K.
+            length_penalty: See `beam_search`.
+
+        Returns:
+            K hypotheses for every source, best first.
+        """
 
         def search(advance: Advance) -> tuple[Tensor, Tensor]:
             return beam_search(
@@ -443,3 +392,42 @@ class Generator(Rewriter):
                 ]
             )
         return found
+
+
+_PIECE = re.compile(r"\w+|[^\w\s]")
+_CLOSING, _OPENING = re.compile(r" ([.,;:?!%)\]}])"), re.compile(r"([(\[{$]) ")
+
+
+def spelled(text: str, sources: Sequence[str]) -> str:
+    """Undo what an uncased tokenizer did to a text: its words are spelled as the sources do.
+
+    Words with inner punctuation (2.5, O'Brien, name@mail.com) are put together again, names get
+    their capitals, and so does the sentence.
+
+    Args:
+        text: Lower-case words and punctuation, parted by spaces.
+        sources: What it was made from; the last one to hold a word counts.
+    """
+    forms: dict[tuple[str, ...], str] = {}
+    for source in sources:
+        for position, word in enumerate(source.split()):
+            for form in (word, word.strip(".,;:?!\"'()")):
+                pieces = tuple(_PIECE.findall(form.lower()))
+                # The capital of a sentence's first word says nothing about the word.
+                plain = position == 0 and form[1:].islower()
+                if pieces:
+                    forms[pieces] = form.lower() if plain else form
+    longest = max(map(len, forms), default=1)
+    written = _PIECE.findall(text)
+    words: list[str] = []
+    at = 0
+    while at < len(written):
+        for length in range(min(longest, len(written) - at), 0, -1):
+            found = forms.get(tuple(piece.lower() for piece in written[at : at + length]))
+            if found is not None or length == 1:
+                words.append(found or written[at])
+                at += length
+                break
+    joined = _OPENING.sub(r"\1", _CLOSING.sub(r"\1", " ".join(words)))
+    joined = re.sub(r"(\w) (['\u2019]) ?(s|t|re|ve|ll|d|m)\b", r"\1\2\3", joined)
+    return joined[:1].upper() + joined[1:]

@@ -382,19 +382,21 @@ def test_codes_kept_on_disk_are_found_and_grow_with_sessions_and_items(
     saved = Saves(tmp_path)
     trained = fit(datamodule, callbacks=(saved,))
     folder = str(tmp_path / "codes")
-    early = LifelongHashing.load_from_checkpoint(tmp_path / "first.ckpt")
+    early, checkpoint = module(), torch.load(tmp_path / "first.ckpt", weights_only=True)
+    early.on_load_checkpoint(checkpoint)
+    early.load_state_dict(checkpoint["state_dict"])
     original = int((datamodule.groups["retrieval"] == 0).sum())
     items = tmp_path / "items.txt"
     items.write_text("text:0\n\nimage:2\n")
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("text:0\na red bird\n")
-    for given, words in (
+    for wrong_keys, words in (
         ({}, "store: task=encode needs"),
         ({"store": folder, "items": "nowhere"}, "items=nowhere: is no file"),
         ({"store": folder, "items": str(wrong)}, "line 2: query=a red bird: feature files"),
     ):
         with pytest.raises(ValueError, match=words):
-            early.encode(datamodule, **given)
+            early.encode(datamodule, **wrong_keys)
     assert not Path(folder).exists()
 
     counts = early.encode(datamodule, store=folder, items=str(items))

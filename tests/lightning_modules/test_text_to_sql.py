@@ -285,8 +285,8 @@ def test_the_parsers_verdict_is_a_match_or_a_result(
     assert 0 < chance < likely[place] / 1.5
     assert example.schema is not None
     assert example.query is not None
-    asked = (without, example.schema, example.database, example.query)
-    assert module.parser.costs([asked]) == [float("inf")]
+    asked = (without, example.schema, example.database), example.query
+    assert module.parser.reader.costs([asked]) == [float("inf")]
     mixed = module.verify([data.turns[0], nothing[1]], golds[:2])
     assert mixed[0] == pytest.approx(likely[0])
     assert mixed[1] in {0.0, 1.0}

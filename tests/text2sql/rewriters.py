@@ -12,9 +12,8 @@ from text2sql.rewriter_networks import (
     PointerGenerator,
     PretrainedCausalLM,
     PretrainedSeq2Seq,
-    SpanEditor,
 )
-from text2sql.rewriting import Generator, Rewriter
+from text2sql.rewriting import Rewriter
 from text2sql.schema import Schema
 
 # History, utterance, and the question that stands alone.
@@ -65,12 +64,6 @@ def pointer_generator(**changes: Any) -> PointerGenerator:
     torch.manual_seed(0)
     words = tokenizer()
     return PointerGenerator(build_encoder({**SIZES, **changes}, words), words, 2, **LENGTHS)
-
-
-def span_editor() -> SpanEditor:
-    torch.manual_seed(0)
-    words = tokenizer()
-    return SpanEditor(build_encoder(SIZES, words), words, **LENGTHS)
 
 
 def seq2seq_folder(folder: Path, kind: str) -> Path:
@@ -124,7 +117,7 @@ def causal_lm(folder: Path, kind: str) -> PretrainedCausalLM:
     return PretrainedCausalLM.pretrained(str(causal_lm_folder(folder, kind)), **LENGTHS)
 
 
-def generators(folder: Path) -> dict[str, Generator]:
+def generators(folder: Path) -> dict[str, Rewriter]:
     return {
         "pointer-generator": pointer_generator(),
         "bart": seq2seq(folder / "bart", "bart"),

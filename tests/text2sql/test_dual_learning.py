@@ -17,11 +17,11 @@ from text2sql.rewards import (
     database_share,
     natural_share,
 )
-from text2sql.rewriting import Generator, to_rewrite, to_simplify
+from text2sql.rewriting import Rewriter, to_rewrite, to_simplify
 from text2sql.schema import Schema
 
 
-def reached(model: Generator) -> bool:
+def reached(model: Rewriter) -> bool:
     return any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
 
 

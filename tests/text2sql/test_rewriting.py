@@ -13,7 +13,6 @@ from tests.text2sql.rewriters import (
     generators,
     pointer_generator,
     seq2seq,
-    span_editor,
     tokenizer,
     turns,
 )
@@ -26,8 +25,8 @@ from text2sql.encoder import (
     tokenizer_from,
     train_tokenizer,
 )
-from text2sql.rewriter_networks import PointerGenerator, PretrainedCausalLM, edits_between
-from text2sql.rewriting import HINTS, TEXT, Generator, Source, spelled, to_rewrite, to_simplify
+from text2sql.rewriter_networks import PointerGenerator, PretrainedCausalLM
+from text2sql.rewriting import HINTS, TEXT, Rewriter, Source, spelled, to_rewrite, to_simplify
 from text2sql.schema import Schema
 
 SOURCES = [to_rewrite(example) for example in turns()]
@@ -36,7 +35,7 @@ NAMES = ["pointer-generator", "bart", "t5", "gpt2", "llama"]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Generator]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rewriter]:
     return generators(tmp_path_factory.mktemp("models"))
 
 
@@ -70,7 +69,7 @@ def test_what_is_too_long_loses_its_oldest_words_and_never_the_utterance() -> No
     assert int(everything.ids[0, -1]) == model.separator
 
 
-def test_padding_changes_nothing(made: dict[str, Generator]) -> None:
+def test_padding_changes_nothing(made: dict[str, Rewriter]) -> None:
     for name, model in made.items():
         model.eval()
         together, _ = model.log_prob(SOURCES, GOLDS)
@@ -79,7 +78,7 @@ def test_padding_changes_nothing(made: dict[str, Generator]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_source_with_several_texts_is_read_once(made: dict[str, Generator], name: str) -> None:
+def test_a_source_with_several_texts_is_read_once(made: dict[str, Rewriter], name: str) -> None:
     model = made[name].eval()
     sources, texts = SOURCES[:3], GOLDS[:6]
     together, lengths = model.log_prob(sources, texts)
@@ -99,7 +98,7 @@ def test_a_source_with_several_texts_is_read_once(made: dict[str, Generator], na
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_search_and_sampling_score_is_the_log_probability(
-    made: dict[str, Generator], name: str
+    made: dict[str, Rewriter], name: str
 ) -> None:
     """Step by step from a cache, or all at once with teacher forcing: the same numbers."""
     model = made[name].train()
@@ -126,7 +125,7 @@ def test_what_search_and_sampling_score_is_the_log_probability(
         for name in NAMES
     ],
 )
-def test_every_rewriter_learns(made: dict[str, Generator], name: str) -> None:
+def test_every_rewriter_learns(made: dict[str, Rewriter], name: str) -> None:
     """Eight turns by heart: searched texts are then the gold ones, spelled as people wrote them."""
     model = made[name]
     fit(model, SOURCES, GOLDS, steps=250 if name == "t5" else 150, lr=5e-3)
@@ -284,51 +283,6 @@ def test_a_language_model_is_refused_texts_that_it_cannot_hold(tmp_path: Path) -
 
 
 # --- edits ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("context", "text", "target", "kept", "spans"),
-    [
-        # how old are they -> how old are singers: the span goes where the pronoun was
-        ([1, 2, 3, 9], [4, 5, 6, 7], [4, 5, 6, 2, 3], [1, 1, 1, 0], {3: (1, 2)}),
-        ([1, 2, 9], [4, 5], [4, 5], [1, 1], {}),
-        ([1, 2, 9], [4, 5], [4, 5, 8], [1, 1], {}),  # nobody said 8
-        ([1, 2, 9, 1, 2, 9], [4], [1, 2, 4], [1], {0: (3, 4)}),  # the latest one
-        ([1, 2, 9], [4], [4, 2], [1], {1: (1, 1)}),
-    ],
-)
-def test_edits_keep_what_is_common_and_insert_what_was_said(
-    context: list[int],
-    text: list[int],
-    target: list[int],
-    kept: list[int],
-    spans: dict[int, tuple[int, int]],
-) -> None:
-    edits = edits_between(context, text, target)
-    assert edits.kept == [bool(each) for each in kept]
-    assert {gap: span for gap, span in enumerate(edits.spans) if span} == spans
-
-
-def test_the_editor_learns_and_writes_only_what_was_said() -> None:
-    model = span_editor()
-    chosen = [0, 3, 4, 6]  # turns whose edits reach the gold text
-    sources, golds = [SOURCES[i] for i in chosen], [GOLDS[i] for i in chosen]
-    fit(model, sources, golds, steps=100)
-    written = [some[0] for some in model.generate(sources)]
-    for hypothesis, source in zip(written, sources, strict=True):
-        assert set(hypothesis.tokens) <= set(model.features([source]).ids[0].tolist())
-    expected = []
-    for source, gold in zip(sources, golds, strict=True):
-        features = model.features([source])
-        _, context, text = model._parts(features, 0)
-        pieces = model.vocabulary.written(model.ids(gold), model.names(source))
-        edits = edits_between(context, text, pieces)
-        tokens: list[int] = []
-        for gap, span in enumerate(edits.spans):
-            tokens += [] if span is None else context[span[0] : span[1] + 1]
-            tokens += [text[gap]] if gap < len(text) and edits.kept[gap] else []
-        expected.append(tuple(tokens))
-    assert [hypothesis.tokens for hypothesis in written] == expected
 
 
 # --- spelling -------------------------------------------------------------------------------------
