@@ -1,7 +1,7 @@
 """The loss of an optimizer step as a mean over all that it counts, however the step is split."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -29,11 +29,6 @@ class CountedLoss(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._totals: dict[str, Tensor] = {}
-
-    @property
-    def datamodule(self) -> Any:
-        """The trainer's."""
-        return cast(Any, self.trainer).datamodule
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The losses that a step adds up, by name, each with the module that no other one trains.

@@ -5,14 +5,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import torch
 from annotated_types import Ge, Gt, Interval
 from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_modules.checkpoints import read_checkpoint
-from lightning_modules.counted_loss import CountedLoss
+from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
     Schedule,
@@ -33,7 +32,7 @@ Count = Annotated[int, Ge(1)]
 _BETWEEN = " | "  # stands between the turns that are read together
 
 
-class SqlParser(CountedLoss):
+class SqlParser(DialogueModule):
     """Reads a question and a schema, writes SQL by a grammar (RAT-SQL's way, arXiv 1911.04942).
 
     A batch is a list of `text2sql.dialogue.Example`. The network is built in `configure_model`.
@@ -221,7 +220,7 @@ class SqlParser(CountedLoss):
 
     def on_fit_start(self) -> None:
         """Note what the training learns from."""
-        self.trained_on = self.datamodule.describe()
+        self.trained_on = self.described()
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """Negative log-likelihood of the gold derivations: nats per choice of the whole step."""
@@ -306,12 +305,8 @@ class SqlParser(CountedLoss):
         ]  # fmt: skip
         self.verdicts += verdicts
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the verdicts of the last validation."""
-        self.samples, self.verdicts, self.judged = [], [], []
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the verdicts of the last test."""
+    def forget(self) -> None:
+        """Drop what the last validation or test has written and judged."""
         self.samples, self.verdicts, self.judged = [], [], []
 
     def on_validation_epoch_end(self) -> None:
@@ -352,12 +347,6 @@ class SqlParser(CountedLoss):
         return adamw_with_schedule(
             self, self.optimizer_settings, self.schedule_settings, slower, self.encoder_lr
         )
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Leave examples where they are: they hold no tensors."""
-        return batch
 
 
 def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lightning_modules.checkpoints import Part, restored
-from lightning_modules.counted_loss import CountedLoss
+from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
     Schedule,
@@ -40,7 +40,7 @@ _MEGABYTES = 100  # of an execution's process: 20 to start, the rest for SQLite
 _CELL = 1_000_000_000  # bytes of a cell that a conversation can look at, SQLite's own limit
 
 
-class TextToSql(CountedLoss):
+class TextToSql(DialogueModule):
     """Multi-turn Text-to-SQL by two models that need not know of each other.
 
     Paper: DELTA, "Decoupled Dialogue Modeling and Semantic Parsing for Multi-Turn Text-to-SQL",
@@ -217,7 +217,7 @@ class TextToSql(CountedLoss):
     def on_fit_start(self) -> None:
         """Give the rewriter what its rewards need, the parser's verdict among it."""
         if parser := _trained(self.parser):
-            parser.trained_on = self.datamodule.describe()
+            parser.trained_on = self.described()
         if rewriter := _trained(self.rewriter):
             rewriter.verify = self.verify
             rewriter.on_fit_start()
@@ -238,10 +238,6 @@ class TextToSql(CountedLoss):
                 "train; take task=test or task=chat"
             )
         return adamw_with_schedule(self, self.optimizer_settings, self.schedule_settings)
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leave examples as they are: they hold no tensors."""
-        return batch
 
     # --- use
 
@@ -316,12 +312,8 @@ class TextToSql(CountedLoss):
             place = {"step": self.global_step, "split": split}
             self.samples.append(place | sample_row(example, question, verdicts))
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget what was judged before."""
-        self.verdicts, self.samples, self.judged, self._rewrites = {}, [], [], {}
-
-    def on_test_epoch_start(self) -> None:
-        """Forget what was judged before."""
+    def forget(self) -> None:
+        """Drop what the last validation or test has written and judged."""
         self.verdicts, self.samples, self.judged, self._rewrites = {}, [], [], {}
 
     def on_validation_epoch_end(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_modules.checkpoints import read_checkpoint
-from lightning_modules.counted_loss import CountedLoss
+from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
     Schedule,
@@ -79,7 +79,7 @@ class Dual(TypedDict, total=False):
     language_model: str | None
 
 
-class UtteranceRewriter(CountedLoss):
+class UtteranceRewriter(DialogueModule):
     """Rewrites the turns of a dialogue into questions that need no dialogue.
 
     Paper: DELTA, "Decoupled Dialogue Modeling and Semantic Parsing for Multi-Turn Text-to-SQL",
@@ -289,10 +289,6 @@ class UtteranceRewriter(CountedLoss):
         """AdamW with decay groups, and the learning rate by step, as CausalLM's."""
         return adamw_with_schedule(self, self.optimizer_settings, self.schedule_settings)
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leave examples as they are: the networks tokenise them."""
-        return batch
-
     # --- learning -------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
@@ -402,12 +398,8 @@ class UtteranceRewriter(CountedLoss):
         count = self.rewriter.turns_read(source)
         return source.context[len(source.context) - count :]
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the texts of the validation before."""
-        self.samples = []
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the texts of the validation before."""
+    def forget(self) -> None:
+        """Drop what the last validation or test has written and judged."""
         self.samples = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

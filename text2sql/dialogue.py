@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from text2sql.schema import Schema
 
@@ -138,8 +138,5 @@ class DialogueData(Protocol):
     def setup(self, stage: str) -> None:
         """Read the dialogues."""
 
-    def examples(self, part: str) -> Sequence[Example]:
+    def examples(self, part: str) -> list[Example]:
         """Return the turns of `train`, `val` or `test`."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return what the data is, and how large."""

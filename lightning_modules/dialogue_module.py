@@ -1,0 +1,37 @@
+"""What DELTA's modules share: batches of turns, and a validation that forgets the one before."""
+
+from abc import ABC, abstractmethod
+from typing import Any, cast
+
+from lightning_modules.counted_loss import CountedLoss
+from text2sql.dialogue import DialogueData
+
+
+class DialogueModule(CountedLoss, ABC):
+    """A module whose batches are lists of `text2sql.dialogue.Example`."""
+
+    @property
+    def datamodule(self) -> DialogueData:
+        """The trainer's."""
+        return cast(Any, self.trainer).datamodule
+
+    def described(self) -> dict[str, Any]:
+        """What the data says of itself; nothing where it does not."""
+        said: dict[str, Any] = getattr(self.datamodule, "describe", dict)()
+        return said
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leave examples as they are: they hold no tensors."""
+        return batch
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop what the last validation or test has written and judged."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last one."""
+        self.forget()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last one."""
+        self.forget()
