@@ -6,8 +6,8 @@ import hydra
 from omegaconf import DictConfig
 
 import runner
+from runner.command import guard
 from runner.errors import ConfigError, Refusal
-from runner.validate import guard
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

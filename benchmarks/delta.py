@@ -24,7 +24,8 @@ from benchmarks.arena import interleaved, versions, write
 from lightning_modules.sql_parser import SqlParser
 from lightning_modules.text_to_sql import TextToSql
 from lightning_modules.utterance_rewriter import UtteranceRewriter
-from runner.life import build, checkpoint_of
+from runner.folder import checkpoint_of
+from runner.parts import build
 from runner.validate import checked
 from text2sql.dialogue import Example
 from text2sql.evaluation import Gold, Judge

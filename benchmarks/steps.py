@@ -30,7 +30,7 @@ from benchmarks.arena import (
 )
 from callbacks.subnetwork import SubnetworkTraining
 from lightning_modules.causal_lm import CausalLM, Lora
-from runner.life import build
+from runner.parts import build
 from runner.validate import checked
 from subnetworks.flops import FlopCount, StepFlops
 from subnetworks.slicing import activate

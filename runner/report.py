@@ -3,10 +3,69 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from rich.table import Table
 
+from ledger import Ledger
+
 BYTES = {"64": 8, "32": 4, "16": 2, "bf16": 2}
+
+
+@runtime_checkable
+class HasLedger(Protocol):
+    """A callback or module that can say what it saved."""
+
+    def ledger(self) -> Ledger | None:
+        """Return what was saved, None if nothing was measured."""
+
+
+@runtime_checkable
+class HasPlan(Protocol):
+    """A callback or module that can say before a run what it will cost."""
+
+    def plan(self, module: Any, batch_shape: tuple[int, int], max_steps: int) -> Table:
+        """Return the cost by stage; the shape is sequences and tokens of one in a step."""
+
+
+@runtime_checkable
+class HasCurves(Protocol):
+    """A callback or module whose logged metrics are worth a plot."""
+
+    def curves(self) -> tuple[str, ...]:
+        """Return the metrics' names."""
+
+
+@runtime_checkable
+class HasFigures(Protocol):
+    """A callback or module that draws what its run has reached."""
+
+    def figures(self, folder: Path) -> dict[str, Path]:
+        """Draw PNG files in a folder; return them by name."""
+
+
+@runtime_checkable
+class HasPlaces(Protocol):
+    """A callback or module that writes files of its own."""
+
+    def places(self) -> dict[str, Path]:
+        """Return them by name."""
+
+
+@runtime_checkable
+class DescribesItself(Protocol):
+    """A datamodule that can say what its data is."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the data is and how large, as JSON data."""
+
+
+@runtime_checkable
+class HasSchedule(Protocol):
+    """A module whose learning rate follows `lightning_modules.causal_lm.learning_rate_factor`."""
+
+    schedule_settings: dict[str, Any]
 
 
 def memory(parameters: int, trainable: int, precision: str) -> Table:

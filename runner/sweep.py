@@ -15,17 +15,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from reports import registry, tables
+from runner import output
 from runner.errors import ConfigError, Refusal
-from runner.run_record import RUN_FILE, SweepJob, read_record
-
-# Tells the processes of a sweep's jobs which sweep they belong to: ID, and ID/JOBS where known.
-VARIABLE = "FRUGAL_SWEEP"
+from runner.job import SWEEP, Job
+from runner.run_record import RUN_FILE, read_record
+from runner.validate import check
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class CheckJobs(Callback):
             Path(config.paths.output_dir),
         )
         _running[:] = [sweep]
-        os.environ[VARIABLE] = sweep.id
+        os.environ[SWEEP] = sweep.id
         if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
             return  # the values are not known in advance: each job is checked when it starts
         cached = HydraConfig.instance().cfg
@@ -82,7 +81,7 @@ class CheckJobs(Callback):
             raise Refusal(error) from error
         finally:
             HydraConfig.instance().cfg = cached
-        os.environ[VARIABLE] = f"{sweep.id}/{len(jobs)}"
+        os.environ[SWEEP] = f"{sweep.id}/{len(jobs)}"
 
 
 def _jobs(config: DictConfig) -> list[Sequence[str]]:
@@ -99,24 +98,23 @@ def _jobs(config: DictConfig) -> list[Sequence[str]]:
 
 
 def _check(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
-    from runner.task_keys import TASKS
-    from runner.validate import check
-
+    """Check every job, and then build the parts of every one that is a run."""
     loader = GlobalHydra.instance().config_loader()
-    checked: list[tuple[Sequence[str], dict[str, Any]]] = []
-    for job in jobs:
-        composed = loader.load_sweep_config(config, list(job))
+    checked: list[tuple[Sequence[str], Job]] = []
+    for overrides in jobs:
+        composed = loader.load_sweep_config(config, list(overrides))
         HydraConfig.instance().set_config(composed)
         with open_dict(composed):
             del composed["hydra"]
-        with _of_job(job):
-            checked.append((job, check(composed)))
-    from runner.life import rehearse
+        with _of_job(overrides):
+            checked.append((overrides, check(composed)))
+    output.say_that_it_imports()
+    from runner.parts import rehearse  # slow: what cannot run is refused above
 
-    for job, settings in checked:
-        if settings["task"] in TASKS[:3] and not settings["dry_run"]:
-            with _of_job(job):
-                rehearse(settings)
+    for overrides, job in checked:
+        if job.leaves_folder:
+            with _of_job(overrides):
+                rehearse(job)
 
 
 @contextmanager
@@ -128,19 +126,9 @@ def _of_job(job: Sequence[str]) -> Iterator[None]:
         raise ConfigError(f"Job {' '.join(job)}:\n{error}") from error
 
 
-def this_job() -> SweepJob | None:
-    """Return which job of which sweep this process is at; None outside of sweeps."""
-    if "WANDB_SWEEP_ID" in os.environ:
-        return SweepJob(os.environ["WANDB_SWEEP_ID"])
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    name, _, count = os.environ.get(VARIABLE, "unknown").partition("/")
-    return SweepJob(name, HydraConfig.get().job.num + 1, int(count) if count else None)
-
-
 def finish() -> None:
     """Tell what became of a sweep's jobs, after the last one and also where one was refused."""
-    os.environ.pop(VARIABLE, None)
+    os.environ.pop(SWEEP, None)
     for sweep in _running:
         show_jobs(sweep.folders())
     _running.clear()

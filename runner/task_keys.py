@@ -13,6 +13,7 @@ that key's value. Everything is read from the source; nothing is imported to kno
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import signatures
+from runner.errors import ConfigError
 
 # The groups of conf/ that are nodes of the config; one that was not chosen is None.
 GROUPS = ("module", "datamodule", "callbacks", "trainer", "logger", "paths")
@@ -51,6 +53,31 @@ def arguments(task: str, module: Mapping[str, Any] | None) -> dict[str, signatur
     function = function_of(task, module)
     accepted = signatures.keywords(function) if function else None
     return accepted or {}
+
+
+def given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that settings give to their task."""
+    names = arguments(settings["task"], settings["module"])
+    return {name: settings[name] for name in names if name in settings}
+
+
+def run_free(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Do a task of FREE_TASKS; nothing is imported for it but what it imports itself.
+
+    Args:
+        settings: The resolved config.
+
+    Raises:
+        ConfigError: The function refuses what it was given, by a ValueError.
+    """
+    module, _, name = FREE_TASKS[settings["task"]].rpartition(".")
+    try:
+        metrics: dict[str, float] = getattr(importlib.import_module(module), name)(
+            settings, **given(settings)
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    return metrics
 
 
 def named_in(overrides: list[str]) -> str | None:

@@ -11,26 +11,24 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from runner import fit, output, signatures, sweep, task_keys
-from runner.errors import ConfigError, FailedRun, MissingPackage, MissingValue, Refusal, nearest
+from runner import fit, signatures, task_keys
+from runner.errors import ConfigError, MissingPackage, MissingValue, nearest
 from runner.explain import CONF as CONF
-from runner.explain import ROOT as ROOT
-from runner.explain import composed, explain, with_new_keys
+from runner.explain import composed, explain
 from runner.explain import experiments as experiments
+from runner.job import RUN_DIR, Job, at, methods, origin, plain, plans_steps, targets
+from runner.stored import with_stored
 from runner.task_keys import FREE_TASKS, GROUPS, TASKS, TOP_LEVEL, own_tasks
 
 # What a `_target_` may begin with: a config file names classes to build, not any code to run.
@@ -46,97 +44,22 @@ ALLOWED: tuple[str, ...] = (
 # Keys of a node that are not arguments of its `_target_`.
 RUNNER_KEYS = {"trainer": ("checkpoint_every",)}
 
-# Stands for the run folder, whose name is not known yet.
-RUN_DIR = "<run folder>"
 
-
-def guard(main: Callable[[], Any]) -> int:
-    """Call a Hydra main function; print what it refuses, without a traceback.
-
-    Args:
-        main: The function that `hydra.main` made.
-
-    Returns:
-        The exit code: 0, 1 for a run whose failure was said, or 2 for a config that was refused.
-        Other errors pass through.
-    """
-    output.outlive()
-    OmegaConf.register_new_resolver("frugal.tasks", task_keys.listed, replace=True)
-    before = os.environ.get("HYDRA_FULL_ERROR", "")
-    full = before == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
-    sys.argv[1:] = with_new_keys(sys.argv[1:])
-    try:
-        _no_option_is_unknown(sys.argv[1:])
-        main()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        if full:
-            raise
-        refuse(error)
-        return 2
-    except Refusal as refusal:
-        if full:
-            raise refusal.error from None
-        refuse(refusal.error)
-        return 2
-    except FailedRun:
-        if full:
-            raise
-        return 1
-    except Exception as error:
-        trace = error.__traceback__
-        while trace and Path(trace.tb_frame.f_code.co_filename) != ROOT / "run.py":
-            trace = trace.tb_next
-        if full:
-            raise
-        if trace is None and isinstance(error, ValueError):  # Hydra's, about the command line
-            refuse(error)
-            return 2
-        # Hydra's twenty frames above ours say nothing about what went wrong.
-        error.__traceback__ = trace or error.__traceback__
-        raise
-    finally:
-        os.environ["HYDRA_FULL_ERROR"] = before
-        sweep.finish()
-    return 0
-
-
-def _no_option_is_unknown(arguments: list[str]) -> None:
-    """Refuse settings with dashes, which Hydra would take for its option that begins alike."""
-    known = get_args_parser()._option_string_actions
-    for place, argument in enumerate(arguments):
-        name, _, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and f"--{name}" not in known:
-            following = next(iter(arguments[place + 1 :]), "")
-            value = value or ("..." if "=" in following or not following else following)
-            raise ConfigError(
-                f"{argument}: no such option; --help lists them. A setting is written without "
-                f"dashes: {name}={value}"
-            )
-
-
-def refuse(error: Exception) -> None:
-    """Print why a config was refused."""
-    words = str(error) if isinstance(error, ConfigError) else explain(error, sys.argv[1:])
-    print(f"Refused, nothing was started.\n{words}", file=sys.stderr)
-
-
-def check(cfg: DictConfig) -> dict[str, Any]:
+def check(cfg: DictConfig) -> Job:
     """Check a composed config without importing what it names.
 
     Args:
         cfg: The composed config, unchanged by this.
 
     Returns:
-        The resolved config as plain containers, with RUN_DIR where the run folder will stand. A
-        task that reads a run is completed from it, see `runner.resume.with_stored`.
+        What was asked for. A task that reads a run is completed from it, see `runner.stored`.
 
     Raises:
         ConfigError: All that is wrong with it.
     """
     if cfg.get("paths") is None or cfg.paths.get("run_dir") is not None:
         raise ConfigError("paths.run_dir is the runner's to fill in: set paths.output_dir instead.")
-    settings = {**dict.fromkeys(GROUPS), **resolve(cfg, RUN_DIR)}
+    settings = {**dict.fromkeys(GROUPS), **plain(cfg, RUN_DIR)}
     top = signatures.fields_of(TOP_LEVEL)
     given = {name: value for name, value in settings.items() if name in top}
     paths = signatures.fields_of("runner.ranges.Paths")
@@ -144,9 +67,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     problems += signatures.bind("paths", settings["paths"], signatures.Signature(paths))
     _refuse(problems + _nodes(settings))
     settings["name"] = _name(settings)
-    from runner import resume
-
-    settings = resume.with_stored(settings)
+    settings = with_stored(settings)
     problems += task_keys.problems(settings)
     for key, node in targets(settings):
         problems += bind(key, node)
@@ -155,13 +76,14 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     problems += _methods(settings) + _monitors(settings) + _places(settings)
     problems += _key_of_wandb(settings["logger"] or {})
     problems += _task(settings) + _needs_of_trainer(settings)
-    problems += _strategy(settings) + _architecture(settings)
+    problems += _strategy(settings) + fit.architecture_problems(settings)
     _refuse(problems)
-    _refuse(_checks(settings))
-    return settings
+    job = Job(settings, settings, origin(), _bases(settings))
+    _refuse(_misfits(job))
+    return job
 
 
-def checked(overrides: list[str]) -> dict[str, Any]:
+def asked(overrides: list[str]) -> Job:
     """Compose and check what `python run.py OVERRIDES` would, whatever Hydra is doing just now.
 
     Args:
@@ -180,52 +102,9 @@ def checked(overrides: list[str]) -> dict[str, Any]:
         HydraConfig.instance().cfg = config
 
 
-def resolve(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
-    """Return the config as plain containers, which is all that a module ever sees.
-
-    Args:
-        cfg: The composed config, unchanged by this.
-        run_dir: The run folder.
-
-    Raises:
-        ConfigError: An interpolation leads nowhere, or a required value is missing.
-    """
-    copy = cfg.copy()
-    with open_dict(copy):
-        copy.paths.run_dir = run_dir
-        if _needs_no_data(copy):
-            copy.datamodule = None
-    try:
-        plain = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise MissingValue(
-            f"{error.full_key}: has no default; give {error.full_key}=..."
-        ) from error
-    except OmegaConfBaseException as error:
-        message = str(error.msg if hasattr(error, "msg") else error).splitlines()[0]
-        raise ConfigError(f"{error.full_key}: {message}") from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _needs_no_data(cfg: DictConfig) -> bool:
-    """Whether the module says that the task does without the datamodule, whose root may be open."""
-    target = (cfg.get("module") or {}).get("_target_")
-    return bool(target) and cfg.get("task") in (
-        signatures.attribute(str(target), "without_data") or ()
-    )
-
-
-def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every node that has a `_target_`, with its full key."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node
-        for name, value in node.items():
-            yield from targets(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from targets(value, f"{key}[{position}]")
+def checked(overrides: list[str]) -> dict[str, Any]:
+    """Return the settings of `asked`."""
+    return asked(overrides).settings
 
 
 def bind(key: str, node: dict[str, Any]) -> list[str]:
@@ -245,21 +124,6 @@ def bind(key: str, node: dict[str, Any]) -> list[str]:
         )
     arguments = {name: value for name, value in node.items() if name != "_target_"}
     return signatures.bind(key, arguments, accepted)
-
-
-def methods(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the callbacks that are methods: those that make the promises of one."""
-    found = {}
-    for name, node in (settings.get("callbacks") or {}).items():
-        if node and signatures.attribute(node["_target_"], "leaves_parameters_unused") is not None:
-            found[name] = node
-    return found
-
-
-def plans_steps(settings: dict[str, Any]) -> bool:
-    """Return whether the chosen module says itself how long its training is, once it has data."""
-    node = settings.get("module")
-    return bool(node and signatures.attribute(node["_target_"], "plans_steps"))
 
 
 def main() -> int:
@@ -435,31 +299,42 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _checks(settings: dict[str, Any]) -> list[str]:
-    """Ask the data module and every callback that names a `check` whether its settings can run."""
-    from runner import pretrained
-
-    nodes = {f"callbacks.{name}": node for name, node in (settings["callbacks"] or {}).items()}
-    problems = []
-    base = pretrained.check(settings)
+def _misfits(job: Job) -> list[str]:
+    """Ask the data module and every callback whether their settings can run, and fit the model."""
+    settings = job.settings
+    named = (settings["module"] or {}).get("pretrained")
+    base = job.bases.get(str(named))
     try:
-        config = fit.model_config((base or settings)["module"])
+        config = fit.model_config((base.settings if base else settings)["module"])
     except ValueError as error:
         return [f"module.{error}"]
     if config is not None and base is not None:
-        config.name_or_path = settings["module"]["pretrained"]
-    sizes = fit.dimensions(config)
-    for key, node in {"datamodule": settings["datamodule"], **nodes}.items():
-        promise = signatures.attribute(node["_target_"], "check") if node else None
-        if promise is None:
+        config.name_or_path = named
+    found = fit.answers(settings, "check", fit.dimensions(config))
+    return found + fit.problems(settings, config)
+
+
+def _bases(settings: dict[str, Any]) -> dict[str, Job]:
+    """Check what the module's `pretrained` name, and return the jobs that make such models.
+
+    Raises:
+        ConfigError: An experiment, package or file is not there, or an experiment cannot run.
+    """
+    bases = {}
+    for key, named in fit.made_models(settings["module"]):
+        if not named.startswith(fit.EXPERIMENT):
+            fit.gguf_file(key, named)
             continue
-        place, _, function = promise.partition(":")
-        given = {name: value for name, value in node.items() if name != "_target_"}
-        try:
-            getattr(importlib.import_module(place), function)(given, sizes)
-        except ValueError as error:
-            problems.append(f"{key}.{str(error).removeprefix(f'{key}.')}")
-    return problems + fit.problems(settings, config)
+        name, *overrides = named.removeprefix(fit.EXPERIMENT).split()
+        known = list(experiments())
+        if name not in known:
+            hint = nearest(name, known, fit.EXPERIMENT)
+            raise ConfigError(f"{key}={named}: no such experiment.{hint}")
+        shared = [f"paths.{each}={settings['paths'][each]}" for each in ("output_dir", "cache_dir")]
+        base = asked([f"experiment={name}", *shared, *overrides])
+        silent = {**base.settings, "logger": None}
+        bases[named] = replace(base, settings=silent, recorded=silent)
+    return bases
 
 
 def refuse_misfits(settings: dict[str, Any], config: Any) -> None:
@@ -485,7 +360,7 @@ def _unread(key: str, node: dict[str, Any]) -> list[str]:
     problems = [
         f"{key}.{path}: nothing reads it here{f'; {key}.{instead} does' if instead else ''}"
         for path, instead in (signatures.attribute(node["_target_"], "unread") or {}).items()
-        if _at(node, path) is not None
+        if at(node, path) is not None
     ]
     if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
         return problems
@@ -493,10 +368,10 @@ def _unread(key: str, node: dict[str, Any]) -> list[str]:
     for path, (other, values) in (
         signatures.attribute(node["_target_"], "read_where") or {}
     ).items():
-        value = _at(node, other)
         if isinstance(values, str):  # where the values stand
             place, _, name = values.partition(":")
             values = getattr(importlib.import_module(place), name)
+        value = at(node, other)
         if value in values if isinstance(values, tuple) else bool(value) == values:
             continue
         needed = " or ".join(values) if isinstance(values, tuple) else "set" if values else "null"
@@ -506,23 +381,6 @@ def _unread(key: str, node: dict[str, Any]) -> list[str]:
             if f"{each}.".startswith(f"{key}.{path}.")
         ]
     return problems
-
-
-def without_unread(node: Any) -> Any:
-    """Return a module's node, of an older run, without the keys that nothing reads."""
-    copy = deepcopy(node)
-    for _, each in targets(copy):
-        for path in signatures.attribute(str(each["_target_"]), "unread") or {}:
-            parent, _, name = path.rpartition(".")
-            (_at(each, parent) or {}).pop(name, None)
-    return copy
-
-
-def _at(node: Any, path: str) -> Any:
-    """Return what stands at a path of keys, None where it does not lead anywhere."""
-    for name in path.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
-    return node
 
 
 def _methods(settings: dict[str, Any]) -> list[str]:
@@ -587,66 +445,6 @@ def _key_of_wandb(loggers: dict[str, Any]) -> list[str]:
         for name, node in loggers.items()
         if node and node["_target_"].endswith(".WandbLogger") and node.get("mode") == "online"
     ]
-
-
-def _architecture(settings: dict[str, Any]) -> list[str]:
-    """Check every `architecture`, which transformers would take with any key in it."""
-    problems = []
-    for key, architecture in _architectures("module", settings["module"]):
-        problems += _keys_of_architecture(key, architecture) or _sizes_fit(key, architecture)
-    return problems
-
-
-def _architectures(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every architecture of a module and its parts, with its full key."""
-    for name, value in node.items() if isinstance(node, dict) else ():
-        if name == "architecture" and isinstance(value, dict) and "model_type" in value:
-            yield f"{key}.{name}", value
-        else:
-            yield from _architectures(f"{key}.{name}", value)
-
-
-def _keys_of_architecture(key: str, architecture: dict[str, Any]) -> list[str]:
-    found = fit.configuration(architecture)
-    definition = signatures.find(found) if found else None
-    if found is None or definition is None:
-        kinds = signatures.submodules("transformers.models")
-        hint = nearest(str(architecture["model_type"]), kinds)
-        known = hint if "mean" in hint else " transformers has no such model."
-        return [f"{key}.model_type={architecture['model_type']}:{known}"]
-    aliases = signatures.attribute(found, "attribute_map") or {}
-    names = {**signatures.fields(definition).parameters}
-    for name, parameter in signatures.fields_of("runner.ranges.Architecture").items():
-        if aliases.get(name, name) in names:
-            names[aliases.get(name, name)] = parameter
-    names |= {alias: names[name] for alias, name in aliases.items() if name in names}
-    given = {name: value for name, value in architecture.items() if name != "model_type"}
-    optional = {name: replace(parameter, required=False) for name, parameter in names.items()}
-    return signatures.bind(key, given, signatures.Signature(optional, False))
-
-
-def _sizes_fit(key: str, architecture: dict[str, Any]) -> list[str]:
-    """Check that a model's heads divide what they share."""
-    sizes = {n: size for n, size in (_sizes(architecture) or {}).items() if isinstance(size, int)}
-    heads, groups = sizes.get("num_attention_heads"), sizes.get("num_key_value_heads")
-    width = sizes.get("hidden_size")
-    if width and heads and "head_dim" not in sizes and width % heads:
-        return [f"{key}: a width of {width} cannot be shared by {heads} heads; take a multiple"]
-    if heads and groups and heads % groups:
-        return [f"{key}: {heads} heads cannot be shared by {groups} key/value heads"]
-    return []
-
-
-def _sizes(architecture: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a model has of each key of `ranges.Architecture`; None of an unknown model."""
-    if not architecture or not (found := fit.configuration(architecture)):
-        return None
-    aliases = signatures.attribute(found, "attribute_map") or {}
-    values = {**fit.field_defaults(found), **architecture}
-    return {
-        name: architecture.get(name, values.get(aliases.get(name, name)))
-        for name in signatures.fields_of("runner.ranges.Architecture")
-    }
 
 
 def _close_target(target: str) -> str:

@@ -20,13 +20,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import runner
-import runner.life
-import runner.resume
 from datamodules.generated.pictures import render
 from datamodules.language_modeling import LanguageModelingDataModule
 from runner.errors import ConfigError
 from runner.explain import with_new_keys
-from runner.validate import CONF, checked, experiments
+from runner.validate import CONF, asked, checked, experiments
 from tests.runner import laboratory
 from tests.test_methods import assert_equal
 from tests.text2sql.conftest import make
@@ -155,7 +153,7 @@ def test_an_experiment_makes_the_model_that_another_goes_on_from(
     made += f" datamodule.files={text} module.architecture.hidden_size=32 logger=csv"
     overrides = tiny_sat("sat_cpt", Path("unused"), text, tmp_path, cache_dir)[1:]
     for run in ("first", "second"):
-        settings = checked(
+        job = asked(
             [
                 "experiment=sat_cpt",
                 "debug=fast",
@@ -164,7 +162,7 @@ def test_an_experiment_makes_the_model_that_another_goes_on_from(
                 *overrides,
             ]
         )
-        runner.life.live(settings, runner.resume.choose(settings))
+        runner.do(job)
         said = capsys.readouterr().out
         assert ("training it first" in said) == (run == "first")
         (folder,) = (tmp_path / run).iterdir()

@@ -134,12 +134,9 @@ TOO_LARGE = {
     "benchmarks/hamming_search.py: measure",
     "lightning_modules/lifelong_hashing.py: LifelongHashing",
     "lightning_modules/text_to_sql.py: TextToSql",
-    "runner/card.py: card",
     "subnetworks/spec.py: sample_subnetwork",
 }
 CIRCLES = {
-    "runner.job, runner.life, runner.pretrained, runner.record, runner.report, runner.resume, "
-    "runner.sweep, runner.validate",
     "text2sql.execute, text2sql.schema",
 }
 

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from datamodules.generated.domains import databases_for_testing
 from datamodules.multi_turn_sql import PARTS, MultiTurnSql
-from runner.life import DescribesItself, build
+from runner.parts import build
+from runner.report import DescribesItself
 from runner.signatures import bind, signature
 from runner.validate import CONF
 from text2sql.dialogue import Example

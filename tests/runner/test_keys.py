@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from runner import signatures, validate
 from runner.errors import ConfigError
 from runner.explain import composed
-from runner.validate import checked, targets
+from runner.job import targets, without_unread
+from runner.validate import checked
 from tests.runner.laboratory import ROOT
 
 ROOMS = ("callbacks", "datamodules", "hashing", "lightning_modules", "runner", "subnetworks")
@@ -220,5 +221,5 @@ def test_what_a_class_says_of_its_keys_is_about_keys_that_it_has() -> None:
 def test_an_older_runs_config_is_read_without_them() -> None:
     node: Any = OmegaConf.to_container(composed(["experiment=delta"]).module, resolve=False)
     older = {**node, "parser": {**node["parser"], "optimizer": {"lr": 1.0}, "seconds": 3.0}}
-    assert validate.without_unread(older) == node
+    assert without_unread(older) == node
     assert older["parser"]["seconds"] == 3.0

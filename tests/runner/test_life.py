@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from runner import resume
+from runner.command import guard
 from runner.errors import ConfigError
+from runner.folder import lock, stored_config
 from runner.record import MetricsFile
 from runner.run_record import write_json
-from runner.validate import guard
 from tests.runner.laboratory import ROOT, finish, run, start
 from tests.runner.tiny import TinyModule
 
@@ -40,7 +40,7 @@ def test_record_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert record["ledgers"]["tiny"]["savings"][0]["spent"] == 40
     assert str(tmp_path) not in json.dumps(record), "the record names this machine's folders"
     assert {"torch", "pytorch-lightning", "hydra-core"} <= record["versions"].keys()
-    assert resume.stored_config(folder)["module"]["width"] == 16
+    assert stored_config(folder)["module"]["width"] == 16
     assert (folder / "plots" / "curves.png").stat().st_size > 1000
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "best.ckpt",
@@ -149,9 +149,10 @@ def test_metrics_file_grows_columns_and_forgets_steps(tmp_path: Path) -> None:
 
 
 def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
-    held = resume.lock(tmp_path)
+    held = lock(tmp_path)
     code = (
-        "from pathlib import Path; from runner import resume; print(resume.is_locked(Path('{}')))"
+        "from pathlib import Path; from runner.folder import is_locked\n"
+        "print(is_locked(Path('{}')))"
     )
 
     def seen_by_another_process() -> str:

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from runner import life, resume, validate
+import runner
+from runner import validate
 from runner.errors import ConfigError
 
 
 def run(folder: Path, *overrides: str) -> None:
     """Run a config as run.py does, in this process."""
     places = [f"paths.output_dir={folder / 'outputs'}", f"paths.cache_dir={folder / 'cache'}"]
-    settings = validate.checked([*overrides, *places])
-    life.live(settings, resume.choose(settings))
+    runner.do(validate.asked([*overrides, *places]))
 
 
 SMALL = (

@@ -23,8 +23,10 @@ from omegaconf import OmegaConf
 
 from runner import resume, signatures
 from runner.errors import ConfigError
-from runner.job import arm_hash, config_hash
+from runner.folder import Start, lock, retire_newer, stored_config
+from runner.job import arm_hash, config_hash, difference
 from runner.run_record import read_record, write_record
+from runner.stored import with_stored
 from runner.validate import checked
 from tests.runner.laboratory import finish, run, start
 from tests.runner.tiny import TinyModule
@@ -200,12 +202,12 @@ def test_a_file_that_is_no_checkpoint_of_the_run_is_passed_over(
     folder = folder_of(tmp_path)
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
-    settings = {**resume.stored_config(folder), "resume": "auto"}
+    settings = {**stored_config(folder), "resume": "auto"}
     newest = folder / "checkpoints" / "step-00000011.ckpt"
     for kind in ("empty", "cut", "zip", "list", "weights", "malicious", "other run"):
         foreign(newest, kind)
         start = resume.find(settings, folder.parent)
-        assert isinstance(start, resume.Start), kind
+        assert isinstance(start, Start), kind
         assert start.checkpoint is not None
         assert start.checkpoint.name == "step-00000010.ckpt", kind
         assert any(newest.name in line for line in start.words), kind
@@ -223,14 +225,14 @@ def test_a_damaged_run_is_skipped_by_name(tmp_path: Path, name: str) -> None:
     folder = folder_of(tmp_path)
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
-    settings = {**resume.stored_config(folder), "resume": "auto"}
+    settings = {**stored_config(folder), "resume": "auto"}
     broken = folder.with_name("9999-broken")
     shutil.copytree(folder, broken)
     contents = [b"", b"{", b"[1]", b"\xff\xfe\x00", b"null", b"callbacks: 7", b"a: [", b"{}"]
     for content in contents:
         (broken / name).write_bytes(content)
         start = resume.find(settings, folder.parent)
-        assert isinstance(start, resume.Start), content
+        assert isinstance(start, Start), content
         assert start.folder == folder
         assert any(f"{broken / name}" in line for line in start.words), content
         with pytest.raises(ConfigError, match="9999-broken"):
@@ -304,7 +306,7 @@ def test_another_length_is_refused_unless_it_is_asked_for(tmp_path: Path) -> Non
         key, _, value = change.partition("=")
         with pytest.raises(ConfigError, match=rf"stretch=true .*\n  {key}: \S+ -> {value}"):
             run(tmp_path, *given, f"resume={folder}", change)
-        settings = {**resume.stored_config(folder), "resume": "auto"}
+        settings = {**stored_config(folder), "resume": "auto"}
         settings["trainer"] = {**settings["trainer"], key.removeprefix("trainer."): int(value)}
         write_record(folder, replace(read_record(folder), status="interrupted"))
         told = resume.find(settings, folder.parent)
@@ -327,9 +329,9 @@ def test_what_changes_the_steps_of_an_epoch_changes_the_length() -> None:
     }
     for key in ("accumulate_grad_batches", "devices", "limit_train_batches"):
         settings = {**stored, "trainer": {**stored["trainer"], key: 2}}  # type: ignore[dict-item]
-        changes = resume.difference(stored, settings)
-        assert resume.stretches(changes, stored, settings) == [f"trainer.{key}"]
-        assert resume.stretches(changes, stored, {**settings, "stretch": True}) == []
+        changes = difference(stored, settings)
+        assert resume.changes_of_length(changes, stored, settings) == [f"trainer.{key}"]
+        assert resume.changes_of_length(changes, stored, {**settings, "stretch": True}) == []
 
 
 @pytest.mark.parametrize(
@@ -357,8 +359,8 @@ def test_auto_takes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(list((tmp_path / "tiny").iterdir())) == 2
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
-    settings = {**resume.stored_config(folder), "resume": "auto"}
-    assert isinstance(resume.find(settings, folder.parent), resume.Start)
+    settings = {**stored_config(folder), "resume": "auto"}
+    assert isinstance(resume.find(settings, folder.parent), Start)
     told = resume.find({**settings, "seed": 2}, folder.parent)
     assert isinstance(told, str)
     assert "seed: 1 -> 2" in told
@@ -378,7 +380,7 @@ def held(folder: Path) -> Iterator[None]:
     ready, done = context.Event(), context.Event()
 
     def hold() -> None:
-        with resume.lock(folder):
+        with lock(folder):
             ready.set()
             done.wait(60)
 
@@ -399,9 +401,9 @@ def test_checkpoints_of_another_future_are_put_aside(tmp_path: Path) -> None:
     names = [f"step-{step:08d}.ckpt" for step in (5, 10, 15)]
     for name in (*names, "best.ckpt"):
         (folder / name).touch()
-    resume.retire_newer(tmp_path, folder / "best.ckpt")
+    retire_newer(tmp_path, folder / "best.ckpt")
     assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", *names]
-    resume.retire_newer(tmp_path, folder / names[1])
+    retire_newer(tmp_path, folder / names[1])
     kept = ["best.ckpt", *names[:2], f"{names[2]}.unused"]
     assert sorted(p.name for p in folder.iterdir()) == kept
 
@@ -443,10 +445,10 @@ def test_what_only_training_reads_comes_from_the_run(tmp_path: Path) -> None:
         "resume": "never",
     }
     given = {**model, "optimizer": {"lr": 0.3}, "schedule": {"warmup": 0.4}}
-    assert resume.with_stored({**asked, "module": given})["module"] == stored["module"]
+    assert with_stored({**asked, "module": given})["module"] == stored["module"]
     for changed, words in (
         ({"architecture": {"n_embd": 16}}, r"module\.architecture\.n_embd: 8 -> 16"),
         ({"_target_": "lightning_modules.sql_parser.SqlParser"}, r"module\._target_: .*CausalLM"),
     ):
         with pytest.raises(ConfigError, match=words):
-            resume.with_stored({**asked, "module": {**given, **changed}})
+            with_stored({**asked, "module": {**given, **changed}})

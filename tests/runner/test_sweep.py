@@ -40,7 +40,7 @@ def test_agents_command_is_accepted(which: int, monkeypatch: pytest.MonkeyPatch)
     assert command[:3] == ["env", "interpreter", "program"]
     assert (ROOT / sweep["program"]).exists()
     with initialize_config_dir(str(validate.CONF), version_base="1.3"):
-        settings = validate.check(compose("config", command[3:]))
+        settings = validate.check(compose("config", command[3:])).settings
     for name, value in drawn.items():
         node = settings
         for key in name.split("."):

@@ -1,0 +1,207 @@
+"""A run's folder: where it lies, who is at work in it, and what is read back from it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from runner.errors import ConfigError
+from runner.job import RUN_DIR, replaced, without_unread
+from runner.run_record import RUN_FILE, first_line, read_record
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one run folder are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
+# Under it a checkpoint says which run has written it.
+CHECKPOINT_KEY = "frugal"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run lies and what it goes on from.
+
+    Args:
+        folder: The run folder.
+        run_id: The run's id.
+        checkpoint: The checkpoint to go on from; None: from the beginning.
+        words: What to tell the user about it, a line each.
+    """
+
+    folder: Path
+    run_id: str
+    checkpoint: Path | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the folder was there before."""
+        return self.checkpoint is not None
+
+
+def to_json(start: Start) -> str:
+    """Return a start as text, for the processes of the same run."""
+    return json.dumps({**asdict(start), "words": []}, default=str)
+
+
+def from_json(text: str) -> Start:
+    """Return the start that `to_json` wrote."""
+    content = json.loads(text)
+    checkpoint = content["checkpoint"]
+    return Start(
+        Path(content["folder"]), content["run_id"], None if checkpoint is None else Path(checkpoint)
+    )
+
+
+def lock(folder: Path) -> TextIO:
+    """Hold a run folder until the file that is returned is closed or the process ends.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+    if fcntl is not None:
+        try:
+            # Unlike flock, this lock is not inherited by the data loader's worker processes.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise ConfigError(f"{folder}: another process is at work in this run folder") from error
+    return file
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is at work in a run folder."""
+    try:
+        lock(folder).close()
+    except ConfigError:
+        return True
+    return False
+
+
+def run_folder(path: Path) -> Path | None:
+    """Return the run folder that a path is, or lies in; None if it is in none."""
+    for folder in (path, *path.resolve().parents):
+        if (folder / RUN_FILE).exists():
+            return folder
+    return None
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """Return the resolved config of a run, with RUN_DIR for the run folder.
+
+    Raises:
+        ConfigError: It is missing or damaged.
+    """
+    path = folder / "config.yaml"
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {first_line(error)}") from error
+    if not isinstance(loaded, dict) or not _is_config(loaded):
+        raise ConfigError(f"{path}: no config of a run")
+    content = replaced(loaded, loaded["paths"]["run_dir"], RUN_DIR)
+    assert isinstance(content, dict)
+    content["module"] = without_unread(content.get("module"))
+    return content
+
+
+def _is_config(content: Mapping[Any, Any]) -> bool:
+    """Whether plain containers have the shape that this package relies on."""
+    paths, callbacks = content.get("paths"), content.get("callbacks") or {}
+    nodes = [content.get("module"), *(callbacks.values() if isinstance(callbacks, dict) else "?")]
+    built = all(
+        n is None or (isinstance(n, dict) and isinstance(n.get("_target_"), str)) for n in nodes
+    )
+    placed = isinstance(paths, dict) and isinstance(paths.get("run_dir"), str)
+    return built and placed and "name" in content
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """Return a run's metrics.csv, cells as text; nothing where there is none."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return a run's newest whole checkpoint, and a sentence for each newer one that is not."""
+    words: list[str] = []
+    for path in sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True):
+        if (fault := fault_of(path)) is None:
+            return path, words
+        words.append(f"{path.name} {fault}; the checkpoint before it is used.")
+    return None, words
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Return the checkpoint that a path means: itself, or a run folder's newest whole one.
+
+    Raises:
+        ConfigError: There is none, or it is damaged.
+    """
+    if path.is_dir():
+        found, words = newest_whole(path)
+        print(*words, sep="\n", end="\n" if words else "")
+        if found is None:
+            raise ConfigError(f"ckpt_path={path}: no whole checkpoint in {path}/checkpoints")
+        return found
+    if fault := fault_of(path):
+        raise ConfigError(f"ckpt_path={path}: the file {fault}")
+    return path
+
+
+def fault_of(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint file, None if a run can go on from it.
+
+    It is read to its end, every checksum in it is compared, nothing in it is executed, and it must
+    be of the run in whose folder it lies.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return "is damaged"
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+        return "is damaged"
+    import torch  # slow, and needed only where there is a checkpoint
+
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # noqa: BLE001  the bytes of a foreign pickle can raise anything
+        return "is no checkpoint"
+    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+        return "is no checkpoint"
+    folder, writer = run_folder(path), content.get(CHECKPOINT_KEY)
+    if folder is None or not isinstance(writer, dict):
+        return None
+    return None if writer.get("id") == read_record(folder).id else "is of another run"
+
+
+def load(checkpoint: Path) -> dict[str, Any]:
+    """Return a checkpoint's content; tensors stay on disk until they are read."""
+    import torch  # slow, and needed only where there is a checkpoint
+
+    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    assert isinstance(content, dict)
+    return content
+
+
+def retire_newer(folder: Path, checkpoint: Path) -> None:
+    """Rename checkpoints that are newer than the one gone on from: they are of another future."""
+    for path in (folder / "checkpoints").glob("step-*.ckpt"):
+        if checkpoint.name.startswith("step-") and path.name > checkpoint.name:
+            os.replace(path, path.with_name(f"{path.name}.unused"))

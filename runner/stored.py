@@ -1,0 +1,107 @@
+"""The config of a task that reads a run, completed from that run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from runner import signatures
+from runner.errors import ConfigError
+from runner.folder import run_folder, stored_config
+from runner.job import INDIFFERENT, difference, listed, methods
+
+# Settings of modules that nothing but training reads.
+OF_TRAINING = ("optimizer", "schedule")
+
+
+def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a task that reads a run, completed from that run.
+
+    A task that reads a checkpoint takes the model, and what is OF_TRAINING, from the run. A module
+    that is `bound_to_data` takes all its settings and the data's from the run, the data's also to
+    go on with it. What the command line itself sets must not differ, apart from where the data lies
+    and what is INDIFFERENT; the module then compares the data.
+
+    Args:
+        settings: The resolved config.
+
+    Raises:
+        ConfigError: Nothing says which model it is, or the command line says another one, or other
+            data for a model that belongs to its data.
+    """
+    trains = settings["task"] == "train"
+    key = "resume" if trains else "ckpt_path"
+    path = Path(settings[key] or "never")
+    if str(path) in ("never", "auto") or not path.exists():
+        return settings
+    folder = run_folder(path)
+    if folder is None:
+        if trains or (
+            settings["module"] and settings["datamodule"] and settings["task"] != "export"
+        ):
+            return settings
+        raise ConfigError(f"ckpt_path={path}: not in a run folder, so its model is unknown")
+    stored = stored_config(folder)
+    if not stored["module"]:
+        raise ConfigError(f"{key}={path}: {folder / 'config.yaml'} names no module")
+    target = stored["module"]["_target_"]
+    bound = bool(signatures.attribute(target, "bound_to_data"))
+    if bound:
+        settings = {**settings, "datamodule": _data_of(stored, settings, f"{key}={path}")}
+    if trains:
+        return settings
+    asked = settings["module"] or stored["module"]
+    same = bound and asked["_target_"] == target
+    against = {
+        name: change
+        for name, change in difference({"module": stored["module"]}, {"module": asked}).items()
+        if _is_given(name) or not (same or name.split(".")[1] in OF_TRAINING)
+    }
+    if against:
+        lines = "\n".join(listed(against))
+        raise ConfigError(f"ckpt_path={path}: that run's model is another one\n{lines}")
+    chosen = {"module": stored["module"], "name": stored["name"]}
+    if settings["task"] in (signatures.attribute(target, "without_data") or ()):
+        chosen["datamodule"] = None
+    elif not settings["datamodule"]:
+        chosen["datamodule"] = stored["datamodule"]
+    needed = {
+        name: node
+        for name, node in methods(stored).items()
+        if signatures.attribute(node["_target_"], "changes_shapes")
+    }
+    chosen["callbacks"] = {**needed, **(settings["callbacks"] or {})}
+    limit = (stored.get("trainer") or {}).get("limit_val_batches")
+    if settings.get("trainer") and limit is not None and not _is_given("trainer.limit_val_batches"):
+        chosen["trainer"] = {**settings["trainer"], "limit_val_batches": limit}  # the same figure
+    return {**settings, **chosen}
+
+
+def _data_of(stored: Mapping[str, Any], settings: Mapping[str, Any], words: str) -> dict[str, Any]:
+    """Return a run's data settings, with the place where the data lies now if one is given."""
+    before, given = stored["datamodule"], settings["datamodule"] or {}
+    movable = [*INDIFFERENT, *(["path"] if before.get("path") else [])]
+    moved = {key: given[key] for key in movable if given.get(key) is not None}
+    changes = difference({"datamodule": before}, {"datamodule": {**before, **given, **moved}})
+    against = {
+        name: change
+        for name, change in changes.items()
+        if name.split(".")[1] not in moved and _is_given(name)
+    }
+    if against:
+        lines = "\n".join(listed(against))
+        raise ConfigError(f"{words}: that run's codes belong to its own data\n{lines}")
+    return {**before, **moved}
+
+
+def _is_given(key: str) -> bool:
+    """Whether the command line sets a key itself, or the choice of the same name above all."""
+    if not HydraConfig.initialized():
+        return False
+    given = [re.split("[=@]", o.lstrip("+~"))[0] for o in HydraConfig.get().overrides.task]
+    leaf = key.rpartition(".")[2]
+    return any(g == leaf or ("." in g and f"{key}.".startswith(f"{g}.")) for g in given)
