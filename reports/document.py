@@ -216,10 +216,11 @@ ul { padding-left: 1.1rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child, .left { text-align: left; }
-thead th { border-bottom: 2px solid var(--ink); font-weight: 600; }
+thead th { border-bottom: 2px solid var(--ink); font-weight: 600; white-space: normal;
+  vertical-align: bottom; }
 tbody td { border-bottom: 1px solid var(--line); }
 td.group { font-weight: 600; padding-top: .9rem; white-space: normal; }
-td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+td:first-child { white-space: normal; min-width: 7rem; }
 .note, figcaption { color: var(--soft); font-size: .85rem; }
 code { font: .8rem/1.4 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; display: inline-block; min-width: 18rem; }
@@ -229,7 +230,7 @@ figure svg { width: 100%; height: auto; display: block; }
 @media (max-width: 40rem) {
   .narrow { display: block; } .roomy { display: none; }
   body { padding-top: 1rem; } h1 { font-size: 1.3rem; }
-  th, td { padding: .3rem .45rem; }
+  table { font-size: .78rem; } th, td { padding: .3rem; }
 }
 @media print { .wide { overflow: visible; } }
 """

@@ -196,28 +196,30 @@ def metrics_of(arms: Sequence[Arm]) -> list[str]:
     return losses if "val/loss" in losses else [*losses, *others]
 
 
-def arms_figure(arms: Sequence[Arm], metric: str, columns: int = 2) -> Figure | None:
+def curves_of(arms: Sequence[Arm], metric: str) -> dict[str, Curve]:
+    """Return a metric of each arm that has logged it, by the arm's label; MOST_ARMS at most."""
+    dense = dense_flops_of([arm.runs[0] for arm in arms])
+    found = {arm.label: curve(arm.runs, metric, dense) for arm in arms[:MOST_ARMS]}
+    return {label: each for label, each in found.items() if each is not None}
+
+
+def arms_figure(curves: Mapping[str, Curve], label: str, marked: bool, columns: int = 2) -> Figure:
     """Draw a metric of all arms over every axis that all of them know.
 
     Args:
-        arms: At most MOST_ARMS; the mean over an arm's runs is a line, their standard deviation a
-            band around it.
-        metric: A logged metric.
+        curves: At least one, by the arm's label: the mean over an arm's runs is a line, their
+            standard deviation a band around it.
+        label: What the metric is called on its axis.
+        marked: Whether each value gets a marker.
         columns: Panels side by side.
     """
-    runs = [arm.runs[0] for arm in arms]
-    dense = dense_flops_of(runs)
-    drawn = [(arm, curve(arm.runs, metric, dense)) for arm in arms[:MOST_ARMS]]
-    curves = [(arm, found) for arm, found in drawn if found is not None]
-    axes = [axis for axis in AXES if curves and all(axis in found.x for _, found in curves)]
-    if not axes:
-        return None
+    axes = [axis for axis in AXES if all(axis in each.x for each in curves.values())]
     with _styled():
         figure, panels = _panels(len(axes), columns, sharey=True)
         for axis, panel in zip(axes, panels, strict=True):
-            for place, (arm, found) in enumerate(curves):
-                _line(panel, found, axis, place, arm.label, metric.startswith("val/"))
-            _label(panel, axis, label_of(metric, runs) if _is_leftmost(panel) else "")
+            for place, (name, each) in enumerate(curves.items()):
+                _line(panel, each, axis, place, name, marked)
+            _label(panel, axis, label if _is_leftmost(panel) else "")
         _legend(figure, panels, columns + 1)
     return figure
 
@@ -377,7 +379,7 @@ def _label(panel: Axes, axis: str, metric: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     panel.set_xlabel(AXES[axis])
-    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=axis == "steps"))
     panel.set_ylabel(textwrap.fill(metric, 36))
     if axis != "steps":
         panel.xaxis.set_major_formatter(EngFormatter(sep=" "))

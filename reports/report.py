@@ -254,15 +254,18 @@ def _as_claimed(arm: Arm, claim: Mapping[str, str]) -> list[float]:
 def _pictures(arms: Sequence[Arm], folder: Path) -> list[Picture]:
     found = []
     for metric in figures.metrics_of(arms):
-        name = "".join(c if c.isalnum() else "-" for c in metric)
-        wide, narrow = (figures.arms_figure(arms, metric, columns) for columns in (2, 1))
-        if wide is None or narrow is None:
+        curves = figures.curves_of(arms, metric)
+        if not curves:
             continue
+        name = "".join(c if c.isalnum() else "-" for c in metric)
+        label = figures.label_of(metric, [arm.runs[0] for arm in arms])
+        wide, narrow = (
+            figures.arms_figure(curves, label, metric.startswith("val/"), columns)
+            for columns in (2, 1)
+        )
         figures.save(wide, folder / "figures" / name)
         figures.save(narrow, folder / "figures" / f"{name}-narrow", ("svg",))
-        runs = [run for arm in arms for run in arm.runs]
-        words = figures.label_of(metric, runs).capitalize()
-        words += ": mean over seeds, band \u00b1 one standard deviation."
+        words = f"{label.capitalize()}: mean over seeds, band \u00b1 one standard deviation."
         if metric.startswith("train/"):
             words += " Smoothed over a twentieth of the run."
         if len(arms) > figures.MOST_ARMS:
