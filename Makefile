@@ -1,7 +1,8 @@
 # Everything runs from this folder, in a virtual environment of its own (.venv).
 # Settings, by `make TARGET NAME=value`:
 #   PYTHON       the interpreter that makes .venv (3.11 or newer)
-#   ARGS         handed on to the command of run, test, test-slow, bench: make run ARGS="seed=2"
+#   ARGS         handed on to the command of run, test, test-slow, golden, mutants, bench:
+#                make run ARGS="seed=2"
 #   TABLE, SCALE of reproduce: est, sat, dlch, delta or all; demo (minutes), cpu, gpu or paper
 #   TORCH_INDEX  a wheel index to take torch from as well, say PyTorch's CPU-only one; the version
 #                stays the pinned one. Empty: the build pip finds by itself (with CUDA on Linux).
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-slow test-gpu reproduce lint type bench list validate requirements clean
+.PHONY: help setup run test test-slow test-gpu golden mutants reproduce lint type bench list validate requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,12 @@ test-slow: setup ## All tests
 
 test-gpu: setup ## The tests that need a GPU; without one they say so and are skipped
 	$(PY) -m pytest -m gpu $(ARGS)
+
+golden: setup ## Repeat eight small runs and six refusals; print what differs from the recorded ones
+	$(PY) -m tests.golden compare $(ARGS)
+
+mutants: setup ## Put listed faults in, one at a time, and print which the tests see; ARGS="--only ROOM"
+	$(PY) -m tests.mutants $(ARGS)
 
 lint: setup ## Style, format and the layer contract
 	$(VENV)/bin/ruff check .
