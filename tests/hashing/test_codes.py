@@ -101,6 +101,12 @@ def test_codes_of_outputs_are_signs_of_each_or_of_both() -> None:
     assert output_codes(outputs, shared=False)["text"].tolist() == [[-1, -1]]
 
 
+def test_first_codes_weigh_the_modality_twice_as_much_as_the_labels() -> None:
+    outputs = {"image": 0.6, "text": 0.4, "label": -0.9}
+    codes = first_codes({name: torch.tensor([[value]]) for name, value in outputs.items()})
+    assert [codes[name].item() for name in ("image", "text")] == [1, -1]
+
+
 def test_signs_of_zero_are_positive() -> None:
     zeros = torch.zeros(2, 8)
     assert binarise(zeros).tolist() == [[1] * 8] * 2
