@@ -22,8 +22,11 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import yaml
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.errors import ConfigError
+from runner.explain import explain
 from runner.job import config_hash
 from runner.validate import checked
 
@@ -215,12 +218,19 @@ def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
                 *arm.overrides,
             ]
             if scale.tokens_per_parameter is not None and steps is None:
-                steps = _steps(checked(overrides), scale.tokens_per_parameter)
+                steps = _steps(_settings(overrides), scale.tokens_per_parameter)
             if steps is not None:
                 overrides.append(f"trainer.max_steps={max(1, round(steps * arm.steps))}")
-            digest = config_hash(checked(overrides))
+            digest = config_hash(_settings(overrides))
             runs.append(Run(name, seed, tuple(overrides), digest, folder / _slug(name)))
     return runs
+
+
+def _settings(overrides: list[str]) -> dict[str, Any]:
+    try:
+        return checked(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from error
 
 
 def _steps(settings: Mapping[str, Any], tokens_per_parameter: float) -> float:

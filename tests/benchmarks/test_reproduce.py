@@ -161,7 +161,8 @@ def test_every_table_can_be_run_for_a_demo(name: str, tmp_path: Path) -> None:
 def test_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce.main(["est", "--arms", "sparse"]) == 2
     assert "est has no arm 'sparse'" in capsys.readouterr().err
-    assert reproduce.main(["dlch", "--seeds", "1", "--set", "datamodule.none=1"]) == 2
+    assert reproduce.main(["dlch", "--seeds", "1", "--set", "datamodule.clas_seed=1"]) == 2
+    assert "Did you mean datamodule.class_seed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
