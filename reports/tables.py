@@ -172,7 +172,7 @@ def jobs(console: Console, runs: Sequence[Run]) -> None:
             columns.setdefault(leaf, [_at(run.config, key) for run in runs])
     shown = {name: values for name, values in columns.items() if len(set(map(str, values))) > 1}
     metrics = _shared_metrics(runs)
-    table = Table("id", title=f"Jobs of the sweep: {counts}.", title_justify="left")
+    table = Table("id")
     for name in shown:
         table.add_column(literal(name), overflow="fold")
     for name in ("seed", "status", "time", *metrics):
@@ -186,6 +186,7 @@ def jobs(console: Console, runs: Sequence[Run]) -> None:
             duration(run.seconds),
             *(_figure(run.metrics.get(name)) for name in metrics),
         )
+    console.print(f"Jobs of the sweep: {counts}.", soft_wrap=True, highlight=False)
     console.print(table)
 
 
