@@ -109,7 +109,9 @@ def this_job() -> SweepJob | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     name, _, count = os.environ.get(SWEEP, "unknown").partition("/")
-    return SweepJob(name, HydraConfig.get().job.num + 1, int(count) if count else None)
+    job = HydraConfig.get().job
+    number = None if OmegaConf.is_missing(job, "num") else job.num + 1  # while jobs are checked
+    return SweepJob(name, number, int(count) if count else None)
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:
