@@ -99,7 +99,7 @@ def method_of(
     Raises:
         ValueError: It has none.
     """
-    settings = checked([f"experiment={experiment}", "hydra.mode=MULTIRUN", *overrides])
+    settings = checked([f"experiment={experiment}", *overrides])
     for name, node in (settings["callbacks"] or {}).items():
         if name in ("est", "sat") and node is not None:
             return cast(SubnetworkTraining, build(f"callbacks.{name}", node)), settings
