@@ -49,6 +49,7 @@ def card(
     checkpoint: Path,
     content: Mapping[str, Any],
     config: Any,
+    hub: str | None = None,
 ) -> str:
     """Return the README of an exported model.
 
@@ -58,6 +59,7 @@ def card(
         checkpoint: What was exported.
         content: What the checkpoint holds.
         config: The model's Hugging Face config; None for a module without one.
+        hub: OWNER/NAME of the repository that it is for; None: it stays a folder.
     """
     kind = str(getattr(config, "model_type", "language"))
     name = f"{record.name}-{record.id}"
@@ -112,8 +114,8 @@ Only what stands above was measured. Licence and contents of the training data w
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("PATH_OF_THIS_FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")
+model = AutoModelForCausalLM.from_pretrained("{hub or "PATH_OF_THIS_FOLDER"}")
+tokenizer = AutoTokenizer.from_pretrained("{hub or "PATH_OF_THIS_FOLDER"}")
 ```
 """
         )

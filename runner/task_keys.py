@@ -31,6 +31,9 @@ TOP_LEVEL = "runner.ranges.TopLevel"
 # What every module can do; others it lists itself, in `tasks`.
 TASKS = ("train", "validate", "test", "export")
 
+# Those of them that read keys beside conf/'s, each with its function.
+KEYED = {"export": "runner.tasks.export"}
+
 # By name, a function: `package.module.function`.
 FREE_TASKS = {"report": "reports.report.report"}
 
@@ -41,9 +44,9 @@ def own_tasks(module: Mapping[str, Any] | None) -> dict[str, bool]:
 
 
 def function_of(task: str, module: Mapping[str, Any] | None) -> str | None:
-    """Return the dotted name of the function that does a task; None of the runner's own."""
-    if task in FREE_TASKS:
-        return FREE_TASKS[task]
+    """Return the dotted name of the function whose keywords a task reads; None: of no such one."""
+    if function := {**KEYED, **FREE_TASKS}.get(task):
+        return function
     listed = module is not None and task in own_tasks(module) and task not in TASKS
     return f"{module['_target_']}.{task}" if module is not None and listed else None
 
@@ -81,9 +84,9 @@ def run_free(settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 def named_in(overrides: list[str]) -> str | None:
-    """Return the task that a command line names, None if it is one of the runner's own."""
+    """Return the task that a command line names, None if it reads no keys beside conf/'s."""
     tasks = [each.lstrip("+").partition("=")[2] for each in overrides if _key(each) == "task"]
-    return tasks[-1] if tasks and tasks[-1] not in TASKS else None
+    return tasks[-1] if tasks and tasks[-1] not in {*TASKS} - KEYED.keys() else None
 
 
 def with_task_keys(overrides: list[str]) -> list[str]:
@@ -132,7 +135,7 @@ def readers(key: str) -> list[str]:
 
 
 def _functions() -> Iterator[tuple[str, str]]:
-    yield from FREE_TASKS.items()
+    yield from {**KEYED, **FREE_TASKS}.items()
     for target in modules():
         for task in own_tasks({"_target_": target}):
             if task not in TASKS:

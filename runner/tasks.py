@@ -15,6 +15,8 @@ from runner import report, task_keys
 from runner.card import card
 from runner.errors import ConfigError
 from runner.folder import checkpoint_of, load, run_folder, stored_config
+from runner.hub import push
+from runner.hub import refuse as refuse_push
 from runner.job import Job, device_count, plans_steps
 from runner.parts import (
     best_precision,
@@ -52,7 +54,7 @@ def run(job: Job) -> dict[str, float]:
     if job.settings["dry_run"]:
         return _dry_run(job.settings)
     if job.task == "export":
-        return _export(job.settings)
+        return export(job.settings, **task_keys.given(job.settings))
     return _own_task(job.settings)
 
 
@@ -102,8 +104,18 @@ def _dry_run(settings: dict[str, Any]) -> dict[str, float]:
     return {"parameters": float(parameters), "tokens_per_step": float(tokens)}
 
 
-def _export(settings: dict[str, Any]) -> dict[str, float]:
-    """Write a checkpoint as a folder for `from_pretrained`, with its tokenizer and a card."""
+def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, float]:
+    """Write a checkpoint as a folder for `from_pretrained`, with its tokenizer and a card.
+
+    Args:
+        settings: The checked config.
+        hub: OWNER/NAME of a repository of the Hugging Face hub, to which the folder is pushed.
+
+    Raises:
+        ConfigError: The module exports nothing, or the hub does not take it.
+    """
+    if hub is not None:
+        refuse_push(hub)
     checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
     folder = run_folder(checkpoint)
     if folder is None:
@@ -128,9 +140,11 @@ def _export(settings: dict[str, Any]) -> dict[str, float]:
     target = folder / "export" / checkpoint.stem
     module.export(target, files)
     config, record = getattr(module, "hf_config", None), read_record(folder)
-    text = card(record, stored_config(folder), checkpoint, content, config)
+    text = card(record, stored_config(folder), checkpoint, content, config, hub)
     (target / "README.md").write_text(text, encoding="utf-8")
     Console().print(Text(f"exported: {target}"), soft_wrap=True)
+    if hub is not None:
+        Console().print(Text(f"pushed: {push(target, hub)}"), soft_wrap=True)
     return {}
 
 

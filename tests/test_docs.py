@@ -270,7 +270,7 @@ SHORTER = {
         *("datamodule.dialogues=40", "datamodule.test_dialogues=10", "trainer=cpu"),
     ),
 }
-ELSEWHERE = ("delta_parser_spider", "smollm2", "wandb.mode=online", "devices=8", "lm_eval")
+ELSEWHERE = ("delta_parser_spider", "smollm2", "wandb.mode=online", "devices=8", "lm_eval", "hub=")
 
 
 class Typist(Reader):
