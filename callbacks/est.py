@@ -9,7 +9,15 @@ from annotated_types import Interval
 
 from callbacks.subnetwork import SubnetworkTraining
 from subnetworks.anatomy import dimensions_of
-from subnetworks.schedule import GroupedQueries, Hold, LayerRescale, Schedule, UnitOrder, check
+from subnetworks.schedule import (
+    EnteringLayers,
+    GroupedQueries,
+    Hold,
+    LayerRescale,
+    Schedule,
+    UnitOrder,
+    check,
+)
 from subnetworks.spec import SubnetworkSpec, sample_subnetwork
 
 
@@ -30,6 +38,10 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
             A stage begins with a new draw; held steps have the rates of the step of the draw.
         units: `random` draws uniformly. `nested` takes the first heads and neurons, and layers
             spread over the depth: the same at every draw, and part of every later stage's.
+        entering_layers: What a layer trains from when a stage takes it in for the first time:
+            `initial`, its initial weights, or `copied`, those that the nearest layer of the stages
+            before has by then (as stacking does, arXiv 2405.15319). `copied` needs `hold=stage` and
+            `units=nested`.
         grouped_queries: `groups` draws whole key/value groups, `within_groups` query heads of each.
         shared_indices: Draw one index set for all layers instead of one a layer.
         rescale_units: Multiply each branch by the inverse of its rate.
@@ -52,6 +64,7 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         stages: Sequence[Mapping[str, Any]],
         hold: Hold = 1,
         units: UnitOrder = "random",
+        entering_layers: EnteringLayers = "initial",
         grouped_queries: GroupedQueries = "groups",
         shared_indices: bool = False,
         rescale_units: bool = True,
@@ -65,6 +78,7 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
             "stages": [dict(stage) for stage in stages],
             "hold": hold,
             "units": units,
+            "entering_layers": entering_layers,
             "grouped_queries": grouped_queries,
             "shared_indices": shared_indices,
             "rescale_units": rescale_units,
@@ -73,9 +87,8 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         }
         check(settings, None)
         super().__init__(settings, Schedule(settings["stages"], rates), freeze_unsampled, seed)
-        self._draw_options: dict[str, Any] = {
-            key: value for key, value in settings.items() if key not in ("rates", "stages", "hold")
-        }
+        apart = ("rates", "stages", "hold", "entering_layers")
+        self._draw_options = {key: value for key, value in settings.items() if key not in apart}
 
     def draw(self, config: Any, step: int, max_steps: int) -> SubnetworkSpec:
         """The sub-network of a step: a pure function of the settings, the seed and the step."""
@@ -83,6 +96,30 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         generator = torch.Generator().manual_seed((self.seed << 32) + step)
         rates = self.schedule.rates_at(step, max_steps)
         return sample_subnetwork(dimensions_of(config), rates, generator, **self._draw_options)
+
+    def gather(self, spec: SubnetworkSpec, batch: Mapping[str, torch.Tensor]) -> None:
+        """Gather the step's weights, after layers that enter have got theirs."""
+        if self.settings["entering_layers"] == "copied":
+            self._sliced.copy_layers(self.sources(self._sliced.config, self._step, self._max_steps))
+        super().gather(spec, batch)
+
+    def sources(self, config: Any, step: int, max_steps: int) -> dict[int, int]:
+        """The layers that a stage takes in for the first time, each with the nearest trained one.
+
+        Returns:
+            {entering layer: layer it is copied from}; empty unless the step is a stage's first.
+        """
+        firsts = (0, *self.schedule.ends(max_steps))
+        if step not in firsts[1:]:
+            return {}
+        trained = {
+            layer
+            for first in firsts
+            if first < step
+            for layer in self.draw(config, first, max_steps).active_layers
+        }
+        entering = set(self.draw(config, step, max_steps).active_layers) - trained
+        return {layer: min(trained, key=lambda t: (abs(t - layer), t)) for layer in entering}
 
     def refuse(self, dimensions: Mapping[str, int], pl_module: pl.LightningModule) -> None:
         """Raise `ValueError` for rates that leave this model less than one unit."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 GroupedQueries = Literal["groups", "within_groups"]
 LayerRescale = Literal["none", "inverse"]
 UnitOrder = Literal["random", "nested"]
+EnteringLayers = Literal["initial", "copied"]
 Hold = int | Literal["stage"]
 KINDS = ("layers", "heads", "neurons")
 
@@ -161,12 +162,20 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
         ("grouped_queries", get_args(GroupedQueries)),
         ("layer_rescale", get_args(LayerRescale)),
         ("units", get_args(UnitOrder)),
+        ("entering_layers", get_args(EnteringLayers)),
     ):
         if settings.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{key}={settings[key]!r}: must be one of {', '.join(allowed)}")
     hold = settings.get("hold", 1)
     if hold != "stage" and (not isinstance(hold, int) or isinstance(hold, bool) or hold < 1):
         raise ValueError(f"hold={hold!r}: must be a number of steps, at least 1, or stage")
+    if settings.get("entering_layers") == "copied":
+        for key, needed in (("hold", "stage"), ("units", "nested")):
+            if (value := settings.get(key)) != needed:
+                raise ValueError(
+                    f"entering_layers=copied with {key}={value}: a layer that leaves again has "
+                    f"weights of its own when it comes back; take {key}={needed}, or initial"
+                )
     check_stages(settings.get("stages") or (), settings.get("rates"), settings, dimensions)
 
 

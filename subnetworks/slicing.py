@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from subnetworks.anatomy import Anatomy
 from subnetworks.context import ContextForwardOnly
@@ -149,6 +149,23 @@ class SlicedModel:
                 # find compact copies there.
                 block.unshard()
                 block.reshard()
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's."""
+        return self.anatomy.model.config
+
+    @torch.no_grad()
+    def copy_layers(self, sources: Mapping[int, int]) -> None:
+        """Give layers the weights of others, in place; the optimizer's states stay.
+
+        Args:
+            sources: {layer: layer whose weights it gets}.
+        """
+        for layer, source in sources.items():
+            own = self.anatomy.layers[layer].parameters()
+            for parameter, other in zip(own, self.anatomy.layers[source].parameters(), strict=True):
+                parameter.copy_(other)
 
     def gather(self, spec: SubnetworkSpec, chooser: Chooser | None = None) -> None:
         """Copy the active units' weights; what was gathered before is dropped.

@@ -110,6 +110,10 @@ SETTINGS: dict[str, Setting] = {
     "est llama nested, held": Setting(
         _LLAMA, lambda: _est(hold="stage", units="nested", rescale_units=False)
     ),
+    "est gpt2 layers copied": Setting(
+        _GPT2,
+        lambda: _est(hold="stage", units="nested", rescale_units=False, entering_layers="copied"),
+    ),
     "est llama within groups, shared": Setting(
         _LLAMA, lambda: _est(grouped_queries="within_groups", shared_indices=True)
     ),

@@ -170,6 +170,17 @@ BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
     ({"rates": {}}, None, "'layers' has no rate"),
     ({"layer_rescale": "sqrt"}, None, "layer_rescale='sqrt': must be one of none, inverse"),
     ({"units": "first"}, None, "units='first': must be one of random, nested"),
+    ({"entering_layers": "new"}, None, "entering_layers='new': must be one of initial, copied"),
+    (
+        {"entering_layers": "copied", "units": "nested", "hold": 1},
+        None,
+        "entering_layers=copied with hold=1",
+    ),
+    (
+        {"entering_layers": "copied", "units": "random", "hold": "stage"},
+        None,
+        "take units=nested",
+    ),
     ({"hold": 0}, None, "hold=0: must be a number of steps, at least 1, or stage"),
     ({"hold": "run"}, None, "hold='run': must be"),
     ({"rates": HALF | {"heads": 0.05}}, GPT2, "keeps 0.6 of 12 heads, below one"),
