@@ -32,7 +32,7 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
 
     Args:
         rates: Share of `layers`, `heads` and `neurons` that a stage draws where it samples them,
-            each in (0, 1].
+            each in (0, 1]; `None` for a kind that no stage samples.
         stages: The stages, see `subnetworks.schedule.Schedule`.
         hold: Optimizer steps that a draw is held, at least 1, or `stage`: to the end of its stage.
             A stage begins with a new draw; held steps have the rates of the step of the draw.
@@ -60,7 +60,7 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
 
     def __init__(
         self,
-        rates: Mapping[str, float],
+        rates: Mapping[str, float | None],
         stages: Sequence[Mapping[str, Any]],
         hold: Hold = 1,
         units: UnitOrder = "random",
@@ -109,8 +109,8 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         Returns:
             {entering layer: layer it is copied from}; empty unless the step is a stage's first.
         """
-        firsts = (0, *self.schedule.ends(max_steps))
-        if step not in firsts[1:]:
+        firsts = (0, *self.schedule.ends(max_steps)[:-1])
+        if step == 0 or step not in firsts:  # a training may be too short for its first stage
             return {}
         trained = {
             layer

@@ -50,23 +50,31 @@ class Schedule:
             `sample` (the kinds among `layers`, `heads`, `neurons` that are drawn at their rate in
             `rates`); and, for a kind with a rate of its own in this stage, that rate in (0, 1] or
             a pair `[first, last]` between which it moves linearly.
-        rates: The rate of each kind that stages refer to, in (0, 1].
+        rates: The rate of each kind that stages refer to, in (0, 1]; a kind without one is `None`
+            or left out.
 
     Raises:
-        ValueError: A key is unknown, a rate is outside (0, 1], the ends do not increase to 1.
+        ValueError: A key is unknown, a rate is outside (0, 1] or read by no stage, the ends do not
+            increase to 1.
     """
 
     def __init__(
-        self, stages: Sequence[Mapping[str, Any]], rates: Mapping[str, float] | None = None
+        self, stages: Sequence[Mapping[str, Any]], rates: Mapping[str, float | None] | None = None
     ) -> None:
         if not stages:
             raise ValueError("stages: at least one stage is needed")
-        rates = rates or {}
+        rates = {kind: rate for kind, rate in (rates or {}).items() if rate is not None}
         for kind, rate in rates.items():
             if kind not in KINDS:
                 raise ValueError(f"rates.{kind}: unknown kind; allowed: {', '.join(KINDS)}")
             check_rate(f"rates.{kind}", rate)
         self.stages = tuple(_stage(f"stages[{i}]", s, rates) for i, s in enumerate(stages))
+        read = {kind for stage in stages for kind in stage.get("sample") or () if kind not in stage}
+        for kind in rates.keys() - read:
+            raise ValueError(
+                f"rates.{kind}={rates[kind]}: no stage samples {kind} at it; name {kind} in the "
+                f"sample of a stage, or set rates.{kind}=null"
+            )
         ends = [stage.until for stage in self.stages]
         if any(a >= b for a, b in zip([0.0, *ends], ends, strict=False)) or ends[-1] != 1.0:
             raise ValueError(
@@ -181,7 +189,7 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
 
 def check_stages(
     stages: Sequence[Mapping[str, Any]],
-    rates: Mapping[str, float] | None,
+    rates: Mapping[str, float | None] | None,
     settings: Mapping[str, Any],
     dimensions: Mapping[str, int] | None,
     name_of_stages: str = "stages",

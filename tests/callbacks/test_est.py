@@ -38,6 +38,7 @@ def test_a_layer_enters_once_beside_the_nearest_trained_one() -> None:
         5: {2: 0, 5: 0},
         15: {1: 0, 3: 2, 4: 5},
     }
+    assert est.sources(config, 0, 1) == {}, "too short for the first stages"
 
 
 class Copies(Callback):

@@ -102,7 +102,7 @@ REFUSALS = {
     "key": ["experiment=est_gpt2", "trainer.max_stepz=3"],
     "option": ["experiment=est_gpt"],
     "type": ["experiment=dlch", "module.bits=many"],
-    "method": ["experiment=est_gpt2", "callbacks.est.rates.heads=0.01"],
+    "method": ["experiment=est_gpt2", "callbacks=est_paper", "callbacks.est.rates.heads=0.01"],
     "target": ["experiment=sat_sft", "module._target_=os.system"],
     "checkpoint": ["experiment=est_gpt2", "task=test"],
 }

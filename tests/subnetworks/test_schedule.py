@@ -161,6 +161,11 @@ BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
     ({"rates": {"heads": 1.5}}, None, "rates.heads=1.5: a rate is a number in (0, 1]"),
     ({"rates": {"heads": 0}}, None, "rates.heads=0"),
     ({"rates": {"head": 0.5}}, None, "rates.head: unknown kind; allowed: layers, heads, neurons"),
+    (
+        {"stages": [{"until": 1.0, "sample": ["heads"]}], "rates": {"heads": 0.5, "layers": 0.5}},
+        None,
+        "rates.layers=0.5: no stage samples layers at it",
+    ),
     ({"stages": []}, None, "at least one stage"),
     ({"stages": [{"until": 0.5}, {"until": 0.4}, {"until": 1.0}]}, None, "must increase"),
     ({"stages": [{"until": 0.5}]}, None, "exactly 1"),
