@@ -69,16 +69,16 @@ class Schedule:
                 raise ValueError(f"rates.{kind}: unknown kind; allowed: {', '.join(KINDS)}")
             check_rate(f"rates.{kind}", rate)
         self.stages = tuple(_stage(f"stages[{i}]", s, rates) for i, s in enumerate(stages))
+        ends = [stage.until for stage in self.stages]
+        if any(a >= b for a, b in zip([0.0, *ends], ends, strict=False)) or ends[-1] != 1.0:
+            raise ValueError(
+                f"stages: the values of until must increase from above 0 to exactly 1, got {ends}"
+            )
         read = {kind for stage in stages for kind in stage.get("sample") or () if kind not in stage}
         for kind in rates.keys() - read:
             raise ValueError(
                 f"rates.{kind}={rates[kind]}: no stage samples {kind} at it; name {kind} in the "
                 f"sample of a stage, or set rates.{kind}=null"
-            )
-        ends = [stage.until for stage in self.stages]
-        if any(a >= b for a, b in zip([0.0, *ends], ends, strict=False)) or ends[-1] != 1.0:
-            raise ValueError(
-                f"stages: the values of until must increase from above 0 to exactly 1, got {ends}"
             )
 
     def stage_at(self, step: int, max_steps: int) -> int:
