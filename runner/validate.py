@@ -245,6 +245,11 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
     strategy, devices = trainer.get("strategy", "auto"), trainer.get("devices", 1)
     name, finds_unused = str(strategy), "find_unused_parameters_true" in str(strategy)
     if isinstance(strategy, dict):
+        if "_target_" not in strategy:
+            return [
+                f"trainer.strategy={strategy}: a strategy is a name, such as auto or ddp, or has a "
+                "_target_"
+            ]
         name = re.sub(r"Strategy$", "", strategy["_target_"].rsplit(".", 1)[-1]).lower()
         finds_unused = bool(strategy.get("find_unused_parameters"))
         name = f"{name}_{strategy.get('start_method', '')}".strip("_")

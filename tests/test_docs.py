@@ -127,7 +127,8 @@ class Reader:
                 self.leave(settings)
             if settings["task"] == "export":
                 self.exported = Path(settings["ckpt_path"]) / "export" / "step-00000001"
-                shutil.copytree(Path(settings["ckpt_path"]) / "tokenizer", self.exported)
+                tokenizer = Path(settings["ckpt_path"]) / "tokenizer"
+                shutil.copytree(tokenizer, self.exported, dirs_exist_ok=True)
                 architecture = settings["module"]["architecture"] or self.architecture
                 (self.exported / "config.json").write_text(json.dumps(architecture))
 

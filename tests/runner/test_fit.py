@@ -134,7 +134,7 @@ def test_more_token_ids_than_rows_are_refused(tmp_path: Path, vocab_size: int) -
 
 def test_a_model_from_scratch_has_rows_for_all_tokens() -> None:
     words = refused("experiment=est_gpt2", "module.architecture.vocab_size=100")
-    assert "datamodule.vocab_size=2048: the model has 100 rows for tokens" in words
+    assert "datamodule.vocab_size=512: the model has 100 rows for tokens" in words
 
 
 def test_nothing_is_longer_than_the_models_context(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_nothing_is_longer_than_the_models_context(tmp_path: Path) -> None:
     words = refused(*continued(folder, "datamodule.context_length=65"))
     assert "datamodule.context_length=65: the model's context is 64 tokens long" in words
     words = refused("experiment=est_gpt2", "module.architecture.n_positions=8")
-    assert "datamodule.context_length=128: the model's context is 8 tokens" in words
+    assert "datamodule.context_length=64: the model's context is 8 tokens" in words
 
 
 @pytest.mark.parametrize("limit", [None, -1, 64])
@@ -184,6 +184,6 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_known_only_once_the_module_is_built_is_asked_then() -> None:
     settings = validate.checked(["experiment=est_gpt2"])
-    config = AutoConfig.for_model("gpt2", n_positions=64, vocab_size=2048)
-    with pytest.raises(ConfigError, match="context is 64 tokens"):
+    config = AutoConfig.for_model("gpt2", n_positions=32, vocab_size=2048)
+    with pytest.raises(ConfigError, match="context is 32 tokens"):
         validate.refuse_misfits(settings, config)
