@@ -68,8 +68,9 @@ def test_record_of_a_failed_run(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_finite_end_a_run_in_words(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py"])  # not pytest's options
     code = guard(lambda: run(tmp_path, "module.lr=1e20", "trainer.gradient_clip_val=null"))
     shown = capsys.readouterr()
     assert code == 1, shown.err
