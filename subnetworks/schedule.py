@@ -63,21 +63,21 @@ class Schedule:
     ) -> None:
         if not stages:
             raise ValueError("stages: at least one stage is needed")
-        rates = {kind: rate for kind, rate in (rates or {}).items() if rate is not None}
-        for kind, rate in rates.items():
+        given = {kind: rate for kind, rate in (rates or {}).items() if rate is not None}
+        for kind, rate in given.items():
             if kind not in KINDS:
                 raise ValueError(f"rates.{kind}: unknown kind; allowed: {', '.join(KINDS)}")
             check_rate(f"rates.{kind}", rate)
-        self.stages = tuple(_stage(f"stages[{i}]", s, rates) for i, s in enumerate(stages))
+        self.stages = tuple(_stage(f"stages[{i}]", s, given) for i, s in enumerate(stages))
         ends = [stage.until for stage in self.stages]
         if any(a >= b for a, b in zip([0.0, *ends], ends, strict=False)) or ends[-1] != 1.0:
             raise ValueError(
                 f"stages: the values of until must increase from above 0 to exactly 1, got {ends}"
             )
         read = {kind for stage in stages for kind in stage.get("sample") or () if kind not in stage}
-        for kind in rates.keys() - read:
+        for kind in given.keys() - read:
             raise ValueError(
-                f"rates.{kind}={rates[kind]}: no stage samples {kind} at it; name {kind} in the "
+                f"rates.{kind}={given[kind]}: no stage samples {kind} at it; name {kind} in the "
                 f"sample of a stage, or set rates.{kind}=null"
             )
 
