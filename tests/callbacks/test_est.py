@@ -81,7 +81,7 @@ def copies_while_training(**options: Any) -> list[list[bool]]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    data: DataLoader[Any] = DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
+    data: DataLoader[Any] = DataLoader(rows, batch_size=2)
     trainer.fit(module, data, data)
     return watch.equal
 
