@@ -425,7 +425,10 @@ class LifelongHashing(CodedPairs):
         further: dict[str, dict[str, Tensor]] = {m: {} for m in MODALITIES}
         for line, modality, values in read_further(items, datamodule) if items else ():
             further[modality][line] = self._code(modality, values)
-        return {name: float(count) for name, count in gallery.write(store, further).items()}
+        counts = gallery.write(store, further)
+        words = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        Console().print(f"codes in {store}: {words}", highlight=False, markup=False, soft_wrap=True)
+        return {name: float(count) for name, count in counts.items()}
 
     def _gallery(self, data: PairData) -> Gallery:
         data.prepare_data()
