@@ -4,11 +4,13 @@
 #   ARGS         handed on to the command of run, test, test-slow, golden, mutants, bench:
 #                make run ARGS="seed=2"
 #   TABLE, SCALE of reproduce: est, sat, dlch, delta or all; demo (minutes), cpu, gpu or paper
+#   WORKERS      processes that test side by side, each with one thread
 #   TORCH_INDEX  a wheel index to take torch from as well, say PyTorch's CPU-only one; the version
 #                stays the pinned one. Empty: the build pip finds by itself (with CUDA on Linux).
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 TABLE ?= all
 SCALE ?= demo
 TORCH_INDEX ?=
@@ -42,7 +44,7 @@ run: setup ## Train a small GPT-2 with EST on real English: minutes on 2 cores
 	$(PY) run.py experiment=est_gpt2 $(ARGS)
 
 test: setup ## The fast tests
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: setup ## All tests
 	$(PY) -m pytest $(ARGS)
