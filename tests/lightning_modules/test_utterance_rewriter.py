@@ -281,6 +281,7 @@ def test_a_rewrite_keeps_what_the_turn_says(
     assert most_faithful(example, texts) == best
     assert most_faithful(replace(example, schema=None), texts) == texts[0]
     made = module()
+    monkeypatch.setattr(made, "rewriter", None, raising=False)
     monkeypatch.setattr(
         utterance_rewriter, "hypotheses", lambda _, some, *__: dict.fromkeys(some, texts)
     )
