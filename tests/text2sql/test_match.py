@@ -300,3 +300,26 @@ def test_many_equal_columns_do_not_explode() -> None:
     other = [(i,) + (0,) * 11 + (1,) for i in range(50)]
     assert not results_match(rows, other, ordered=False)
     assert results_match(rows, [row[::-1] for row in rows], ordered=False)
+
+
+@pytest.mark.parametrize(
+    ("component", "one", "other"),
+    [
+        ("order", "SELECT name FROM singer ORDER BY age LIMIT 1", "SELECT name FROM singer ORDER BY age"),
+        ("keywords", "SELECT name FROM singer WHERE name NOT LIKE 'a'", "SELECT name FROM singer WHERE name LIKE 'a'"),
+    ],
+)  # fmt: skip
+def test_a_component_differs(component: str, one: str, other: str, schema: Schema) -> None:
+    forms = [normal_form(parse(query, schema), schema) for query in (one, other)]
+    assert partial_match(forms[0], forms[1])[component] is False
+
+
+def test_nothing_and_a_query_both_lack_a_group(schema: Schema) -> None:
+    gold = normal_form(parse("SELECT name FROM singer", schema), schema)
+    assert partial_match(None, gold)["group"]
+
+
+def test_keys_are_merged_by_the_tables_of_the_first_part(schema: Schema) -> None:
+    """A combined query's second part joins tables that the first one does not name."""
+    combined = "SELECT stadium_id FROM stadium EXCEPT " + JOINED.replace("T1.name", "T1.singer_id")
+    assert not match(schema, combined, combined.replace("EXCEPT SELECT T1", "EXCEPT SELECT T2"))
