@@ -218,3 +218,12 @@ def test_advice_on_a_rate_is_itself_allowed() -> None:
 def test_checking_does_not_load_torch(root: Path) -> None:
     code = "import subnetworks.schedule, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_branches_are_multiplied_by_the_inverse_of_what_runs() -> None:
+    """Two of eight heads and five of ten neurons run: four times and twice their sum."""
+    dimensions = Dimensions(n_layers=1, n_heads=8, n_kv_heads=8, intermediate_size=10)
+    for rescale, scales in ((True, (4.0, 2.0)), (False, (1.0, 1.0))):
+        rates, generator = Rates(heads=0.25, neurons=0.5), torch.Generator()
+        spec = sample_subnetwork(dimensions, rates, generator, rescale_units=rescale)
+        assert (spec.choice(0).attention_scale, spec.choice(0).mlp_scale) == scales
