@@ -280,7 +280,7 @@ def test_a_byte_order_mark_and_compression_are_no_part_of_the_text(tmp_path: Pat
         for name, written in (
             ("plain", content),
             ("mark", b"\xef\xbb\xbf" + content),
-            ("x.gz", gzip.compress(b"\xef\xbb\xbf" + content)),
+            ("x.gz", gzip.compress(b"\xef\xbb\xbf" + content, mtime=0)),
             ("x.bz2", bz2.compress(content)),
             ("x.xz", lzma.compress(content)),
         ):
@@ -889,9 +889,13 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.jsonl", "text\n".encode("utf-16"), r"a\.jsonl:1 is UTF-16; convert it: iconv -f UTF-16"),
     ("a.txt", b"\x28\xb5\x2f\xfd\x04", r"a\.txt is compressed by zstd; unpack it"),
     ("a.txt", b"PK\x03\x04\x9c", r"a\.txt is a zip archive"),
-    ("a.txt.gz", gzip.compress(b"text\n" * 9999)[:50], r"a\.txt\.gz is damaged or cut off"),
+    (
+        "a.txt.gz",
+        gzip.compress(b"text\n" * 9999, mtime=0)[:50],
+        r"a\.txt\.gz is damaged or cut off",
+    ),
     ("a.txt.gz", b"plain text", r"a\.txt\.gz is damaged or cut off: Not a gzipped file"),
-    ("a.txt.gz", gzip.compress(b""), r"a\.txt\.gz has no text"),
+    ("a.txt.gz", gzip.compress(b"", mtime=0), r"a\.txt\.gz has no text"),
     ("a.jsonl.xz", b"plain text", r"a\.jsonl\.xz is damaged or cut off"),
     (
         "a.txt",
