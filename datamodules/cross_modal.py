@@ -178,7 +178,7 @@ class CrossModalDataModule(pl.LightningDataModule):
         split_seed: Draws queries and validation items.
         seed: Orders the batches.
         num_workers: Processes that read ahead.
-        cache_dir: Where encoded features are kept.
+        cache_dir: Where encoded features and generated pictures are kept.
 
     Raises:
         ValueError: Settings that cannot work; names the config key. So does `setup`, where the data
@@ -269,7 +269,7 @@ class CrossModalDataModule(pl.LightningDataModule):
         if settings["source"] == "generated":
             from datamodules.generated.pictures import render
 
-            items = render(**options)
+            items = render(**options, cache_dir=settings["cache_dir"])
         else:
             from datamodules.picture_folders import encode_folder
 

@@ -6,6 +6,7 @@ colour, place, size and number are not, though captions speak of them as people 
 paraphrase ("a form with three corners") and now and then leave a figure unnamed.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,17 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
+import PIL
 from annotated_types import Len, MinLen
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from typing_extensions import TypedDict
 
+from datamodules.cache import build_once
 from datamodules.cross_modal_items import CrossModalItems
 from datamodules.pictures import is_picture, read_picture
 from datamodules.settings import read_table
 
 T = TypeVar("T")
 
+CAPTIONS = Path(__file__).with_name("captions.yaml")
 SUPERSAMPLING = 4
 UNNAMED = 0.1  # share of figures that a caption calls things
 
@@ -65,9 +69,7 @@ class Captions(TypedDict):
 
 @cache
 def _captions() -> Captions:
-    table: Captions = read_table(
-        Path(__file__).with_name("captions.yaml"), Captions, ("figures", "ground")
-    )
+    table: Captions = read_table(CAPTIONS, Captions, ("figures", "ground"))
     return table
 
 
@@ -80,6 +82,7 @@ def render(
     size: int = 32,
     seed: int = 1,
     label_words_in_captions: bool = False,
+    cache_dir: str | None = None,
 ) -> CrossModalItems:
     """Draw pictures and write their captions; the same for the same arguments, on every machine.
 
@@ -92,19 +95,40 @@ def render(
         seed: Of everything that is drawn.
         label_words_in_captions: Name the labels in the captions; else no word of a caption begins
             as a label does.
+        cache_dir: Where the items are kept, and found when they are asked for again.
 
     Returns:
         uint8 pictures (count, 3, size, size), float32 texts, and 1 to 3 of the 10 labels an item.
     """
-    image = np.empty((count, 3, size, size), dtype=np.uint8)
-    labels = np.zeros((count, len(CLASSES)), dtype=np.uint8)
-    captions = []
-    for item in range(count):
-        draw = np.random.default_rng([seed, item])
-        scene = _Scene(draw, size)
-        image[item] = scene.picture()
-        labels[item, [CLASSES.index(name) for name in scene.labels]] = 1
-        captions.append(scene.caption(label_words_in_captions))
+
+    def scenes() -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
+        image = np.empty((count, 3, size, size), dtype=np.uint8)
+        labels = np.zeros((count, len(CLASSES)), dtype=np.uint8)
+        captions = []
+        for item in range(count):
+            draw = np.random.default_rng([seed, item])
+            scene = _Scene(draw, size)
+            image[item] = scene.picture()
+            labels[item, [CLASSES.index(name) for name in scene.labels]] = 1
+            captions.append(scene.caption(label_words_in_captions))
+        return image, labels, captions
+
+    def build(unfinished: Path) -> dict[str, Any]:
+        image, labels, captions = scenes()
+        np.save(unfinished / "image.npy", image)
+        np.save(unfinished / "labels.npy", labels)
+        return {"captions": captions}
+
+    if cache_dir is None:
+        image, labels, captions = scenes()
+    else:
+        key = hashlib.blake2b(digest_size=8)
+        key.update(repr((count, size, seed, label_words_in_captions, PIL.__version__)).encode())
+        for source in (Path(__file__), CAPTIONS):
+            key.update(source.read_bytes())
+        folder = Path(cache_dir).expanduser() / f"generated_pictures-{key.hexdigest()}"
+        captions = build_once(folder, build)["captions"]
+        image, labels = (np.load(folder / f"{name}.npy") for name in ("image", "labels"))
     return CrossModalItems(
         image=image,
         text=bag_of_words(captions, vocabulary(label_words_in_captions)),

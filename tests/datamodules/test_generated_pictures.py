@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from datamodules.cross_modal_items import CrossModalItems
+from datamodules.generated import pictures
 from datamodules.generated.pictures import (
     CLASSES,
     encode_query,
@@ -67,6 +68,22 @@ def test_the_same_arguments_give_the_same_items_and_more_items_leave_the_first_o
         assert few.captions == other.captions[:20]
     assert not np.array_equal(few.image, render(20, seed=6).image)
     assert render(3, size=48, seed=5).image.shape == (3, 3, 48, 48)
+
+
+def test_items_are_drawn_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, cache = render(20, seed=5), str(tmp_path)
+    first = render(20, seed=5, cache_dir=cache)
+    monkeypatch.setattr(pictures._Scene, "__init__", None)  # nothing is drawn from here on
+    kept = render(20, seed=5, cache_dir=cache)
+    for items in (first, kept):
+        for name in ("image", "text", "labels"):
+            assert np.array_equal(getattr(items, name), getattr(drawn, name))
+        assert items.captions == drawn.captions
+    with pytest.raises(TypeError):
+        render(20, seed=6, cache_dir=cache)
+    assert [
+        folder for folder in tmp_path.iterdir() if folder.is_dir() and "tmp" in folder.name
+    ] == []
 
 
 def test_no_word_of_a_caption_begins_as_a_label_does(items: CrossModalItems) -> None:
