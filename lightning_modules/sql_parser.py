@@ -18,13 +18,12 @@ from lightning_modules.optimization import (
     adamw_with_schedule,
     optimization,
 )
-from text2sql.confidence import Confidence
 from text2sql.dialogue import Example, by_database
 from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.evaluation import Judge, Scores, Verdict
 from text2sql.metrics import Matches
 from text2sql.parser import Features, Featuriser, ParserNetwork
-from text2sql.parsing import Parser, Question, Scored
+from text2sql.parsing import Confidence, Parser, Question, Scored
 from text2sql.reports import show_scores
 from text2sql.sql import SqlError
 

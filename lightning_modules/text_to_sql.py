@@ -22,17 +22,22 @@ from lightning_modules.optimization import (
 from lightning_modules.sql_parser import SqlParser
 from lightning_modules.utterance_rewriter import UtteranceRewriter
 from terminal import literal
-from text2sql.annotation import bare_turns, best_understood, whole_dialogues, write_dialogues
 from text2sql.conversation import Conversation, Ranked, Reader
 from text2sql.dialogue import Example
 from text2sql.evaluation import Judge, Verdict
 from text2sql.execute import Limits
-from text2sql.hypotheses import TOGETHER, hypotheses
 from text2sql.metrics import Matches
-from text2sql.parsing import Scored
+from text2sql.parsing import ParserVerdict, Scored
 from text2sql.reports import notes, sample_row, score_files, show_readings, show_scores
+from text2sql.rewrites import (
+    TOGETHER,
+    bare_turns,
+    best_understood,
+    hypotheses,
+    whole_dialogues,
+    write_dialogues,
+)
 from text2sql.schema import Schema
-from text2sql.verdict import ParserVerdict
 
 READINGS = ("raw", "rewritten", "gold")
 """What the parser reads: the utterance as it is, its rewrite, or the annotators' rewrite."""

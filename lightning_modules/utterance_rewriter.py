@@ -22,7 +22,7 @@ from lightning_modules.optimization import (
 from text2sql.dialogue import Example, by_database
 from text2sql.dual_learning import Baseline, dual_step
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
-from text2sql.hypotheses import hypotheses, most_faithful
+from text2sql.metrics import RewriteScores
 from text2sql.rewards import (
     Fluency,
     PretrainedFluency,
@@ -33,12 +33,12 @@ from text2sql.rewards import (
     complete_questions,
     natural_share,
 )
-from text2sql.rewrite_metrics import RewriteScores
 from text2sql.rewriter_networks import (
     PointerGenerator,
     PretrainedCausalLM,
     PretrainedSeq2Seq,
 )
+from text2sql.rewrites import hypotheses, most_faithful
 from text2sql.rewriting import Rewriter, to_rewrite, to_simplify
 
 Batch = Sequence[Example]

@@ -14,19 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from text2sql import guard
 
-if TYPE_CHECKING:
-    from text2sql.schema import Schema
-
 Status = Literal["ok", "refused", "failed", "stopped"]
 
-_TEXTS, _CHARACTERS = 5000, 60  # distinct cells of a column that are read, and their length
 _GRACE = 0.2  # seconds beyond a query's limit after which its process is killed
 _IDLE = 4  # processes that wait for a query; further ones end with theirs
 
@@ -257,29 +252,3 @@ def _after_fork() -> None:
 
 # No fork while a process starts: it would hold the channel open.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork)
-
-
-def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield each column's index and its distinct texts: 5,000 at most, of 1 to 60 characters.
-
-    A column that the file does not have has none; of one that `Limits` stop, the first ones.
-
-    Args:
-        database: A SQLite file.
-        schema: Whose columns are read.
-
-    Raises:
-        ValueError: There is no such file, or it is no SQLite database.
-    """
-    reader = Database(database, Limits(value_bytes=1_000_000_000))
-    for index, column in enumerate(schema.columns):
-        if column.table < 0:
-            continue
-        table = schema.tables[column.table].name
-        name, place = (part.replace('"', '""') for part in (column.name, table))
-        # Without a table's name before it SQLite reads a quoted name that it lacks as a text.
-        found = reader.execute(
-            f'SELECT DISTINCT t."{name}" FROM "{place}" AS t WHERE typeof(t."{name}") = \'text\' '
-            f'AND length(t."{name}") BETWEEN 1 AND {_CHARACTERS} LIMIT {_TEXTS}'
-        )
-        yield index, tuple(text for (text,) in found.rows)

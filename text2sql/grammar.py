@@ -12,7 +12,8 @@ choice, and returns the tree. `linearise` turns a tree into the choices that lea
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from text2sql.schema import Key, Schema
@@ -28,6 +29,7 @@ from text2sql.sql import (
     SqlError,
     Value,
     ValueUnit,
+    columns_of,
     number,
 )
 
@@ -169,7 +171,7 @@ def _query(names: _Names, depth: int, items: int | None = None) -> Derivation:
     if root == "single":
         return left
     right = yield from _core(names, depth, len(left.select), True)
-    return _replace(left, combination=root, combined=right)
+    return replace(left, combination=root, combined=right)
 
 
 def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Derivation:
@@ -318,13 +320,6 @@ def _typed(value: float | str, left: ValueUnit, schema: Schema) -> float | str:
 
 def _text(value: float | str) -> str:
     return value if isinstance(value, str) else number(value)
-
-
-def _replace(query: Query, combination: str, combined: Query) -> Query:
-    return Query(
-        query.select, query.sources, query.on, query.where, query.group_by, query.having,
-        query.order_by, query.order, query.limit, query.distinct, combination, combined,
-    )  # fmt: skip
 
 
 # --- joins ---------------------------------------------------------------------------------------
@@ -485,17 +480,9 @@ class _Lineariser:
 
     def extras(self, query: Query, tables: list[int]) -> _Extras:
         """Tables of FROM that no column of the query leads to."""
-        units = [item.value for item in query.select]
-        units += [c.left for c in (*query.where, *query.having) if isinstance(c, Condition)]
-        units += query.order_by
-        columns = [unit for value in units for unit in (value.left, value.right) if unit]
-        columns += query.group_by
-        columns += [
-            c.right
-            for c in (*query.where, *query.having)
-            if isinstance(c, Condition) and isinstance(c.right, ColumnUnit)
-        ]
-        named = {self.schema.columns[unit.column].table for unit in columns if unit.column != STAR}
+        clauses = (query.select, query.where, query.group_by, query.having, query.order_by)
+        columns = {unit.column for unit in columns_of(*chain(*clauses))} - {STAR}
+        named = {self.schema.columns[column].table for column in columns}
         if not named <= set(tables):
             raise SqlError("a column of a query around it")
         return _Extras(self.schema, tables, named)

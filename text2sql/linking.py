@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from text2sql import execute
+from text2sql.execute import Database, Limits
 from text2sql.schema import Schema
 from text2sql.sql import STAR, number
 from text2sql.words import stem
@@ -25,6 +25,7 @@ from text2sql.words import stem
 _WORD = re.compile(r"\d+(?:[.,:/-]\d+)*|\w+|[^\w\s]")
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
+_TEXTS, _CHARACTERS = 5000, 60  # distinct cells of a column that are read, and their length
 _SPAN = 6  # words of the longest name or value that is looked for
 _NUMERALS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -241,6 +242,32 @@ def _structure(schema: Schema) -> NDArray[np.uint8]:
     return found
 
 
+def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield each column's index and its distinct texts: 5,000 at most, of 1 to 60 characters.
+
+    A column that the file does not have has none; of one that `Limits` stop, the first ones.
+
+    Args:
+        database: A SQLite file.
+        schema: Whose columns are read.
+
+    Raises:
+        ValueError: There is no such file, or it is no SQLite database.
+    """
+    reader = Database(database, Limits(value_bytes=1_000_000_000))
+    for index, column in enumerate(schema.columns):
+        if column.table < 0:
+            continue
+        table = schema.tables[column.table].name
+        name, place = (part.replace('"', '""') for part in (column.name, table))
+        # Without a table's name before it SQLite reads a quoted name that it lacks as a text.
+        found = reader.execute(
+            f'SELECT DISTINCT t."{name}" FROM "{place}" AS t WHERE typeof(t."{name}") = \'text\' '
+            f'AND length(t."{name}") BETWEEN 1 AND {_CHARACTERS} LIMIT {_TEXTS}'
+        )
+        yield index, tuple(text for (text,) in found.rows)
+
+
 # --- values --------------------------------------------------------------------------------------
 
 Cells = dict[str, tuple[tuple[str, tuple[int, ...]], ...]]
@@ -346,7 +373,7 @@ def stamp(path: Path) -> tuple[tuple[int, int], ...]:
 def _cells(database: Path, schema: Schema, state: object) -> Cells:
     """Where each text of a database stands; another `stamp` is another database."""
     found: dict[str, dict[str, set[int]]] = {}
-    for index, texts in execute.cells(database, schema):
+    for index, texts in cells(database, schema):
         for value in texts:
             normal = _normal(value)
             if normal:

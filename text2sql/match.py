@@ -16,14 +16,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import sqlparse
 
 from text2sql.schema import Schema
-from text2sql.sql import STAR, ColumnUnit, Condition, Conditions, Query, ValueUnit
+from text2sql.sql import STAR, ColumnUnit, Condition, Conditions, Query, ValueUnit, columns_of
 
 HARDNESS = ("easy", "medium", "hard", "extra")
 Form = tuple[Hashable, ...]
@@ -140,13 +140,7 @@ def hardness(query: Query) -> str:
     aggregates = (
         sum(bool(item.aggregate) for item in query.select)
         + sum(isinstance(c, Condition) and c.negated for c in query.where[::2])
-        + sum(bool(unit.aggregate) for unit in query.group_by)
-        + sum(
-            bool(unit.aggregate)
-            for value in query.order_by
-            for unit in (value.left, value.right)
-            if unit is not None
-        )
+        + sum(bool(unit.aggregate) for unit in columns_of(*query.group_by, *query.order_by))
         + sum(isinstance(c, str) or c.negated for c in query.having)
     )
     others = (
@@ -252,62 +246,37 @@ def _keywords(query: Query) -> set[str]:
     return found
 
 
-def _literal(query: Query, values: bool) -> Form:
-    """A sub-query as it stands, where order and DISTINCT count.
+def _literal(query: Query, values: bool) -> Query:
+    """A sub-query as it stands: order and DISTINCT count, and values if they are asked for."""
 
-    Args:
-        query: The sub-query.
-        values: Whether values count too.
-    """
-    return (
-        query.distinct,
-        tuple((item.aggregate, _literal_unit(item.value)) for item in query.select),
-        tuple(
-            _literal(source, True) if isinstance(source, Query) else source
-            for source in query.sources
-        ),
-        *(
-            tuple(
-                _literal_condition(part, values or position % 2 == 1)
-                for position, part in enumerate(clause)
-            )
-            for clause in (query.on, query.where, query.having)
-        ),
-        tuple(map(_literal_column, query.group_by)),
-        query.order,
-        tuple(map(_literal_unit, query.order_by)),
-        query.limit is not None,
-        query.combination,
-        query.combined and _literal(query.combined, values),
+    def conditions(found: Conditions) -> Any:
+        return tuple(
+            _literal_condition(part, values or position % 2 == 1)
+            for position, part in enumerate(found)
+        )
+
+    return replace(
+        query,
+        sources=tuple(_literal(s, True) if isinstance(s, Query) else s for s in query.sources),
+        on=conditions(query.on),
+        where=conditions(query.where),
+        having=conditions(query.having),
+        limit=None if query.limit is None else 1,
+        combined=query.combined and _literal(query.combined, values),
     )
 
 
 def _literal_condition(condition: Condition | str, values: bool) -> Hashable:
     if isinstance(condition, str):
         return condition
-    return (
-        condition.negated,
-        condition.operator,
-        _literal_unit(condition.left),
-        _literal_value(condition.right, values),
-        _literal_value(condition.upper, values),
-    )
+    right, upper = _literal_value(condition.right, values), _literal_value(condition.upper, values)
+    return replace(condition, right=right, upper=upper)
 
 
-def _literal_value(value: Any, values: bool) -> Hashable:
+def _literal_value(value: Any, values: bool) -> Any:
     if isinstance(value, Query):
         return _literal(value, values)
-    if not values:
-        return None
-    return _literal_column(value) if isinstance(value, ColumnUnit) else value
-
-
-def _literal_unit(unit: ValueUnit) -> Form:
-    return (unit.operator, _literal_column(unit.left), unit.right and _literal_column(unit.right))
-
-
-def _literal_column(unit: ColumnUnit) -> Form:
-    return (unit.aggregate, unit.column, unit.distinct)
+    return value if values else None
 
 
 # --- execution -----------------------------------------------------------------------------------

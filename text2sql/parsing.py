@@ -1,16 +1,27 @@
-"""A parser in use: questions in, SQL and its likelihood out."""
+"""A parser in use: questions in; SQL, how likely it is, and how likely that is right out."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from text2sql.dialogue import Example
+from text2sql.evaluation import Judge
+from text2sql.execute import Database, Limits
 from text2sql.parser import Features, Featuriser, ParserNetwork, batches
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, to_sql
+
+_RIDGE = 1.0  # pseudo-count that keeps the curve finite where likelihood parts right from wrong
+_ABSENT = 10.0  # nats that a value which a question leaves out takes from its verdict [D]
 
 Question = tuple[str, Schema, Path | None]
 """What is asked, the schema, and the SQLite file whose cells are looked up."""
@@ -104,3 +115,82 @@ class Parser:
         self.network.eval()
         yield
         self.network.train(training)
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """A logistic curve from an answer's log-likelihood to how likely it is right (Platt scaling).
+
+    Args:
+        level: The log odds of an answer that is certain.
+        slope: By how much they fall with each nat; at least 0.
+    """
+
+    level: float
+    slope: float
+
+    @classmethod
+    def fit(cls, scores: Sequence[float], right: Sequence[bool]) -> Self:
+        """Fit the curve by penalised maximum likelihood.
+
+        Args:
+            scores: Log-likelihoods of answers in nats; at least one.
+            right: Whether each is right.
+        """
+        x = np.column_stack([np.ones(len(scores)), np.asarray(scores, dtype=float)])
+        y, weights = np.asarray(right, dtype=float), np.zeros(2)
+        for _ in range(50):
+            p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+            gradient = x.T @ (y - p) - _RIDGE * weights
+            curvature = (x * (p * (1 - p))[:, None]).T @ x + _RIDGE * np.eye(2)
+            weights = weights + np.linalg.solve(curvature, gradient)
+        if weights[1] < 0:  # likelier answers are wrong more often: likelihood says nothing
+            rate = (y.sum() + _RIDGE / 2) / (len(y) + _RIDGE)
+            return cls(float(np.log(rate / (1 - rate))), 0.0)
+        return cls(float(weights[0]), float(weights[1]))
+
+    def __call__(self, score: float) -> float:
+        """Return how likely an answer of this log-likelihood is right, from 0 to 1."""
+        return float(1 / (1 + np.exp(-np.clip(self.level + self.slope * score, -30, 30))))
+
+
+@dataclass(frozen=True)
+class ParserVerdict:
+    """Judges rewrites by what a parser makes of them; a `text2sql.rewards.Verify`.
+
+    Of a turn with a gold query: 1 if the SQL of the question matches it or, smooth, the geometric
+    mean of the probabilities of the choices that make it, a value that the question leaves out at
+    exp(-10). Of a turn without: 1 if the SQL finds anything in the database.
+
+    Args:
+        reader: The parser.
+        judge: Compares SQL with gold queries.
+        limits: Of an execution.
+        beam: Derivations kept at every step.
+        smooth: Of turns with a gold query.
+    """
+
+    reader: Parser
+    judge: Judge
+    limits: Limits
+    beam: int
+    smooth: bool
+
+    def __call__(self, batch: Sequence[Example], questions: Sequence[str]) -> list[float]:
+        """Return verdicts in [0, 1], of a question for each turn."""
+        pairs = list(zip(batch, questions, strict=True))
+        scored = [pair for pair in pairs if self.smooth and pair[0].query is not None]
+        asked = [((question, e.about, e.database), e.gold) for e, question in scored]
+        costs = self.reader.costs(asked, per_choice=True, missing=_ABSENT)
+        found = {pair: math.exp(-cost) for pair, cost in zip(scored, costs, strict=True)}
+        left = [pair for pair in pairs if pair not in found]
+        written = self.reader.best([(q, e.about, e.database) for e, q in left], self.beam)
+        for (example, question), (sql, _) in zip(left, written, strict=True):
+            right = 0.0
+            if example.query is not None:
+                right = float(self.judge(example, sql).exact)
+            elif example.database is not None:
+                result = Database(example.database, self.limits).execute(sql)
+                right = float(result.status == "ok" and bool(result.rows))
+            found[example, question] = right
+        return [found[pair] for pair in pairs]

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from text2sql.dialogue import Example
-from text2sql.execute import cells
+from text2sql.linking import cells
 from text2sql.schema import Schema
 
 # Words that stand for something said before. `that` and `which` are left out: in complete questions

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from text2sql.schema import Schema
@@ -55,7 +55,7 @@ class ColumnUnit:
     column: int
     aggregate: str = ""
     distinct: bool = False
-    occurrence: int = 0
+    occurrence: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,19 @@ class Query:
     distinct: bool = False
     combination: str = ""
     combined: Query | None = None
+
+
+def columns_of(*parts: SelectItem | Condition | ValueUnit | Value | None) -> Iterator[ColumnUnit]:
+    """Yield the columns that parts of a query name; those of queries inside are not among them."""
+    for part in parts:
+        if isinstance(part, ColumnUnit):
+            yield part
+        elif isinstance(part, ValueUnit):
+            yield from columns_of(part.left, part.right)
+        elif isinstance(part, SelectItem):
+            yield from columns_of(part.value)
+        elif isinstance(part, Condition):
+            yield from columns_of(part.left, part.right, part.upper)
 
 
 # --- text to tokens ------------------------------------------------------------------------------
@@ -590,11 +603,10 @@ class _Writer:
         return text
 
     def _keys(self, condition: Condition) -> set[tuple[int, int]]:
-        units = [condition.left.left, condition.left.right, condition.right, condition.upper]
         return {
             (self.schema.columns[unit.column].table, unit.occurrence)
-            for unit in units
-            if isinstance(unit, ColumnUnit) and unit.column != STAR
+            for unit in columns_of(condition)
+            if unit.column != STAR
         }
 
     def item(self, item: SelectItem, scopes: tuple[_Names, ...]) -> str:
@@ -663,17 +675,3 @@ def _name(name: str) -> str:
     if _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED:
         return name
     return '"' + name.replace('"', '""') + '"'
-
-
-def walk(query: Query) -> Iterator[Query]:
-    """Yield a query and every query inside of it or combined with it."""
-    yield query
-    for source in query.sources:
-        if isinstance(source, Query):
-            yield from walk(source)
-    for condition in (*query.on, *query.where, *query.having):
-        for value in () if isinstance(condition, str) else (condition.right, condition.upper):
-            if isinstance(value, Query):
-                yield from walk(value)
-    if query.combined is not None:
-        yield from walk(query.combined)

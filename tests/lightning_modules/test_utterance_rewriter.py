@@ -18,7 +18,7 @@ from lightning_modules.utterance_rewriter import UtteranceRewriter
 from tests.test_methods import assert_equal
 from tests.text2sql.rewriters import LENGTHS, SIZES, seq2seq_folder, turns
 from text2sql.dialogue import Example
-from text2sql.hypotheses import most_faithful
+from text2sql.rewrites import most_faithful
 from text2sql.schema import Schema
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from text2sql.confidence import Confidence
+from text2sql.parsing import Confidence
 
 
 def test_it_says_of_likelihoods_what_was_found() -> None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from tests.text2sql.conftest import DDL, make
 from text2sql import execute, guard
-from text2sql.execute import Database, Limits, cells
+from text2sql.execute import Database, Limits
+from text2sql.linking import cells
 from text2sql.schema import Schema
 
 LIMITS = Limits(seconds=0.1, rows=1000, result_bytes=2_000_000)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.text import BLEUScore
 
-from text2sql.rewrite_metrics import RewriteScores, longest_common
+from text2sql.metrics import RewriteScores, longest_common
 from text2sql.schema import Schema
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=6)

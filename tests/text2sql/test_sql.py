@@ -24,7 +24,6 @@ from text2sql.sql import (
     parse,
     to_sql,
     tokenise,
-    walk,
 )
 
 
@@ -129,9 +128,9 @@ def test_aliases_hold_everywhere_and_the_last_one_counts(concerts: Schema) -> No
         "UNION SELECT T1.title FROM concert AS T1"
     )
     query = parse(text, concerts)
-    assert [part.sources for part in walk(query)] == [(1,), (2,)]
+    assert [part.sources for part in (query, query.combined)] == [(1,), (2,)]
     # The second T1 wins in both parts: the first one's columns are not of its own table.
-    columns = [part.select[0].value.left.column for part in walk(query)]
+    columns = [part.select[0].value.left.column for part in (query, query.combined)]
     assert {concerts.columns[column].table for column in columns} == {2}
     with pytest.raises(SqlError, match="title"):
         parse(text, concerts, scoped=True)
@@ -142,10 +141,8 @@ def test_aliases_hold_everywhere_and_the_last_one_counts(concerts: Schema) -> No
         concerts,
         scoped=True,
     )
-    assert [concerts.columns[part.select[0].value.left.column].table for part in walk(query)] == [
-        1,
-        2,
-    ]
+    columns = [part.select[0].value.left.column for part in (query, query.combined)]
+    assert [concerts.columns[column].table for column in columns] == [1, 2]
 
 
 def test_self_joins_keep_their_sides(concerts: Schema) -> None:
