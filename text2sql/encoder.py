@@ -226,13 +226,17 @@ class Vocabulary:
         return " ".join(words)
 
 
-def load_encoder(name: str, dropout: bool = True) -> tuple[Any, Any]:
-    """Load an encoder, in training mode, and its tokenizer.
+def load_pretrained(
+    loader: Any, name: str, dropout: bool = True, **options: Any
+) -> tuple[Any, Any]:
+    """Load a model, in training mode, and its tokenizer.
 
     Args:
+        loader: A class such as `AutoModel`.
         name: A folder, a hub id, or `package:MODULE/FOLDER`.
         dropout: False takes its dropout away; drawing it takes a quarter of a training step on a
             CPU.
+        options: Of its `from_pretrained`.
 
     Raises:
         ValueError: There is no such model.
@@ -244,14 +248,17 @@ def load_encoder(name: str, dropout: bool = True) -> tuple[Any, Any]:
         for key in () if dropout else _DROPOUTS:
             if hasattr(config, key):
                 setattr(config, key, 0.0)
-        # On a CPU the fused attention's backward pass takes a third of a training step in bf16.
-        attention = "sdpa" if torch.cuda.is_available() else "eager"
-        encoder = AutoModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation=attention
-        )
+        model = loader.from_pretrained(folder, config=config, dtype=torch.float32, **options)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
-    return encoder.train(), tokenizer
+    return model.train(), tokenizer
+
+
+def load_encoder(name: str, dropout: bool = True) -> tuple[Any, Any]:
+    """Load an encoder and its tokenizer; see `load_pretrained`."""
+    # On a CPU the fused attention's backward pass takes a third of a training step in bf16.
+    attention = "sdpa" if torch.cuda.is_available() else "eager"
+    return load_pretrained(AutoModel, name, dropout, attn_implementation=attention)
 
 
 def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:

@@ -379,23 +379,11 @@ def evaluate(
     Raises:
         ValueError: Interactions or turns are missing or in excess; names the first.
     """
-    if len(golds) != len(predictions):
-        raise ValueError(
-            f"{len(predictions)} interactions of predictions for {len(golds)} gold ones; a blank "
-            "line must stand between interactions"
-        )
-    for number, (gold, prediction) in enumerate(zip(golds, predictions, strict=True)):
-        if len(prediction) > len(gold):
-            raise ValueError(
-                f"interaction {number}: {len(prediction)} predictions for {len(gold)} gold ones; "
-                f"the one at turn {len(gold)} (counted from 0) is in excess"
-            )
-        turns = [*prediction, *[None] * (len(gold) - len(prediction))]
-        if None in turns and missing == "error":
-            raise ValueError(
-                f"interaction {number}, turn {turns.index(None)} (counted from 0): the prediction "
-                f"is missing; there are {len(gold)} gold queries. {_WAYS}"
-            )
+    said = [
+        [_Answer(sql, f"interaction {number}, turn {turn}") for turn, sql in enumerate(turns)]
+        for number, turns in enumerate(predictions)
+    ]
+    _refuse_misfits(said, golds, "the predictions", complete=missing == "error")
     return Scores(
         tuple(
             evaluator.judge(gold, prediction, number, turn)
@@ -465,21 +453,7 @@ def read_predictions(
     """
     path = Path(path)
     found = _json_answers(path, golds) if path.suffix == ".json" else _text_answers(path, golds)
-    for number, (answers, turns) in enumerate(zip(found, golds, strict=False)):
-        for turn, (answer, gold) in enumerate(zip(answers, turns, strict=False)):
-            if answer.db_id not in (None, gold.db_id):
-                raise ValueError(
-                    f"{answer.where}: is a prediction for {answer.db_id}; the gold query of "
-                    f"interaction {number}, turn {turn} (counted from 0) is about {gold.db_id}"
-                )
-            if complete and answer.sql is None:
-                raise ValueError(f"{answer.where}: the prediction is missing. {_WAYS}")
-        if complete and len(answers) < len(turns):
-            raise ValueError(
-                f"{answers[-1].where if answers else path}: interaction {number}, turn "
-                f"{len(answers)} (counted from 0): the prediction, after this one, is missing. "
-                f"{_WAYS}"
-            )
+    _refuse_misfits(found, golds, str(path), complete)
     return [[answer.sql for answer in answers] for answers in found]
 
 
@@ -534,6 +508,45 @@ class _Answer:
     db_id: str | None = None
 
 
+def _refuse_misfits(
+    found: Sequence[Sequence[_Answer]],
+    golds: Sequence[Sequence[Gold]],
+    source: str,
+    complete: bool,
+) -> None:
+    """Refuse predictions that are in excess, of another database, or missing if none may be."""
+    if len(found) != len(golds):
+        pairs = enumerate(zip(found, golds, strict=False))
+        unlike = (i for i, (answers, turns) in pairs if len(answers) != len(turns))
+        first = next(unlike, min(len(found) - 1, len(golds)))
+        raise ValueError(
+            f"{found[first][0].where if found and found[first] else source}: {len(found)} "
+            f"interactions of predictions for {len(golds)} gold ones, which begin to differ here; "
+            "a blank line must stand between interactions, and nowhere else; where each has one "
+            "turn, an empty line may stand for a prediction that is missing"
+        )
+    for number, (answers, turns) in enumerate(zip(found, golds, strict=True)):
+        if len(answers) > len(turns):
+            raise ValueError(
+                f"{answers[len(turns)].where}: interaction {number}: {len(answers)} predictions "
+                f"for {len(turns)} gold ones; this is the first in excess"
+            )
+        for turn, (answer, gold) in enumerate(zip(answers, turns, strict=False)):
+            if answer.db_id not in (None, gold.db_id):
+                raise ValueError(
+                    f"{answer.where}: is a prediction for {answer.db_id}; the gold query of "
+                    f"interaction {number}, turn {turn} (counted from 0) is about {gold.db_id}"
+                )
+            if complete and answer.sql is None:
+                raise ValueError(f"{answer.where}: the prediction is missing. {_WAYS}")
+        if complete and len(answers) < len(turns):
+            raise ValueError(
+                f"{answers[-1].where if answers else source}: interaction {number}, turn "
+                f"{len(answers)} (counted from 0): the prediction, after this one, is missing. "
+                f"{_WAYS}"
+            )
+
+
 def _text_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Answer]]:
     lines = _lines(path)
     known = {gold.db_id for turns in golds for gold in turns}
@@ -545,37 +558,9 @@ def _text_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Ans
 
     blocks = _blocks(lines)
     if all(len(turns) == 1 for turns in golds):
-        filled = [pair for block in blocks for pair in block]
         if len(lines) == len(golds):
             return [[answer(*pair)] for pair in enumerate(lines, start=1)]
-        if len(filled) > len(golds):
-            number, text = filled[len(golds)]
-            raise ValueError(
-                f"{path}:{number}: {len(filled)} predictions for {len(golds)} gold ones; this is "
-                f"the first in excess: {text:.80}"
-            )
-        if len(filled) < len(golds):
-            raise ValueError(
-                f"{path}:{filled[-1][0]}: {len(filled)} predictions for {len(golds)} gold ones; "
-                f"this is the last. An empty line may stand for one that is missing"
-            )
-        return [[answer(*pair)] for pair in filled]
-    lengths = [(len(block), len(turns)) for block, turns in zip(blocks, golds, strict=False)]
-    if len(blocks) != len(golds):
-        differing = (i for i, (ours, theirs) in enumerate(lengths) if ours != theirs)
-        first = next(differing, len(lengths) - 1)
-        raise ValueError(
-            f"{path}:{blocks[first][0][0]}: {len(blocks)} interactions of predictions for "
-            f"{len(golds)} gold ones; a blank line must stand between interactions, and nowhere "
-            f"else. The one that begins here has {lengths[first][0]} predictions for "
-            f"{lengths[first][1]} gold ones"
-        )
-    for number, (ours, theirs) in enumerate(lengths):
-        if ours > theirs:
-            raise ValueError(
-                f"{path}:{blocks[number][theirs][0]}: interaction {number}: {ours} predictions for "
-                f"{theirs} gold ones; this is the first in excess"
-            )
+        return [[answer(*pair)] for block in blocks for pair in block]
     return [[answer(*pair) for pair in block] for block in blocks]
 
 

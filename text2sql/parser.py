@@ -10,7 +10,7 @@ Shapes: B examples, N nodes (words, columns, tables), V values, T choices, D wid
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -344,7 +344,10 @@ class ParserNetwork(nn.Module):
         ]
         sums = torch.zeros(size * nodes, int(self.encoder.config.hidden_size), device=device)
         counts = torch.zeros(size * nodes, 1, device=device)
-        groups = list(_groups(rows, _GROUP.get(device.type, _GROUP["cuda"])))
+        most = _GROUP.get(device.type, _GROUP["cuda"])
+        lengths = [len(row) for row, _ in rows]
+        alike = _alike(lengths, lambda length, count: count * length <= most)
+        groups = [[rows[index] for index in group] for group in alike]
         padded = [_pad([row for row, _ in group], 0) for group in groups]
         # Looked up for all groups at once: the gradient of a lookup is as large as the vocabulary.
         flat = torch.from_numpy(np.concatenate([ids.ravel() for ids in padded])).to(device)
@@ -665,51 +668,27 @@ def _of_kind(batch: Batch) -> Tensor:
     return torch.cat([symbols, nodes, values], 1)
 
 
-def similar(features: Sequence[Features], device: torch.device | str = "cpu") -> list[list[int]]:
-    """Group examples of like size: relations cost the square of the largest number of nodes.
-
-    Args:
-        features: The examples.
-        device: Where they are related: a GPU takes larger groups.
-
-    Returns:
-        Their positions, small ones first.
-    """
-    area = _AREA.get(torch.device(device).type, _AREA["cuda"])
-    groups: list[list[int]] = []
-    for index in sorted(range(len(features)), key=lambda i: len(features[i].links.relations)):
-        size = len(features[index].links.relations)
-        if not groups or (len(groups[-1]) + 1) * size**2 > area:
-            groups.append([])
-        groups[-1].append(index)
-    return groups
-
-
 def batches(
     features: Sequence[Features], device: torch.device | str = "cpu"
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Yield the groups of `similar` as batches, each with the positions of its examples.
+    """Yield batches of examples of like size, small ones first, with their examples' positions.
 
-    Args:
-        features: The examples.
-        device: Where the batches go.
+    Relations cost the square of the largest number of nodes; a GPU takes larger batches.
     """
-    for group in similar(features, device):
+    area = _AREA.get(torch.device(device).type, _AREA["cuda"])
+    sizes = [len(each.links.relations) for each in features]
+    for group in _alike(sizes, lambda size, count: count * size**2 <= area):
         yield group, collate([features[index] for index in group], device)
 
 
-def _groups(
-    rows: list[tuple[tuple[int, ...], list[int]]], most: int
-) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
-    """Rows of like length together, `most` wordpieces of them, so that little is padded."""
-    group: list[tuple[tuple[int, ...], list[int]]] = []
-    for row in sorted(rows, key=lambda row: len(row[0])):
-        if group and len(row[0]) * (len(group) + 1) > most:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+def _alike(sizes: Sequence[int], fit: Callable[[int, int], bool]) -> list[list[int]]:
+    """Positions of like sizes together, small ones first, as many as fit: (largest, how many)."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if not groups or not fit(sizes[index], len(groups[-1]) + 1):
+            groups.append([])
+        groups[-1].append(index)
+    return groups
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> np.ndarray:

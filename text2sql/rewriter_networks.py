@@ -13,21 +13,17 @@ from __future__ import annotations
 
 import copy
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from text2sql.encoder import find_pretrained
-from text2sql.rewriting import (
-    HINTS,
-    Features,
-    Memory,
-    Rewriter,
-)
+from text2sql.encoder import load_pretrained
+from text2sql.rewriting import HINTS, Features, Memory, Rewriter
 
 # --- the pointer-generator -----------------------------------------------------------------------
 
@@ -203,19 +199,8 @@ def _decoder_of(encoder: Any, layers: int) -> Any:
 # --- BART, T5, Llama and their like --------------------------------------------------------------
 
 
-def _loaded(kind: Any, name: str) -> tuple[Any, Any]:
-    """Load a model of an `AutoModel` class, in training mode, and its tokenizer."""
-    folder = find_pretrained(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = kind.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
-    return model.train(), tokenizer
-
-
-class PretrainedSeq2Seq(Rewriter):
-    """Any encoder-decoder of Hugging Face, as the paper's BART.
+class Pretrained(Rewriter):
+    """A model of Hugging Face that writes texts as it was pretrained to.
 
     Args:
         model: With a language-modelling head.
@@ -224,29 +209,53 @@ class PretrainedSeq2Seq(Rewriter):
         target_tokens: See `Rewriter`.
     """
 
+    loader: ClassVar[Any]
+    """The class of transformers that loads such models."""
+
     def __init__(
         self, model: Any, tokenizer: Any, source_tokens: int = 128, target_tokens: int = 64
     ) -> None:
         super().__init__(tokenizer, source_tokens, target_tokens)
         self.model = model
+
+    @classmethod
+    def pretrained(cls, name: str, **options: Any) -> Self:
+        """Load model and tokenizer, in training mode; see `load_pretrained`.
+
+        Args:
+            name: A folder, a hub id, or `package:MODULE/FOLDER`.
+            options: Of the constructor.
+        """
+        return cls(*load_pretrained(cls.loader, name), **options)
+
+    @abstractmethod
+    def _logits(self, memory: Memory, inputs: Tensor, cached: bool) -> Tensor:
+        """Logits after each input, (N, T, V); `cached`: the memory keeps what was written."""
+
+    def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        logits = self._logits(memory, inputs_BT, cached=False)
+        return logits.gather(-1, targets_BT[..., None])[..., 0] - logits.logsumexp(-1)
+
+    def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
+        return self._logits(memory, tokens_N[:, None], cached=True)[:, 0].log_softmax(-1)
+
+
+class PretrainedSeq2Seq(Pretrained):
+    """Any encoder-decoder, as the paper's BART.
+
+    Raises:
+        ValueError: It has no token to begin or to end a text with.
+    """
+
+    loader = AutoModelForSeq2SeqLM
+
+    def __init__(self, model: Any, tokenizer: Any, **lengths: int) -> None:
+        super().__init__(model, tokenizer, **lengths)
         self.begin = model.config.decoder_start_token_id
         self.end = tokenizer.eos_token_id
         for name, token in (("decoder_start_token_id", self.begin), ("eos_token", self.end)):
             if token is None:
                 raise ValueError(f"pretrained: the model has no {name} to write with")
-
-    @classmethod
-    def pretrained(cls, name: str, **options: Any) -> PretrainedSeq2Seq:
-        """Load model and tokenizer, in training mode.
-
-        Args:
-            name: A folder, a hub id, or `package:MODULE/FOLDER`.
-            options: Of `PretrainedSeq2Seq`.
-
-        Raises:
-            ValueError: There is no such encoder-decoder.
-        """
-        return cls(*_loaded(AutoModelForSeq2SeqLM, name), **options)
 
     def target(self, text: str, names: Mapping[int, int]) -> list[int]:
         """Word pieces with the special tokens that the model was trained to write."""
@@ -258,13 +267,6 @@ class PretrainedSeq2Seq(Rewriter):
         encoder = self.model.get_encoder()
         output = encoder(input_ids=features.ids, attention_mask=features.mask)
         return Memory(output.last_hidden_state, features)
-
-    def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        logits = self._logits(memory, inputs_BT, cached=False)
-        return logits.gather(-1, targets_BT[..., None])[..., 0] - logits.logsumexp(-1)
-
-    def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
-        return self._logits(memory, tokens_N[:, None], cached=True)[:, 0].log_softmax(-1)
 
     def _logits(self, memory: Memory, inputs: Tensor, cached: bool) -> Tensor:
         output = self.model(
@@ -279,67 +281,40 @@ class PretrainedSeq2Seq(Rewriter):
         return output.logits.float()
 
 
-class PretrainedCausalLM(Rewriter):
-    """Any causal language model of Hugging Face: it reads the dialogue, and writes on [D].
+class PretrainedCausalLM(Pretrained):
+    """Any causal language model: it reads the dialogue, and writes on [D].
 
     The paper rewrites with BART; this is for models that have no encoder, of which there are more.
     The cache of keys and values after reading is the memory.
-
-    Args:
-        model: With a language-modelling head.
-        tokenizer: Its own, with an end-of-text token.
-        source_tokens: See `Rewriter`.
-        target_tokens: See `Rewriter`.
 
     Raises:
         ValueError: The tokenizer has no end to write, or the texts are too long for the model.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, source_tokens: int = 128, target_tokens: int = 64
-    ) -> None:
+    loader = AutoModelForCausalLM
+
+    def __init__(self, model: Any, tokenizer: Any, **lengths: int) -> None:
         if tokenizer.eos_token is None:
             raise ValueError("pretrained: the tokenizer has no eos_token to end a text with")
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if positions is not None and source_tokens + target_tokens > positions:
-            raise ValueError(
-                f"source_tokens={source_tokens}, target_tokens={target_tokens}: the model reads "
-                f"and writes {positions} together at most"
-            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        super().__init__(tokenizer, source_tokens, target_tokens)
-        self.model = model
+        super().__init__(model, tokenizer, **lengths)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and self.source_tokens + self.target_tokens > positions:
+            raise ValueError(
+                f"source_tokens={self.source_tokens}, target_tokens={self.target_tokens}: the "
+                f"model reads and writes {positions} together at most"
+            )
         self.end = tokenizer.eos_token_id
         self.begin = self.end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-
-    @classmethod
-    def pretrained(cls, name: str, **options: Any) -> PretrainedCausalLM:
-        """Load model and tokenizer, in training mode.
-
-        Args:
-            name: A folder, a hub id, or `package:MODULE/FOLDER`.
-            options: Of `PretrainedCausalLM`.
-
-        Raises:
-            ValueError: There is no such language model.
-        """
-        return cls(*_loaded(AutoModelForCausalLM, name), **options)
 
     def _encode(self, features: Features) -> Memory:
         decoder = self.model.get_decoder()
         output = decoder(features.ids, attention_mask=features.mask, use_cache=True)
         return Memory(output.last_hidden_state, features, past=output.past_key_values)
 
-    def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        logits = self._logits(memory, inputs_BT)
-        return logits.gather(-1, targets_BT[..., None])[..., 0] - logits.logsumexp(-1)
-
-    def _next(self, memory: Memory, tokens_N: Tensor) -> Tensor:
-        return self._logits(memory, tokens_N[:, None])[:, 0].log_softmax(-1)
-
-    def _logits(self, memory: Memory, inputs: Tensor) -> Tensor:
-        """Logits after each input, (N, T, V); texts begin where their own source ends."""
+    def _logits(self, memory: Memory, inputs: Tensor, cached: bool) -> Tensor:
+        """Texts begin where their own source ends; the memory is the cache, which always grows."""
         read = memory.features.mask
         written = memory.past.get_seq_length() - read.shape[1]
         places = torch.arange(written, written + inputs.shape[1], device=read.device)
