@@ -4,12 +4,12 @@ Also what every benchmark needs: the memory of a process, versions, and its JSON
 """
 
 import json
+import multiprocessing
 import platform
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, pairwise
@@ -254,11 +254,12 @@ def resident_bytes(field: str) -> float:
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def in_a_process_of_its_own(module: str, *arguments: str) -> Any:
-    """Run `python -m MODULE ARGUMENTS`; return the JSON of the last line that it prints."""
-    command = [sys.executable, "-m", module, *arguments]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+@contextmanager
+def process_of_its_own() -> Iterator[Callable[..., Any]]:
+    """Start a process, whose memory is its own; yields what calls a function there."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        yield lambda function, *arguments: process.submit(function, *arguments).result()
 
 
 def versions(device: str = "cpu") -> dict[str, str]:

@@ -12,13 +12,10 @@ whole process, torch included, and the mAP itself, `i2t` and `t2i`.
 """
 
 import argparse
-import json
-import multiprocessing
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -27,10 +24,11 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arena import resident_bytes, versions, write
+from benchmarks.arena import interleaved, process_of_its_own, resident_bytes, versions, write
 from hashing.metrics import mean_average_precision
 from hashing.networks import binarise
 from hashing.search import Hits, nearest
@@ -86,8 +84,9 @@ def build(items: int, bits: int, queries: int, folder: Path) -> dict[str, Any]:
     }
 
 
+@cache
 def open_arm(arm: str, folder: Path) -> Callable[[Any, int], Hits]:
-    """Load what an arm searches; returns its search.
+    """Load what an arm searches, once in a process; returns its search.
 
     Args:
         arm: A key of `ARMS`.
@@ -103,22 +102,59 @@ def open_arm(arm: str, folder: Path) -> Callable[[Any, int], Hits]:
     return lambda queries, top: Hits(*faiss.knn_hamming(queries, codes, top)[::-1])
 
 
-def serve(arm: str, folder: Path, top: int) -> None:
-    """Search once for each line on stdin; print its seconds, after load time and at last memory."""
-    queries = np.load(folder / "queries.npy")
-    before, own = resident_bytes("VmRSS"), resident_bytes("RssAnon")
+@cache
+def queries_in(folder: Path) -> NDArray[np.uint8]:
+    """Load the queries, once in a process."""
+    found: NDArray[np.uint8] = np.load(folder / "queries.npy")
+    return found
+
+
+def resident() -> dict[str, float]:
+    """The memory of this process."""
+    return {field: resident_bytes(field) for field in ("VmRSS", "VmHWM", "RssAnon")}
+
+
+def load_seconds(arm: str, folder: Path) -> float:
+    """Open an arm; return its seconds."""
     start = perf_counter()
-    find = open_arm(arm, folder)
-    print(json.dumps({"load_s": perf_counter() - start}), flush=True)
-    hits = None
-    for _ in sys.stdin:
-        start = perf_counter()
-        hits = find(queries, top)
-        print(json.dumps({"search_s": perf_counter() - start}), flush=True)
-    assert hits is not None, "at least one round"
+    open_arm(arm, folder)
+    return perf_counter() - start
+
+
+def search_seconds(arm: str, folder: Path, top: int) -> float:
+    """Search once, and keep what was found in `folder`; return the search's seconds."""
+    find, queries = open_arm(arm, folder), queries_in(folder)
+    start = perf_counter()
+    hits = find(queries, top)
+    seconds = perf_counter() - start
     np.savez(folder / f"{arm}.npz", rows=hits.rows, distances=hits.distances)
-    memory = {"peak_bytes": resident_bytes("VmHWM") - before}
-    print(json.dumps(memory | {"own_bytes": resident_bytes("RssAnon") - own}), flush=True)
+    return seconds
+
+
+def run_arms(folder: Path, top: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Let the arms search in turn, each in a process of its own; return seconds and memory."""
+    with ExitStack() as stack:
+        calls = {arm: stack.enter_context(process_of_its_own()) for arm in ARMS}
+        before, loaded = {}, {}
+        for arm, call in calls.items():
+            call(queries_in, folder)
+            before[arm] = call(resident)
+            loaded[arm] = call(load_seconds, arm, folder)
+        turns = {
+            arm: partial(call, search_seconds, arm, folder, top) for arm, call in calls.items()
+        }
+        seconds = interleaved(turns, rounds)
+        after = {arm: call(resident) for arm, call in calls.items()}
+    return {
+        arm: {
+            "load_s": loaded[arm],
+            "search_s": median(seconds[arm]),
+            "searches_s": seconds[arm],
+            "peak_bytes": after[arm]["VmHWM"] - before[arm]["VmRSS"],
+            "own_bytes": after[arm]["RssAnon"] - before[arm]["RssAnon"],
+        }
+        for arm in ARMS
+    }
 
 
 def measure(
@@ -138,62 +174,18 @@ def measure(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arms: dict[str, dict[str, Any]] = {arm: {} for arm in ARMS} | build(
-            items, bits, queries, folder
-        )
-        command = [sys.executable, "-m", "benchmarks.hamming_search", "--folder", name]
-        command += ["--top", str(top), "--arm"]
-        processes = {
-            arm: subprocess.Popen(
-                [*command, arm], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            for arm in ARMS
-        }
-
-        def answer(arm: str) -> Any:
-            stdout = processes[arm].stdout
-            assert stdout is not None, "piped"
-            line = stdout.readline()
-            if not line:
-                raise RuntimeError(f"{arm} ended with status {processes[arm].wait()}")
-            return json.loads(line)
-
-        seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        try:
-            for arm in ARMS:
-                arms[arm] |= answer(arm)
-            for _ in range(rounds):
-                for arm in ARMS:
-                    stdin = processes[arm].stdin
-                    assert stdin is not None, "piped"
-                    stdin.write("go\n")
-                    stdin.flush()
-                    seconds[arm].append(answer(arm)["search_s"])
-            for arm in ARMS:
-                stdin = processes[arm].stdin
-                assert stdin is not None, "piped"
-                stdin.close()
-                arms[arm] |= answer(arm)
-        finally:
-            for process in processes.values():
-                process.kill()
-                process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    if pipe is not None:
-                        pipe.close()
+        built = build(items, bits, queries, folder)
+        arms = {arm: built.get(arm, {}) | row for arm, row in run_arms(folder, top, rounds).items()}
         found = {arm: np.load(folder / f"{arm}.npz") for arm in ARMS}
-        same = all(
-            np.array_equal(found[arm][key], found["store"][key])
-            for arm in ARMS
-            for key in ("rows", "distances")
-        )
         few = np.load(folder / "queries.npy")[: max(1, queries // 50)]
         start = perf_counter()
         plain = nearest(few, CodeStore.load(folder / "store", verify=False).packed, top, "numpy")
         numpy_s = (perf_counter() - start) / len(few)
-        same = same and np.array_equal(plain.rows, found["store"]["rows"][: len(few)])
-    for arm in ARMS:
-        arms[arm] |= {"search_s": median(seconds[arm]), "searches_s": seconds[arm]}
+        same = np.array_equal(plain.rows, found["store"]["rows"][: len(few)]) and all(
+            np.array_equal(found[arm][key], found["store"][key])
+            for arm in ARMS
+            for key in ("rows", "distances")
+        )
     faiss_s = min(arms[arm]["search_s"] for arm in ("flat", "kernel"))
     faiss_bytes = min(arms[arm]["peak_bytes"] for arm in ("flat", "kernel"))
     return {
@@ -258,9 +250,9 @@ def measure_map(
     items: int = 20_015, queries: int = 2_000, bits: int = 64, classes: int = 24, rounds: int = 3
 ) -> dict[str, Any]:
     """Run `mean_average_precisions` in a process of its own, whose memory is its own."""
-    alone = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=alone) as pool:
-        return pool.submit(mean_average_precisions, items, queries, bits, classes, rounds).result()
+    with process_of_its_own() as call:
+        found: dict[str, Any] = call(mean_average_precisions, items, queries, bits, classes, rounds)
+    return found
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -309,12 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--bits", type=int, default=64)
     parser.add_argument("--top", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3, help="searches of each arm")
-    parser.add_argument("--arm", choices=sorted(ARMS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    if args.arm:
-        serve(args.arm, args.folder, args.top)
-        return {}
     items = args.items or (1_000_000 if args.quick else 10_000_000)
     queries = args.queries or (100 if args.quick else 1_000)
     result = measure(items, args.bits, queries, args.top, args.rounds)

@@ -23,7 +23,7 @@ from benchmarks.arena import (
     Course,
     Stepper,
     compare,
-    in_a_process_of_its_own,
+    process_of_its_own,
     resident_bytes,
     versions,
     write,
@@ -178,15 +178,15 @@ def timings(args: argparse.Namespace, until: float | None = None) -> dict[str, A
     return result
 
 
-def peak_memory(args: argparse.Namespace) -> float:
+def peak_memory(experiment: str, dense: bool, args: argparse.Namespace) -> float:
     """Return the bytes at most that two steps of each part add in this process."""
-    method = method_of(args.experiments[0], args.set)[0]
+    method = method_of(experiment, args.set)[0]
     before = resident_bytes("VmRSS")
     stepper = stepper_of(shape_of(method, args), False, args)
     course = Course.of(method, stepper.config, 1000, stepper.sliced)
     for _ in range(2):
         for part in course.parts:
-            stepper.step(part.draw() if args.peak_memory == "method" else None, course.chooser)
+            stepper.step(None if dense else part.draw(), course.chooser)
     if stepper.device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(stepper.device))
     return resident_bytes("VmHWM") - before
@@ -194,18 +194,13 @@ def peak_memory(args: argparse.Namespace) -> float:
 
 def peak_memory_ratios(args: argparse.Namespace) -> dict[str, float]:
     """Return peak memory over dense, each in a process of its own."""
-    ratios = {}
-    for name in args.experiments:
-        shape = shape_of(method_of(name, args.set)[0], args)
-        options = [name, "--device", args.device, "--shape", shape, "--micro-batches", "2"]
-        options += [part for each in args.set for part in ("--set", each)]
-        options += ["--batch-size", str(args.batch_size), "--peak-memory"]
-        ours, dense = (
-            in_a_process_of_its_own("benchmarks.steps", *options, arm)
-            for arm in ("method", "dense")
-        )
-        ratios[name] = ours / dense
-    return ratios
+    small = argparse.Namespace(**vars(args) | {"micro_batches": 2, "prompt_share": 0.0})
+
+    def measured(experiment: str, dense: bool) -> float:
+        with process_of_its_own() as call:
+            return float(call(peak_memory, experiment, dense, small))
+
+    return {name: measured(name, False) / measured(name, True) for name in args.experiments}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -229,7 +224,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each kind")
     parser.add_argument("--no-count", action="store_true", help="leave the paper-scale count out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--peak-memory", choices=("dense", "method"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     args.micro_batches = args.micro_batches or (2 if args.quick else 8)
     if not 0 <= args.prompt_share < 1:
@@ -240,9 +234,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; return what it writes."""
     args = parse(arguments)
-    if args.peak_memory:
-        print(peak_memory(args))
-        return {}
     result: dict[str, Any] = {"timings": timings(args), "versions": versions(args.device)}
     if not args.no_count:
         papers = ("est_gpt2_paper", "est_tinyllama_paper")

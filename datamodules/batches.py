@@ -177,6 +177,17 @@ class EpochLoader(BatchLoader):
             yield batch
 
 
+def in_order(
+    dataset: Dataset[Any], rows: Rows | range, batch_size: int, num_workers: int = 0
+) -> BatchLoader:
+    """Return a loader of these rows in their order; the last batch may be smaller."""
+
+    def batch(number: int) -> Rows:
+        return np.asarray(rows[number * batch_size : (number + 1) * batch_size])
+
+    return BatchLoader(dataset, batch, -(-len(rows) // batch_size), num_workers)
+
+
 def batches_trained(trainer: pl.Trainer | None) -> int:
     """Return how many batches a run has trained on, over all epochs.
 

@@ -18,7 +18,7 @@ from annotated_types import MinLen
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from datamodules.batches import Batch, BatchLoader, Rows, batches_trained
+from datamodules.batches import Batch, BatchLoader, Rows, batches_trained, in_order
 from datamodules.cross_modal_items import CrossModalItems, without_bad_rows
 from datamodules.cross_modal_sources import Axes, Fields, Options, Source, check, paths_of
 from datamodules.feature_files import read_features
@@ -399,10 +399,5 @@ class CrossModalDataModule(pl.LightningDataModule):
             part: `retrieval`, `validation` or `query`.
             rows: Of these items only.
         """
-        rows = np.arange(len(self.parts[part])) if rows is None else rows
-        batches = -(-len(rows) // READ_AT_ONCE)
-
-        def batch(number: int) -> Rows:
-            return rows[number * READ_AT_ONCE : (number + 1) * READ_AT_ONCE]
-
-        return BatchLoader(self.parts[part], batch, batches)
+        pairs = self.parts[part]
+        return in_order(pairs, range(len(pairs)) if rows is None else rows, READ_AT_ONCE)

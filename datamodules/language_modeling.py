@@ -28,6 +28,7 @@ from datamodules.batches import (
     EpochLoader,
     OrderedDataModule,
     Rows,
+    in_order,
     train_batch,
 )
 from datamodules.cache import build_once, read_record
@@ -412,12 +413,8 @@ class LanguageModelingDataModule(OrderedDataModule):
         share = len(self.blocks[part]) // world_size
         if limit is not None:
             share = min(share, limit * self.batch_size)
-
-        def batch(number: int) -> Rows:
-            start = number * self.batch_size
-            return np.arange(start, min(start + self.batch_size, share)) * world_size + rank
-
-        return BatchLoader(self.blocks[part], batch, -(-share // self.batch_size), self.num_workers)
+        rows = range(rank, rank + share * world_size, world_size)
+        return in_order(self.blocks[part], rows, self.batch_size, self.num_workers)
 
     def prompts(self, count: int, test: bool = False) -> list[Prompt]:
         """Beginnings of held-out blocks, and how they go on, for samples of what a model writes.

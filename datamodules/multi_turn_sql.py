@@ -17,11 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from annotated_types import Ge
 from torch.utils.data import Dataset
 
-from datamodules.batches import BatchLoader, EpochLoader, OrderedDataModule, Rows, train_batch
+from datamodules.batches import (
+    BatchLoader,
+    EpochLoader,
+    OrderedDataModule,
+    Rows,
+    in_order,
+    train_batch,
+)
 from datamodules.cache import build_once
 from datamodules.dialogue_sources import check, paths_of, read_dialogues
 from datamodules.generated.dialogues import converse
@@ -464,9 +470,5 @@ class MultiTurnSql(OrderedDataModule):
     def _in_order(self, name: Part) -> BatchLoader:
         # Ranks take turns; the last batches of some may be one turn shorter, or absent.
         rank, world_size = self.place
-        mine = np.arange(rank, len(self._parts[name]), world_size)
-
-        def batch(number: int) -> Rows:
-            return mine[number * self.batch_size : (number + 1) * self.batch_size]
-
-        return BatchLoader(self._parts[name], batch, -(-len(mine) // self.batch_size))
+        part = self._parts[name]
+        return in_order(part, range(rank, len(part), world_size), self.batch_size)
