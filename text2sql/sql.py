@@ -33,6 +33,9 @@ _CLAUSES = frozenset(
     ("select", "from", "where", "group", "order", "limit", "intersect", "union", "except")
 )
 _JOINING = frozenset(("join", "on", "as"))
+_CLAUSE_ENDS = _CLAUSES | {")", ";"}
+_VALUE_ENDS = _CLAUSES | _JOINING | {",", ")", "and"}
+_TOO_SHORT = "the query ends too early"
 STAR = 0  # the index of `*` among a schema's columns
 
 
@@ -225,7 +228,7 @@ def parse(text: str, schema: Schema, scoped: bool = False) -> Query:
         SqlError: It is outside of that language, or names what the schema does not have.
     """
     try:
-        return _Parser(tokenise(text), schema, scoped=scoped).query(0)[1]
+        return _Parser(tokenise(text), schema, scoped=scoped).query()
     except RecursionError as error:
         raise SqlError("nested too deeply") from error
 
@@ -239,7 +242,7 @@ class _Scope:
 
 
 class _Parser:
-    """Recursive descent. Every method takes a position and returns the next one with what it read.
+    """Recursive descent: each method reads from `position` on, and leaves it behind what it read.
 
     Args:
         tokens: Of the whole text, or of a part of it.
@@ -256,96 +259,102 @@ class _Parser:
         scoped: bool = False,
     ) -> None:
         self.tokens, self.schema, self.scoped = tokens, schema, scoped
+        self.position, self.scope = 0, _Scope([], {})
         self.aliases: dict[str, str] = aliases or {}
         if aliases is not None:
             return
         for position, token in enumerate(tokens):
             if token == "as":
-                self.aliases[self.at(position + 1)] = tokens[position - 1]
+                if position + 1 == len(tokens):
+                    raise SqlError(_TOO_SHORT)
+                self.aliases[tokens[position + 1]] = tokens[position - 1]
         for table in schema.tables:
             if table.name.lower() in self.aliases:
                 raise SqlError(f"the alias {table.name} is a table's name")
 
-    def at(self, position: int) -> str:
-        if position >= len(self.tokens):
-            raise SqlError("the query ends too early")
-        return self.tokens[position]
+    @property
+    def token(self) -> str:
+        """The next one."""
+        if self.position >= len(self.tokens):
+            raise SqlError(_TOO_SHORT)
+        return self.tokens[self.position]
 
-    def has(self, position: int, *words: str) -> bool:
-        return position < len(self.tokens) and self.tokens[position] in words
+    def next(self) -> str:
+        token = self.token
+        self.position += 1
+        return token
 
-    def expect(self, position: int, word: str) -> int:
-        if self.at(position) != word:
-            raise SqlError(f"{word!r} expected, not {self.tokens[position]!r}")
-        return position + 1
+    def has(self, *words: str) -> bool:
+        return self.position < len(self.tokens) and self.tokens[self.position] in words
 
-    def ends_clause(self, position: int) -> bool:
-        return position < len(self.tokens) and (
-            self.tokens[position] in _CLAUSES or self.tokens[position] in (")", ";")
-        )
+    def take(self, *words: str) -> str:
+        """The next token if it is one of these, else nothing."""
+        return self.next() if self.has(*words) else ""
 
-    def query(self, start: int) -> tuple[int, Query]:
-        in_block = self.at(start) == "("
-        end, sources, on, scope = self.from_clause(start)
-        select, distinct = self.select(start + in_block, scope)
-        position, where = self.conditions_after("where", end, scope)
-        position, group_by = self.group_by(position, scope)
-        position, having = self.conditions_after("having", position, scope)
-        position, order_by, order = self.order_by(position, scope)
+    def expect(self, word: str) -> None:
+        if (token := self.next()) != word:
+            raise SqlError(f"{word!r} expected, not {token!r}")
+
+    def stands_before(self, ends: frozenset[str]) -> bool:
+        """Whether there is a next token, and it is none of these."""
+        return self.position < len(self.tokens) and self.tokens[self.position] not in ends
+
+    def query(self) -> Query:
+        in_block = self.token == "("
+        start = self.position + in_block
+        around, self.scope = self.scope, _Scope([], {})
+        # FROM first: what SELECT's columns mean depends on it.
+        sources, on = self.from_clause()
+        end, self.position = self.position, start
+        select, distinct = self.select()
+        self.position = end
+        where = self.conditions() if self.take("where") else ()
+        group_by = self.group_by()
+        having = self.conditions() if self.take("having") else ()
+        order_by, order = self.order_by()
         limit = None
-        if self.has(position, "limit"):
-            number = self.at(position + 1)
+        if self.take("limit"):
+            number = self.next()
             limit = int(number) if number.isdecimal() and len(number) < 19 else 1
-            position += 2
-        while self.has(position, ";"):
-            position += 1
+        while self.take(";"):
+            pass
         if in_block:
-            position = self.expect(position, ")")
-        while self.has(position, ";"):
-            position += 1
-        combination, combined = "", None
-        if self.has(position, *COMBINATIONS):
-            combination = self.tokens[position]
-            position, combined = self.query(position + 1)
-        return position, Query(
+            self.expect(")")
+        while self.take(";"):
+            pass
+        combination = self.take(*COMBINATIONS)
+        combined = self.query() if combination else None
+        self.scope = around
+        return Query(
             select, sources, on, where, group_by, having, order_by, order, limit, distinct,
             combination, combined,
         )  # fmt: skip
 
-    def from_clause(self, start: int) -> tuple[int, tuple[int | Query, ...], Conditions, _Scope]:
-        """Read FROM first: what SELECT's columns mean depends on it."""
-        if "from" not in self.tokens[start:]:
+    def from_clause(self) -> tuple[tuple[int | Query, ...], Conditions]:
+        if "from" not in self.tokens[self.position :]:
             raise SqlError("no FROM")
-        position = self.tokens.index("from", start) + 1
+        self.position = self.tokens.index("from", self.position) + 1
         sources: list[int | Query] = []
-        scope = _Scope([], {})
         on: list[Condition | str] = []
-        while position < len(self.tokens):
-            in_block = self.tokens[position] == "("
-            position += in_block
-            if self.at(position) == "select":
-                position, inner = self.query(position)
-                sources.append(inner)
+        while self.position < len(self.tokens):
+            in_block = self.take("(")
+            if self.token == "select":
+                sources.append(self.query())
             else:
-                position += self.tokens[position] == "join"
-                name = self.at(position)
-                table = self.table(name)
-                if self.has(position + 1, "as"):
-                    alias = self.at(position + 2)
-                    scope.aliases[alias] = (table, scope.tables.count(table))
-                    position += 3
-                else:
-                    position += 1
+                self.take("join")
+                table = self.table(self.next())
+                if self.take("as"):
+                    self.scope.aliases[self.next()] = (table, self.scope.tables.count(table))
                 sources.append(table)
-                scope.tables.append(table)
-            if self.has(position, "on"):
-                position, conditions = self.conditions(position + 1, scope)
+                self.scope.tables.append(table)
+            if self.take("on"):
+                conditions = self.conditions()
                 on += ["and", *conditions] if on else conditions
             if in_block:
-                position = self.expect(position, ")")
-            if self.ends_clause(position):
+                self.expect(")")
+            if self.has(*_CLAUSE_ENDS):
                 break
-        return position, tuple(sources), tuple(on), scope
+        return tuple(sources), tuple(on)
 
     def table(self, name: str) -> int:
         # A chain of aliases is followed one step, as in the definition.
@@ -354,154 +363,123 @@ class _Parser:
             raise SqlError(f"no table {name!r}")
         return found
 
-    def select(self, start: int, scope: _Scope) -> tuple[tuple[SelectItem, ...], bool]:
-        position = self.expect(start, "select")
-        distinct = self.has(position, "distinct")
-        position += distinct
+    def select(self) -> tuple[tuple[SelectItem, ...], bool]:
+        self.expect("select")
+        distinct = bool(self.take("distinct"))
         items: list[SelectItem] = []
-        while position < len(self.tokens) and self.tokens[position] not in _CLAUSES:
-            aggregate = ""
-            if self.tokens[position] in (*AGGREGATES, "none"):
-                aggregate = self.tokens[position].removeprefix("none")
-                position += 1
-            position, value = self.value_unit(position, scope)
-            items.append(SelectItem(value, aggregate))
-            position += self.has(position, ",")
+        while self.stands_before(_CLAUSES):
+            aggregate = self.take(*AGGREGATES, "none").removeprefix("none")
+            items.append(SelectItem(self.value_unit(), aggregate))
+            self.take(",")
         return tuple(items), distinct
 
-    def column(self, position: int, scope: _Scope) -> tuple[int, int]:
-        """Return a column's index and the occurrence of its table."""
-        token = self.at(position)
+    def column(self) -> tuple[int, int]:
+        """A column's index and the occurrence of its table."""
+        token = self.next()
         if token == "*":
             return STAR, 0
         if "." in token:
             alias, _, name = token.partition(".")
-            here = scope.aliases.get(alias)
+            here = self.scope.aliases.get(alias)
             table = here[0] if here and self.scoped else self.table(alias)
             found = self.schema.find_column(table, name)
             if found is None or "." in name:
                 raise SqlError(f"no column {token!r}")
             return found, here[1] if here and here[0] == table else 0
-        for table in scope.tables:
+        for table in self.scope.tables:
             found = self.schema.find_column(table, token)
             if found is not None:
                 return found, 0
         raise SqlError(f"no column {token!r} in the tables of its FROM")
 
-    def column_unit(self, position: int, scope: _Scope) -> tuple[int, ColumnUnit]:
-        in_block = self.at(position) == "("
-        position += in_block
-        if self.at(position) in (*AGGREGATES, "none"):
-            aggregate = self.tokens[position].removeprefix("none")
-            position = self.expect(position + 1, "(")
-            distinct = self.at(position) == "distinct"
-            position += distinct
-            column, occurrence = self.column(position, scope)
-            # A bracket around the aggregate stays open: its end is left to what comes after.
-            return self.expect(position + 1, ")"), ColumnUnit(
-                column, aggregate, distinct, occurrence
-            )
-        distinct = self.tokens[position] == "distinct"
-        position += distinct
-        column, occurrence = self.column(position, scope)
-        position += 1
-        if in_block:
-            position = self.expect(position, ")")
-        return position, ColumnUnit(column, "", distinct, occurrence)
+    def column_unit(self) -> ColumnUnit:
+        in_block = self.take("(")
+        aggregate = self.take(*AGGREGATES, "none")
+        if aggregate:
+            self.expect("(")
+        distinct = bool(self.take("distinct"))
+        column, occurrence = self.column()
+        # A bracket around an aggregate stays open: its end is left to what comes after.
+        if in_block or aggregate:
+            self.expect(")")
+        return ColumnUnit(column, aggregate.removeprefix("none"), distinct, occurrence)
 
-    def value_unit(self, position: int, scope: _Scope) -> tuple[int, ValueUnit]:
-        in_block = self.at(position) == "("
-        position, left = self.column_unit(position + in_block, scope)
-        operator, right = "", None
-        if self.has(position, *ARITHMETIC, "none"):
-            operator = self.tokens[position].removeprefix("none")
-            position, right = self.column_unit(position + 1, scope)
+    def value_unit(self) -> ValueUnit:
+        in_block = self.take("(")
+        left = self.column_unit()
+        operator, right = self.take(*ARITHMETIC, "none"), None
+        if operator:
+            right = self.column_unit()
         if in_block:
-            position = self.expect(position, ")")
-        return position, ValueUnit(left, operator, right)
+            self.expect(")")
+        return ValueUnit(left, operator.removeprefix("none"), right)
 
-    def value(self, start: int, scope: _Scope) -> tuple[int, Value]:
-        in_block = self.at(start) == "("
-        position = start + in_block
-        token = self.at(position)
+    def value(self) -> Value:
+        start = self.position
+        in_block = self.take("(")
+        token = self.token
         value: Value
         if token == "select":
-            position, value = self.query(position)
+            value = self.query()
         elif '"' in token:
-            value, position = token[1:-1], position + 1
+            value = self.next()[1:-1]
         else:
             try:
-                value, position = float(token), position + 1
+                value = float(token)
+                self.position += 1
             except ValueError:
-                end = position
-                while end < len(self.tokens) and not (
-                    self.tokens[end] in (",", ")", "and")
-                    or self.tokens[end] in _CLAUSES
-                    or self.tokens[end] in _JOINING
-                ):
-                    end += 1
+                while self.stands_before(_VALUE_ENDS):
+                    self.position += 1
                 # All words up to there are the value; those after its column say nothing.
-                part = _Parser(self.tokens[start:end], self.schema, self.aliases, self.scoped)
-                _, value = part.column_unit(0, scope)
-                position = end
+                words = self.tokens[start : self.position]
+                part = _Parser(words, self.schema, self.aliases, self.scoped)
+                part.scope = self.scope
+                value = part.column_unit()
         if in_block:
-            position = self.expect(position, ")")
-        return position, value
+            self.expect(")")
+        return value
 
-    def conditions_after(self, word: str, position: int, scope: _Scope) -> tuple[int, Conditions]:
-        if not self.has(position, word):
-            return position, ()
-        return self.conditions(position + 1, scope)
-
-    def conditions(self, position: int, scope: _Scope) -> tuple[int, Conditions]:
+    def conditions(self) -> Conditions:
         found: list[Condition | str] = []
-        while position < len(self.tokens):
-            position, left = self.value_unit(position, scope)
-            negated = self.at(position) == "not"
-            position += negated
-            operator = self.at(position)
+        while self.position < len(self.tokens):
+            left = self.value_unit()
+            negated = bool(self.take("not"))
+            operator = self.next()
             if operator not in COMPARISONS:
                 raise SqlError(f"a comparison expected, not {operator!r}")
-            position, right = self.value(position + 1, scope)
-            upper = None
+            right, upper = self.value(), None
             if operator == "between":
-                position, upper = self.value(self.expect(position, "and"), scope)
+                self.expect("and")
+                upper = self.value()
             found.append(Condition(left, operator, right, upper, negated))
-            if self.ends_clause(position) or self.has(position, *_JOINING):
+            if self.has(*_CLAUSE_ENDS, *_JOINING):
                 break
-            if self.has(position, "and", "or"):
-                found.append(self.tokens[position])
-                position += 1
-        return position, tuple(found)
+            if self.has("and", "or"):
+                found.append(self.next())
+        return tuple(found)
 
-    def group_by(self, position: int, scope: _Scope) -> tuple[int, tuple[ColumnUnit, ...]]:
+    def group_by(self) -> tuple[ColumnUnit, ...]:
         units: list[ColumnUnit] = []
-        if self.has(position, "group"):
-            position = self.expect(position + 1, "by")
-            while position < len(self.tokens) and not self.ends_clause(position):
-                position, unit = self.column_unit(position, scope)
-                units.append(unit)
-                if not self.has(position, ","):
+        if self.take("group"):
+            self.expect("by")
+            while self.stands_before(_CLAUSE_ENDS):
+                units.append(self.column_unit())
+                if not self.take(","):
                     break
-                position += 1
-        return position, tuple(units)
+        return tuple(units)
 
-    def order_by(self, position: int, scope: _Scope) -> tuple[int, tuple[ValueUnit, ...], str]:
+    def order_by(self) -> tuple[tuple[ValueUnit, ...], str]:
         units: list[ValueUnit] = []
-        if not self.has(position, "order"):
-            return position, (), ""
+        if not self.take("order"):
+            return (), ""
         order = "asc"
-        position = self.expect(position + 1, "by")
-        while position < len(self.tokens) and not self.ends_clause(position):
-            position, unit = self.value_unit(position, scope)
-            units.append(unit)
-            if self.has(position, "asc", "desc"):
-                order = self.tokens[position]
-                position += 1
-            if not self.has(position, ","):
+        self.expect("by")
+        while self.stands_before(_CLAUSE_ENDS):
+            units.append(self.value_unit())
+            order = self.take("asc", "desc") or order
+            if not self.take(","):
                 break
-            position += 1
-        return position, tuple(units), order
+        return tuple(units), order
 
 
 # --- tree to text --------------------------------------------------------------------------------
