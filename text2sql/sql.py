@@ -228,7 +228,7 @@ def parse(text: str, schema: Schema, scoped: bool = False) -> Query:
         SqlError: It is outside of that language, or names what the schema does not have.
     """
     try:
-        return _Parser(tokenise(text), schema, scoped=scoped).query()
+        return _Parser(tokenise(text), schema, scoped).query()
     except RecursionError as error:
         raise SqlError("nested too deeply") from error
 
@@ -242,27 +242,12 @@ class _Scope:
 
 
 class _Parser:
-    """Recursive descent: each method reads from `position` on, and leaves it behind what it read.
+    """Recursive descent: a method reads from `position` on, and leaves it behind what it read."""
 
-    Args:
-        tokens: Of the whole text, or of a part of it.
-        schema: What its names mean.
-        aliases: What `AS` defines in the whole text; None to look for it among the tokens.
-        scoped: As in `parse`.
-    """
-
-    def __init__(
-        self,
-        tokens: list[str],
-        schema: Schema,
-        aliases: dict[str, str] | None = None,
-        scoped: bool = False,
-    ) -> None:
+    def __init__(self, tokens: list[str], schema: Schema, scoped: bool) -> None:
         self.tokens, self.schema, self.scoped = tokens, schema, scoped
         self.position, self.scope = 0, _Scope([], {})
-        self.aliases: dict[str, str] = aliases or {}
-        if aliases is not None:
-            return
+        self.aliases: dict[str, str] = {}  # what `AS` defines in the whole text
         for position, token in enumerate(tokens):
             if token == "as":
                 if position + 1 == len(tokens):
@@ -289,7 +274,10 @@ class _Parser:
 
     def take(self, *words: str) -> str:
         """The next token if it is one of these, else nothing."""
-        return self.next() if self.has(*words) else ""
+        if not self.has(*words):
+            return ""
+        self.position += 1
+        return self.tokens[self.position - 1]
 
     def expect(self, word: str) -> None:
         if (token := self.next()) != word:
@@ -431,10 +419,10 @@ class _Parser:
                 while self.stands_before(_VALUE_ENDS):
                     self.position += 1
                 # All words up to there are the value; those after its column say nothing.
-                words = self.tokens[start : self.position]
-                part = _Parser(words, self.schema, self.aliases, self.scoped)
-                part.scope = self.scope
-                value = part.column_unit()
+                whole, end, self.position = self.tokens, self.position, start
+                self.tokens = whole[:end]
+                value = self.column_unit()
+                self.tokens, self.position = whole, end
         if in_block:
             self.expect(")")
         return value
