@@ -73,12 +73,6 @@ class Reader:
 class Conversation:
     """Questions about one SQLite file, in which each turn may build on those before.
 
-    Args:
-        path: The file, which is opened read-only.
-        reader: Reads questions.
-        limits: What one query may take.
-        console: Where everything is printed.
-
     Raises:
         ValueError: There is no such file, it is no SQLite database, or there is no table in it.
     """
@@ -97,8 +91,7 @@ class Conversation:
     def hold(self, about: Sequence[str] = ()) -> None:
         """Answer until `:quit`, the end of the input, a second Ctrl-C, or a closed output.
 
-        Args:
-            about: What is said first: what the parser was trained on and is fit for.
+        What the parser was trained on and is fit for (`about`) is said first.
         """
         try:
             self._open(about)

@@ -28,11 +28,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """Turns about one database, in order. A single-turn question is an interaction of one turn.
+    """Turns about one database, in order; a single question is an interaction of one turn.
 
-    Args:
-        db_id: The database; "" for a conversation about none (CANARD).
-        turns: At least one.
+    A conversation about none (CANARD) has the db_id "".
     """
 
     db_id: str
@@ -94,10 +92,7 @@ def examples(
 ) -> Iterator[Example]:
     """Yield every turn of the interactions, in order.
 
-    Args:
-        interactions: Conversations.
-        schemas: By db_id; must hold every db_id but "".
-        databases: SQLite files by db_id; those that are missing are None in the examples.
+    A database without a SQLite file, in `databases` by db_id, is None in its examples.
 
     Raises:
         ValueError: A conversation's database has no schema.

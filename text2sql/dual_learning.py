@@ -47,11 +47,11 @@ class Direction:
 
 @dataclass(frozen=True)
 class DualStep:
-    """Both directions, and the likelihood of the pairs.
+    """How rewriter (from utterances) and simplifier (from complete questions) learned in a step.
 
     Args:
-        rewriter: From utterances.
-        simplifier: From complete questions.
+        rewriter: The one direction.
+        simplifier: The other.
         supervised: Negative log-likelihood of the pairs in both directions, in nats per token; None
             if no example is one.
     """

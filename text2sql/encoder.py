@@ -262,11 +262,7 @@ def load_encoder(name: str, dropout: bool = True) -> tuple[Any, Any]:
 
 
 def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
-    """Build an encoder from a config.
-
-    Args:
-        architecture: `model_type` (BERT if left out) and arguments of its config.
-        tokenizer: Says how many word pieces there are.
+    """Build an encoder from its `model_type` (BERT if left out) and the arguments of its config.
 
     Raises:
         ValueError: Hugging Face does not accept it.
@@ -280,10 +276,6 @@ def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
 
 def freeze(encoder: Any, layers: int) -> None:
     """Leave an encoder's lowest layers and its embeddings untrained; of 0 layers nothing.
-
-    Args:
-        encoder: A transformers encoder.
-        layers: How many.
 
     Raises:
         ValueError: It has fewer layers, or keeps them where transformers' encoders do not.

@@ -40,12 +40,7 @@ UNREADABLE = "unreadable"  # the hardness of a gold query outside of the benchma
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold query.
-
-    Args:
-        query: SQL.
-        db_id: Its database.
-    """
+    """A gold query, and its database's name."""
 
     query: str
     db_id: str
@@ -96,11 +91,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scores:
-    """Verdicts of a file of predictions.
-
-    Args:
-        verdicts: In the order of the gold file.
-    """
+    """Verdicts of a file of predictions, in the order of the gold file."""
 
     verdicts: tuple[Verdict, ...]
 
@@ -206,17 +197,12 @@ class Evaluator:
     _suites: dict[Path, tuple[Database, ...]] = field(default_factory=dict, repr=False)
 
     def judge(self, gold: Gold, prediction: str | None, interaction: int, turn: int) -> Verdict:
-        """Return the verdict on one turn.
+        """Return the verdict on one turn; interactions, and turns in each, count from 0.
 
         A prediction outside of the benchmarks' SQL is wrong in exact match, one that does not run
         in execution match; so is any prediction where the gold query itself does neither. But a
-        gold query outside of that SQL is matched by its own text.
-
-        Args:
-            gold: The gold query.
-            prediction: None if it is missing, which is wrong.
-            interaction: From 0.
-            turn: Within its interaction, from 0.
+        gold query outside of that SQL is matched by its own text. A missing prediction (None) is
+        wrong.
 
         Raises:
             ValueError: The gold query's database has no schema or file.
@@ -329,11 +315,7 @@ class Evaluator:
 
 
 class Judge:
-    """Judges SQL against the gold queries of examples; executes where there is a database.
-
-    Args:
-        seconds: What one execution may take.
-    """
+    """Judges SQL against the gold queries of examples; executes where there is a database."""
 
     def __init__(self, seconds: float) -> None:
         limits = Limits(seconds=seconds)
@@ -462,13 +444,9 @@ def find_databases(
 ) -> dict[str, Path]:
     """Find the SQLite file of every database: DB/DB.sqlite, DB.sqlite, or FOLDER/DB/DB.sqlite.
 
-    Args:
-        folders: Where to look, in order.
-        db_ids: The databases.
-        all_needed: Whether a file that is not there is an error.
-
     Raises:
-        ValueError: A folder or a needed file is not there; names all files that are missing.
+        ValueError: A folder, or a file if `all_needed`, is not there; names all files that are
+            missing.
     """
     places = [Path(folder) for folder in folders]
     for place in places:

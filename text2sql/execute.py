@@ -76,13 +76,9 @@ class Result:
 
 
 class Database:
-    """A SQLite file that can be read and nothing else.
+    """A SQLite file that can be read and nothing else; `limits` are what a query may take.
 
     Nothing is written beside it, and only what is committed is seen: see `guard.connect`.
-
-    Args:
-        path: The file.
-        limits: What a query may take.
 
     Raises:
         ValueError: There is no such file, or it is no SQLite database.
@@ -98,14 +94,11 @@ class Database:
             raise ValueError(f"{path}: cannot be read as a SQLite database: {looked.message}")
 
     def execute(self, sql: str, limits: Limits | None = None) -> Result:
-        """Run one query.
+        """Run one query, which may be any text, from anywhere; nothing that it says raises.
 
         Args:
-            sql: Any text, from anywhere.
+            sql: The text.
             limits: What this one may take; None: as the others.
-
-        Returns:
-            Its rows, or why there are none; nothing that the text says raises.
         """
         limits = limits or self.limits
         size = len(sql.encode(errors="replace"))
@@ -115,9 +108,6 @@ class Database:
 
     def catalogue(self, sql: str) -> list[tuple[Any, ...]]:
         """Run a statement of this package's own, which may use PRAGMA; still nothing is written.
-
-        Args:
-            sql: One statement; no text from elsewhere.
 
         Raises:
             ValueError: It does not run; says why.

@@ -56,12 +56,7 @@ _ITEMS, _CONDITIONS, _GROUPS, _SORTS, _DEPTH = 8, 8, 4, 4, 3
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen.
-
-    Args:
-        kind: What it is among.
-        index: Of SYMBOLS, of the schema's columns or tables, or of the question's values.
-    """
+    """What was chosen: an index of SYMBOLS, of the schema's columns or tables, or of the values."""
 
     kind: Kind
     index: int
@@ -69,12 +64,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What may be chosen next.
-
-    Args:
-        kind: Among what.
-        allowed: Indices; never empty.
-    """
+    """What may be chosen next: indices among a kind; never none."""
 
     kind: Kind
     allowed: tuple[int, ...]
@@ -94,9 +84,7 @@ def symbol(name: str) -> Choice:
 def derive(schema: Schema, literals: Literals) -> Derivation:
     """Derive a query: yields slots, takes indices, returns the tree.
 
-    Args:
-        schema: Whose columns and tables are named; must have a table with a column.
-        literals: The values to choose from; at least one.
+    The schema must have a table with a column, and there must be a value to choose from.
     """
     return _query(_Names(schema, literals), 0)
 
@@ -373,12 +361,8 @@ def linearise(query: Query, schema: Schema, literals: Literals) -> list[Choice |
     """Return the choices that derive a query; None stands for a value that is not on offer.
 
     What the grammar does not have is left out (self-joins, other join conditions, bounds on LIKE)
-    where the rest says nearly the same; `derive` tells by its result.
-
-    Args:
-        query: A tree of `parse(..., scoped=True)`.
-        schema: Of the query.
-        literals: As for `derive`.
+    where the rest says nearly the same; `derive` tells by its result. The query is a tree of
+    `parse(..., scoped=True)`.
 
     Raises:
         SqlError: The grammar has no such query: sub-queries in FROM, tables that nothing connects,

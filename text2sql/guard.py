@@ -82,12 +82,7 @@ def connect(path: str | Path, log: Path | None, seconds: float) -> sqlite3.Conne
 
     A file with a rollback journal is opened with SQLite's locks. With a write-ahead log these need
     files beside it. If the log is there, so are they; if not, nobody writes, and the file is opened
-    as immutable.
-
-    Args:
-        path: The file.
-        log: Its `write_ahead_log`.
-        seconds: How long to wait for another program's lock.
+    as immutable. Another program's lock is waited for, for so many seconds.
 
     Raises:
         sqlite3.Error: It cannot be opened; or a log was left behind, which reading would change.
@@ -290,11 +285,7 @@ def _die_with(channel: socket.socket) -> None:
 
 
 def receive(channel: socket.socket, deadline: float | None = None) -> Any:
-    """Read one message.
-
-    Args:
-        channel: A stream socket.
-        deadline: Of `time.monotonic`; None to wait for ever.
+    """Read one message, until a deadline of `time.monotonic`, or for ever.
 
     Raises:
         EOFError: The other side is gone.

@@ -113,11 +113,11 @@ class Links:
 
 
 def link(question: str, schema: Schema, database: Path | None = None) -> Links:
-    """Find what a question may mean in a database.
+    """Find what a question, or all that a parser reads of a conversation, may mean in a database.
 
     Args:
-        question: Any text; of a conversation, all of it that the parser reads.
-        schema: Its database's.
+        question: Any text.
+        schema: The database's.
         database: The SQLite file whose cells are looked up; None: no cell is known.
     """
     words = tuple(_WORD.findall(question))
@@ -174,13 +174,7 @@ class Content:
 
 
 def content(text: str, schema: Schema, database: Path | None = None) -> Content:
-    """Return what a text says of a database.
-
-    Args:
-        text: Any text.
-        schema: Its database's.
-        database: The SQLite file whose cells are looked up; None: no cell is known.
-    """
+    """Return what a text says of a database; without its SQLite file no cell is known."""
     links = link(text, schema, database)
     count = len(links.words)
     values = np.zeros(count, dtype=bool)
@@ -246,10 +240,6 @@ def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]
     """Yield each column's index and its distinct texts: 5,000 at most, of 1 to 60 characters.
 
     A column that the file does not have has none; of one that `Limits` stop, the first ones.
-
-    Args:
-        database: A SQLite file.
-        schema: Whose columns are read.
 
     Raises:
         ValueError: There is no such file, or it is no SQLite database.

@@ -60,12 +60,7 @@ class NormalForm:
 
 
 def normal_form(query: Query, schema: Schema) -> NormalForm:
-    """Return what exact set match compares of a query.
-
-    Args:
-        query: The query.
-        schema: Names its columns, and says which are equal over foreign keys.
-    """
+    """Return what exact set match compares of a query; the schema says which columns are equal."""
     # Merged are the columns of the outermost query's own tables, in all parts that it combines.
     tables = {source for source in query.sources if isinstance(source, int)}
     merged = {
@@ -79,10 +74,7 @@ def normal_form(query: Query, schema: Schema) -> NormalForm:
 def exact_match(prediction: Query | None, gold: Query, schema: Schema) -> bool:
     """Return whether a prediction is the gold query by exact set match without values.
 
-    Args:
-        prediction: None if it could not be parsed, which never matches.
-        gold: The gold query.
-        schema: Of both.
+    One that could not be parsed (None) never is.
     """
     return prediction is not None and normal_form(prediction, schema) == normal_form(gold, schema)
 
@@ -90,13 +82,8 @@ def exact_match(prediction: Query | None, gold: Query, schema: Schema) -> bool:
 def partial_match(prediction: NormalForm | None, gold: NormalForm) -> dict[str, bool]:
     """Return which components match, by the names that the official evaluation gives them.
 
-    Args:
-        prediction: None if it could not be parsed; it is compared as an empty query.
-        gold: The gold query's.
-
-    Returns:
-        Component and verdict; a component that both lack matches. They all match, and `tables`,
-        if and only if the whole does.
+    A component that both lack matches. They all match, and `tables`, if and only if the whole does.
+    A prediction that could not be parsed (None) is compared as an empty query.
     """
     empty: frozenset[Any] = frozenset()
     form = prediction or NormalForm(empty, empty, empty, empty, (), (), empty, empty, None)
@@ -316,10 +303,6 @@ def without_masks(sql: str, schema: Schema) -> str:
 
     Alone, or as a text (`"value"`, `'%value%'`). Where FROM has a column of that name it means the
     column, though the official script puts 1 there too, as within other names and texts.
-
-    Args:
-        sql: The prediction.
-        schema: Whose tables FROM means.
     """
     if MASK not in sql:
         return sql

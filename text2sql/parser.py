@@ -69,11 +69,7 @@ class Features:
 
 
 class Featuriser:
-    """Turns questions and schemas into features.
-
-    Args:
-        tokenizer: The encoder's.
-    """
+    """Turns questions and schemas into what the network reads, by the encoder's tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -84,13 +80,13 @@ class Featuriser:
     def __call__(
         self, question: str, schema: Schema, database: Path | None = None, query: str | None = None
     ) -> Features:
-        """Return the features of a question.
+        """Return the features of a question; with a gold query those to train on.
 
         Args:
             question: What is asked.
             schema: Of the database.
             database: The SQLite file whose cells are looked up, or None.
-            query: The gold SQL, to train on.
+            query: The gold SQL.
 
         Raises:
             SqlError: The grammar does not derive the gold query.
@@ -154,14 +150,9 @@ class Featuriser:
         return tuple(tuple(self.vocabulary.read(row, names)) for row in rows)
 
     def redrawn(self, features: Features, shuffle: bool) -> Features:
-        """Return features as training reads them this time.
+        """Return features as training reads them this time: the same choices, other placeholders.
 
-        Args:
-            features: Of an example.
-            shuffle: Tables and columns are read in another order, which means nothing.
-
-        Returns:
-            The same choices, with other placeholders; see `Vocabulary.names`.
+        With `shuffle`, tables and columns are read in another order, which means nothing.
         """
         rows, nodes = features.rows, features.nodes
         if shuffle:
@@ -446,10 +437,10 @@ class ParserNetwork(nn.Module):
 
     @torch.no_grad()
     def parse(self, batch: Batch, beam: int = 1) -> list[list[Parse]]:
-        """Return the best derivations of each example, best first.
+        """Return the best derivations of each example, best first; gold queries are not looked at.
 
         Args:
-            batch: The examples; their gold queries are not looked at.
+            batch: The examples.
             beam: Derivations that are kept at every step; 1 is greedy.
         """
         memory = self.encode(batch)
@@ -499,14 +490,7 @@ class ParserNetwork(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Parse:
-    """A query that was decoded.
-
-    Args:
-        query: The tree.
-        score: Its log-likelihood in nats.
-        choices: That lead to it.
-        slots: What could be chosen each time.
-    """
+    """A query that was decoded, its log-likelihood in nats, and the choices that lead to it."""
 
     query: Query
     score: float

@@ -30,12 +30,7 @@ Scored = tuple[str, float]
 
 
 class Parser:
-    """Reads questions and writes SQL.
-
-    Args:
-        featuriser: Turns questions into what the network reads.
-        network: Scores derivations; it is as it was after each use.
-    """
+    """Reads questions and writes SQL; the network's mode is afterwards what it was."""
 
     def __init__(self, featuriser: Featuriser, network: ParserNetwork) -> None:
         self.featuriser, self.network = featuriser, network
@@ -60,12 +55,7 @@ class Parser:
 
     @torch.no_grad()
     def ranked(self, features: Sequence[Features], beam: int) -> list[list[Scored]]:
-        """Return the best SQL of each question, best first.
-
-        Args:
-            features: Of the questions; gold derivations are not looked at.
-            beam: Derivations kept at every step.
-        """
+        """Return the best SQL of each question, best first; gold derivations are not looked at."""
         found: list[list[Scored]] = [[] for _ in features]
         with self._evaluating():
             for group, batch in batches(features, self.device):

@@ -87,12 +87,7 @@ def _tables_near(gold: Path, folders: Sequence[Path]) -> Path | None:
 
 
 def notes(scores: Scores, source: Path | None) -> list[str]:
-    """Return what else there is to say of scores: where keys come from, and odd turns.
-
-    Args:
-        scores: Of `score_files`.
-        source: The tables.json that was read, if one was.
-    """
+    """Return what else there is to say of scores: where keys come from, and odd turns."""
     verdicts = scores.verdicts
     said = [f"foreign keys: {source or 'the SQLite files'}"]
     if scores.executed:
@@ -117,13 +112,7 @@ def notes(scores: Scores, source: Path | None) -> list[str]:
 
 
 def show_scores(scores: Scores, title: str, console: Console) -> None:
-    """Print match by turn and by hardness.
-
-    Args:
-        scores: Of all turns.
-        title: What was scored.
-        console: Where to.
-    """
+    """Print match by turn and by hardness."""
     kinds = ("exact", "execution") if scores.executed else ("exact",)
     metrics = scores.metrics()
     interactions = len({verdict.interaction for verdict in scores.verdicts})
@@ -149,12 +138,7 @@ def show_scores(scores: Scores, title: str, console: Console) -> None:
 
 
 def show_readings(verdicts: Mapping[str, Sequence[Verdict]], console: Console) -> None:
-    """Print the readings side by side: question and interaction match, by turn and by hardness.
-
-    Args:
-        verdicts: By reading.
-        console: Where to.
-    """
+    """Print the readings side by side: question and interaction match, by turn and by hardness."""
     scores = {reading: Scores(tuple(v)) for reading, v in verdicts.items() if v}
     executed = all(s.executed for s in scores.values())
     kinds = ("exact", "execution") if executed else ("exact",)
@@ -184,12 +168,9 @@ def show_readings(verdicts: Mapping[str, Sequence[Verdict]], console: Console) -
 def sample_row(
     example: Example, question: str, verdicts: Mapping[str, Verdict | None]
 ) -> dict[str, Any]:
-    """Return a turn as a row of samples: what was said, read and written, and what is right.
+    """Return a turn as a row of samples: what was said, rewritten and parsed, and what is right.
 
-    Args:
-        example: The turn.
-        question: Its rewrite.
-        verdicts: By reading, that of the rewritten one among them; None where there was none.
+    A reading without a verdict is None; the rewritten one has one.
     """
     written = verdicts["rewritten"]
     assert written is not None, "every turn is rewritten"

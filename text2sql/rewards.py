@@ -104,12 +104,8 @@ def database_share(text: str, schema: Schema, database: Path | None = None) -> f
 def naturalness(share: float, natural: float) -> float:
     """How near a share of database words is to that of questions people ask, at most 1.
 
-    Rises to 1 at the natural share and falls at the same rate beyond it: the paper's reward for
-    each such word would be farmed by listing columns, whose share is 1 [D].
-
-    Args:
-        share: Of a text.
-        natural: Of complete questions, above 0.
+    Rises to 1 at the natural share, above 0, and falls at the same rate beyond it: the paper's
+    reward for each such word would be farmed by listing columns, whose share is 1 [D].
     """
     return 1 - abs(share - natural) / natural
 
@@ -130,14 +126,11 @@ class Fluency(Protocol):
 
 
 class TrigramModel:
-    """A language model that counts: interpolated trigrams of words, fitted on questions [D].
+    """A language model that counts: interpolated trigrams of words of complete questions [D].
 
     P(w | u v) is the sum of the relative frequencies after two, one and no words, with weights 0.6,
     0.25 and 0.1, and 0.05 over a vocabulary of which unseen words are one. Small, exact, and
     nothing is downloaded; `PretrainedFluency` takes any causal language model instead.
-
-    Args:
-        texts: Complete questions.
     """
 
     WEIGHTS = (0.1, 0.25, 0.6)
@@ -176,9 +169,6 @@ class TrigramModel:
 
 class PretrainedFluency:
     """A frozen causal language model of Hugging Face.
-
-    Args:
-        name: A folder or hub id.
 
     Raises:
         ValueError: There is no such model.

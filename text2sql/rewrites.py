@@ -22,13 +22,9 @@ Dialogues = Mapping[int, Sequence[Example]]
 def hypotheses(
     rewriter: Rewriter, examples: Sequence[Example], beam: int, schema_words: bool = False
 ) -> dict[Example, list[str]]:
-    """Return the best rewrites of later turns, best first.
+    """Return the best rewrites of turns with a history, `beam` for each, best first.
 
-    Args:
-        rewriter: Writes them.
-        examples: Turns with a history; their rewrites and queries are not read.
-        beam: How many for each.
-        schema_words: Whether names of tables and columns are read too.
+    Rewrites and queries of the turns are not read.
     """
     # Longest first, so that texts of a batch are about as long; their order changes nothing.
     later = sorted(examples, key=lambda e: sum(map(len, (*e.history, e.utterance))), reverse=True)
@@ -46,12 +42,8 @@ def most_faithful(example: Example, texts: Sequence[str]) -> str:
     People who rewrite leave out names of columns now and then (in SParC in a tenth of the turns),
     and values hardly ever. A text that loses a value counts therefore for nothing, and neither does
     one that loses a name if the turn names a table and has no pronoun, so that it may well stand
-    alone. Of the others the first counts that loses the fewest names; one that only has words
-    of the turn in other forms says nothing new [D].
-
-    Args:
-        example: The turn.
-        texts: Rewrites of it, best first; at least one.
+    alone. Of the others, best first, the first counts that loses the fewest names; one that only
+    has words of the turn in other forms says nothing new [D].
     """
     if example.schema is None:
         return texts[0]
@@ -112,12 +104,9 @@ def best_understood(
 
 
 def write_dialogues(dialogues: Dialogues, chosen: Mapping[Example, str], file: Path) -> None:
-    """Write dialogues in SParC's layout; the file is whole or not there.
+    """Write `whole_dialogues` in SParC's layout; the file is whole or not there.
 
-    Args:
-        dialogues: Of `whole_dialogues`.
-        chosen: Rewrites of turns that have none; first turns are their own.
-        file: In a folder that is there.
+    Turns have their own rewrites or those that were chosen; first turns are their own.
     """
     written = [
         {

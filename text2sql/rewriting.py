@@ -169,11 +169,9 @@ class Rewriter(nn.Module, ABC):
     def features(
         self, sources: Sequence[Source], names: Sequence[Mapping[int, int]] | None = None
     ) -> Features:
-        """Tokenise sources as `[CLS] oldest turn [SEP] ... [SEP] text [SEP] hints [SEP]`.
+        """Tokenise B sources as `[CLS] oldest turn [SEP] ... [SEP] text [SEP] hints [SEP]`.
 
-        Args:
-            sources: B.
-            names: Their placeholders; None: as `names` gives them.
+        Placeholders are those of `names`, where none are given.
         """
         rows = [self._row(source) for source in sources]
         longest = max(len(row) for row in rows)
@@ -299,16 +297,7 @@ class Rewriter(nn.Module, ABC):
     def generate(
         self, sources: Sequence[Source], beam: int = 1, length_penalty: float = 1.0
     ) -> list[list[Hypothesis]]:
-        """Write texts by beam search; no gradient, dropout off.
-
-        Args:
-            sources: B.
-            beam: K.
-            length_penalty: See `beam_search`.
-
-        Returns:
-            K hypotheses for every source, best first.
-        """
+        """Write K texts for each of B sources by beam search, best first; dropout off."""
 
         def search(advance: Advance) -> tuple[Tensor, Tensor]:
             return beam_search(
@@ -333,14 +322,7 @@ class Rewriter(nn.Module, ABC):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> list[list[Hypothesis]]:
-        """Draw texts; dropout off.
-
-        Args:
-            sources: B.
-            samples: K for each of them.
-            temperature: See `draw_samples`.
-            generator: See `draw_samples`.
-        """
+        """Draw K texts for each of B sources, see `draw_samples`; dropout off."""
 
         def search(advance: Advance) -> tuple[Tensor, Tensor]:
             tokens, scores = draw_samples(

@@ -146,14 +146,10 @@ class Schema:
     def keys_between(self, here: int, there: int) -> dict[int, Key]:
         """Return the foreign keys that join two tables, in either direction.
 
-        Args:
-            here: A table.
-            there: Another one.
-
         Returns:
             Pairs of columns, of `here` and of `there`, by the column that tells the key from the
-            others: of a source and a destination airport the column with the airport. Empty where
-            no key joins the two.
+                others: of a source and a destination airport the column with the airport. Empty
+                where no key joins the two.
         """
         return self._joins.get((here, there), {})
 
@@ -210,12 +206,9 @@ class Schema:
         Starts at the lowest table and takes the nearest missing one at each step; equal distances
         are decided by index.
 
-        Args:
-            tables: Indices of at least one table.
-
         Returns:
             One pair for each table beyond the first, each (a table that is there already, the one
-            that is added), in joining order; None if no keys connect them.
+                that is added), in joining order; None if no keys connect them.
         """
         reached = {min(tables)}
         path: list[tuple[int, int]] = []
@@ -242,13 +235,10 @@ class Schema:
 
     @classmethod
     def from_sqlite(cls, path: str | Path, seconds: float = 10.0) -> Schema:
-        """Read the schema of a SQLite file; nothing is written.
+        """Read the schema of a SQLite file, whose stem becomes `db_id`; nothing is written.
 
         A virtual table whose module this SQLite lacks is left out, with a warning that names it.
-
-        Args:
-            path: The file; its stem becomes `db_id`.
-            seconds: What each part may take; another program's lock is waited for as long.
+        Each part may take so many seconds, and another program's lock is waited for as long.
 
         Raises:
             ValueError: There is no such file, or it is no SQLite database.
@@ -305,11 +295,7 @@ class Schema:
 
     @classmethod
     def from_entry(cls, entry: Any, where: str = "entry") -> Schema:
-        """Read one entry of a tables.json (Spider, arXiv 1809.08887).
-
-        Args:
-            entry: The decoded entry.
-            where: What errors call it.
+        """Read an entry of a tables.json (Spider, arXiv 1809.08887), which errors call `where`.
 
         Raises:
             ValueError: A field is missing or of the wrong form; names it.
@@ -393,14 +379,11 @@ class Schema:
 
 
 def read_tables(path: str | Path) -> dict[str, Schema]:
-    """Read a tables.json: every schema by its `db_id`.
-
-    Args:
-        path: The file, a list of entries in Spider's layout.
+    """Read a tables.json, a list of entries in Spider's layout: every schema by its `db_id`.
 
     Raises:
-        ValueError: There is no such file, it is not JSON, or an entry is malformed; names the
-            file, the entry and the field.
+        ValueError: There is no such file, it is not JSON, or an entry is malformed; names the file,
+            the entry and the field.
     """
     schemas: dict[str, Schema] = {}
     for position, entry in enumerate(read_list(path, "schemas, one a database")):
@@ -412,11 +395,7 @@ def read_tables(path: str | Path) -> dict[str, Schema]:
 
 
 def read_list(path: str | Path, what: str) -> list[Any]:
-    """Read a JSON file that must hold a list.
-
-    Args:
-        path: The file.
-        what: What it is a list of, for messages.
+    """Read a JSON file that must hold a list; `what` says in messages of what.
 
     Raises:
         ValueError: There is no such file, it is not JSON, or it is no list; names the file.

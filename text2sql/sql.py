@@ -63,13 +63,7 @@ class ColumnUnit:
 
 @dataclass(frozen=True, slots=True)
 class ValueUnit:
-    """A column unit, or two that arithmetic joins.
-
-    Args:
-        left: The first.
-        operator: One of ARITHMETIC, or "".
-        right: The second; None without operator.
-    """
+    """A column unit, or two joined by one of ARITHMETIC; else `operator` is "", `right` None."""
 
     left: ColumnUnit
     operator: str = ""
@@ -78,12 +72,7 @@ class ValueUnit:
 
 @dataclass(frozen=True, slots=True)
 class SelectItem:
-    """What a column of the result holds.
-
-    Args:
-        value: The unit.
-        aggregate: Around it: one of AGGREGATES, or "".
-    """
+    """What a column of the result holds, under one of AGGREGATES or ""."""
 
     value: ValueUnit
     aggregate: str = ""
@@ -178,9 +167,6 @@ _QUOTED = re.compile('"[^"]*"')
 
 def tokenise(text: str) -> list[str]:
     """Split a text into the benchmarks' tokens: lower case, but for quoted texts (with quotes).
-
-    Args:
-        text: Any text.
 
     Raises:
         SqlError: Its quotes are odd in number.
@@ -490,10 +476,6 @@ def to_sql(query: Query, schema: Schema) -> str:
     Several tables get the aliases T1, T2, ..., each number once in the whole text, because the
     benchmarks' aliases hold everywhere. Names with other signs than letters, digits and `_` are
     quoted; the benchmarks' language has no such names, so that `parse` does not read them.
-
-    Args:
-        query: The tree.
-        schema: Its names.
 
     Raises:
         SqlError: A column's table is in no FROM around it.
