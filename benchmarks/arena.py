@@ -38,15 +38,12 @@ Key = TypeVar("Key", bound=Hashable)
 def interleaved(
     arms: Mapping[Key, Callable[[], float]], rounds: int, until: float | None = None
 ) -> dict[Key, list[float]]:
-    """Let arms take turns.
+    """Let arms take turns; return the seconds of each turn.
 
     Args:
         arms: What each does once; it returns its seconds.
         rounds: How often each has its turn.
         until: A value of `perf_counter` after which no round begins, but for the first.
-
-    Returns:
-        The seconds of each turn.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in arms}
     for number in range(rounds):

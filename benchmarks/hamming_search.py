@@ -44,14 +44,8 @@ ARMS = {
 def build(items: int, bits: int, queries: int, folder: Path) -> dict[str, Any]:
     """Draw sign codes, pack them, and save them as a store and as an index of faiss.
 
-    Args:
-        items: How many codes.
-        bits: Of each.
-        queries: How many codes to search by, half of them near to an item.
-        folder: Gets `store/`, `faiss.index`, `codes.npy` and `queries.npy`.
-
-    Returns:
-        Seconds and bytes of each.
+    Half of the queries are near to an item. The folder gets `store/`, `faiss.index`, `codes.npy`
+    and `queries.npy`. Returns seconds and bytes of each.
     """
     draw = np.random.default_rng(0)
     signs = np.empty((items, bits), dtype=np.int8)
@@ -86,12 +80,7 @@ def build(items: int, bits: int, queries: int, folder: Path) -> dict[str, Any]:
 
 @cache
 def open_arm(arm: str, folder: Path) -> Callable[[Any, int], Hits]:
-    """Load what an arm searches, once in a process; returns its search.
-
-    Args:
-        arm: A key of `ARMS`.
-        folder: Of `build`.
-    """
+    """Load what one of `ARMS` searches, once in a process; returns its search."""
     if arm == "store":
         store = CodeStore.load(folder / "store")
         return lambda queries, top: nearest(queries, store.packed, top, "faiss")
@@ -160,17 +149,9 @@ def run_arms(folder: Path, top: int, rounds: int) -> dict[str, dict[str, Any]]:
 def measure(
     items: int = 10_000_000, bits: int = 64, queries: int = 1_000, top: int = 100, rounds: int = 3
 ) -> dict[str, Any]:
-    """Build, save, load and search, our store and faiss in turn.
+    """Build, save, load and search so many codes, our store and faiss in turn.
 
-    Args:
-        items: Codes in the store.
-        bits: Of a code.
-        queries: Codes to search by.
-        top: Nearest items of each.
-        rounds: Searches of each arm.
-
-    Returns:
-        `search_ratio_to_faiss`, `memory_ratio_to_faiss` and the figures of each arm.
+    Returns `search_ratio_to_faiss`, `memory_ratio_to_faiss` and the figures of each arm.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -207,15 +188,8 @@ def mean_average_precisions(
 ) -> dict[str, Any]:
     """Score codes that say something of their labels, both directions in turn.
 
-    Args:
-        items: In the database.
-        queries: That ask.
-        bits: Of a code.
-        classes: Labels; an item has each with probability 0.15, and one at least.
-        rounds: Of which the median time is taken.
-
-    Returns:
-        `seconds` of both directions, `peak_bytes` of this process, and mAP as `i2t` and `t2i`.
+    An item has each label with probability 0.15, and one at least. Returns the median `seconds` of
+    both directions, `peak_bytes` of this process, and mAP as `i2t` and `t2i`.
     """
     draw = torch.Generator().manual_seed(0)
     labels = (torch.rand(items + queries, classes, generator=draw) < 0.15).to(torch.uint8)

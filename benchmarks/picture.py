@@ -34,9 +34,7 @@ def read(folder: Path) -> list[Run]:
 def over_flops(run: Run, dense_step: float) -> list[tuple[float, float]]:
     """Return the FLOPs spent in the blocks until each validation, with its loss.
 
-    Args:
-        run: The run.
-        dense_step: FLOPs of the blocks in a dense step.
+    In `dense_step` are the FLOPs of the blocks in a dense step.
     """
     saved = {0: 0.0}
     for method in run.ledgers:
@@ -77,9 +75,7 @@ def table(arms: dict[str, list[Run]], ledger: Ledger) -> list[tuple[str, str]]:
 def draw(arms: dict[str, list[Run]], path: Path) -> None:
     """Draw the validation losses over the FLOPs, and the final table beside them.
 
-    Args:
-        arms: Runs by the name of their arm; the first arm has a ledger.
-        path: An SVG or PNG file.
+    The first arm has a ledger; the path is that of an SVG or PNG file.
     """
     import matplotlib as mpl
 

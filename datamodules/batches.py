@@ -27,13 +27,7 @@ def permute(positions: Rows, count: int, seed: int, epoch: int) -> Rows:
     A Feistel network on pairs (position // b, position % b) permutes all a * b of them, as a
     function of (seed, epoch) alone; a and b are near the root of count, so that hardly any number
     falls outside of count, and one that does is sent through again (cycle walking). Memory and time
-    are those of `positions`, whatever the count.
-
-    Args:
-        positions: Numbers in [0, count).
-        count: The number of blocks, from 1 to 2^62.
-        seed: At least 0.
-        epoch: At least 0.
+    are those of `positions`, whatever the count, from 1 to 2^62.
     """
     b = np.uint64(math.isqrt(count - 1) + 1)
     a = np.uint64(-(-count // int(b)))
@@ -64,17 +58,10 @@ def train_batch(
 ) -> Rows:
     """Return the blocks that one rank reads for the `number`-th batch of a run, counted from 0.
 
-    Each epoch is another permutation; what does not fill a batch on all ranks at its end is left
-    out. The ranks' shares, one after the other, are the batch that one process of batch size
-    `batch_size * world_size` would read.
-
-    Args:
-        number: At least 0; runs on over the epochs.
-        count: The number of blocks, at least batch_size * world_size.
-        batch_size: Blocks on each rank.
-        seed: At least 0.
-        rank: In [0, world_size).
-        world_size: The number of processes that train together.
+    Numbers run on over the epochs. Each epoch is another permutation of the `count` blocks, at
+    least batch_size * world_size; what does not fill a batch on all ranks at its end is left out.
+    The ranks' shares, one after the other, are the batch that one process of batch size `batch_size
+    * world_size` would read.
     """
     epoch, batch = divmod(number, count // (batch_size * world_size))
     start = (batch * world_size + rank) * batch_size

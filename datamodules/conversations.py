@@ -236,14 +236,6 @@ def chat_template(named: str | None) -> str | None:
 
 
 def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = None) -> None:
-    """Refuse settings that cannot work together, before anything heavy is imported or computed.
-
-    Args:
-        settings: The datamodule's config node or arguments; absent ones keep their defaults.
-        dimensions: Not used: the sizes of a model, which other checks take.
-
-    Raises:
-        ValueError: Names the full config key, what is wrong with it and what is allowed.
-    """
+    """Refuse settings that cannot work together: see `text_sources.check`."""
     check_sources({"source": "arithmetic", **settings}, FILE_SOURCES, KEYS)
     chat_template(settings.get("chat_template"))

@@ -76,15 +76,9 @@ def split(
 ) -> dict[str, Rows]:
     """Return the rows of `query`, `validation` and `retrieval` items, each item in one of them.
 
-    Queries are the published ones where there is a published split, else drawn. Validation items
-    are drawn from the rest. What remains is the retrieval part: the items that are learned from and
-    searched.
-
-    Args:
-        items: All of them.
-        queries: How many, or which share, where no split is published.
-        validation: Share of the rest.
-        seed: Of what is drawn.
+    Queries are the published ones where there is a published split, else drawn: so many, or such a
+    share. Validation items are a share of the rest. What remains is the retrieval part: the items
+    that are learned from and searched.
 
     Raises:
         ValueError: A part would be empty.
@@ -114,10 +108,7 @@ def split(
 class Pairs(Dataset[Batch]):
     """A part of the items; `__getitem__` is the one place where their images and texts are read.
 
-    Args:
-        items: All items.
-        rows: Those of this part.
-        moments: For `image` and `text`, where standardised, mean and standard deviation.
+    Moments are mean and standard deviation of `image` and `text`, where these are standardised.
     """
 
     def __init__(
@@ -217,11 +208,7 @@ class CrossModalDataModule(pl.LightningDataModule):
         self._training: BatchLoader | None = None
 
     def setup(self, stage: str) -> None:
-        """Read the items once, and split them.
-
-        Args:
-            stage: "fit", "validate" or "test"; each needs the same.
-        """
+        """Read the items once, and split them; each stage needs the same."""
         if self.items is not None:
             return
         settings = self.settings
@@ -393,11 +380,6 @@ class CrossModalDataModule(pl.LightningDataModule):
         return self.in_order("query")
 
     def in_order(self, part: str, rows: Rows | None = None) -> BatchLoader:
-        """Return a loader of a part's items in their order.
-
-        Args:
-            part: `retrieval`, `validation` or `query`.
-            rows: Of these items only.
-        """
+        """Return a loader of a part's items, or of some of its rows, in their order."""
         pairs = self.parts[part]
         return in_order(pairs, range(len(pairs)) if rows is None else rows, READ_AT_ONCE)

@@ -61,12 +61,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def check(settings: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
-    """Refuse settings that cannot work together; reads no data.
-
-    Args:
-        settings: The config node or the arguments of the datamodule; absent ones keep their
-            defaults.
-        sizes: Of a language model; not used.
+    """Refuse settings that cannot work together; reads no data. Sizes of a model are not used.
 
     Raises:
         ValueError: Names the config key, what is wrong with it and what is allowed.

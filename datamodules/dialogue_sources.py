@@ -211,11 +211,9 @@ def _passage(entry: _Entry, skipped: Counter[str]) -> Interaction | None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a layout is known and read.
+    """The fields that every entry of a layout has, and how one is read.
 
-    Args:
-        fields: Those that every entry has.
-        read: Reads an entry; returns None, and counts, if there is nothing to be had from it.
+    Reading returns None, and counts, if there is nothing to be had from an entry.
     """
 
     fields: tuple[str, ...]
@@ -252,10 +250,7 @@ def _recognise(entry: Any, where: str) -> tuple[str, _Layout]:
 def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = None) -> None:
     """Refuse settings that cannot work together, before anything is read.
 
-    Args:
-        settings: The config node or the arguments of the datamodule; absent ones keep their
-            defaults.
-        dimensions: Not used: the sizes of a model, which other checks take.
+    Absent settings keep their defaults; `dimensions`, of a model, are not used.
 
     Raises:
         ValueError: Names the config key, what is wrong with it and what is allowed.

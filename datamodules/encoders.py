@@ -105,13 +105,7 @@ class EfficientNetLite0:
 
 
 class _Transformers:
-    """A pretrained model of transformers, in eval mode.
-
-    Args:
-        name: A folder or hub id.
-        key: For messages.
-        processor: The class that prepares its input.
-    """
+    """A pretrained model of transformers, in eval mode, and the class that prepares its input."""
 
     def __init__(self, name: str, key: str, processor: Any) -> None:
         from transformers import AutoModel
@@ -135,11 +129,7 @@ class _Transformers:
 
 
 class TransformersImages(_Transformers):
-    """Image features of a transformers model: CLIP's projection, else what it pools.
-
-    Args:
-        name: A folder or hub id.
-    """
+    """Image features of a transformers model: CLIP's projection, else what it pools."""
 
     def __init__(self, name: str) -> None:
         from transformers import AutoImageProcessor
@@ -163,10 +153,6 @@ class TransformersTexts(_Transformers):
     """Text features of a transformers model: CLIP's projection, else the mean over the tokens.
 
     Means have length 1, as sentence encoders such as MiniLM (arXiv 2002.10957) are trained.
-
-    Args:
-        name: A folder or hub id.
-        key: For messages.
     """
 
     def __init__(self, name: str, key: str | None = None) -> None:

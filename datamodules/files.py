@@ -66,11 +66,8 @@ def find_files(patterns: str | list[str] | None, key: str) -> list[Path]:
 def find_parts(settings: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, list[Path]]:
     """Return the files that each of the keys names; those of the last key without all others.
 
-    Whatever path leads to a file, it is not trained on if it is held out.
-
-    Args:
-        settings: The datamodule's arguments.
-        keys: Of held-out files, then that of the training files.
+    The keys before the last one are of held-out files: whatever path leads to one of these, it is
+    not trained on.
 
     Raises:
         ValueError: As `find_files`.
@@ -137,14 +134,9 @@ def no_utf8(where: str, head: bytes, error: UnicodeDecodeError, byte: int) -> Va
 def jsonl_rows(file: Path, where: str, example: str) -> Iterator[tuple[str, Any]]:
     """Read a file of JSON lines: yields where each object stands, for messages, and the object.
 
-    Args:
-        file: The file, which may be compressed; empty lines are passed over.
-        where: What messages call it.
-        example: What a line should look like, for messages.
-
-    Yields:
-        Place and object. In place of an object that is not JSON, or has a key twice, stands a
-        `ValueError` that says so, with file and line: the caller decides.
+    The file may be compressed; empty lines are passed over. In place of an object that is not JSON,
+    or has a key twice, stands a `ValueError` that says so, with file and line: the caller decides.
+    It shows an example of a line.
 
     Raises:
         ValueError: The file is not UTF-8 or cannot be read.

@@ -73,12 +73,9 @@ FORMAT = 1  # of the cache: raise it when the same text and settings are to give
 
 
 class Blocks(Dataset[Batch]):
-    """A token file as blocks of equal length, read through a memory map; the rest is left out.
+    """A file of tokens, end to end, as blocks of equal length, through a memory map.
 
-    Args:
-        file: Tokens end to end.
-        dtype: Their type, "uint16" or "uint32".
-        context_length: Tokens in a block.
+    What does not fill a block is left out.
     """
 
     def __init__(self, file: Path, dtype: str, context_length: int) -> None:
@@ -259,8 +256,7 @@ class LanguageModelingDataModule(OrderedDataModule):
     def setup(self, stage: str) -> None:
         """Open the cache, and refuse text that does not fill one batch of each part.
 
-        Args:
-            stage: "fit", "validate" or "test"; each needs the same.
+        Each stage needs the same.
         """
         rank, world_size = self.place
         if self.old_domain is not None:
@@ -419,9 +415,7 @@ class LanguageModelingDataModule(OrderedDataModule):
     def prompts(self, count: int, test: bool = False) -> list[Prompt]:
         """Beginnings of held-out blocks, and how they go on, for samples of what a model writes.
 
-        Args:
-            count: How many at most.
-            test: Of the test part, where there is one of its own.
+        They are of the test part, if asked for, where there is one of its own.
         """
         blocks = self.blocks["val"]
         numbers = np.arange(min(count, len(blocks)))

@@ -312,11 +312,7 @@ class MultiTurnSql(OrderedDataModule):
         self._parts: dict[Part, Examples] = {}
 
     def setup(self, stage: str) -> None:
-        """Read or make the dialogues once, and part them.
-
-        Args:
-            stage: "fit", "validate" or "test"; each needs the same.
-        """
+        """Read or make the dialogues once, and part them; each stage needs the same."""
         if self._parts:
             return
         settings, dropped = self.settings, self.dropped
@@ -412,11 +408,7 @@ class MultiTurnSql(OrderedDataModule):
         }
 
     def examples(self, split: Part) -> list[Example]:
-        """Return the examples of a part, in the order of its files.
-
-        Args:
-            split: "train", "val" or "test".
-        """
+        """Return the examples of a part, in the order of its files."""
         return list(self._parts[split].all)
 
     def describe(self) -> dict[str, Any]:

@@ -22,13 +22,7 @@ WINDOW = 32  # batches whose samples are sorted by length together
 
 
 class Samples:
-    """Conversations of one part of the cache, through memory maps.
-
-    Args:
-        folder: The cache folder.
-        part: `train`, `val` or `test`.
-        dtype: Of the tokens.
-    """
+    """Conversations of one part of a cache folder, through memory maps; `dtype` is the tokens'."""
 
     def __init__(self, folder: Path, part: str, dtype: str) -> None:
         self.ends = np.fromfile(folder / f"{part}.ends.bin", dtype=np.int64)
@@ -52,14 +46,9 @@ class Samples:
 
 
 def pack(lengths: Rows, capacity: int) -> list[Rows]:
-    """Put samples into as few blocks as best-fit decreasing finds.
+    """Put samples of these lengths into as few blocks as best-fit decreasing finds.
 
-    Args:
-        lengths: Of the samples, each at most `capacity`.
-        capacity: Tokens of a block.
-
-    Returns:
-        The samples of each block.
+    No length is above the capacity, the tokens of a block. Returns the samples of each block.
     """
     blocks: list[list[int]] = []
     with_room: dict[int, list[int]] = {}  # blocks by the room that is left
@@ -86,13 +75,8 @@ def pack(lengths: Rows, capacity: int) -> list[Rows]:
 class PackedBlocks(Dataset[Batch]):
     """Blocks of several conversations each, none of which sees another.
 
-    Positions begin anew with each conversation, by which transformers knows them apart.
-
-    Args:
-        samples: The conversations.
-        kept: Those that are read.
-        context_length: T, tokens of a block.
-        filler: The token that fills the room that is left.
+    Positions begin anew with each conversation, by which transformers knows them apart. A filler
+    token fills the room that is left.
     """
 
     def __init__(self, samples: Samples, kept: Rows, context_length: int, filler: int) -> None:
@@ -126,13 +110,7 @@ class PackedBlocks(Dataset[Batch]):
 
 
 class PaddedSamples(Dataset[Batch]):
-    """One conversation a row, padded to the longest of its batch.
-
-    Args:
-        samples: The conversations.
-        kept: Those that are read, in the order of their numbers here.
-        filler: The token that stands where nothing is.
-    """
+    """One conversation a row, in the order of `kept`, padded to the longest of its batch."""
 
     def __init__(self, samples: Samples, kept: Rows, filler: int) -> None:
         self.samples, self.kept, self.filler = samples, kept, filler
@@ -164,15 +142,8 @@ def grouped_batch(
     """Return the samples that one rank reads for the `number`-th batch of a run: of similar length.
 
     Each epoch is another permutation, cut into windows of `WINDOW` batches; a window's samples are
-    sorted by length, and its batches come in random order. A function of (seed, number) alone.
-
-    Args:
-        number: At least 0; runs on over the epochs.
-        lengths: Of all samples, at least batch_size * world_size.
-        batch_size: Samples on each rank.
-        seed: At least 0.
-        rank: In [0, world_size).
-        world_size: The number of processes that train together.
+    sorted by length, and its batches come in random order. A function of (seed, number) alone; see
+    `train_batch`.
     """
     step = batch_size * world_size
     per_epoch = len(lengths) // step

@@ -39,14 +39,7 @@ TABLES = ("pairs.tsv", "pairs.csv", "pairs.jsonl")
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of the source.
-
-    Args:
-        where: For messages: the table and line, or the picture's file.
-        file: The picture.
-        labels: Names of its classes.
-        text: Its text.
-    """
+    """One row of the source; `where` is for messages: the table and line, or the picture's file."""
 
     where: str
     file: Path
@@ -168,12 +161,7 @@ def _items(pairs: Sequence[Pair], folder: Path, skipped: Counter[str]) -> CrossM
 def encode_query(
     query: str, image_encoder: str = EFFICIENTNET, text_encoder: str = MINILM
 ) -> tuple[Literal["image", "text"], NDArray[np.float32]]:
-    """Turn a query into features, as `encode_folder` makes them.
-
-    Args:
-        query: Words, or the path of a picture.
-        image_encoder: As in `encode_folder`.
-        text_encoder: As in `encode_folder`.
+    """Turn words, or the path of a picture, into features, as `encode_folder` makes them.
 
     Returns:
         `text` or `image`, and float32 (1, features).
@@ -232,10 +220,6 @@ def _message(pair: Pair, problem: str) -> str:
 
 def read_pairs(path: str, table: str | None = None) -> list[Pair]:
     """List a folder's pairs, in the table's order or by the pictures' paths; reads no picture.
-
-    Args:
-        path: As in `encode_folder`.
-        table: As in `encode_folder`.
 
     Raises:
         ValueError: The folder or the table is absent, or a row of it is not of the right form.

@@ -64,12 +64,9 @@ def read_picture(file: str | Path) -> Image.Image:
 
 
 def byte_scale(lowest: float, highest: float, bytes_already: bool = False) -> int:
-    """Return by what pixels are multiplied so that white is 255: 255 or 1.
+    """Return by what pixels that belong together are multiplied so that white is 255: 255 or 1.
 
-    Args:
-        lowest: Of all pixels that belong together.
-        highest: Likewise.
-        bytes_already: Whether their type is uint8, so that dark ones are meant.
+    Dark ones are meant where their type is that of bytes.
 
     Raises:
         ValueError: They lie neither in 0..1 nor in 0..255.

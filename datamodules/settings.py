@@ -31,11 +31,7 @@ class TokenizerSettings(TypedDict, total=False):
 
 
 def arguments(owner: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a data module by name.
-
-    Args:
-        owner: The class whose constructor was called.
-        given: The constructor's `locals()`.
+    """Return the arguments of a data module, from its constructor's `locals()`.
 
     Raises:
         ValueError: One is not what its annotation allows; names the config key.

@@ -60,12 +60,9 @@ class OldDomain(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of text on the training or the validation side.
+    """A stretch of text, of a character at least, on the training or the validation side.
 
-    Args:
-        text: At least one character.
-        ends_document: Whether an end-of-text token belongs after it.
-        held_out: Whether it belongs to the validation part.
+    Where it ends a document, an end-of-text token belongs after it.
     """
 
     text: str
@@ -272,9 +269,7 @@ def _texts(name: str, node: Mapping[str, Any], streaming: bool) -> Any:
 def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = None) -> None:
     """Refuse settings that cannot work together, before anything heavy is imported or computed.
 
-    Args:
-        settings: The datamodule's config node or arguments; absent ones keep their defaults.
-        dimensions: Not used: the sizes of a model, which other checks take.
+    Absent settings keep their defaults; `dimensions`, of a model, are not used.
 
     Raises:
         ValueError: Names the full config key, what is wrong with it and what is allowed.
@@ -287,10 +282,7 @@ def check_sources(
 ) -> None:
     """Refuse what cannot work of the settings that texts and conversations share.
 
-    Args:
-        settings: The datamodule's arguments, `source` among them.
-        file_sources: The sources that read files.
-        keys: Of files, held-out ones first.
+    Keys are of files, held-out ones first, which some sources read.
 
     Raises:
         ValueError: Names the full config key, what is wrong with it and what is allowed.

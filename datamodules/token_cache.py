@@ -30,10 +30,7 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on pieces spread evenly over the training text.
 
-    Args:
-        source: The text; its held-out part is not read.
-        vocab_size: Tokens at most, with 256 bytes and the end-of-text token among them.
-        sample_chars: Characters to read at most.
+    It has 256 bytes and the end-of-text token among its tokens, and reads `sample_chars` at most.
     """
     share = sample_chars / source.size if source.size else 1.0
 

@@ -92,11 +92,7 @@ def _splits_alike(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _definition(named: str | None, ask_hub: bool = False) -> Any:
-    """What is in a tokenizer.json; `None` where there is none.
-
-    Args:
-        named: A folder or, if `ask_hub`, a hub id.
-        ask_hub: Whether waiting for the hub is allowed.
+    """What is in a tokenizer.json of a folder or, if the hub may be asked, of a hub id.
 
     Raises:
         ValueError: The file cannot be read.

@@ -529,12 +529,7 @@ DIALOGUE: dict[str, Callable[[_Talk], Step | None]] = {
 
 @dataclass(frozen=True)
 class Conversation:
-    """A dialogue and how it came about.
-
-    Args:
-        interaction: Its turns; each has a rewrite and a query.
-        patterns: OPENING, then the name in DIALOGUE of the pattern of each later turn.
-    """
+    """A dialogue, and its patterns: OPENING, then the name in DIALOGUE of each later turn's."""
 
     interaction: Interaction
     patterns: tuple[str, ...]
@@ -543,13 +538,13 @@ class Conversation:
 def converse(
     world: World, schema: Schema, count: int, seed: int, turns: tuple[int, int] = (2, 5)
 ) -> list[Conversation]:
-    """Make dialogues about one database.
+    """Make dialogues about one database, of 2 to 5 turns; another seed, other dialogues.
 
     Args:
         world: The database.
         schema: Its schema, as read from the SQLite file that `World.script` makes.
         count: How many dialogues.
-        seed: Another seed, other dialogues.
+        seed: Of all that is drawn.
         turns: Least and greatest number of turns.
     """
     draw = random.Random(f"{seed} {world.domain.db_id} dialogues")

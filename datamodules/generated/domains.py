@@ -86,13 +86,7 @@ class Things:
 
 @dataclass(frozen=True)
 class Domain:
-    """What a generated database is about.
-
-    Args:
-        db_id: The database's name.
-        tables: Its tables, parents first.
-        style: How it writes names: yearly_pay, YearlyPay or YEARLY_PAY.
-    """
+    """A generated database: its tables, parents first, and how it writes names (YearlyPay)."""
 
     db_id: str
     tables: tuple[Things, ...]
@@ -141,12 +135,7 @@ Row = dict[str, str | int]
 
 @dataclass(frozen=True)
 class World:
-    """A domain with its rows.
-
-    Args:
-        domain: The domain.
-        rows: By noun. Beside the fields, a row has "id" and, with a parent, "parent".
-    """
+    """A domain with its rows by noun; these have fields, an "id" and, with a parent, "parent"."""
 
     domain: Domain
     rows: Mapping[str, tuple[Row, ...]]
@@ -179,11 +168,7 @@ class World:
 
 
 def make_worlds(seed: int) -> dict[str, World]:
-    """Draw the rows of every domain's database.
-
-    Args:
-        seed: Another seed, other rows; the tables are the same.
-    """
+    """Draw the rows of every domain's database; another seed, other rows in the same tables."""
     return {domain.db_id: _make_world(domain, seed) for domain in domains()}
 
 

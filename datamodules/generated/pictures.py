@@ -142,10 +142,10 @@ def render(
 def encode_query(
     query: str, size: int, label_words_in_captions: bool = False
 ) -> tuple[Literal["image", "text"], NDArray[Any]]:
-    """Turn a query into what `render` gives of an item.
+    """Turn a query into what `render` gives of an item; a picture is scaled to the size.
 
     Args:
-        query: Words, or the path of a picture, which is scaled to the size.
+        query: Words, or the path of a picture.
         size: As in `render`.
         label_words_in_captions: As in `render`.
 

@@ -89,7 +89,7 @@ class Restriction:
 
 @dataclass(frozen=True)
 class Order:
-    """An order of rows, with the words in which it was first said.
+    """An order of rows by a column, with the words in which it was first said.
 
     Args:
         field: The words of the column.
@@ -285,9 +285,7 @@ def say(question: Question, domain: Domain) -> str:
 class QueryWriter:
     """Writes questions about one database as queries.
 
-    Args:
-        domain: The database.
-        schema: Its schema, as read from the SQLite file that `World.script` makes.
+    The schema is as read from the SQLite file that `World.script` makes.
     """
 
     def __init__(self, domain: Domain, schema: Schema) -> None:

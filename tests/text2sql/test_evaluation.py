@@ -168,7 +168,7 @@ def test_spider_and_json_files_are_read(tmp_path: Path, gold: Path) -> None:
     assert [[turn.query for turn in turns] for turns in read_gold(dev)] == [["q1", "q2"], ["q3"]]
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps([["p1", None], ["p3"]]))
-    assert read_predictions(answers, golds) == [["p1", None], ["p3"]]
+    assert read_predictions(answers, read_gold(dev)) == [["p1", None], ["p3"]]
 
 
 _DEV = [
