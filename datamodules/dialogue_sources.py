@@ -68,13 +68,7 @@ def _entries(path: Path) -> list[Any]:
 
 
 class _Entry:
-    """An object of the file, or a turn inside of one, that knows where it stands.
-
-    Args:
-        fields: What the file holds there.
-        where: What errors call it.
-        layout: The file's layout, for errors.
-    """
+    """An object of the file, or a turn inside of one, that knows where it stands."""
 
     def __init__(self, fields: Any, where: str, layout: str) -> None:
         if not isinstance(fields, Mapping):

@@ -141,11 +141,7 @@ def _place(name: str) -> tuple[str, str]:
 def _parts(
     arrays: Sequence[Array], fields: Mapping[str, str], files: str, several: bool
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
-    """Return each part's arrays by field, in the order of rows; and the rows of a split.
-
-    Raises:
-        ValueError: A field is missing or there twice, or parts do not make a split.
-    """
+    """Each part's arrays by field, in the order of rows; and the rows of a split."""
     places = [_place(f"{a.path.stem}/{a.name}" if several else a.name) for a in arrays]
     has_labels = any(_FIELD_OF.get(rest) == "labels" and rest != "y" for _, rest in places)
     exact = {wanted for wanted in fields.values() if any(a.name == wanted for a in arrays)}
@@ -230,15 +226,7 @@ def _check_parts(found: Mapping[str, Mapping[str, Array]], files: str, there: st
 def _rows_of_parts(
     counts: Mapping[str, int], rows: Mapping[str, Array]
 ) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of each part, none twice, in the file's order; nothing without a split.
-
-    Args:
-        counts: Items of each part, in order.
-        rows: Numbers or masks of each part's rows, where `counts` is of one whole.
-
-    Raises:
-        ValueError: Rows are doubled, out of range or of two parts, or may count from 0 or from 1.
-    """
+    """The rows of each part, none twice, in the file's order; nothing without a split."""
     if len(counts) > 1:
         all_rows = np.arange(sum(counts.values()))
         ends = np.cumsum(list(counts.values()))[:-1]

@@ -284,12 +284,7 @@ class LanguageModelingDataModule(OrderedDataModule):
         self._opened_at = rank, world_size
 
     def _refuse_too_little(self, held: Mapping[str, int], of: str = "") -> None:
-        """Refuse text that does not fill one batch of each part.
-
-        Args:
-            held: Blocks of `train` and `val`.
-            of: What is known of the text beside, for the message; empty: the cache's record.
-        """
+        """Refuse text that does not fill one batch of each part; `held` are blocks of `of`."""
         _, world_size = self.place
         limit = self.settings.get("max_tokens")
         for part, needed, mend in (

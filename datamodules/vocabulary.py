@@ -92,11 +92,7 @@ def _splits_alike(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _definition(named: str | None, ask_hub: bool = False) -> Any:
-    """What is in a tokenizer.json of a folder or, if the hub may be asked, of a hub id.
-
-    Raises:
-        ValueError: The file cannot be read.
-    """
+    """What is in a tokenizer.json of a folder or, if the hub may be asked, of a hub id."""
     if named is None:
         return None
     file = Path(named).expanduser() / "tokenizer.json"

@@ -214,18 +214,19 @@ class Conversation:
 
     def _apart(self, question: str) -> None:
         """Say where a question names tables that nothing joins."""
-        component = self.schema.joinable.components
         named = link(question, self.schema).named(self.schema, ("exact",))["tables"]
+        if len(parts := self._parts(named)) > 1:
+            words = " with ".join(parts)
+            self._print(f"No key joins {words}: a query has the one or the other.")
+
+    def _parts(self, names: Sequence[str]) -> list[str]:
+        """Names of tables, those that keys connect in one text."""
         parts: dict[int, list[str]] = {}
-        for name in named:
-            table = self.schema.find_table(name)
-            assert table is not None, "the names are the schema's"
-            parts.setdefault(component[table], []).append(name)
-        if len(parts) > 1:
-            self._print(
-                "No key joins " + " with ".join(", ".join(names) for names in parts.values())
-                + ": a query has the one or the other."
-            )  # fmt: skip
+        for index, table in enumerate(self.schema.tables):
+            if table.name in names:
+                component = self.schema.joinable.components[index]
+                parts.setdefault(component, []).append(table.name)
+        return list(map(", ".join, parts.values()))
 
     # --- what is shown
 
@@ -246,12 +247,8 @@ class Conversation:
         for words, declared in (("keys", True), ("joined by their names", False)):
             if keys := _keys(self.schema, declared):
                 self._print(f"{words}: {', '.join(keys)}")
-        component = self.schema.joinable.components
-        parts: dict[int, list[str]] = {}
-        for index, entry in enumerate(self.schema.tables):
-            parts.setdefault(component[index], []).append(entry.name)
-        if len(parts) > 1:
-            self._print(f"parts that nothing joins: {' | '.join(map(', '.join, parts.values()))}")
+        if len(parts := self._parts([entry.name for entry in self.schema.tables])) > 1:
+            self._print(f"parts that nothing joins: {' | '.join(parts)}")
 
     def _show_why(self) -> None:
         if not self.answers:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Takes the last tokens, (N,), and for each the row of the call before that it goes on from, (N,);
 # returns log-probabilities of the next token, (N, V).
 Advance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Take networks into evaluation mode; afterwards each is in the mode that it was in."""
+    before = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, was_training in zip(networks, before, strict=True):
+            network.train(was_training)
 
 
 def beam_search(

@@ -9,14 +9,14 @@ also learn from them [D].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from text2sql.decoding import evaluating
 from text2sql.dialogue import Example
 from text2sql.rewards import Rewards
 from text2sql.rewriting import Rewriter, Source, to_rewrite, to_simplify
@@ -178,14 +178,14 @@ def _learn(
     parts: dict[str, list[float]] = score([examples[row] for row in rows], texts)
     reconstructed = [back(row, text) for row, text in zip(rows, texts, strict=True)]
     # Dropout off: the policy that is scored is the one that drew.
-    with _dropout_off(model, other):
+    with evaluating(model, other):
         found, lengths = other.log_prob(*zip(*reconstructed, strict=True))
         log_probs, own_lengths = model.log_prob(sources, [h.tokens for h in written])
     reached = found / lengths
     if weight:
         parts = {**parts, "reconstruction": (weight * reached.detach()).tolist()}
-    total = torch.tensor(_sums(parts, len(rows)), device=log_probs.device)
-    table = total.view(len(sources), samples)
+    sums = [sum(values) for values in zip(*parts.values(), strict=True)] or [0.0] * len(rows)
+    table = torch.tensor(sums, device=log_probs.device).view(len(sources), samples)
     advantage = advantages(table, baseline).flatten()
     policy = -(advantage * log_probs).mean() / own_lengths.float().mean()
     best = [texts[row * samples + int(place)] for row, place in enumerate(table.argmax(1).tolist())]
@@ -206,19 +206,3 @@ def advantages(rewards: Tensor, baseline: Baseline = "batch") -> Tensor:
         return rewards - rewards.mean()
     count = rewards.shape[1]
     return (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
-
-
-def _sums(parts: Mapping[str, Sequence[float]], count: int) -> list[float]:
-    return [sum((values[row] for values in parts.values()), 0.0) for row in range(count)]
-
-
-@contextmanager
-def _dropout_off(*networks: Rewriter) -> Iterator[None]:
-    before = [network.training for network in networks]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for network, was_training in zip(networks, before, strict=True):
-            network.train(was_training)

@@ -273,12 +273,7 @@ class Evaluator:
     def _compare(
         self, gold: Gold, text: str | None, suite: Sequence[Database]
     ) -> tuple[bool, str, str, str]:
-        """Execute on each file until the results differ.
-
-        Returns:
-            Whether they never do, how the last executions of gold query and prediction ended, and
-            why the prediction did not run.
-        """
+        """Execute until results differ: whether none do, how gold and prediction ended, and why."""
         if text is None:
             return False, self._execute(suite[0], gold.query, None).status, "missing", ""
         ordered = order_matters(gold.query)

@@ -399,7 +399,7 @@ class ParserNetwork(nn.Module):
         return scores, torch.from_numpy(targets).to(device)
 
     def _decode(self, empty: Tensor, memory: Tensor, chosen: Tensor, kinds: Tensor) -> Tensor:
-        """Return states for the slots, (B, T, D).
+        """States for the slots, (B, T, D).
 
         Args:
             empty: Where the memory is padding, (B, N + V).
@@ -551,13 +551,7 @@ class _Path:
 
 
 class _Steps:
-    """The decoder, a choice at a time: what it read and chose before is kept.
-
-    Args:
-        network: Whose decoder it is; in evaluation mode.
-        memory: Of `encode`.
-        empty: Where the memory is padding, (B, N + V).
-    """
+    """The decoder, a choice at a time (in evaluation mode): what it read and chose is kept."""
 
     def __init__(self, network: ParserNetwork, memory: Tensor, empty: Tensor) -> None:
         self.network, self.there = network, ~empty[:, None, None, :]

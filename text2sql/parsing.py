@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from text2sql.decoding import evaluating
 from text2sql.dialogue import Example
 from text2sql.evaluation import Judge
 from text2sql.execute import Database, Limits
@@ -57,7 +57,7 @@ class Parser:
     def ranked(self, features: Sequence[Features], beam: int) -> list[list[Scored]]:
         """Return the best SQL of each question, best first; gold derivations are not looked at."""
         found: list[list[Scored]] = [[] for _ in features]
-        with self._evaluating():
+        with evaluating(self.network):
             for group, batch in batches(features, self.device):
                 for index, parses in zip(group, self.network.parse(batch, beam), strict=True):
                     schema = features[index].schema
@@ -89,7 +89,7 @@ class Parser:
             except SqlError:
                 continue
         places = list(known)
-        with self._evaluating():
+        with evaluating(self.network):
             for group, batch in batches(list(known.values()), self.device):
                 likelihood, _ = self.network.log_likelihood(batch)
                 for place, value in zip(group, likelihood.tolist(), strict=True):
@@ -98,13 +98,6 @@ class Parser:
                     cost = -value + (absent * missing if absent else 0.0)
                     costs[places[place]] = cost / (len(choices) if per_choice else 1)
         return costs
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.network.training
-        self.network.eval()
-        yield
-        self.network.train(training)
 
 
 @dataclass(frozen=True, slots=True)

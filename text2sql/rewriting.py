@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from text2sql.decoding import Advance, beam_search, draw_samples
+from text2sql.decoding import Advance, beam_search, draw_samples, evaluating
 from text2sql.dialogue import Example
 from text2sql.encoder import Vocabulary
 
@@ -348,9 +348,7 @@ class Rewriter(nn.Module, ABC):
         copies: int,
         search: Callable[[Advance], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             memory = self._encode(self.features(sources)).repeated(copies)
 
             def advance(tokens: Tensor, rows: Tensor) -> Tensor:
@@ -358,8 +356,6 @@ class Rewriter(nn.Module, ABC):
                 return self._next(memory, tokens)
 
             return search(advance)
-        finally:
-            self.train(was_training)
 
     def _hypotheses(
         self, sources: Sequence[Source], tokens: Tensor, scores: Tensor

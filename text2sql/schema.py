@@ -428,11 +428,7 @@ def _quoted(name: str) -> str:
 
 
 def _readable(file: Database) -> list[str]:
-    """Tables, then views, in the order in which they were made.
-
-    SQLite's own tables are not among them, nor what virtual tables keep their rows in, nor views
-    that do not work.
-    """
+    """Tables, then views, in the order in which they were made, but for those that serve others."""
     inner = {row[1] for row in file.catalogue("PRAGMA table_list") if row[2] == "shadow"}
     made = file.catalogue(
         "SELECT type, name FROM sqlite_master WHERE substr(name, 1, 7) != 'sqlite_'"
