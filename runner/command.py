@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import output, sweep, task_keys
+from runner import output, task_keys
 from runner.errors import ConfigError, FailedRun, Refusal
 from runner.explain import ROOT, explain, with_new_keys
 
@@ -65,7 +65,8 @@ def guard(main: Callable[[], Any]) -> int:
         raise
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
-        sweep.finish()
+        if sweep := sys.modules.get("runner.sweep"):  # Hydra has come as far as starting jobs
+            sweep.finish()
     return 0
 
 

@@ -89,7 +89,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return f"{match[1]}: is there already. To change it, leave out the +: {match[1]}=..."
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
         key = match[1].split("@")[0]
-        return f"{key}: no such key.{_nearest_key(key, arguments)}"
+        return f"{key}: no such key.{_nearest_key(key, _sought(error, arguments))}"
     return f"{message}\n{error.__cause__}" if error.__cause__ else message
 
 
@@ -130,19 +130,24 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def _nearest_key(key: str, arguments: list[str]) -> str:
-    """Return a hint for a key that does not exist, from the config without it."""
+def _sought(error: Exception, arguments: list[str]) -> dict[str, Any]:
+    """Return the config in which Hydra did not find a key; empty where there is none."""
+    node = getattr(error.__cause__, "parent_node", None)
+    if node is None:  # of ~key, which raises without a cause
+        given, _ = get_args_parser().parse_known_args(arguments)
+        try:
+            node = composed([each for each in given.overrides if each[:1] != "~"])
+        except (HydraException, OmegaConfBaseException):
+            return {}
+    found = OmegaConf.to_container(node._get_root(), resolve=False)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items() if name != "hydra"}
+
+
+def _nearest_key(key: str, base: dict[str, Any]) -> str:
+    """Return a hint for a key that a config does not have."""
     name = key.rpartition(".")[2]
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    given, _ = get_args_parser().parse_known_args(arguments)
-    chosen = [o for o in given.overrides if o.split("=")[0] in groups and "," not in o]
-    if given.config_dir:
-        chosen.append(f"hydra.searchpath=[file://{Path(given.config_dir).resolve()}]")
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            base = OmegaConf.to_container(compose("config", chosen), resolve=False)
-    except (HydraException, OmegaConfBaseException):
-        return ""
     parent: Any = base
     path = key.split(".")
     if tasks := readers(key):

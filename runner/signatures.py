@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import math
 import re
+import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from runner.errors import nearest
 
 # A constructor that hands its keywords on to a function: which.
 FORWARDS = {"pytorch_lightning.loggers.wandb.WandbLogger": "wandb.sdk.wandb_init.init"}
+
+# Not read: of their names only those of `typing` say what a value may be, and these are known.
+UNREAD = sys.stdlib_module_names | {"typing_extensions"}
 
 # Python types of plain values, by the types that annotations name.
 PLAIN: dict[Any, tuple[type, ...]] = {
@@ -66,14 +70,17 @@ class Definition:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument: its type, Any if only an import could tell, and whether it must be given.
+    """One argument: whether it must be given, and its default and annotation as in the source."""
 
-    `default` is written as in the source.
-    """
-
-    hint: Any
     required: bool
+    annotation: ast.expr | None = None
+    source: Source | None = None
     default: str = ""
+
+    @property
+    def hint(self) -> Any:
+        """Its type, Any if only an import could tell; files are read for it now, not before."""
+        return _hint(self.annotation, self.source)
 
 
 @dataclass(frozen=True)
@@ -123,9 +130,10 @@ def fields(definition: Definition) -> Signature:
         keywords = {k.arg: ast.unparse(k.value) for k in getattr(ancestor.node, "keywords", ())}
         for statement in ancestor.body:
             if isinstance(statement, ast.AnnAssign):
-                hint = _hint(statement.annotation, ancestor.source)
                 required = statement.value is None and keywords.get("total") != "False"
-                found[ast.unparse(statement.target)] = Parameter(hint, required)
+                found[ast.unparse(statement.target)] = Parameter(
+                    required, statement.annotation, ancestor.source
+                )
     return Signature(found)
 
 
@@ -232,7 +240,8 @@ def load(module: str) -> Source | None:
 @cache
 def _locate(module: str) -> Path | None:
     top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    known = top.isidentifier() and top not in UNREAD
+    spec = importlib.util.find_spec(top) if known else None
     if spec is None:
         return None
     if not rest:
@@ -328,7 +337,7 @@ def _arguments(source: Source, node: ast.FunctionDef, skip_first: bool) -> Signa
     pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     found = {
         a.arg: Parameter(
-            _hint(a.annotation, source), default is None, ast.unparse(default) if default else ""
+            default is None, a.annotation, source, ast.unparse(default) if default else ""
         )
         for a, default in pairs
     }
@@ -351,6 +360,8 @@ class _Names(dict[str, Any]):
             return getattr(annotated_types, name)
         if isinstance(found.node, ast.Assign | ast.AnnAssign):  # an alias of a type
             return _hint(found.node.value, found.source)
+        if any(isinstance(statement, ast.FunctionDef) for statement in found.body):
+            return Any  # no TypedDict, which has no methods
         bases = [ast.unparse(b) for a in found.ancestry() for b in getattr(a.node, "bases", ())]
         if any(base.split(".")[-1] == "TypedDict" for base in bases):
             return type(name, (_Group,), {"definition": found})
@@ -363,9 +374,9 @@ class _Group(dict[str, Any]):
     definition: Definition
 
 
-def _hint(annotation: ast.expr | None, source: Source) -> Any:
+def _hint(annotation: ast.expr | None, source: Source | None) -> Any:
     """Return an annotation as a type, Any if only an import could tell."""
-    if annotation is None:
+    if annotation is None or source is None:
         return Any
     try:
         code = compile(ast.Expression(annotation), source.module, "eval")

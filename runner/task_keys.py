@@ -202,5 +202,5 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     for name in further.keys() - wanted.keys():
         if tasks := readers(name):
             return [f"{name}: task={task} does not read it, task={' or task='.join(tasks)} does"]
-    known = {name: signatures.Parameter(Any, False) for name in (*top, *GROUPS)}
+    known = {name: signatures.Parameter(required=False) for name in (*top, *GROUPS)}
     return signatures.bind("", further, signatures.Signature({**known, **wanted}))
