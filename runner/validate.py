@@ -186,8 +186,9 @@ def _kind(experiment: str | None, settings: dict[str, Any]) -> str | None:
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     if experiment is None or not any(re.match(r"[~+]*callbacks\b", each) for each in overrides):
         return experiment
-    places = [s for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
-    found = [f"hydra.searchpath=[file://{place.path}]" for place in places]
+    sources = HydraConfig.get().runtime.config_sources
+    places = [s.path for s in sources if s.provider.endswith("command-line")]
+    found = [f"hydra.searchpath=[{','.join(f'file://{place}' for place in places)}]"]
     own = composed([f"experiment={experiment}", *found]).callbacks
     now = methods(settings)
     if set(now) == set(methods({"callbacks": OmegaConf.to_container(own, resolve=False)})):

@@ -13,7 +13,10 @@ from benchmarks.arena import interleaved
 
 @pytest.mark.parametrize(
     ("experiment", "blocks", "everything"),
-    [("est_gpt2_paper", 0.267, 0.195), ("est_tinyllama_paper", 0.250, 0.237)],
+    [
+        ("est_gpt2_paper", 0.267, 0.195),
+        pytest.param("est_tinyllama_paper", 0.250, 0.237, marks=pytest.mark.slow),
+    ],
 )
 def test_the_papers_schedules_save_what_they_report(
     experiment: str, blocks: float, everything: float
@@ -91,18 +94,39 @@ def test_the_first_minutes_on_a_gpu_are_rehearsed_on_a_cpu(tmp_path: Path) -> No
     assert {"dense", "versions", "left_out", "seconds"} <= result.keys()
 
 
-def test_searching_finds_what_faiss_finds() -> None:
+def test_every_arm_finds_the_same_in_what_it_saved(tmp_path: Path) -> None:
+    hamming_search.build(2_000, 32, 20, tmp_path)
+    queries = np.load(tmp_path / "queries.npy")
+    expected = hamming_search.open_arm("store", tmp_path)(queries, 10)
+    assert expected.rows.shape == (20, 10)
+    for arm in ("flat", "kernel"):
+        found = hamming_search.open_arm(arm, tmp_path)(queries, 10)
+        assert np.array_equal(found.rows, expected.rows)
+        assert np.array_equal(found.distances, expected.distances)
+
+
+@pytest.mark.slow
+def test_searches_are_timed_in_processes_of_their_own() -> None:
     found = hamming_search.measure(2_000, 32, queries=20, top=10, rounds=1)
     assert found["same_results"]
     assert 0 < found["search_ratio_to_faiss"] < 10
 
 
+SIZES = {"items": 300, "queries": 30, "bits": 16, "classes": 5, "rounds": 1}
+
+
+def test_map_is_that_of_codes_that_say_something_of_their_labels() -> None:
+    found = hamming_search.mean_average_precisions(**SIZES)
+    assert found.items() >= SIZES.items() - {("rounds", 1)}
+    assert 0.4 < found["i2t"] < 1
+    assert found["i2t"] == pytest.approx(found["t2i"], abs=0.1)
+
+
+@pytest.mark.slow
 def test_map_is_measured_in_a_process_of_its_own() -> None:
     """What it reports is what the same call finds here, with that process's time and memory."""
-    sizes = {"items": 300, "queries": 30, "bits": 16, "classes": 5, "rounds": 1}
-    found = hamming_search.measure_map(**sizes)
-    assert found.items() >= sizes.items() - {("rounds", 1)}
-    here = hamming_search.mean_average_precisions(**sizes)
+    found = hamming_search.measure_map(**SIZES)
+    here = hamming_search.mean_average_precisions(**SIZES)
     assert np.isclose(found["i2t"], here["i2t"])
     assert np.isclose(found["t2i"], here["t2i"])
     assert found["seconds"] > 0

@@ -25,7 +25,7 @@ STEMS = ("circ", "triang", "squar", "star", "cross", "ring", "heart", "strip", "
 
 @pytest.fixture(scope="module")
 def items() -> CrossModalItems:
-    return render(1200, seed=3)
+    return render(800, seed=3)
 
 
 def mean_average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
@@ -47,16 +47,16 @@ def ridge(features: np.ndarray, labels: np.ndarray, train: int) -> np.ndarray:
 
 
 def test_what_an_item_looks_like(items: CrossModalItems) -> None:
-    assert items.image.shape == (1200, 3, 32, 32)
+    assert items.image.shape == (800, 3, 32, 32)
     assert items.image.dtype == np.uint8
-    assert items.text.shape == (1200, len(vocabulary()))
+    assert items.text.shape == (800, len(vocabulary()))
     assert items.text.dtype == np.float32
     assert items.classes == CLASSES
-    assert len(items.names) == len(set(items.names)) == len(items.captions) == 1200
+    assert len(items.names) == len(set(items.names)) == len(items.captions) == 800
     assert set(items.labels.sum(1)) == {1, 2, 3}
     assert items.labels.mean(0).min() > 0.08  # no class is rare
-    assert len(set(items.captions)) > 1190
-    assert len(np.unique(items.image, axis=0)) == 1200
+    assert len(set(items.captions)) > 790
+    assert len(np.unique(items.image, axis=0)) == 800
 
 
 def test_the_same_arguments_give_the_same_items_and_more_items_leave_the_first_ones() -> None:
@@ -94,27 +94,34 @@ def test_no_word_of_a_caption_begins_as_a_label_does(items: CrossModalItems) -> 
 
 
 def test_label_words_are_there_when_they_are_allowed(items: CrossModalItems) -> None:
-    named = render(1200, seed=3, label_words_in_captions=True)
-    assert np.array_equal(named.image, items.image)
+    named = render(200, seed=3, label_words_in_captions=True)
+    assert np.array_equal(named.image, items.image[:200])
     assert set().union(*map(split_words, named.captions)) <= set(vocabulary(True))
     stripes = named.labels[:, CLASSES.index("stripes")] == 1
     assert [("stripes" in caption.lower()) for caption in named.captions] == stripes.tolist()
 
 
 def test_labels_are_recoverable_from_texts_but_not_for_free(items: CrossModalItems) -> None:
-    labels, train = items.labels.astype(float), 900
+    labels, train = items.labels.astype(float), 600
     relevant = (labels[train:] @ labels[:train].T) > 0
     predicted = ridge(items.text.astype(float), labels, train)
     found = mean_average_precision(cosine(predicted[train:], labels[:train]), relevant)
     assert relevant.mean() + 0.4 < found < 0.99
 
 
-def test_labels_are_recoverable_from_pictures_by_convolutions_only(items: CrossModalItems) -> None:
-    labels, train = items.labels.astype(float), 900
+def test_single_pixels_say_little_of_the_labels(items: CrossModalItems) -> None:
+    labels, train = items.labels.astype(float), 600
     relevant = (labels[train:] @ labels[:train].T) > 0
-    chance = relevant.mean()
-    pixels = ridge(items.image.reshape(1200, -1) / 255.0, labels, train)
-    by_pixels = mean_average_precision(cosine(pixels[train:], labels[:train]), relevant)
+    predicted = ridge(items.image[:, :, ::2, ::2].reshape(800, -1) / 255.0, labels, train)
+    found = mean_average_precision(cosine(predicted[train:], labels[:train]), relevant)
+    assert found < relevant.mean() + 0.2
+
+
+@pytest.mark.slow
+def test_labels_are_recoverable_from_pictures_by_convolutions() -> None:
+    items, train = render(1200, seed=3), 900
+    labels = items.labels.astype(float)
+    relevant = (labels[train:] @ labels[:train].T) > 0
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
@@ -142,9 +149,8 @@ def test_labels_are_recoverable_from_pictures_by_convolutions_only(items: CrossM
             optimizer.step()
     with torch.no_grad():
         predicted = network(x[train:]).sigmoid().numpy()
-    by_network = mean_average_precision(cosine(predicted, labels[:train]), relevant)
-    assert by_pixels < chance + 0.2  # single pixels tell little
-    assert chance + 0.2 < by_network < 0.99
+    found = mean_average_precision(cosine(predicted, labels[:train]), relevant)
+    assert relevant.mean() + 0.2 < found < 0.99
 
 
 def test_two_thousand_pictures_take_seconds() -> None:

@@ -3,15 +3,20 @@
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 import runner
 from runner import validate
-from runner.explain import with_new_keys
+from runner.errors import ConfigError
+from runner.explain import explain, with_new_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = Path(__file__).with_name("conf")
@@ -41,6 +46,28 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output
 
 
+def forked(outputs: Path, *arguments: str) -> tuple[int, str]:
+    """Do what `finish(start(...))` does, in a fork of this process: all is imported already."""
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for stream in (1, 2):
+                    os.dup2(said.fileno(), stream)
+                sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115
+                os.environ["FRUGAL_OUTPUTS"] = str(outputs)
+                code = command(*arguments)
+            except BaseException:  # noqa: BLE001  a fork must not go on as its parent
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        said.seek(0)
+        return os.waitstatus_to_exitcode(status), said.read()
+
+
 def run(outputs: Path, *overrides: str) -> dict[str, float]:
     """Do in this process what `python run.py experiment=tiny OVERRIDES` does in its own."""
     given = [f"hydra.searchpath=[file://{CONF}]", "experiment=tiny", f"paths.output_dir={outputs}"]
@@ -63,6 +90,17 @@ def command(*arguments: str) -> int:
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg, sys.argv = config, argv
     return 0
+
+
+def refusal(*overrides: str) -> str:
+    """Return why `python run.py OVERRIDES` is refused, composed once; Hydra composes twice."""
+    try:
+        validate.asked([f"hydra.searchpath=[file://{CONF}]", *overrides])
+    except ConfigError as error:
+        return str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return explain(error, list(overrides))
+    raise AssertionError(f"{overrides}: accepted")
 
 
 def allow_tests() -> None:

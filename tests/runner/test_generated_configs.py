@@ -76,7 +76,7 @@ def without_hydra(overrides: list[str]) -> DictConfig:
 def test_a_generated_config_is_checked_in_words(experiment: str) -> None:
     base = without_hydra([f"experiment={experiment}"])
     refused = 0
-    for number in range(40):
+    for number in range(16):
         cfg, changes = changed(base, number)
         try:
             validate.check(cfg)
@@ -84,7 +84,7 @@ def test_a_generated_config_is_checked_in_words(experiment: str) -> None:
             refused += 1
         except Exception as error:
             raise AssertionError(f"{number}: {changes}") from error
-    assert refused > 20
+    assert refused > 7
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 import csv
 import json
-import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from runner.errors import ConfigError
 from runner.folder import lock, stored_config
 from runner.record import MetricsFile
 from runner.run_record import write_json
-from tests.runner.laboratory import ROOT, finish, run, start
+from tests.runner.laboratory import ROOT, forked, run
 from tests.runner.tiny import TinyModule
 
 
@@ -26,6 +26,7 @@ def folder_of(outputs: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("pictures")
 def test_record_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = run(tmp_path)
     folder = folder_of(tmp_path)
@@ -231,16 +232,14 @@ def test_debug(tmp_path: Path, mode: str) -> None:
 
 def test_multirun_keeps_runs_apart_and_goes_on_after_a_failure(tmp_path: Path) -> None:
     """Three seeds, the second fails: three folders, three W&B runs, exit code not 0."""
-    code, output = finish(
-        start(
-            tmp_path,
-            "-m",
-            "experiment=tiny",
-            "logger=default",
-            "seed=1,2,3",
-            "module.fail_seed=2",
-            "trainer.max_steps=10",
-        )
+    code, output = forked(
+        tmp_path,
+        "-m",
+        "experiment=tiny",
+        "logger=default",
+        "seed=1,2,3",
+        "module.fail_seed=2",
+        "trainer.max_steps=10",
     )
     folders = list((tmp_path / "tiny").iterdir())
     assert len(folders) == 3, output
@@ -263,27 +262,24 @@ def test_multirun_keeps_runs_apart_and_goes_on_after_a_failure(tmp_path: Path) -
     assert "Jobs of the sweep: 2 finished, 1 failed." in output
 
 
-def test_nothing_is_sent_when_offline(tmp_path: Path) -> None:
+def test_nothing_is_sent_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every address but this machine's own is out of reach, and the run does not notice."""
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import socket\n"
-        "connect = socket.socket.connect\n"
-        "def refuse(self, address):\n"
-        "    near = ('127.0.0.1', '::1', 'localhost')\n"
-        "    if self.family != socket.AF_UNIX and address[0] not in near:\n"
-        "        open(__file__ + '.calls', 'a').write(repr(address))\n"
-        "        raise OSError('no network in this test')\n"
-        "    return connect(self, address)\n"
-        "socket.socket.connect = refuse\n"
-    )
-    path = os.pathsep.join([str(site), str(ROOT)])
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        near = ("127.0.0.1", "::1", "localhost")
+        if self.family != socket.AF_UNIX and address[0] not in near:
+            (tmp_path / "calls").write_text(repr(address))
+            raise OSError("no network in this test")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for name in ("https_proxy", "http_proxy"):  # for what is no Python: W&B's own process
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     arguments = ["experiment=tiny", "logger=default", "trainer.max_steps=5"]
-    proxy = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    code, output = finish(start(tmp_path / "outputs", *arguments, PYTHONPATH=path, **proxy))
+    code, output = forked(tmp_path / "outputs", *arguments)
     assert code == 0, output
-    assert not (site / "sitecustomize.py.calls").exists()
+    assert not (tmp_path / "calls").exists()
     (log,) = (tmp_path / "outputs").glob("tiny/*/wandb/debug-internal.log")
     assert "http" not in log.read_text(errors="replace").lower()
 
