@@ -115,7 +115,7 @@ class Ledger:
             figures = {"spent": row.spent, "baseline": row.baseline, "saved": row.saved}
             flat |= {f"{_slug(row.quantity)}_{name}": value for name, value in figures.items()}
         for line in self.quality:
-            figures = {"value": line.value, "baseline": line.baseline, "gain": line.gain}
+            figures = {"baseline": line.baseline, "gain": line.gain}  # the value has its own name
             flat |= {f"{_slug(line.metric)}_{name}": value for name, value in figures.items()}
         return {f"{prefix}/{key}": value for key, value in flat.items() if value is not None}
 

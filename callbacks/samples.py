@@ -180,7 +180,9 @@ def _write(
     for logger in trainer.loggers:
         if hasattr(logger, "log_table"):
             data = [list(row.values()) for row in rows[:shown]]
-            logger.log_table(f"{split}/samples", columns=list(rows[0]), data=data)
+            logger.log_table(
+                f"{split}/samples", columns=list(rows[0]), data=data, step=trainer.global_step
+            )
 
 
 def share_context(limit: int | None, max_new_tokens: int) -> tuple[int | None, int]:

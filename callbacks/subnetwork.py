@@ -195,6 +195,10 @@ class SubnetworkTraining(Callback):
         }
         return {f"{self.method}/{name}": value for name, value in metrics.items()}
 
+    def flops(self) -> float:
+        """FLOPs of the steps that this process has taken, as counted."""
+        return 0.0 if self._spent is None else self._spent.counted[0].total
+
     def curves(self) -> tuple[str, ...]:
         """Logged metrics to draw below the loss."""
         return (f"{self.method}/active_fraction", f"{self.method}/counted_flops_saved_blocks")

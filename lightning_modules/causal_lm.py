@@ -23,8 +23,11 @@ from lightning_modules.optimization import (
     adamw_with_schedule,
     optimization,
 )
+from subnetworks.anatomy import dimensions_of
 from subnetworks.context import predicting
 from subnetworks.fused import fuse, loss_from_hidden
+from subnetworks.meter import StepMeter
+from subnetworks.spec import SubnetworkSpec
 
 Batch = Mapping[str, Tensor]
 
@@ -300,6 +303,24 @@ class CausalLM(LanguageTasks, CountedLoss):
         # The metric has summed over the ranks; `sync_dist` averages equal values.
         perplexity = cast(MeanMetric, self.losses[split]).compute().exp()
         self.log(f"{split}/perplexity", perplexity, sync_dist=True)
+
+    def flops_of_step(self, sequences: int, context_length: int) -> float | None:
+        """FLOPs of an optimizer step of the full model, in closed form.
+
+        Args:
+            sequences: In the step.
+            context_length: Tokens of each.
+
+        Returns:
+            None for a family whose parts are not known.
+        """
+        try:
+            full = SubnetworkSpec.full(dimensions_of(self.hf_config))
+        except ValueError:
+            return None
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        meter = StepMeter(self.hf_config, trained, frozen_weights=self.lora is not None)
+        return meter.plan(full, sequences, context_length).total
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and the learning rate by step."""

@@ -33,6 +33,8 @@ class LanguageTasks:
         "lm_eval": False,
     }
     without_data: ClassVar[tuple[str, ...]] = ("generate", "talk", "minimal_pairs", "lm_eval")
+    measures: ClassVar[tuple[str, ...]] = ("minimal_pairs", "lm_eval")
+    """Tasks whose figures are kept in the run folder."""
 
     model: Any
     pretrained: str | None
@@ -201,7 +203,7 @@ class LanguageTasks:
             batch_size: How many sequences are computed together.
 
         Returns:
-            Every metric, as task/metric; and `mean`, over the files, of a local BLiMP.
+            Every metric, as task/metric; and `blimp/mean`, over the files, of a local BLiMP.
 
         Raises:
             ValueError: There is no such task, or its data cannot be had.
@@ -215,7 +217,7 @@ class LanguageTasks:
         found = {f"{task}/{name}": v for task, all in results.items() for name, v in all.items()}
         shares = [v for name, v in found.items() if name.startswith("blimp_")]
         if blimp is not None and shares:
-            found["mean"] = sum(shares) / len(shares)
+            found["blimp/mean"] = sum(shares) / len(shares)
         _show(found)
         return found
 

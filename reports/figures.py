@@ -68,13 +68,12 @@ class Curve:
     std: NDArray[np.float64]
 
 
-def curve(runs: Sequence[Run], metric: str, dense_flops: Mapping[str, float]) -> Curve | None:
+def curve(runs: Sequence[Run], metric: str) -> Curve | None:
     """Return a metric of an arm; None if fewer than two steps were logged by each of its runs.
 
     Args:
         runs: The arm's runs.
         metric: A logged metric; what is of training is smoothed.
-        dense_flops: FLOPs of a dense step by workload, see `dense_flops_of`.
     """
     series = {run.folder: run.series(metric) for run in runs}
     runs = [run for run in runs if len(series[run.folder]) > 1]
@@ -86,7 +85,7 @@ def curve(runs: Sequence[Run], metric: str, dense_flops: Mapping[str, float]) ->
     columns = [[series[run.folder][step] for step in steps] for run in runs]
     if metric.startswith("train/"):
         columns = [smooth(column) for column in columns]
-    places = [_positions(run, runs[0], steps, dense_flops) for run in runs]
+    places = [_positions(run, steps) for run in runs]
     values = list(zip(*columns, strict=True))
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).astype(int))
     return Curve(
@@ -108,30 +107,19 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [float(total[p + r + 1] - total[p - r]) / (2 * r + 1) for p, r in windows]
 
 
-def _positions(
-    run: Run, first: Run, steps: Sequence[int], dense_flops: Mapping[str, float]
-) -> dict[str, NDArray[np.float64]]:
-    """Return where a run's steps lie on each axis that its record knows.
-
-    The config is that of the first run of its arm: reading a thousand takes five seconds.
-    """
+def _positions(run: Run, steps: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """Return where a run's steps lie on each axis that it has logged."""
     at = np.array(steps, dtype=float)
     found = {"steps": at}
-    tokens = float(run.data.get("tokens_per_batch") or 0)
-    tokens *= _trainer(first, "accumulate_grad_batches")
-    if tokens:
-        found["tokens"] = at * tokens
-    if rates := {step: rate for step, rate in run.series("perf/tokens_per_second").items() if rate}:
-        logged = np.array([0, *rates], dtype=float)
-        spent = np.cumsum(np.diff(logged) * tokens / np.array([*rates.values()]))
-        if tokens:
-            found["seconds"] = _through(logged, np.array([0.0, *spent]), at)
-    if (dense := _dense_flops(run) or dense_flops.get(workload(first))) is not None:
-        saving = _cumulative_saving(run)
-        logged = np.array([0, *saving], dtype=float)
-        kept = 1 - np.array([0.0, *saving.values()])
-        # Without a method nothing is saved: every step costs a dense one.
-        found["FLOPs"] = _through(logged, logged * kept * dense, at) if saving else at * dense
+    for axis in ("tokens", "FLOPs"):
+        if series := run.series(axis):
+            found[axis] = _through(np.array([0.0, *series]), np.array([0.0, *series.values()]), at)
+    tokens, rates = run.series("tokens"), run.series("perf/tokens_per_second")
+    if rates := {step: rate for step, rate in rates.items() if rate and step in tokens}:
+        logged = np.array([0.0, *rates])
+        read = np.array([0.0, *(tokens[step] for step in rates)])
+        spent = np.cumsum(np.diff(read) / np.array([*rates.values()]))
+        found["seconds"] = _through(logged, np.array([0.0, *spent]), at)
     return found
 
 
@@ -141,30 +129,8 @@ def _through(x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.floa
     return np.interp(at, x, y) + np.clip(at - x[-1], 0, None) * pace
 
 
-def _cumulative_saving(run: Run) -> dict[int, float]:
-    for name in run.ledgers:
-        if found := run.series(f"{name}/counted_flops_saved_all"):
-            return found
-    return {}
-
-
-def _dense_flops(run: Run) -> float | None:
-    """Return the FLOPs of a dense step as a run's own ledger has counted them."""
-    for ledger in run.ledgers.values():
-        for row in ledger.savings:
-            if row.quantity == "FLOPs counted, all" and row.baseline and run.steps():
-                return row.baseline / run.steps()
-    return None
-
-
-def dense_flops_of(runs: Sequence[Run]) -> dict[str, float]:
-    """Return the FLOPs of a dense step by workload, as the ledgers of any of the runs know them."""
-    found = ((workload(run), _dense_flops(run)) for run in runs if run.ledgers)
-    return {key: flops for key, flops in found if flops is not None}
-
-
 def workload(run: Run) -> str:
-    """Return what decides the FLOPs of a dense step, as a key: the model and the batch."""
+    """Return what decides the cost of a dense step, as a key: the model and the batch."""
     module, data = _node(run, "module"), _node(run, "datamodule")
     model = {key: module.get(key) for key in ("_target_", "architecture", "pretrained", "lora")}
     batch = {key: data.get(key) for key in ("batch_size", "context_length")}
@@ -198,8 +164,7 @@ def metrics_of(arms: Sequence[Arm]) -> list[str]:
 
 def curves_of(arms: Sequence[Arm], metric: str) -> dict[str, Curve]:
     """Return a metric of each arm that has logged it, by the arm's label; MOST_ARMS at most."""
-    dense = dense_flops_of([arm.runs[0] for arm in arms])
-    found = {arm.label: curve(arm.runs, metric, dense) for arm in arms[:MOST_ARMS]}
+    found = {arm.label: curve(arm.runs, metric) for arm in arms[:MOST_ARMS]}
     return {label: each for label, each in found.items() if each is not None}
 
 
@@ -235,17 +200,16 @@ def run_figure(run: Run, curves: Sequence[str] = (), dense: Run | None = None) -
     Returns:
         None if nothing was logged twice.
     """
-    flops = dense_flops_of([run, *([dense] if dense else [])])
     both = [(run, ""), *([(dense, ", dense")] if dense else [])]
     losses = [name for name in ("train/loss", "val/loss") if len(run.series(name)) > 1]
     lines = [
         (name, found, words, place)
         for place, (each, words) in enumerate(both)
         for name in losses
-        if (found := curve([each], name, flops)) is not None
+        if (found := curve([each], name)) is not None
     ]
     known = [a for a in ("steps", "FLOPs") if lines and all(a in found.x for _, found, *_ in lines)]
-    further = [(name, c) for name in curves if (c := curve([run], name, flops)) is not None]
+    further = [(name, c) for name in curves if (c := curve([run], name)) is not None]
     if not known and not further:
         return None
     with _styled():

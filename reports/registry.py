@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import glob
 import hashlib
 import json
@@ -21,8 +22,11 @@ from ledger import Ledger
 
 RUN_FILE = "run.json"
 
-# Folders beside the runs that belong here and hold none: a sweep's settings, a report.
-OWN_FILES = ("multirun.yaml", "report.html")
+# What tasks have measured of a run's checkpoint afterwards: TASK.json.
+MEASURED = ("minimal_pairs", "lm_eval")
+
+# Folders beside the runs that belong here and hold none: a sweep's settings, a report, W&B's runs.
+OWN_FILES = ("multirun.yaml", "report.html", "run-*.wandb")
 
 # Settings that say where files go, how a run is found and how it is started.
 NOT_OF_THE_ARM = ("paths", "logger", "name", "tags", "resume", "stretch", "dry_run")
@@ -50,10 +54,9 @@ class Run:
         seconds: How long it took.
         command: What starts this run again, None if nobody wrote it down.
         arm: The hash of its settings without the seed, empty in older folders.
-        metrics: Its last figures that are finite numbers.
+        metrics: Its last figures that are finite numbers, and what was measured of it afterwards.
         not_finite: Names of those that are not.
         ledgers: What its methods saved, by config key.
-        data: What the datamodule says of the data.
         checkpoint: Its last checkpoint; of validate and test: the one looked at.
     """
 
@@ -71,7 +74,6 @@ class Run:
     metrics: Mapping[str, float]
     not_finite: tuple[str, ...] = ()
     ledgers: Mapping[str, Ledger] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
 
     @cached_property
@@ -132,7 +134,8 @@ def read(folder: Path) -> Run:
 
 
 def _run(folder: Path, content: Mapping[str, Any]) -> Run:
-    metrics = {str(name): _number(value) for name, value in (content.get("metrics") or {}).items()}
+    found = {**(content.get("metrics") or {}), **_measured(folder)}
+    metrics = {str(name): _number(value) for name, value in found.items()}
     named = "name" in content  # in older records `experiment` is the run's name
     overrides = content.get("overrides") or []
     command = content.get("command")
@@ -153,9 +156,19 @@ def _run(folder: Path, content: Mapping[str, Any]) -> Run:
         metrics={name: value for name, value in metrics.items() if value is not None},
         not_finite=tuple(name for name, value in metrics.items() if value is None),
         ledgers={k: Ledger.from_dict(v) for k, v in (content.get("ledgers") or {}).items()},
-        data=dict(content.get("data") or {}),
         checkpoint=content.get("checkpoint"),
     )
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """Return what tasks have measured of a run afterwards, TASK/NAME."""
+    found: dict[str, Any] = {}
+    for task in MEASURED:
+        path = folder / f"{task}.json"
+        if path.exists():
+            metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+            found |= {f"{task}/{name}": value for name, value in metrics.items()}
+    return found
 
 
 def _number(value: Any) -> float | None:
@@ -199,7 +212,7 @@ def _run_folders(top: Path, skipped: list[str]) -> list[Path]:
         folder = Path(name)
         if RUN_FILE in files:
             found.append(folder)
-        elif any(own in files for own in OWN_FILES):
+        elif any(fnmatch.filter(files, own) for own in OWN_FILES):
             pass
         elif not folders or len(folder.relative_to(top).parts) == 2:
             if folder != top or files:

@@ -30,7 +30,7 @@ from reports.document import (
     markdown,
     webpage,
 )
-from reports.registry import Run, find
+from reports.registry import MEASURED, Run, find
 from reports.statistics import Arm, Difference, Spread, arms_of, baseline_of, paired, saved, spread
 from reports.tables import duration
 from terminal import literal
@@ -126,12 +126,15 @@ def reported(arms: Sequence[Arm]) -> list[str]:
     """Return the metrics to report: of test, validation and training, then speed and time.
 
     What is the same number in all of several runs says nothing about the arms and is left out,
-    unless it was measured in a test or validation.
+    unless it was measured in a test or validation. Of many files with a mean the mean is shown.
     """
     runs = [run for arm in arms for run in arm.runs]
     names = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    splits = ("test", "val", "train", "perf", "seconds")
+    splits = ("test", "val", *MEASURED, "train", "perf", "seconds")
     kept = [name for name in names if name.partition("/")[0] in splits]
+    means = [name.removesuffix("/mean") for name in kept if name.endswith("/mean")]
+    each = tuple(f"{mean}{joint}" for mean in means for joint in "/_")
+    kept = [name for name in kept if name.endswith("/mean") or not name.startswith(each)]
 
     def varies(name: str) -> bool:
         values = [run.metrics[name] for run in runs if name in run.metrics]

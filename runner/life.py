@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities import rank_zero_only
@@ -27,11 +27,12 @@ from ledger import Ledger
 from reports import registry, tables
 from reports.figures import draw_run
 from runner import machine
+from runner.axes import Axes
 from runner.errors import FailedRun
 from runner.folder import Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import RUN_DIR, Job, arm_hash, config_hash, plans_steps, replaced
 from runner.parts import best_precision, build, check_data, planned_steps, prepare
-from runner.record import Identity, MetricsFile, Record, now
+from runner.record import Identity, MetricsFile, Record, experiment_of, now
 from runner.report import DescribesItself, HasCurves, HasFigures, HasLedger, HasPlaces
 from runner.resume import CHILD
 from runner.run_record import without_secrets
@@ -60,14 +61,19 @@ class _CountsStepsTaken(_LoggerConnector):
     """Logs under the number of optimizer steps taken, as checkpoints, samples and the terminal do.
 
     Lightning numbers a step from 0 while it logs what the step and its validation reached, and from
-    1 afterwards.
+    1 afterwards. Each row says as well how many tokens and FLOPs that were.
     """
+
+    axes: Axes
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Log a row, at a step if one is given."""
         if step is None and metrics:
             metrics = {"epoch": self.trainer.current_epoch, **metrics}
-        super().log_metrics(metrics, self.trainer.global_step if step is None else step)
+        step = self.trainer.global_step if step is None else step
+        if metrics and step:
+            metrics = {**metrics, **self.axes.at(step, self.trainer)}
+        super().log_metrics(metrics, step)
 
 
 class _Run:
@@ -133,6 +139,7 @@ class _Run:
             try:
                 metrics = self._train() if self.task == "train" else self._evaluate()
                 self._note("finished", seconds=time.perf_counter() - began)
+                shown = self._sum_up(metrics)
                 code = 0
             except BaseException as error:
                 stop = stop_behind(error)
@@ -144,6 +151,7 @@ class _Run:
                     raise
                 code = int(stop.code or 1)
                 self._note("interrupted", reason=stop.words, metrics=logged(self.trainer))
+                self._sum_up(logged(self.trainer))
                 self._say(f"Interrupted: {stop.words}.")
                 if not self.first:  # Lightning kills the first process where another one fails
                     raise SystemExit(0) from None
@@ -154,7 +162,6 @@ class _Run:
                     self.record.close()
         # Last of all: a terminal that is gone by now must not fail a run that is done.
         if self.first:
-            shown = tables.without_constants(metrics, registry.read(self.start.folder))
             title, ledgers = self._title(), self.ledgers.values()
             tables.reached(self.console, title, shown, ledgers, self.places)
         return metrics
@@ -259,9 +266,25 @@ class _Run:
     def _failed(self, error: BaseException, words: str | None) -> None:
         reason = words or f"{type(error).__name__}: {error}"
         self._note("failed", reason=reason, metrics=logged(self.trainer))
+        self._sum_up(logged(self.trainer))
         if self.record is not None:
             (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
         self._say(f"Failed: {reason.strip().splitlines()[0]}")
+
+    def _sum_up(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return what the run's table shows; loggers with a summary get it, and what was saved."""
+        if not self.first:
+            return metrics
+        shown = tables.without_constants(metrics, registry.read(self.start.folder))
+        saved = {
+            name: value
+            for key, each in self.ledgers.items()
+            for name, value in each.metrics(key).items()
+        }
+        for logger in self.loggers:
+            if hasattr(logger, "log_summary"):
+                logger.log_summary({**shown, **saved})
+        return shown
 
     def _say(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)
@@ -311,7 +334,12 @@ class _Run:
             "name": node.get("name") or self.start.folder.name,
             "group": self.settings["name"],
             "job_type": self.task,
-            "config": without_secrets(self.recorded),
+            "config": {
+                **without_secrets(self.recorded),
+                "experiment": self.job.origin.experiment
+                or experiment_of(self.settings["ckpt_path"]),
+                "arm": arm_hash(self.job.recorded),
+            },
         }
 
     def _trainer(self) -> pl.Trainer:
@@ -333,7 +361,9 @@ class _Run:
             enable_progress_bar=any(isinstance(cb, ProgressBar) for cb in self.callbacks),
         )
         assert isinstance(trainer, pl.Trainer)
-        trainer._logger_connector.__class__ = _CountsStepsTaken
+        connector = cast(_CountsStepsTaken, trainer._logger_connector)
+        connector.__class__ = _CountsStepsTaken
+        connector.axes = Axes(self.callbacks)
         return trainer
 
 

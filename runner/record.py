@@ -54,7 +54,7 @@ class Record:
             task=settings["task"],
             status="running",
             name=start.folder.parent.name,
-            experiment=origin.experiment or _experiment_of(settings["ckpt_path"]),
+            experiment=origin.experiment or experiment_of(settings["ckpt_path"]),
             started=before.started if before else now(),
             seed=settings["seed"],
             command=origin.command,
@@ -83,7 +83,7 @@ class Record:
         self._lock.close()
 
 
-def _experiment_of(checkpoint: str | None) -> str | None:
+def experiment_of(checkpoint: str | None) -> str | None:
     """Return the experiment of the run that a checkpoint is of, None if nothing tells."""
     folder = run_folder(Path(checkpoint)) if checkpoint else None
     return read_record(folder).experiment if folder else None

@@ -126,19 +126,22 @@ class RunRecord:
 FILES = {
     RUN_FILE: "The record of the run, fields below. Always whole, and there before the first step.",
     "config.yaml": "The resolved config, from which the run is resumed, tested and exported.",
-    "metrics.csv": "A row for each step at which something was logged, on disk at once.",
+    "metrics.csv": "A row for each step at which something was logged, on disk at once; "
+    "`tokens` and `FLOPs` are what the training had spent by then.",
     "checkpoints/step-*.ckpt": "The newest checkpoints, to go on from.",
     "checkpoints/best.ckpt": "The best one by callbacks.checkpoint.monitor.",
     "checkpoints/*.unused": "Newer than the checkpoint gone on from: of another future.",
     "plots/curves.png": "Losses over steps and FLOPs, beside a dense run's; what the method logs.",
     "plots/*.png": "What a method or module draws.",
     "tokenizer/*": "The tokenizer, if the data has one: what an export needs.",
+    "minimal_pairs.json": "task=minimal_pairs: the share of right pairs by file, and of which "
+    "checkpoint.",
+    "lm_eval.json": "task=lm_eval: every metric, and of which checkpoint.",
     "samples.jsonl": "What the model wrote at each validation, a line each.",
     "export/*": "task=export: a folder for transformers' from_pretrained for each checkpoint.",
     "search/*.png": "task=search: what was found, a picture for each query.",
     "traceback.txt": "Where a failed run failed.",
     "fit-profile.txt": "debug=profile: every hook and its time.",
-    "wandb/*": "W&B's files, unless logger=csv; `wandb sync FOLDER` sends them.",
     ".lock": "Held while a process is at work in the folder.",
 }
 """Every file of a run folder by its pattern; what ends with /* is a whole folder."""
@@ -287,6 +290,9 @@ and `name`. A file is there once its part of the run has come.
 | file | holds |
 |---|---|
 {files}
+W&B's files lie beside the runs, unless `logger=csv`: a folder `offline-run-TIME-ID` for each run in
+`OUTPUT_DIR/wandb`.
+
 ## run.json
 
 {RunRecord.__doc__}

@@ -35,7 +35,7 @@ TASKS = ("train", "validate", "test", "export")
 KEYED = {"export": "runner.tasks.export"}
 
 # By name, a function: `package.module.function`.
-FREE_TASKS = {"report": "reports.report.report"}
+FREE_TASKS = {"report": "reports.report.report", "dashboard": "runner.dashboard.dashboard"}
 
 
 def own_tasks(module: Mapping[str, Any] | None) -> dict[str, bool]:

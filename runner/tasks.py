@@ -26,8 +26,9 @@ from runner.parts import (
     planned_steps,
     refusing,
 )
+from runner.record import now
 from runner.report import HasPlan, HasSchedule
-from runner.run_record import read_record
+from runner.run_record import read_record, write_json
 from runner.validate import refuse_misfits
 
 
@@ -151,6 +152,8 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
 def _own_task(settings: dict[str, Any]) -> dict[str, float]:
     """Have the module do what it lists in `tasks`, from a checkpoint if one is given.
 
+    What it lists in `measures` as well is kept in the run folder, as TASK.json.
+
     Raises:
         ConfigError: The function refuses what it was given, by a ValueError that names key or file.
     """
@@ -159,8 +162,10 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     module = build("module", settings["module"])
     datamodule = build("datamodule", settings["datamodule"])
+    folder = None
     if settings["ckpt_path"] is not None:
         checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
+        folder = run_folder(checkpoint)
         check_data(module, datamodule, checkpoint)
         content = load(checkpoint)
         module.on_load_checkpoint(content)
@@ -168,4 +173,9 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
     module.eval()
     with refusing():
         metrics: dict[str, float] = getattr(module, task)(datamodule, **given)
+    if folder is not None and task in getattr(module, "measures", ()):
+        asked = {key: value for key, value in given.items() if key not in ("ckpt_path", "blimp")}
+        said = {"at": now(), "checkpoint": checkpoint.name, "keys": asked, "metrics": metrics}
+        write_json(folder / f"{task}.json", said)
+        Console().print(Text(f"written: {folder / task}.json"), soft_wrap=True)
     return metrics

@@ -449,7 +449,9 @@ def _key_of_wandb(loggers: dict[str, Any]) -> list[str]:
         f"logger.{name}.mode=online: there is no key of W&B here. Run `wandb login`, set "
         f"WANDB_API_KEY, or take logger.{name}.mode=offline"
         for name, node in loggers.items()
-        if node and node["_target_"].endswith(".WandbLogger") and node.get("mode") == "online"
+        if node
+        and node["_target_"].endswith((".WandbRun", ".WandbLogger"))
+        and node.get("mode") == "online"
     ]
 
 

@@ -271,7 +271,10 @@ SHORTER = {
         *("datamodule.dialogues=40", "datamodule.test_dialogues=10", "trainer=cpu"),
     ),
 }
-ELSEWHERE = ("delta_parser_spider", "smollm2", "wandb.mode=online", "devices=8", "lm_eval", "hub=")
+ELSEWHERE = (
+    *("delta_parser_spider", "smollm2", "wandb.mode=online", "wandb.entity=", "devices=8"),
+    *("lm_eval", "hub="),
+)
 
 
 class Typist(Reader):

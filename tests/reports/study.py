@@ -40,10 +40,11 @@ def make_run(
         "task": "train",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    rows = ["step,train/loss,val/loss,perf/tokens_per_second,est/counted_flops_saved_all"]
+    rows = ["step,tokens,FLOPs,train/loss,val/loss,perf/tokens_per_second,est/active_fraction"]
     for step in steps:
-        value = loss + (last - step) / last
-        rows.append(f"{step},{value},{value + 0.5},640,{0.25 if method else ''}")
+        value, spent = loss + (last - step) / last, (6e9 if method else 8e9) * step
+        active = 0.75 if method else ""
+        rows.append(f"{step},{64 * step},{spent},{value},{value + 0.5},640,{active}")
     (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
     savings = (
         Saving("FLOPs counted, all", "FLOPs", 6e9 * last, 8e9 * last),
@@ -62,7 +63,6 @@ def make_run(
         "command": f"python run.py name={name} seed={seed}",
         "metrics": {"train/loss": loss, "val/loss": loss + 0.5, "val/perplexity": 9.0},
         "ledgers": {"est": Ledger("EST", "dense", savings).to_dict()} if method else {},
-        "data": {"tokens_per_batch": 32},
     }
     (folder / "run.json").write_text(json.dumps({**content, **(record or {})}))
     return folder

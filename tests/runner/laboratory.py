@@ -1,11 +1,13 @@
 """run.py as the tests start it, here or in a process of its own: it may build classes of tests."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -74,6 +76,24 @@ def run(outputs: Path, *overrides: str) -> dict[str, float]:
     with initialize_config_dir(str(validate.CONF), version_base="1.3"):
         cfg = compose("config", with_new_keys([*given, "name=tiny", *overrides]))
     return runner.run(cfg)
+
+
+def wandb_run(offline: Path) -> dict[str, Any]:
+    """Return what W&B kept of a run, read by its own program."""
+    tool = [sys.executable, "-m", "wandb", "leet", "inspect"]
+    said = [
+        subprocess.run([*tool, *options, "--json", str(offline)], capture_output=True, check=True)
+        for options in ([], ["--summary"])
+    ]
+    records = [json.loads(line) for line in said[0].stdout.splitlines()]
+    metrics = [record["metric"] for record in records if record["type"] == "metric"]
+    return {
+        **json.loads(said[1].stdout),
+        "axes": [metric["name"] for metric in metrics if "name" in metric],
+        "axis of all others": metrics[-1].get("step_metric"),
+        "history": [r["history"]["item"] for r in records if r["type"] == "history"],
+        "system": [record for record in records if record["type"] == "stats"],
+    }
 
 
 def command(*arguments: str) -> int:

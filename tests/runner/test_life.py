@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from PIL import Image
 
+from reports.registry import find
 from runner.command import guard
 from runner.errors import ConfigError
 from runner.folder import lock, stored_config
 from runner.record import MetricsFile
 from runner.run_record import write_json
-from tests.runner.laboratory import ROOT, forked, run
+from tests.runner.laboratory import ROOT, forked, run, wandb_run
 from tests.runner.tiny import TinyModule
 
 
@@ -244,18 +246,19 @@ def test_multirun_keeps_runs_apart_and_goes_on_after_a_failure(tmp_path: Path) -
     folders = list((tmp_path / "tiny").iterdir())
     assert len(folders) == 3, output
     assert code == 1
-    states, sweeps = {}, set()
+    states, sweeps, seeds = {}, set(), {}
     for folder in folders:
         record = json.loads((folder / "run.json").read_text())
         states[record["seed"]] = record["status"]
         assert (record["sweep"]["job"], record["sweep"]["jobs"]) == (record["seed"], 3)
         assert f"seed={record['seed']}" in record["overrides"]
         sweeps.add((record["sweep"]["id"], record["arm"]))
-        (offline,) = folder.glob("wandb/offline-run-*")
-        assert offline.name.endswith(f"-{record['id']}")
-        assert (offline / f"run-{record['id']}.wandb").stat().st_size > 0
+        (offline,) = tmp_path.glob(f"wandb/offline-run-*-{record['id']}")
         sent = list(offline.glob("files/media/images/plots/square_*.png"))  # what a method draws
         assert len(sent) == (record["status"] == "finished")
+        seeds[record["seed"]] = wandb_run(offline)
+    assert all(of["config"]["seed"] == seed for seed, of in seeds.items()), "a job's, not all jobs'"
+    assert {of["config"]["arm"] for of in seeds.values()} == {arm for _, arm in sweeps}
     assert states == {1: "finished", 2: "failed", 3: "finished"}
     assert len(sweeps) == 1
     assert "job 2/3: experiment=tiny logger=default seed=2 module.fail_seed=2" in output
@@ -280,8 +283,30 @@ def test_nothing_is_sent_when_offline(tmp_path: Path, monkeypatch: pytest.Monkey
     code, output = forked(tmp_path / "outputs", *arguments)
     assert code == 0, output
     assert not (tmp_path / "calls").exists()
-    (log,) = (tmp_path / "outputs").glob("tiny/*/wandb/debug-internal.log")
+    (log,) = (tmp_path / "outputs").glob("wandb/debug-internal.log")
     assert "http" not in log.read_text(errors="replace").lower()
+
+
+def test_what_wandb_keeps_of_a_run(tmp_path: Path) -> None:
+    """Steps are its axis, its config names every key once, its summary is the run's table."""
+    run(tmp_path, "logger=default", "callbacks.samples={_target_: tests.runner.tiny.Pictures}")
+    record = json.loads((folder_of(tmp_path) / "run.json").read_text())
+    (offline,) = tmp_path.glob(f"wandb/offline-run-*-{record['id']}")
+    kept = wandb_run(offline)
+    assert kept["axes"] == ["step", "tokens", "FLOPs"]
+    assert kept["axis of all others"] == "step"
+    steps = [row["step"] for row in kept["history"]]
+    assert steps == sorted(steps)
+    assert steps[-1] == 40
+    assert set(kept["config"]) - {"_wandb", "arm"} == set(stored_config(folder_of(tmp_path)))
+    ledger = {"tiny/steps_spent": 40, "tiny/steps_baseline": 80, "tiny/steps_saved": 0.5}
+    figures = {name: value for name, value in record["metrics"].items() if name != "method/rate"}
+    summary = {n: v for n, v in kept["summary"].items() if isinstance(v, int | float)}
+    assert summary == pytest.approx(figures | ledger)
+    (picture,) = offline.glob("files/media/images/*.png")
+    assert Image.open(picture).size == (4, 4)
+    assert kept["system"], "the machine was not watched"
+    assert find([tmp_path])[1] == [], "W&B's folder is taken for a run"
 
 
 def test_a_module_adds_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,6 +180,19 @@ class Method(pl.Callback):
         return table
 
 
+class Pictures(pl.Callback):
+    """Shows what a run has seen: a table with a picture."""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        table = {
+            "columns": ["step", "picture"],
+            "data": [[trainer.global_step, Image.new("L", (4, 4))]],
+        }
+        for logger in trainer.loggers if trainer.global_step == 40 else ():
+            if hasattr(logger, "log_table"):
+                logger.log_table("val/samples", **table, step=trainer.global_step)
+
+
 class Kill(pl.Callback):
     """Sends this process a signal in the middle of a step."""
 
