@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from PIL import Image
 
 RELEVANT, OTHER = "#1a9850", "#c4c4c4"
 COLOURS = ("#1b6ca8", "#d1495b", "#8d8d8d", "#2e8b57", "#edae49", "#6a4c93")
@@ -28,6 +29,13 @@ class Cell:
     content: NDArray[np.uint8] | str
     title: str = ""
     relevant: bool | None = None
+
+    def shown(self) -> Image.Image | str:
+        """The picture, or the words."""
+        if isinstance(self.content, str):
+            return self.content
+        is_planar = self.content.shape[0] == 3
+        return Image.fromarray(self.content.transpose(1, 2, 0) if is_planar else self.content)
 
 
 def retrieval_grid(queries: Sequence[Cell], found: Sequence[Sequence[Cell]], path: Path) -> Path:
@@ -65,8 +73,7 @@ def _draw_cell(axis: Any, cell: Cell, is_query: bool = False) -> None:
         axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=7.5)
         axis.set(xlim=(0, 1), ylim=(0, 1), box_aspect=1)
     else:
-        picture = cell.content
-        axis.imshow(picture.transpose(1, 2, 0) if picture.shape[0] == 3 else picture)
+        axis.imshow(cell.shown())
     if is_query:
         return
     frame = RELEVANT if cell.relevant else OTHER

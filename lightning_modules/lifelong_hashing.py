@@ -163,6 +163,7 @@ class LifelongHashing(CodedPairs):
         self.lengths = Lengths(**(lengths or {}))
         self.evaluate = evaluate
         self.history: list[dict[str, float]] = []
+        self._found: list[dict[str, Any]] = []  # what was drawn of queries with pictures
         """Metrics of each finished session, by name."""
         self.clock = SessionClock(lambda: self.data.seconds)
 
@@ -455,10 +456,17 @@ class LifelongHashing(CodedPairs):
         outputs = self.encoded(self.evaluate)
         drawn = draw(self.history, self.retrieval(self.evaluate, outputs), folder)
         if self.data.picture(0) is not None:
-            gallery = self._gallery(self.data)
-            queries, found = gallery.first_queries(self.evaluate, outputs)
+            queries, found = self._gallery(self.data).first_queries(self.evaluate, outputs)
             drawn["retrieved"] = retrieval_grid(queries, found, folder / "retrieved.png")
+            self._found = [
+                {"query": query.shown()} | {f"found {n}": c.shown() for n, c in enumerate(row, 1)}
+                for query, row in zip(queries, found, strict=True)
+            ]
         return drawn
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return what `figures` has drawn of queries with pictures, a row for each."""
+        return {"retrieved": self._found} if self._found else {}
 
     def curves(self) -> tuple[str, ...]:
         """Logged metrics to draw below the loss."""

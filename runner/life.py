@@ -24,8 +24,9 @@ from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
 from callbacks.interruption import Interruption, stop_behind
 from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
-from reports import registry, tables
+from reports import registry
 from reports.figures import draw_run
+from reports.tables import reached, without_constants
 from runner import machine
 from runner.axes import Axes
 from runner.errors import FailedRun
@@ -33,7 +34,7 @@ from runner.folder import Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import RUN_DIR, Job, arm_hash, config_hash, plans_steps, replaced
 from runner.parts import best_precision, build, check_data, planned_steps, prepare
 from runner.record import Identity, MetricsFile, Record, experiment_of, now
-from runner.report import DescribesItself, HasCurves, HasFigures, HasLedger, HasPlaces
+from runner.report import DescribesItself, HasCurves, HasFigures, HasLedger, HasPlaces, HasTables
 from runner.resume import CHILD
 from runner.run_record import without_secrets
 from runner.validate import refuse_misfits
@@ -163,7 +164,7 @@ class _Run:
         # Last of all: a terminal that is gone by now must not fail a run that is done.
         if self.first:
             title, ledgers = self._title(), self.ledgers.values()
-            tables.reached(self.console, title, shown, ledgers, self.places)
+            reached(self.console, title, shown, ledgers, self.places)
         return metrics
 
     def _record(self) -> Record:
@@ -229,6 +230,7 @@ class _Run:
         folder = self.start.folder
         curves: list[str] = []
         figures: dict[str, Path] = {}
+        tables: dict[str, list[dict[str, Any]]] = {}
         for name, source in {**self.named, "module": self.module}.items():
             if isinstance(source, HasLedger) and (ledger := source.ledger()) is not None:
                 self.ledgers[name] = ledger
@@ -236,15 +238,17 @@ class _Run:
                 curves += source.curves()
             if isinstance(source, HasFigures):
                 figures |= source.figures(folder / "plots")
+            if isinstance(source, HasTables):
+                tables |= source.tables()
             if isinstance(source, HasPlaces):
                 self.places |= source.places()
-        flat: dict[str, float] = {}
-        for name, ledger in self.ledgers.items():
-            flat |= ledger.metrics(name)
-        for logger in self.loggers if flat or figures else ():
-            logger.log_metrics(flat, step=step)
+        for logger in self.loggers if self.ledgers or figures else ():
+            logger.log_metrics(self._saved(), step=step)
             for path in figures.values() if hasattr(logger, "log_image") else ():
                 logger.log_image(f"plots/{path.stem}", [str(path)], step=step)
+            for name, each in tables.items() if hasattr(logger, "log_table") else ():
+                data = [list(row.values()) for row in each]
+                logger.log_table(f"tables/{name}", columns=list(each[0]), data=data, step=step)
             logger.save()
         last, best = (next((getattr(cb, w) for cb in saving), None) for w in ("last", "best"))
         self.record.update(
@@ -275,16 +279,16 @@ class _Run:
         """Return what the run's table shows; loggers with a summary get it, and what was saved."""
         if not self.first:
             return metrics
-        shown = tables.without_constants(metrics, registry.read(self.start.folder))
-        saved = {
-            name: value
-            for key, each in self.ledgers.items()
-            for name, value in each.metrics(key).items()
-        }
+        shown = without_constants(metrics, registry.read(self.start.folder))
         for logger in self.loggers:
             if hasattr(logger, "log_summary"):
-                logger.log_summary({**shown, **saved})
+                logger.log_summary({**shown, **self._saved()})
         return shown
+
+    def _saved(self) -> dict[str, float]:
+        """Return the ledgers as flat metrics."""
+        each = (ledger.metrics(name) for name, ledger in self.ledgers.items())
+        return {name: value for metrics in each for name, value in metrics.items()}
 
     def _say(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)

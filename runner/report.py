@@ -46,6 +46,14 @@ class HasFigures(Protocol):
 
 
 @runtime_checkable
+class HasTables(Protocol):
+    """A callback or module with tables, also of pictures, for loggers that have tables (W&B)."""
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return rows by table, after `figures`; cells are plain values or PIL's images."""
+
+
+@runtime_checkable
 class HasPlaces(Protocol):
     """A callback or module that writes files of its own."""
 

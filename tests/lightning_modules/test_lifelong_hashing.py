@@ -327,7 +327,9 @@ def test_what_was_reached_is_drawn_with_pictures_where_there_are_some(
     assert untrained.figures(tmp_path / "none") == {}
     for datamodule, extra in ((pictures, {"retrieved.png"}), (data(features), set())):
         folder = tmp_path / f"{len(extra)}"
-        drawn = fit(datamodule, limit=9).figures(folder).values()
+        trained = fit(datamodule, limit=9)
+        drawn = trained.figures(folder).values()
+        assert bool(trained.tables()) == bool(extra)
         names = {"map_by_session.png", "precision_recall.png"} | extra
         assert {path.name for path in drawn} == names
         assert set(drawn) == set(folder.iterdir())
