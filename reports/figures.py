@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports.registry import Run, find, read
-from reports.statistics import Arm
+from reports.statistics import Arm, Difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_ARMS = len(COLOURS) * len(LINES)
+FORMATS = ("svg", "png", "pdf")
 MOST_POINTS = 400  # of one line; more cannot be seen
 
 STYLE: Any = {  # matplotlib types its keys one by one
@@ -189,6 +190,37 @@ def arms_figure(curves: Mapping[str, Curve], label: str, marked: bool, columns: 
     return figure
 
 
+def differences_figure(
+    gaps: Mapping[str, Mapping[str, Difference]],
+    labels: Sequence[str],
+    base: str,
+    columns: int = 2,
+) -> Figure:
+    """Draw how arms differ from the baseline: means over pairs of seeds with their 95 % intervals.
+
+    Args:
+        gaps: By metric, each a panel, and by the arm's label.
+        labels: Of all arms: an arm has here the colour of its curve.
+        base: The baseline's label.
+        columns: Panels side by side.
+    """
+    with _styled():
+        rows = [label for label in labels if any(label in each for each in gaps.values())]
+        figure, panels = _panels(len(gaps), columns, sharey=True, height=0.8 + 0.3 * len(rows))
+        for (metric, found), panel in zip(gaps.items(), panels, strict=True):
+            panel.axvline(0.0, color="#000000", lw=0.8)
+            for label, gap in found.items():
+                place, number = rows.index(label), labels.index(label)
+                low, high = gap.interval or (gap.mean, gap.mean)
+                bar = [[gap.mean - low], [high - gap.mean]]
+                colour = COLOURS[number % len(COLOURS)]
+                panel.errorbar([gap.mean], [place], xerr=bar, fmt="o", color=colour, capsize=3)
+            panel.set_yticks(range(len(rows)), [textwrap.shorten(each, 36) for each in rows])
+            panel.set_ylim(len(rows) - 0.5, -0.5)
+            panel.set_xlabel(textwrap.fill(f"{metric} minus {base}", 40))
+    return figure
+
+
 def run_figure(run: Run, curves: Sequence[str] = (), dense: Run | None = None) -> Figure | None:
     """Draw a run: its losses over steps, over FLOPs where these are known, and what is asked for.
 
@@ -272,7 +304,7 @@ def label_of(metric: str, runs: Sequence[Run]) -> str:
     return f"{words.lstrip()}{name.replace('_', ' ')}" + (" (nats per token)" if nats else "")
 
 
-def save(figure: Figure, path: Path, formats: Sequence[str] = ("svg", "png", "pdf")) -> Path:
+def save(figure: Figure, path: Path, formats: Sequence[str] = FORMATS) -> Path:
     """Write a figure in some formats; equal content gives equal files.
 
     Args:
@@ -305,12 +337,14 @@ def _styled() -> Iterator[None]:
         yield
 
 
-def _panels(count: int, columns: int, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+def _panels(
+    count: int, columns: int, sharey: bool = False, height: float = 2.5
+) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure  # not pyplot: it keeps figures and picks a window system
 
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(3.5 * columns, 2.5 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(3.5 * columns, height * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
     for spare in grid[count:]:
         spare.remove()

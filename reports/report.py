@@ -37,6 +37,9 @@ from terminal import literal
 
 DOCUMENTS = ("report.md", "report.tex", "report.html")
 
+# Of each figure: a suffix of its name, panels side by side, formats.
+_WIDTHS = (("", 2, figures.FORMATS), ("-narrow", 1, ("svg",)))
+
 
 def report(
     settings: Mapping[str, Any], *, runs: str | list[str], baseline: str | None = None
@@ -94,6 +97,8 @@ def write(folder: Path, arms: Sequence[Arm], base: Arm | None, left_out: Sequenc
         blocks += [Heading("What was saved"), table]
     if table := claims(arms):
         blocks += [Heading("The papers' figures beside ours"), table]
+    if base and (picture := _differences(arms, base, folder)):
+        blocks += [Heading("Differences"), picture]
     if pictures := _pictures(arms, folder):
         blocks += [Heading("Curves"), *pictures]
     blocks += [Heading("Runs"), runs_table(arms, folder)]
@@ -254,6 +259,28 @@ def _as_claimed(arm: Arm, claim: Mapping[str, str]) -> list[float]:
     return [share(ours, base) for ours, base in known if ours]
 
 
+def _differences(arms: Sequence[Arm], base: Arm, folder: Path) -> Picture | None:
+    """Draw the differences of at most four metrics of test and validation; None without any."""
+    metrics = [m for m in reported(arms) if m.partition("/")[0] in ("test", "val", *MEASURED)]
+    runs = [arm.runs[0] for arm in arms]
+    gaps = {
+        figures.label_of(metric, runs): {
+            arm.label: gap
+            for arm in arms
+            if arm is not base and (gap := paired(arm.values(metric), base.values(metric)))
+        }
+        for metric in metrics[:4]
+    }
+    gaps = {metric: each for metric, each in gaps.items() if each}
+    if not gaps:
+        return None
+    for suffix, columns, formats in _WIDTHS:
+        drawn = figures.differences_figure(gaps, [a.label for a in arms], base.label, columns)
+        figures.save(drawn, folder / "figures" / f"differences{suffix}", formats)
+    words = f"Differences to {base.label}, paired by seed: mean and Student's 95 % interval."
+    return Picture("differences", words)
+
+
 def _pictures(arms: Sequence[Arm], folder: Path) -> list[Picture]:
     found = []
     for metric in figures.metrics_of(arms):
@@ -262,12 +289,9 @@ def _pictures(arms: Sequence[Arm], folder: Path) -> list[Picture]:
             continue
         name = "".join(c if c.isalnum() else "-" for c in metric)
         label = figures.label_of(metric, [arm.runs[0] for arm in arms])
-        wide, narrow = (
-            figures.arms_figure(curves, label, metric.startswith("val/"), columns)
-            for columns in (2, 1)
-        )
-        figures.save(wide, folder / "figures" / name)
-        figures.save(narrow, folder / "figures" / f"{name}-narrow", ("svg",))
+        for suffix, columns, formats in _WIDTHS:
+            drawn = figures.arms_figure(curves, label, metric.startswith("val/"), columns)
+            figures.save(drawn, folder / "figures" / f"{name}{suffix}", formats)
         words = f"{label.capitalize()}: mean over seeds, band \u00b1 one standard deviation."
         if metric.startswith("train/"):
             words += " Smoothed over a twentieth of the run."

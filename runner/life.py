@@ -333,6 +333,9 @@ class _Run:
             # What W&B prints about an offline run says nothing that the run's own table does not.
             os.environ.setdefault("WANDB_SILENT", "true")
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # Tables wait there until they are sent; W&B's own choice is the home folder.
+        data = Path(node.get("save_dir") or ".", "wandb", ".data").resolve()
+        os.environ.setdefault("WANDB_DATA_DIR", str(data))
         return {
             "id": self.start.run_id,
             "name": node.get("name") or self.start.folder.name,

@@ -63,7 +63,7 @@ def test_the_page_fetches_nothing_and_its_figures_share_no_ids(folder: Path) -> 
     page = Page((folder / "report.html").read_text())
     assert page.fetched == []
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 6
     assert len(page.ids) > 20
     assert len(page.ids) == len(set(page.ids))
 
