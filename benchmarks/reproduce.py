@@ -5,7 +5,8 @@ file in `benchmarks/tables`: its arms, which are experiments and overrides; its 
 of an arm's run; what the paper says; and at each scale the seeds and what makes the arms so large.
 What is missing is run. A run that has finished is known by its run.json, whose config must be the
 one asked for, and is not repeated; one that was stopped goes on. The result is a Markdown table and
-a JSON file. A cell that was not run stays empty.
+a JSON file in docs/results, and the claims' section of docs/RESULTS.md. A cell that was not run
+stays empty.
 """
 
 import argparse
@@ -34,9 +35,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).with_name("tables")
 SCALES = ("demo", "cpu", "gpu", "paper")
 RULE = (
-    "same: as far from the paper's figure as the row allows, or better. same direction: on the "
+    "Same: as far from the paper's figure as the row allows, or better. same direction: on the "
     "paper's side of no effect. different: neither. not run at this scale: a run is missing."
 )
+
+
+MARKS = ("<!-- written by make reproduce -->", "<!-- end of what it writes -->")
 
 
 @dataclass(frozen=True)
@@ -383,13 +387,37 @@ def markdown(table: Table, result: Mapping[str, Any]) -> str:
     versions: dict[str, str] = next((run["versions"] for run in result["runs"].values()), {})
     foot = [
         f"Seeds {', '.join(map(str, result['seeds']))}; mean, +- the deviation over seeds.",
-        result["rule"][0].upper() + result["rule"][1:],
+        result["rule"],
         f"Training time of the runs here: {result['seconds'] / 3600:.2f} hours.",
         f"Overrides: `{' '.join(result['overrides'])}`." if result["overrides"] else "",
         " ".join(f"{name} {versions[name]}." for name in ("torch", "transformers") if versions),
         f"Command: `{result['command']}`.",
     ]  # fmt: skip
     return "\n".join([*lines, "", " ".join(part.strip() for part in foot if part), ""])
+
+
+def page_with(text: str, folder: Path) -> str:
+    """Return a page with its section on the papers' claims as the results of a folder have them.
+
+    Args:
+        text: The page, in which `MARKS` enclose the section.
+        folder: Of the results.
+    """
+    lines = ["", *_rows(("table", "scale", "the paper says", "paper", "ours", "verdict", "seeds"))]
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        table = Table.read(TABLES / f"{result['table']}.yaml")
+        link = f"[{result['table']}](results/{path.stem}.md)"
+        for claim in result["paper"]:
+            cell = table.cells[claim["cell"]]
+            ours = "" if claim["ours"] is None else _number(cell, claim["ours"])
+            figures = (_number(cell, claim["paper"]), ours, claim["verdict"])
+            row = (link, result["scale"], claim["claim"], *figures, len(result["seeds"]))
+            lines.append(f"| {' | '.join(map(str, row))} |")
+    begin, end = MARKS
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return "\n".join([before + begin, *lines, "", RULE, "", end + after])
 
 
 def _rows(headings: Sequence[str]) -> list[str]:
@@ -476,6 +504,9 @@ def reproduce(table: Table, scale: Scale, runs: Sequence[Run], args: argparse.Na
         result = result_of(table, args.scale, scale, found)
         place.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
         place.with_suffix(".md").write_text(markdown(table, result))
+    page = args.results.parent / "RESULTS.md"
+    if page.exists() and MARKS[0] in (text := page.read_text(encoding="utf-8")):
+        page.write_text(page_with(text, args.results), encoding="utf-8")
     print(place.with_suffix(".md").read_text())
     return failed
 

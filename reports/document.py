@@ -230,7 +230,7 @@ figure svg { width: 100%; height: auto; display: block; }
 @media (max-width: 40rem) {
   .narrow { display: block; } .roomy { display: none; }
   body { padding-top: 1rem; } h1 { font-size: 1.3rem; }
-  table { font-size: .78rem; } th, td { padding: .3rem; }
+  table { font-size: .78rem; } th, td { padding: .3rem; white-space: normal; }
 }
 @media print { .wide { overflow: visible; } }
 """

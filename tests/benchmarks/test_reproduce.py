@@ -141,6 +141,27 @@ def test_a_finished_run_of_the_same_config_is_not_repeated(
     assert len(started) == 7
 
 
+def test_the_pages_section_says_what_the_results_say(tmp_path: Path) -> None:
+    """Again and again, and nothing else of the page changes."""
+    table = Table.read(TABLES / "dlch.yaml")
+    runs = {}
+    for arm, share in (("lifelong", 0.75), ("no update", 0.6)):
+        metrics = {f"val/map_all_{d}": share for d in ("i2t", "t2i")} | {"seconds": 1.0}
+        runs[arm, 1] = run_folder(tmp_path / "runs" / arm, 0, 1, metrics=metrics)
+    folder = tmp_path / "results"
+    folder.mkdir()
+    result = reproduce.result_of(table, "demo", table.scales["demo"], runs)
+    (folder / "dlch-demo.json").write_text(json.dumps(result))
+    page = "\n".join(["before", *reproduce.MARKS, "after"])
+    once = reproduce.page_with(page, folder)
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter")
+    assert "| [dlch](results/dlch-demo.md) | demo | retrieval gains over 20 % | 20.0 % |" in once
+    assert "| 25.0 % | same | 1 |" in once
+    assert "| 80.0 % |  | not run at this scale | 1 |" in once
+    assert reproduce.page_with(once, folder) == once
+
+
 def test_a_table_that_names_what_it_has_not_is_refused(tmp_path: Path) -> None:
     content = yaml.safe_load((TABLES / "dlch.yaml").read_text())
     content["cells"]["gain over no update"]["against"] = "nothing"

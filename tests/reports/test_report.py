@@ -1,5 +1,6 @@
 """A report says the same in three languages, escapes what others wrote, and fetches nothing."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from reports import figures
 from reports.document import Code, Heading, Lines, Link, Table, latex, markdown, webpage
 from reports.registry import find
-from reports.report import DOCUMENTS, claims, number, report, results, savings, write
+from reports.report import DOCUMENTS, claims, number, report, reported, results, savings, write
 from reports.statistics import Spread, arms_of, baseline_of
 from tests.reports.study import make_run, make_study
 
@@ -141,6 +142,16 @@ def test_unequal_seeds_are_paired_where_they_meet(tmp_path: Path) -> None:
     arms, _ = arms_of(find([tmp_path])[0])
     rows = [row for row in results(arms, baseline_of(arms)).rows if row[0] == "est"]
     assert [row[2:] for row in rows][-1] == ["4.500 \u00b1 0.000", "+0.500", "1"]
+
+
+def test_what_was_measured_afterwards_is_shown_by_its_mean(tmp_path: Path) -> None:
+    for seed, share in ((1, 0.5), (2, 0.7)):
+        folder = make_run(tmp_path, "est", seed)
+        measured = {"metrics": {"adjuncts": share - 0.1, "islands": share + 0.1, "mean": share}}
+        (folder / "minimal_pairs.json").write_text(json.dumps(measured))
+    arms, _ = arms_of(find([tmp_path])[0])
+    assert arms[0].values("minimal_pairs/islands") == {1: 0.6, 2: pytest.approx(0.8)}
+    assert [m for m in reported(arms) if "minimal_pairs" in m] == ["minimal_pairs/mean"]
 
 
 def test_figures_over_tokens_flops_and_seconds_lie_where_a_hand_computes_them(

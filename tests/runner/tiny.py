@@ -23,6 +23,7 @@ class TinyModule(pl.LightningModule):
     """Next-token prediction with dropout, so that every step draws random numbers."""
 
     tasks: ClassVar[dict[str, bool]] = {"count": True, "greet": False}
+    measures: ClassVar[tuple[str, ...]] = ("count",)
 
     def __init__(
         self,
