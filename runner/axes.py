@@ -57,7 +57,7 @@ def _of_step(trainer: pl.Trainer) -> dict[str, float]:
     data: Any = getattr(trainer, "datamodule", None)
     described = data.describe() if hasattr(data, "describe") else {}
     batch, context = described.get("tokens_per_batch"), described.get("context_length")
-    if not batch:
+    if not (batch and context):
         return {}
     tokens = batch * trainer.accumulate_grad_batches
     module, processes = trainer.lightning_module, trainer.world_size

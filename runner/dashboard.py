@@ -88,7 +88,7 @@ def _workspace(node: Mapping[str, Any], entity: str, project: str) -> Any:
 
 
 def _panels(section: Mapping[str, Any]) -> list[Any]:
-    from wandb_workspaces.reports import v2 as wr
+    from wandb_workspaces.reports.v2 import interface as wr
 
     mean: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
     found: list[Any] = []

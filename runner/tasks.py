@@ -162,10 +162,9 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     module = build("module", settings["module"])
     datamodule = build("datamodule", settings["datamodule"])
-    folder = None
+    checkpoint = None
     if settings["ckpt_path"] is not None:
         checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
-        folder = run_folder(checkpoint)
         check_data(module, datamodule, checkpoint)
         content = load(checkpoint)
         module.on_load_checkpoint(content)
@@ -173,7 +172,8 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
     module.eval()
     with refusing():
         metrics: dict[str, float] = getattr(module, task)(datamodule, **given)
-    if folder is not None and task in getattr(module, "measures", ()):
+    folder = None if checkpoint is None else run_folder(checkpoint)
+    if checkpoint and folder and task in getattr(module, "measures", ()):
         asked = {key: value for key, value in given.items() if key not in ("ckpt_path", "blimp")}
         said = {"at": now(), "checkpoint": checkpoint.name, "keys": asked, "metrics": metrics}
         write_json(folder / f"{task}.json", said)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import wandb
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from runner.axes import AXES
@@ -45,13 +45,21 @@ class WandbRun(WandbLogger):
         self.experiment.log(row if step is None else {**row, "step": step})
 
     @rank_zero_only
-    def log_table(self, key: str, columns: Any = None, data: Any = None, **more: Any) -> None:
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
         """Log a table, whose cells may be pictures."""
-        data = data and [
-            [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row]
-            for row in data
-        ]
-        super().log_table(key, columns, data, **more)
+
+        def shown(cell: Any) -> Any:
+            return wandb.Image(cell) if isinstance(cell, Image.Image) else cell
+
+        rows = None if data is None else [[shown(cell) for cell in row] for row in data]
+        super().log_table(key, columns, rows, dataframe, step)
 
     @rank_zero_only
     def log_summary(self, metrics: Mapping[str, float]) -> None:
