@@ -286,8 +286,10 @@ def test_nothing_is_sent_when_offline(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "http" not in log.read_text(errors="replace").lower()
 
 
-def test_what_wandb_keeps_of_a_run(tmp_path: Path) -> None:
+def test_what_wandb_keeps_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are its axis, its config names every key once, its summary is the run's table."""
+    monkeypatch.setenv("WANDB_DATA_DIR", "as a run before it in this process has left it")
+    monkeypatch.delenv("WANDB_DATA_DIR")
     run(tmp_path, "logger=default", "callbacks.samples={_target_: tests.runner.tiny.Pictures}")
     record = json.loads((folder_of(tmp_path) / "run.json").read_text())
     (offline,) = tmp_path.glob(f"wandb/offline-run-*-{record['id']}")
