@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).with_name("tables")
 SCALES = ("demo", "cpu", "gpu", "paper")
 RULE = (
-    "Same: as far from the paper's figure as the row allows, or better. same direction: on the "
-    "paper's side of no effect. different: neither. not run at this scale: a run is missing."
+    "Same: as far from the paper's figure as the row allows, or better. Same direction: on the "
+    "paper's side of no effect. Different: neither. Not run at this scale: a run is missing."
 )
 
 
