@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from typing import Literal
 
@@ -86,37 +87,16 @@ def derive(schema: Schema, literals: Literals) -> Derivation:
 
     The schema must have a table with a column, and there must be a value to choose from.
     """
+    assert literals, "there must be a value to choose"
     return _query(_Names(schema, literals), 0)
 
 
+@dataclass(frozen=True, slots=True)
 class _Names:
-    """What the grammar knows about a schema: which tables keys connect, and the values."""
+    """What may be named: a schema's columns and tables, and values."""
 
-    def __init__(self, schema: Schema, literals: Literals) -> None:
-        assert literals, "there must be a value to choose"
-        self.schema, self.literals = schema, literals
-        self.component = schema.joinable.components
-        self._columns: dict[int | None, tuple[int, ...]] = {}
-
-    def columns(self, near: int | None, star: bool) -> tuple[int, ...]:
-        """Columns of the tables that can be joined with table `near` (None: any)."""
-        if near not in self._columns:
-            self._columns[near] = tuple(
-                index
-                for index, column in enumerate(self.schema.columns)
-                if index != STAR and self._joins(column.table, near)
-            )
-        return (STAR, *self._columns[near]) if star else self._columns[near]
-
-    def tables(self, near: int | None) -> tuple[int, ...]:
-        return tuple(
-            index
-            for index, table in enumerate(self.schema.tables)
-            if table.columns and self._joins(index, near)
-        )
-
-    def _joins(self, table: int, near: int | None) -> bool:
-        return near is None or self.component[table] == self.component[near]
+    schema: Schema
+    literals: Literals
 
 
 class _Core:
@@ -131,7 +111,8 @@ class _Core:
         return self.used[0] if self.used else None
 
     def column(self, star: bool = False) -> Generator[Slot, int, int]:
-        index = yield Slot("column", self.names.columns(self.near, star))
+        _, columns = self.names.schema.joinable_with(self.near)
+        index = yield Slot("column", (STAR, *columns) if star else columns)
         if index == STAR:
             yield from self.table()
         else:
@@ -139,7 +120,8 @@ class _Core:
         return index
 
     def table(self) -> Generator[Slot, int, None]:
-        self.used.append((yield Slot("table", self.names.tables(self.near))))
+        tables, _ = self.names.schema.joinable_with(self.near)
+        self.used.append((yield Slot("table", tables)))
 
     def unit(self, name: str) -> Generator[Slot, int, ColumnUnit]:
         """The column under an aggregate; `*` is one for count alone."""
@@ -149,7 +131,12 @@ class _Core:
 
 
 def _choose(*names: str) -> Generator[Slot, int, str]:
-    return SYMBOLS[(yield Slot("symbol", tuple(_INDEX[name] for name in names)))]
+    return SYMBOLS[(yield _symbols(names))]
+
+
+@cache
+def _symbols(names: tuple[str, ...]) -> Slot:
+    return Slot("symbol", tuple(_INDEX[name] for name in names))
 
 
 def _query(names: _Names, depth: int, items: int | None = None) -> Derivation:

@@ -200,6 +200,26 @@ class Schema:
             found = replace(found, keys=(*found.keys, *keys)) if joined else found
         return found
 
+    def joinable_with(self, table: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the tables with columns that can be joined with one, and their columns but `*`.
+
+        Of None, all.
+        """
+        return self._joinable_with[None if table is None else self.joinable.components[table]]
+
+    @cached_property
+    def _joinable_with(self) -> dict[int | None, tuple[tuple[int, ...], tuple[int, ...]]]:
+        members: dict[int | None, list[int]] = {None: [*range(len(self.tables))]}
+        for table, component in sorted(self.joinable.components.items()):
+            members.setdefault(component, []).append(table)
+        return {
+            component: (
+                tuple(table for table in tables if self.tables[table].columns),
+                tuple(sorted(chain.from_iterable(self.tables[t].columns for t in tables))),
+            )
+            for component, tables in members.items()
+        }
+
     def join_path(self, tables: set[int]) -> tuple[tuple[int, int], ...] | None:
         """Return which tables are joined one after the other, over others where needed.
 
