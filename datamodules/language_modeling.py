@@ -284,7 +284,7 @@ class LanguageModelingDataModule(OrderedDataModule):
         self._opened_at = rank, world_size
 
     def _refuse_too_little(self, held: Mapping[str, int], of: str = "") -> None:
-        """Refuse text that does not fill one batch of each part; `held` are blocks of `of`."""
+        """Refuse parts whose blocks fill no batch; `of` describes the text, else its record."""
         _, world_size = self.place
         limit = self.settings.get("max_tokens")
         for part, needed, mend in (

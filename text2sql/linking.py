@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -103,13 +104,20 @@ class Links:
             schema: Of the links.
             how: By their whole names (`exact`), or words of them (`partial`).
         """
-        words, columns = len(self.words), len(schema.columns)
-        kinds = [_RELATION[f"{each} {what}"] for each in how for what in _NAMED]
-        hit = np.atleast_1d(np.isin(self.relations[:words, words:], kinds).any(axis=0))
+        columns = len(schema.columns)
+        hit = self.linked(_NAMED, how).any(axis=0)
         return {
             "tables": [t.name for i, t in enumerate(schema.tables) if hit[columns + i]],
             "columns": [schema.full_name(i) for i in range(columns) if hit[i]],
         }
+
+    def linked(
+        self, what: Sequence[str], how: Sequence[str] = ("partial", "exact")
+    ) -> NDArray[np.bool_]:
+        """Return which words name which columns and tables: bool (words, columns and tables)."""
+        kinds = [_RELATION[f"{each} {kind}"] for each in how for kind in what]
+        count = len(self.words)
+        return np.isin(self.relations[:count, count:], kinds)
 
 
 def link(question: str, schema: Schema, database: Path | None = None) -> Links:
@@ -185,17 +193,13 @@ def content(text: str, schema: Schema, database: Path | None = None) -> Content:
             values[max(first, 0) : last] = True
         elif first > 0 and word[0].isupper():
             values[first] = True
-    said = {"value": values}
-    for what in _NAMED:
-        kinds = [_RELATION[f"{how} {what}"] for how in ("partial", "exact")]
-        named = np.isin(links.relations[:count, count:], kinds).any(axis=1)
-        said[what] = named & ~values
-    return Content(*(_said(links.words, said[what]) for what in ("value", *_NAMED)))
+    named = [links.linked([what]).any(axis=1) & ~values for what in _NAMED]
 
+    def said(kept: NDArray[np.bool_]) -> frozenset[str]:
+        words = compress(links.words, kept)
+        return frozenset(stem(w) for w in words if w[0].isalnum() and w.casefold() not in _STOP)
 
-def _said(words: Sequence[str], kept: NDArray[np.bool_]) -> frozenset[str]:
-    said = (word for word, is_kept in zip(words, kept, strict=True) if is_kept)
-    return frozenset(stem(w) for w in said if w[0].isalnum() and w.casefold() not in _STOP)
+    return Content(*map(said, (values, *named)))
 
 
 def stems(text: str) -> frozenset[str]:
