@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -47,6 +47,7 @@ def until_end(row: list[int]) -> tuple[int, ...]:
     return tuple(row[: row.index(END) + 1] if END in row else row)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), penalty=st.sampled_from([0.0, 0.6, 1.0]))
 def test_a_beam_that_drops_nothing_is_exact(seed: int, penalty: float) -> None:
     sources, beam = 2, WORDS**LONGEST
@@ -66,6 +67,7 @@ def test_a_beam_that_drops_nothing_is_exact(seed: int, penalty: float) -> None:
         assert len(set(found[: len(expected)])) == len(expected)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_a_narrow_beam_is_greedy_and_scores_what_it_returns(seed: int) -> None:
     toy = Toy(seed, 1, 1)

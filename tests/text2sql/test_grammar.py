@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.text2sql.conftest import make
@@ -68,6 +68,7 @@ def _wander(schema: Schema, draw: random.Random, brief: float) -> tuple[Query, l
             return done.value, choices
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), brief=st.sampled_from((0.0, 0.3, 0.8)))
 def test_whatever_is_derived_runs_and_reads_back(
     database: Path, schema: Schema, seed: int, brief: float
@@ -80,6 +81,7 @@ def test_whatever_is_derived_runs_and_reads_back(
     assert exact_match(again, query, schema), text
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_derivation_that_is_linearised_gives_the_same_query(schema: Schema, seed: int) -> None:
     query, _ = _wander(schema, random.Random(seed), 0.5)

@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.text import BLEUScore
 
@@ -20,6 +20,7 @@ def scored(*rows: tuple[str, str, str], schema: Schema | None = None) -> dict[st
     return {name: float(value) for name, value in metric.compute().items()}
 
 
+@settings(deadline=None)
 @given(one=WORDS, other=WORDS)
 def test_the_longest_common_subsequence_is_that_of_brute_force(
     one: list[str], other: list[str]
