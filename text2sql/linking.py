@@ -105,7 +105,7 @@ class Links:
             how: By their whole names (`exact`), or words of them (`partial`).
         """
         columns = len(schema.columns)
-        hit = self.linked(_NAMED, how).any(axis=0)
+        hit = np.atleast_1d(self.linked(_NAMED, how).any(axis=0))
         return {
             "tables": [t.name for i, t in enumerate(schema.tables) if hit[columns + i]],
             "columns": [schema.full_name(i) for i in range(columns) if hit[i]],
