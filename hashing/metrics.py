@@ -108,41 +108,30 @@ def _check(name: str, codes: Tensor, labels: Tensor) -> None:
         )
 
 
-def average_precision(counts: DistanceCounts, top: int | None = None) -> Tensor:
-    """Expected average precision of each query.
+def average_precision(counts: DistanceCounts) -> Tensor:
+    """Expected average precision of each query, over the whole ranking.
 
     The precision at the rank of each relevant item, summed, over the number of relevant items in
-    the database; of the first `top` ranks only, over min(top, that number).
+    the database.
 
     Args:
         counts: Of `count_distances`.
-        top: k of mAP@k, at least 1; None for the whole ranking.
 
     Returns:
         float64 (queries,).
-
-    Raises:
-        ValueError: `top` is not a whole number of at least 1.
     """
-    if top is not None and not (top >= 1 and top % 1 == 0):
-        raise ValueError(
-            f"top={top}: must be a whole number of at least 1, or None for the whole ranking"
-        )
     n, r = counts.items, counts.relevant
     before = n.cumsum(1) - n  # items that are nearer
     hits = r.cumsum(1) - r
-    ranks = n if top is None else (top - before).clamp(min=0).minimum(n)  # of a group, up to `top`
     most = int(n.sum(1).max()) if len(n) else 0
     reciprocals = torch.arange(1, most + 1, dtype=torch.float64).reciprocal()
     harmonic = torch.cat([torch.zeros(1, dtype=torch.float64), reciprocals.cumsum(0)])
     # Rank before + i holds a relevant item with probability r/n; given that, hits + 1 +
-    # (i - 1)(r - 1)/(n - 1) relevant ones are expected up to it. Summed over i = 1..ranks:
+    # (i - 1)(r - 1)/(n - 1) relevant ones are expected up to it. Summed over i = 1..n:
     slope = torch.where(n > 1, (r - 1) / (n - 1).clamp(min=1), 0.0)
-    spread = harmonic[(before + ranks).long()] - harmonic[before.long()]
-    precision = (hits + 1 - slope * (before + 1)) * spread + slope * ranks
-    total = (r / n.clamp(min=1) * precision).sum(1)
-    found = r.sum(1)
-    return total / (found if top is None else found.clamp(max=top))
+    spread = harmonic[(before + n).long()] - harmonic[before.long()]
+    precision = (hits + 1 - slope * (before + 1)) * spread + slope * n
+    return (r / n.clamp(min=1) * precision).sum(1) / r.sum(1)
 
 
 def chance_precision(counts: DistanceCounts) -> Tensor:
@@ -195,11 +184,7 @@ def precision_recall_by_radius(counts: DistanceCounts) -> tuple[Tensor, Tensor]:
 
 
 def mean_average_precision(
-    queries: Tensor,
-    query_labels: Tensor,
-    database: Tensor,
-    database_labels: Tensor,
-    top: int | None = None,
+    queries: Tensor, query_labels: Tensor, database: Tensor, database_labels: Tensor
 ) -> float:
     """Mean of `average_precision` over the queries; NaN if none has a relevant item.
 
@@ -208,10 +193,9 @@ def mean_average_precision(
         query_labels: Multi-hot, (q, classes).
         database: Codes of -1 and 1, (n, bits).
         database_labels: Multi-hot, (n, classes).
-        top: See `average_precision`.
 
     Raises:
-        ValueError: See `count_distances` and `average_precision`.
+        ValueError: See `count_distances`.
     """
     counts = count_distances(queries, query_labels, database, database_labels)
-    return float(average_precision(counts, top).mean())
+    return float(average_precision(counts).mean())

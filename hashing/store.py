@@ -43,8 +43,7 @@ def pack(codes: Tensor | NDArray[Any]) -> Packed:
     array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else np.asarray(codes)
     if array.dtype.kind not in "if":
         raise ValueError(
-            f"codes of {array.dtype} hold no -1; give signs of -1 and 1, what is packed already "
-            "goes to CodeStore.of_packed"
+            f"codes of {array.dtype} hold no -1: must be signs of -1 and 1, not packed yet"
         )
     if array.ndim != 2:
         raise ValueError(f"codes of shape {array.shape}: must be (items, bits)")
@@ -112,31 +111,9 @@ class CodeStore:
     """
 
     def __init__(self, codes: Tensor | NDArray[Any], names: Sequence[str] | None = None) -> None:
-        self._fill(pack(codes), names)
-
-    @classmethod
-    def of_packed(cls, packed: Packed, names: Sequence[str] | None = None) -> "CodeStore":
-        """Make a store of codes that are packed already; they are not copied.
-
-        Args:
-            packed: uint8 (n, bits / 8), as `pack` makes them.
-            names: As this class takes them.
-
-        Raises:
-            ValueError: They are not of that form; names as above.
-        """
-        if packed.ndim != 2 or packed.dtype != np.uint8:
-            raise ValueError(
-                f"packed codes of shape {packed.shape} and {packed.dtype}: must be uint8 (items, "
-                "bits / 8)"
-            )
-        store = cls.__new__(cls)
-        store._fill(packed, names)
-        return store
-
-    def _fill(self, packed: Packed, names: Sequence[str] | None) -> None:
+        packed = pack(codes)
         if not packed.size:
-            raise ValueError(f"packed codes of shape {packed.shape}: a store needs at least one")
+            raise ValueError(f"codes of shape {tuple(codes.shape)}: a store needs at least one")
         self._codes = packed
         self._names: Sequence[str] | None = None
         if names is not None:

@@ -1,7 +1,7 @@
 """Which layers, heads and neurons are active, and how they are drawn."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -423,9 +423,7 @@ def sample_subnetwork(
     Raises:
         ValueError: The rates leave fewer layers than are exempt.
     """
-    d = dimensions
-
-    n = _Counts.of(d, rates, grouped_queries)
+    d, n = dimensions, _Counts.of(dimensions, rates, grouped_queries)
 
     def draw(count: int, total: int) -> Sequence[int]:
         if count == total or units == "nested":
@@ -441,30 +439,34 @@ def sample_subnetwork(
         )
 
     exempt = {layer % d.n_layers for layer in exempt_layers}
-    open_layers = [layer for layer in range(d.n_layers) if layer not in exempt]
-    n_open = active_count(rates.layers, d.n_layers) - len(exempt)
-    if rates.layers == 1.0:
-        n_open = len(open_layers)
-    if n_open < 0 or (n_open == 0 and not exempt):
-        raise ValueError(
-            f"rates.layers={rates.layers} keeps {n_open + len(exempt)} of {d.n_layers} layers, "
-            f"fewer than the {len(exempt)} exempt ones; raise the rate or exempt fewer layers"
-        )
-    if units == "nested":
-        kept = set(_spread_layers(d.n_layers, n_open + len(exempt), exempt)) - exempt
-    else:
-        kept = {open_layers[i] for i in draw(n_open, len(open_layers))}
-    inverse = len(open_layers) / n_open if layer_rescale == "inverse" and n_open else 1.0
-
+    drawn = _drawn_layers(d.n_layers, rates.layers, exempt, None if units == "nested" else draw)
+    inverse = (d.n_layers - len(exempt)) / len(drawn) if drawn else 1.0
+    scales = dict.fromkeys(exempt, 1.0)
+    scales |= dict.fromkeys(drawn, inverse if layer_rescale == "inverse" else 1.0)
     common = draw_layer(1.0) if shared_indices else None
-    layers: list[LayerChoice | None] = []
-    for layer in range(d.n_layers):
-        if layer not in kept | exempt:
-            layers.append(None)
-            continue
-        residual_scale = inverse if layer in kept else 1.0
-        if common is None:
-            layers.append(draw_layer(residual_scale))
-        else:
-            layers.append(replace(common, residual_scale=residual_scale))
+    layers: list[LayerChoice | None] = [None] * d.n_layers
+    for layer in sorted(scales):
+        scale = scales[layer]
+        layers[layer] = (
+            draw_layer(scale) if common is None else replace(common, residual_scale=scale)
+        )
     return SubnetworkSpec(d, tuple(layers))
+
+
+def _drawn_layers(
+    n_layers: int,
+    rate: float,
+    exempt: Collection[int],
+    draw: Callable[[int, int], Sequence[int]] | None,
+) -> set[int]:
+    """Layers that are active beside the exempt ones; spread over the depth if nothing draws."""
+    others = [layer for layer in range(n_layers) if layer not in exempt]
+    count = len(others) if rate == 1.0 else active_count(rate, n_layers) - len(exempt)
+    if count < 0 or (count == 0 and not exempt):
+        raise ValueError(
+            f"rates.layers={rate} keeps {count + len(exempt)} of {n_layers} layers, fewer than "
+            f"the {len(exempt)} exempt ones; raise the rate or exempt fewer layers"
+        )
+    if draw is None:
+        return {*_spread_layers(n_layers, count + len(exempt), exempt)} - {*exempt}
+    return {others[i] for i in draw(count, len(others))}

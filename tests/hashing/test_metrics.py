@@ -33,13 +33,13 @@ def draw(seed: int, queries: int, items: int, bits: int, classes: int = 3) -> li
     return [codes[0], labels[0], codes[1], labels[1]]
 
 
-def brute_force(relevant: list[bool], top: int | None) -> float:
-    """AP of one order: the sum of precisions at relevant ranks over min(top, all relevant)."""
+def brute_force(relevant: list[bool]) -> float:
+    """AP of one order: the mean of the precisions at relevant ranks."""
     hits, total = 0, 0.0
-    for rank, is_relevant in enumerate(relevant[:top], start=1):
+    for rank, is_relevant in enumerate(relevant, start=1):
         hits += is_relevant
         total += is_relevant * hits / rank
-    return total / min(sum(relevant), top or len(relevant))
+    return total / sum(relevant)
 
 
 def orders(distances: list[int], relevant: list[bool]) -> list[list[bool]]:
@@ -52,18 +52,16 @@ def orders(distances: list[int], relevant: list[bool]) -> list[list[bool]]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from([None, 1, 2, 3, 6]))
-def test_average_precision_is_the_mean_over_all_orders_of_tied_items(
-    seed: int, top: int | None
-) -> None:
+@given(st.integers(0, 10_000))
+def test_average_precision_is_the_mean_over_all_orders_of_tied_items(seed: int) -> None:
     queries, query_labels, database, labels = draw(seed, 2, 6, bits=2)
     counts = count_distances(queries, query_labels, database, labels)
-    values = average_precision(counts, top)
+    values = average_precision(counts)
     for place, query in enumerate(counts.queries):
         distances = (queries[query] != database).sum(1).tolist()
         relevant = relevance(query_labels[query][None], labels)[0].tolist()
         every = orders(distances, relevant)
-        expected = sum(brute_force(order, top) for order in every) / len(every)
+        expected = sum(brute_force(order) for order in every) / len(every)
         assert float(values[place]) == pytest.approx(expected, abs=1e-12)
 
 
@@ -120,16 +118,12 @@ def test_queries_without_a_relevant_item_are_left_out() -> None:
         ({"query_labels": lambda y: y[:1]}, "queries: 4 codes and 1 rows of labels"),
         ({"database_labels": lambda y: y[:-1]}, "database: 9 codes and 8 rows of labels"),
         ({"query_labels": lambda y: y[:, :2]}, "labels of the queries have 2 columns, .* 3"),
-        ({"top": lambda _: 0}, "top=0: must be a whole number of at least 1"),
-        ({"top": lambda _: -3}, "top=-3: must be"),
-        ({"top": lambda _: 1.5}, "top=1.5: must be"),
     ],
 )
 def test_what_would_give_a_wrong_figure_is_refused(changes: dict[str, Any], words: str) -> None:
     names = ("queries", "query_labels", "database", "database_labels")
     given: dict[str, Any] = dict(zip(names, draw(4, 4, 9, bits=16), strict=True))
     given["database_labels"][0] = torch.tensor([0, 0, 1])
-    given |= {"top": None}
     assert mean_average_precision(**given) > 0
     for name, change in changes.items():
         given[name] = change(given[name])
@@ -157,7 +151,7 @@ def test_chance_is_the_mean_over_all_orders_of_all_items() -> None:
     counts = count_distances(queries, query_labels, database, labels)
     for value, query in zip(chance_precision(counts), counts.queries, strict=True):
         relevant = relevance(query_labels[query : query + 1], labels)[0].tolist()
-        every = [brute_force(order, None) for order in orders([0] * 6, relevant)]
+        every = [brute_force(order) for order in orders([0] * 6, relevant)]
         assert float(value) == pytest.approx(sum(every) / len(every))
 
 

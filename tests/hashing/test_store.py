@@ -66,20 +66,6 @@ def test_codes_of_zeros_and_ones_are_not_taken_as_packed(kind: Any) -> None:
     if kind in (np.uint8, bool):
         with pytest.raises(ValueError, match="hold no -1"):
             CodeStore(np.ones((4, 16), dtype=kind))
-    if kind is not np.uint8:
-        with pytest.raises(ValueError, match="must be uint8"):
-            CodeStore.of_packed(codes)
-
-
-def test_a_store_of_packed_codes_is_that_of_the_signs() -> None:
-    codes = signs(5, 16)
-    store = CodeStore.of_packed(pack(codes), names(5))
-    assert store.parts == CodeStore(codes, names(5)).parts
-    assert store.bits == 16
-    store.check_unchanged(codes)
-    for wrong in (pack(codes)[0], pack(codes)[:0]):
-        with pytest.raises(ValueError, match="packed codes of shape"):
-            CodeStore.of_packed(wrong)
 
 
 def test_items_without_codes_and_names_that_do_not_fit_are_refused() -> None:
