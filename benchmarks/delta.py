@@ -38,7 +38,7 @@ def load(run: Path, device: str) -> tuple[SqlParser, UtteranceRewriter, list[Exa
     """Return a run's parser and rewriter, and the turns of its test part that have SQL."""
     settings = checked(["task=test", f"ckpt_path={run}"])
     module: TextToSql = build("module", settings["module"])
-    content = torch.load(checkpoint_of(run), map_location="cpu", weights_only=True)
+    content = torch.load(checkpoint_of("run", run), map_location="cpu", weights_only=True)
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
     datamodule = build("datamodule", settings["datamodule"])

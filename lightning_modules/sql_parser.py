@@ -59,7 +59,7 @@ class SqlParser(DialogueModule):
         history: How many utterances before it are read too, newest first: above 0 this is the
             end-to-end baseline.
         beam: Derivations kept at every step of decoding.
-        init: A checkpoint of this module, or the folder of its run, whose network to begin with.
+        init: A checkpoint of this module, whose network to begin with.
         optimizer: `lr` (of all but the encoder), `betas`, `eps`, `weight_decay` of AdamW.
         encoder_lr: Learning rate of a pretrained encoder.
         schedule: `warmup`, `final` and `decay`, as for language models.
@@ -75,6 +75,8 @@ class SqlParser(DialogueModule):
 
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
+    checkpoints: ClassVar[tuple[str, ...]] = ("init",)
+    """Arguments that take a run in place of a checkpoint; the runner looks it up."""
 
     # What a callback may monitor.
     validated: ClassVar[tuple[str, ...]] = (

@@ -58,10 +58,9 @@ class TextToSql(DialogueModule):
         parser: A `SqlParser`, to train here.
         rewriter: An `UtteranceRewriter`, to train here; None parses utterances as they are. In mode
             `dual` the parser of `parser_from` gives its verdict on what it writes.
-        parser_from: A checkpoint of `SqlParser` or of a pipeline with one, or the folder of its
-            run, in place of `parser`.
+        parser_from: A checkpoint of `SqlParser` or of a pipeline with one, in place of `parser`.
         rewriter_from: A checkpoint of `UtteranceRewriter` or of a pipeline with one, as dual
-            learning leaves it, or the folder of its run, in place of `rewriter`.
+            learning leaves it, in place of `rewriter`.
         recursive: Rewrite from the rewrite of the turn before alone, not from all utterances.
         optimizer: As in `CausalLM`, for the parts that are trained here.
         schedule: As in `CausalLM`.
@@ -86,6 +85,8 @@ class TextToSql(DialogueModule):
 
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
+    checkpoints: ClassVar[tuple[str, ...]] = ("parser_from", "rewriter_from")
+    """Arguments that take a run in place of a checkpoint; the runner looks it up."""
     # The runner's tasks of this module; none needs a checkpoint: its parts may bring theirs.
     tasks: ClassVar[dict[str, bool]] = {
         "evaluate": False, "chat": False, "annotate": False, "test": False

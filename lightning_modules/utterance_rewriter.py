@@ -91,7 +91,7 @@ class UtteranceRewriter(DialogueModule):
 
     Args:
         mode: `supervised` or `dual`.
-        init: A checkpoint of this module, or the folder of its run, whose networks to begin with.
+        init: A checkpoint of this module, whose networks to begin with.
         network: `kind`; `pretrained` (a folder, hub id or `package:MODULE/FOLDER`) or
             `architecture` and `vocab_size` (an encoder from scratch, with word pieces learned from
             the training data); `decoder_layers`; `source_tokens`, `target_tokens`; `schema_words`
@@ -118,6 +118,8 @@ class UtteranceRewriter(DialogueModule):
 
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
+    checkpoints: ClassVar[tuple[str, ...]] = ("init",)
+    """Arguments that take a run in place of a checkpoint; the runner looks it up."""
 
     # What a callback may monitor.
     validated: ClassVar[tuple[str, ...]] = (
@@ -210,20 +212,18 @@ class UtteranceRewriter(DialogueModule):
         """Build or load the networks, once, in training mode."""
         if hasattr(self, "rewriter"):
             return
-        begin = None if self.init is None else self._initial()
-        if begin is not None and self._tokenizer is None:
-            self._tokenizer = begin.get("rewriter_tokenizer")
+        begin = None
+        if self.init is not None:
+            try:
+                begin = read_checkpoint(self.init)
+            except ValueError as error:
+                raise ValueError(f"module.init={self.init}: {error}") from error
+            self._tokenizer = self._tokenizer or begin.get("rewriter_tokenizer")
         self.rewriter = self._network()
         if self.has_simplifier:
             self.simplifier = self._network()
         if begin is not None:
             self._begin_with(begin["state_dict"])
-
-    def _initial(self) -> dict[str, Any]:
-        try:
-            return read_checkpoint(str(self.init))
-        except ValueError as error:
-            raise ValueError(f"module.init={error}") from error
 
     def _network(self) -> Rewriter:
         n = self.network_settings

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -139,30 +139,43 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return a run's newest whole checkpoint, and a sentence for each newer one that is not."""
-    words: list[str] = []
-    for path in sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True):
-        if (fault := fault_of(path)) is None:
-            return path, words
-        words.append(f"{path.name} {fault}; the checkpoint before it is used.")
-    return None, words
+    """Return a run's newest whole checkpoint, to go on from; a sentence for each that is not."""
+    return _first_whole(sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True))
 
 
-def checkpoint_of(path: Path) -> Path:
-    """Return the checkpoint that a path means: itself, or a run folder's newest whole one.
+def checkpoint_of(key: str, place: str | Path) -> Path:
+    """Return the checkpoint that is meant where a model is asked for: the one rule for all keys.
+
+    Args:
+        key: Whose value it is.
+        place: A checkpoint; or a run folder, whose best checkpoint is meant if it keeps one and
+            that is whole, else its newest whole one.
 
     Raises:
         ConfigError: There is none, or it is damaged.
     """
-    if path.is_dir():
-        found, words = newest_whole(path)
-        print(*words, sep="\n", end="\n" if words else "")
-        if found is None:
-            raise ConfigError(f"ckpt_path={path}: no whole checkpoint in {path}/checkpoints")
-        return found
-    if fault := fault_of(path):
-        raise ConfigError(f"ckpt_path={path}: the file {fault}")
-    return path
+    path = Path(place).expanduser()
+    if not path.is_dir():
+        if fault := fault_of(path):
+            raise ConfigError(f"{key}={place}: the file {fault}")
+        return path
+    found, words = _first_whole((path / "checkpoints").glob("best.ckpt"))
+    if found is None:
+        found, further = newest_whole(path)
+        words += further
+    print(*words, sep="\n", end="\n" if words else "")
+    if found is None:
+        raise ConfigError(f"{key}={place}: no whole checkpoint in {path}/checkpoints")
+    return found
+
+
+def _first_whole(files: Iterable[Path]) -> tuple[Path | None, list[str]]:
+    words: list[str] = []
+    for path in files:
+        if (fault := fault_of(path)) is None:
+            return path, words
+        words.append(f"{path.name} {fault}; another checkpoint of the run is used.")
+    return None, words
 
 
 def fault_of(path: Path) -> str | None:

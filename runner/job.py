@@ -231,6 +231,20 @@ def methods(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def part_checkpoints(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield what of the module and its parts names a checkpoint or a run: key, node, name in it.
+
+    A class lists in `checkpoints` those of its arguments. What the task reads in `ckpt_path` holds
+    the parts as well.
+    """
+    if settings["ckpt_path"] is not None and settings["task"] not in ("validate", "test"):
+        return
+    for key, node in targets(settings["module"], "module"):
+        for name in signatures.attribute(str(node["_target_"]), "checkpoints") or ():
+            if node.get(name) is not None:
+                yield f"{key}.{name}", node, name
+
+
 def plans_steps(settings: dict[str, Any]) -> bool:
     """Return whether the chosen module says itself how long its training is, once it has data."""
     node = settings.get("module")

@@ -114,7 +114,7 @@ class _Run:
             # Before there is a run folder. Of several processes each opens its share by itself.
             prepare(self.datamodule, opened=self.trainer.world_size == 1)
         given = settings["ckpt_path"]  # None where the module's parts bring their own
-        self.checkpoint = start.checkpoint if given is None else checkpoint_of(Path(given))
+        self.checkpoint = start.checkpoint if given is None else checkpoint_of("ckpt_path", given)
         if self.checkpoint is not None:
             check_data(self.module, self.datamodule, self.checkpoint)
         self.phases: dict[str, float] = {}

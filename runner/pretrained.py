@@ -1,17 +1,19 @@
-"""What a module's `pretrained` may name besides a folder or hub id, and how that becomes a folder.
+"""What a module's keys may name besides files and hub ids, and how that becomes files.
 
 * `experiment:NAME`: the model that `experiment=NAME` trains. It is trained when it is first asked
   for, exported with its tokenizer, and kept in the cache by its settings and its tokenised data.
 * `FILE.gguf`, or `package:IMPORT_NAME/FILE.gguf` for one inside of a Python package: converted to
   safetensors once, in full precision, and kept by its content.
 
-The key is `module.pretrained`, or that of a part: `module.network.pretrained`.
+The key is `module.pretrained`, or that of a part: `module.network.pretrained`. A key that takes a
+checkpoint also takes a run, by the rule of `folder.checkpoint_of`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +21,29 @@ from typing import Any
 from datamodules.cache import build_once
 from runner import life, tasks
 from runner.fit import EXPERIMENT, gguf_file, made_models
-from runner.job import Job, config_hash, replaced
+from runner.folder import checkpoint_of
+from runner.job import Job, config_hash, part_checkpoints, replaced
 from runner.parts import build, rehearse, without_weights
 from runner.resume import choose
 
 
 def resolve(job: Job) -> Job:
-    """Make the folders that the module's `pretrained` name, and let the settings name the folders.
+    """Let the module's keys name files: what is named by another name is looked up, or made.
 
     Args:
         job: What was asked for. A dry run of a model whose sizes are known makes nothing.
 
     Returns:
-        The same with the folder's path wherever the name stood (`datamodule.tokenizer.pretrained`).
+        The same with the path of a model's folder wherever its name stood
+        (`datamodule.tokenizer.pretrained`), and of a checkpoint in place of its run.
 
     Raises:
-        ConfigError: What is named cannot be made.
+        ConfigError: What is named cannot be made, or is damaged.
     """
-    settings = job.settings
+    settings = {**job.settings, "module": deepcopy(job.settings["module"])}
+    job = replace(job, settings=settings)
+    for key, node, name in part_checkpoints(settings):
+        node[name] = str(checkpoint_of(key, node[name]))
     if settings["dry_run"]:
         known = without_weights(job)
         if not made_models(known):

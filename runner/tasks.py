@@ -117,7 +117,7 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
     """
     if hub is not None:
         refuse_push(hub)
-    checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
+    checkpoint = checkpoint_of("ckpt_path", settings["ckpt_path"])
     folder = run_folder(checkpoint)
     if folder is None:
         raise ConfigError(
@@ -138,7 +138,7 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
         from transformers import AutoTokenizer
 
         files.append(AutoTokenizer.from_pretrained(folder / "tokenizer"))
-    target = folder / "export" / checkpoint.stem
+    target = folder / "export" / f"step-{content['global_step']:08d}"
     module.export(target, files)
     config, record = getattr(module, "hf_config", None), read_record(folder)
     text = card(record, stored_config(folder), checkpoint, content, config, hub)
@@ -164,7 +164,7 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
     datamodule = build("datamodule", settings["datamodule"])
     checkpoint = None
     if settings["ckpt_path"] is not None:
-        checkpoint = checkpoint_of(Path(settings["ckpt_path"]))
+        checkpoint = checkpoint_of("ckpt_path", settings["ckpt_path"])
         check_data(module, datamodule, checkpoint)
         content = load(checkpoint)
         module.on_load_checkpoint(content)

@@ -27,7 +27,17 @@ from runner.errors import ConfigError, MissingPackage, MissingValue, nearest
 from runner.explain import CONF as CONF
 from runner.explain import composed, explain
 from runner.explain import experiments as experiments
-from runner.job import RUN_DIR, Job, at, methods, origin, plain, plans_steps, targets
+from runner.job import (
+    RUN_DIR,
+    Job,
+    at,
+    methods,
+    origin,
+    part_checkpoints,
+    plain,
+    plans_steps,
+    targets,
+)
 from runner.stored import with_stored
 from runner.task_keys import FREE_TASKS, GROUPS, TASKS, TOP_LEVEL, own_tasks
 
@@ -209,8 +219,10 @@ def _task(settings: dict[str, Any]) -> list[str]:
     needed = task != "train" and task not in FREE_TASKS
     if checkpoint is None and own.get(task, needed):
         return [f"task={task} needs ckpt_path=PATH: a .ckpt file or a run folder"]
-    if checkpoint is not None and not Path(checkpoint).exists():
-        return [f"ckpt_path={checkpoint}: no such file or folder"]
+    named = {key: node[name] for key, node, name in part_checkpoints(settings)}
+    for key, place in {"ckpt_path": checkpoint, **named}.items():
+        if place is not None and not Path(place).expanduser().exists():
+            return [f"{key}={place}: no such file or folder"]
     if settings["resume"] not in ("never", "auto") and not Path(settings["resume"]).exists():
         given = settings["resume"]
         return [f"resume={given}: must be never, auto, or a run folder or .ckpt that exists"]
