@@ -1,5 +1,6 @@
 """Checkpoints of modules that are parts of another training."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
@@ -21,6 +22,12 @@ def read_checkpoint(file: str) -> dict[str, Any]:
     return content
 
 
+def built(kind: type[Part], settings: Mapping[str, Any]) -> Part:
+    """Build a part from the settings that a checkpoint keeps, which may be an older run's."""
+    renamed = getattr(kind, "renamed", {})
+    return kind(**{renamed.get(name, name): value for name, value in settings.items()})
+
+
 def restored(kind: type[Part], key: str, file: str) -> Part:
     """Build a part as its checkpoint says, with its weights, which are not trained further.
 
@@ -40,7 +47,7 @@ def restored(kind: type[Part], key: str, file: str) -> Part:
             own = {k.removeprefix(f"{name}."): v for k, v in state if k.startswith(f"{name}.")}
             checkpoint["hyper_parameters"] = checkpoint[f"{name}_settings"]
             checkpoint["state_dict"] = own
-        part = kind(**checkpoint["hyper_parameters"])
+        part = built(kind, checkpoint["hyper_parameters"])
         part.on_load_checkpoint(checkpoint)
         part.load_state_dict(checkpoint["state_dict"])
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

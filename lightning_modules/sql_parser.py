@@ -37,9 +37,9 @@ class SqlParser(DialogueModule):
     A batch is a list of `text2sql.dialogue.Example`. The network is built in `configure_model`.
 
     Args:
-        encoder: A pretrained one: a folder, hub id or `package:MODULE/FOLDER`; null: from scratch.
-        architecture: `model_type` and arguments of an encoder to train from scratch; `encoder` must
-            be null.
+        pretrained: An encoder: a folder, hub id or `package:MODULE/FOLDER`; null: from scratch.
+        architecture: `model_type` and arguments of an encoder to train from scratch; `pretrained`
+            must be null.
         vocab_size: Of the tokenizer that is then trained on the training texts.
         width: Of the relational layers and the decoder.
         layers: Relational layers.
@@ -48,7 +48,7 @@ class SqlParser(DialogueModule):
         dropout: In both.
         frozen_layers: How many of a pretrained encoder's layers, from below, and with them its
             embeddings, are not trained.
-        encoder_dropout: A pretrained encoder keeps the dropout of its config in training, which
+        pretrained_dropout: A pretrained encoder keeps the dropout of its config in training, which
             takes a quarter of a training step on a CPU; else it has none.
         shuffle_schema: Training reads a schema's tables, and the columns of each, in another order
             every time.
@@ -61,9 +61,9 @@ class SqlParser(DialogueModule):
         beam: Derivations kept at every step of decoding.
         init: A checkpoint of this module, whose network to begin with.
         optimizer: `lr` (of all but the encoder), `betas`, `eps`, `weight_decay` of AdamW.
-        encoder_lr: Learning rate of a pretrained encoder.
+        pretrained_lr: Learning rate of a pretrained encoder.
         schedule: `warmup`, `final` and `decay`, as for language models.
-        seconds: What one execution may take in validation and test.
+        sql_timeout: Seconds that one execution may take in validation and test.
 
     Raises:
         ValueError: A value is not allowed; the message names its key.
@@ -77,6 +77,11 @@ class SqlParser(DialogueModule):
     """Its course is a share of the whole training's steps."""
     checkpoints: ClassVar[tuple[str, ...]] = ("init",)
     """Arguments that take a run in place of a checkpoint; the runner looks it up."""
+    renamed: ClassVar[dict[str, str]] = {
+        "encoder": "pretrained", "encoder_lr": "pretrained_lr",
+        "encoder_dropout": "pretrained_dropout", "seconds": "sql_timeout",
+    }  # fmt: skip
+    """What arguments were called in older runs, and what they are called now."""
 
     # What a callback may monitor.
     validated: ClassVar[tuple[str, ...]] = (
@@ -86,13 +91,13 @@ class SqlParser(DialogueModule):
 
     # Keys that are read only where another one is set, is not, or has one of some values.
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {
-        "encoder_lr": ("encoder", True), "frozen_layers": ("encoder", True),
-        "encoder_dropout": ("encoder", True), "vocab_size": ("encoder", False),
+        "pretrained_lr": ("pretrained", True), "frozen_layers": ("pretrained", True),
+        "pretrained_dropout": ("pretrained", True), "vocab_size": ("pretrained", False),
     }  # fmt: skip
 
     def __init__(
         self,
-        encoder: str | None = None,
+        pretrained: str | None = None,
         architecture: dict[str, Any] | None = None,
         vocab_size: Annotated[int, Interval(ge=100, le=1_000_000)] = 2000,
         width: Count = 256,
@@ -101,7 +106,7 @@ class SqlParser(DialogueModule):
         heads: Count = 8,
         dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1,
         frozen_layers: Annotated[int, Ge(0)] = 0,
-        encoder_dropout: bool = False,
+        pretrained_dropout: bool = False,
         shuffle_schema: bool = False,
         max_nodes: Count | None = None,
         read: Literal["rewrite", "utterance"] = "rewrite",
@@ -109,33 +114,33 @@ class SqlParser(DialogueModule):
         beam: Count = 1,
         init: str | None = None,
         optimizer: Optimizer | None = None,
-        encoder_lr: Annotated[float, Ge(0)] = 1e-4,
+        pretrained_lr: Annotated[float, Ge(0)] = 1e-4,
         schedule: Schedule | None = None,
-        seconds: Annotated[float, Gt(0)] = 5.0,
+        sql_timeout: Annotated[float, Gt(0)] = 5.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if (encoder is None) == (architecture is None):
-            raise ValueError(
-                "module: give encoder (pretrained) or architecture (from scratch), and one only"
-            )
+        if (pretrained is None) == (architecture is None):
+            raise ValueError("module: give pretrained or architecture (from scratch), and one only")
         if width % heads:
             raise ValueError(f"module.width={width}: must be a multiple of heads={heads}")
-        self.encoder, self.architecture, self.vocab_size = encoder, architecture, vocab_size
+        self.pretrained, self.architecture = pretrained, architecture
+        self.vocab_size = vocab_size
         self.sizes: dict[str, Any] = {
             "width": width, "layers": layers, "decoder_layers": decoder_layers, "heads": heads,
             "dropout": dropout,
         }  # fmt: skip
         self.read, self.history, self.beam, self.init = read, history, beam, init
-        self.encoder_lr, self.frozen_layers, self.max_nodes = encoder_lr, frozen_layers, max_nodes
-        self.encoder_dropout, self.shuffle_schema = encoder_dropout, shuffle_schema
+        self.pretrained_lr, self.pretrained_dropout = pretrained_lr, pretrained_dropout
+        self.frozen_layers, self.max_nodes = frozen_layers, max_nodes
+        self.shuffle_schema = shuffle_schema
         self.optimizer_settings, self.schedule_settings = optimization(
             optimizer, schedule, Optimizer(lr=5e-4)
         )
         self.features: dict[Example, Features | None] = {}
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.matches = Matches("val", "test")
-        self.judge = Judge(seconds)
+        self.judge = Judge(sql_timeout)
         self.verdicts: list[Verdict] = []
         self.judged: list[tuple[float, bool]] = []
         self.samples: list[dict[str, Any]] = []
@@ -163,8 +168,8 @@ class SqlParser(DialogueModule):
     def _build(self, written: str | None) -> None:
         """Build it, with the tokenizer that a checkpoint wrote if it was trained with it."""
         try:
-            if self.encoder is not None:
-                encoder, tokenizer = load_encoder(self.encoder, self.encoder_dropout)
+            if self.pretrained is not None:
+                encoder, tokenizer = load_encoder(self.pretrained, self.pretrained_dropout)
                 freeze(encoder, self.frozen_layers)
             else:
                 if written is None:
@@ -174,13 +179,13 @@ class SqlParser(DialogueModule):
                     tokenizer = tokenizer_from(written)
                 encoder = build_encoder(self.architecture or {}, tokenizer)
         except ValueError as error:
-            raise ValueError(f"module.encoder: {error}") from error
+            raise ValueError(f"module.pretrained: {error}") from error
         self.network = ParserNetwork(encoder, **self.sizes)
         self.reader = Parser(Featuriser(tokenizer), self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a tokenizer that was trained here, what it learned from, and how sure it may be."""
-        if self.encoder is None:
+        if self.pretrained is None:
             tokenizer = self.reader.featuriser.tokenizer
             checkpoint["parser_tokenizer"] = tokenizer.backend_tokenizer.to_str()
         checkpoint["parser_trained_on"] = self.trained_on
@@ -344,9 +349,9 @@ class SqlParser(DialogueModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, slower for a pretrained encoder, and the learning rate by step."""
-        slower = None if self.encoder is None else self.network.encoder
+        slower = None if self.pretrained is None else self.network.encoder
         return adamw_with_schedule(
-            self, self.optimizer_settings, self.schedule_settings, slower, self.encoder_lr
+            self, self.optimizer_settings, self.schedule_settings, slower, self.pretrained_lr
         )
 
 

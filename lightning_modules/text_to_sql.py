@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from lightning_modules.checkpoints import Part, restored
+from lightning_modules.checkpoints import Part, built, restored
 from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
@@ -71,11 +71,11 @@ class TextToSql(DialogueModule):
             of all counts as the official script does (`skip`).
         keep_distinct: For task=evaluate, execute queries with their DISTINCT, which the official
             default takes out.
-        seconds: What one execution may take.
+        sql_timeout: Seconds that one execution may take.
         megabytes: For task=evaluate, memory that one execution may take. Its result may take half
             of that here, and as much the results that are kept because queries repeat.
         hypotheses: For task=annotate, the rewriter's, of which the parser chooses one.
-        nats: For task=annotate, what the gold SQL of a chosen rewrite may cost at most: its
+        max_nll: For task=annotate, what the gold SQL of a chosen rewrite may cost at most: its
             negative log-likelihood. None: each turn gets the first hypothesis and no parser judges,
             so that a parser that then learns the domain reads in training what it will read.
 
@@ -87,6 +87,8 @@ class TextToSql(DialogueModule):
     """Its course is a share of the whole training's steps."""
     checkpoints: ClassVar[tuple[str, ...]] = ("parser_from", "rewriter_from")
     """Arguments that take a run in place of a checkpoint; the runner looks it up."""
+    renamed: ClassVar[dict[str, str]] = {"seconds": "sql_timeout", "nats": "max_nll"}
+    """What arguments were called in older runs, and what they are called now."""
     # The runner's tasks of this module; none needs a checkpoint: its parts may bring theirs.
     tasks: ClassVar[dict[str, bool]] = {
         "evaluate": False, "chat": False, "annotate": False, "test": False
@@ -107,7 +109,7 @@ class TextToSql(DialogueModule):
     # Keys of a part that only its training alone reads, and the key that does here.
     unread: ClassVar[dict[str, str]] = {
         "parser.optimizer": "optimizer", "parser.schedule": "schedule",
-        "parser.encoder_lr": "optimizer.lr", "parser.seconds": "seconds",
+        "parser.pretrained_lr": "optimizer.lr", "parser.sql_timeout": "sql_timeout",
         "rewriter.optimizer": "optimizer", "rewriter.schedule": "schedule",
         "rewriter.scored_rewrites": "",
     }  # fmt: skip
@@ -127,10 +129,10 @@ class TextToSql(DialogueModule):
         tables: str | None = None,
         missing: Literal["error", "wrong", "skip"] = "error",
         keep_distinct: bool = False,
-        seconds: Annotated[float, Gt(0)] = 30.0,
+        sql_timeout: Annotated[float, Gt(0)] = 30.0,
         megabytes: Annotated[float, Ge(_MEGABYTES)] = 1000.0,
         hypotheses: Annotated[int, Ge(1)] = 4,
-        nats: Annotated[float, Gt(0)] | None = 6.0,
+        max_nll: Annotated[float, Gt(0)] | None = 6.0,
     ) -> None:
         super().__init__()
         if rewriter is not None and rewriter.mode == "dual" and parser_from is None:
@@ -146,10 +148,10 @@ class TextToSql(DialogueModule):
             optimizer, schedule, Optimizer(lr=5e-4)
         )
         self.tables, self.missing = tables, missing
-        self.keep_distinct, self.seconds, self.megabytes = keep_distinct, seconds, megabytes
-        self.hypotheses, self.nats = hypotheses, nats
+        self.keep_distinct, self.sql_timeout, self.megabytes = keep_distinct, sql_timeout, megabytes
+        self.hypotheses, self.max_nll = hypotheses, max_nll
         self.matches = Matches(*(f"{split}/{r}" for split in ("val", "test") for r in READINGS))
-        self.judge = Judge(seconds)
+        self.judge = Judge(sql_timeout)
         self.verdicts: dict[str, list[Verdict]] = {}
         self.samples: list[dict[str, Any]] = []
         self.judged: list[tuple[float, bool]] = []
@@ -184,7 +186,7 @@ class TextToSql(DialogueModule):
         kinds: dict[str, Any] = {"parser": SqlParser, "rewriter": UtteranceRewriter}
         for name, kind in kinds.items():
             if f"{name}_settings" in checkpoint and getattr(self, name) is None:
-                setattr(self, name, kind(**checkpoint[f"{name}_settings"]))
+                setattr(self, name, built(kind, checkpoint[f"{name}_settings"]))
         self.parser_from = self.rewriter_from = None
         for _, part in self._parts():
             part.on_load_checkpoint(checkpoint)
@@ -232,7 +234,7 @@ class TextToSql(DialogueModule):
         """Return the parser's verdicts on rewrites, in [0, 1], by the rewriter's `dual.verdict`."""
         assert self.rewriter is not None, "who asks is the rewriter"
         smooth = self.rewriter.dual_settings["verdict"] == "likelihood"
-        parser, limits = self._parser, Limits(seconds=self.seconds)
+        parser, limits = self._parser, Limits(seconds=self.sql_timeout)
         verdict = ParserVerdict(parser.reader, self.judge, limits, parser.beam, smooth)
         return verdict(batch, questions)
 
@@ -356,7 +358,7 @@ class TextToSql(DialogueModule):
         """
         if not database:
             raise ValueError("database: task=chat needs database=FILE, a SQLite file")
-        limits = Limits(seconds=self.seconds, value_bytes=_CELL)
+        limits = Limits(seconds=self.sql_timeout, value_bytes=_CELL)
         conversation = Conversation(Path(database), self._reader(), limits, Console())
         self.configure_model()
         self.eval()
@@ -393,7 +395,7 @@ class TextToSql(DialogueModule):
 
         A later turn with SQL and without a rewrite gets, of the rewriter's hypotheses and its own
         utterance, the one under which the parser finds the gold SQL likeliest; none if even that is
-        unlikely (with `nats` None the first hypothesis, unjudged). First turns are their own. A
+        unlikely (with `max_nll` None the first hypothesis, unjudged). First turns are their own. A
         rewriter that then trains on the file learns a domain whose turns have SQL but no rewrites
         [D]. Dialogues about no database are left out; the file is whole or not there.
 
@@ -435,11 +437,11 @@ class TextToSql(DialogueModule):
     def _chosen(self, rewriter: UtteranceRewriter, turns: Sequence[Example]) -> dict[Example, str]:
         """Return for each turn the text that the parser understands best, if it does."""
         found = hypotheses(rewriter.rewriter, turns, self.hypotheses, rewriter.schema_words)
-        if self.nats is None:
+        if self.max_nll is None:
             return {example: texts[0] for example, texts in found.items()}
         offers = [(e, text) for e in turns for text in dict.fromkeys([e.utterance, *found[e]])]
         asked = [((text, e.about, e.database), e.gold) for e, text in offers]
-        return best_understood(offers, self._parser.reader.costs(asked), self.nats)
+        return best_understood(offers, self._parser.reader.costs(asked), self.max_nll)
 
     # --- task=evaluate
 
@@ -479,7 +481,7 @@ class TextToSql(DialogueModule):
             self.tables,
             self.missing,
             self.keep_distinct,
-            self.seconds,
+            self.sql_timeout,
             self.megabytes,
         )
         console = Console()

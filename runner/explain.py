@@ -155,8 +155,11 @@ def _nearest_key(key: str, base: dict[str, Any]) -> str:
     for depth, part in enumerate(path[:-1]):
         parent = parent.get(part) if isinstance(parent, dict) else None
         target = parent.get("_target_") if isinstance(parent, dict) else None
-        unread = signatures.attribute(target, "unread") if isinstance(target, str) else None
-        for old, new in (unread or {}).items():
+        if not isinstance(target, str):
+            continue
+        if new := (signatures.attribute(target, "renamed") or {}).get(path[depth + 1]):
+            return f" It is called {'.'.join([*path[: depth + 1], new, *path[depth + 2 :]])}."
+        for old, new in (signatures.attribute(target, "unread") or {}).items():
             rest = ".".join(path[depth + 1 :])
             if f"{rest}.".startswith(f"{old}."):
                 here = ".".join([*path[: depth + 1], new + rest.removeprefix(old)])

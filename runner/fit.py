@@ -23,8 +23,12 @@ from runner.errors import ConfigError, MissingPackage, nearest
 # What `pretrained` may begin with, see runner.pretrained.
 EXPERIMENT, PACKAGE = "experiment:", "package:"
 
-LANGUAGE_MODEL = {"architecture", "pretrained", "attn_implementation"}
-"""Arguments by which a module that wraps a Hugging Face causal language model is known."""
+
+def is_language_model(module: Mapping[str, Any] | None) -> bool:
+    """Whether a module wraps a Hugging Face causal language model, by the arguments it takes."""
+    accepted = signatures.signature(module["_target_"]) if module else None
+    known = {"architecture", "pretrained", "attn_implementation"}
+    return accepted is not None and accepted.parameters.keys() >= known
 
 
 def model_config(module: Mapping[str, Any] | None) -> Any:
@@ -40,8 +44,7 @@ def model_config(module: Mapping[str, Any] | None) -> Any:
     Raises:
         ValueError: The folder that the module names holds no config that can be read.
     """
-    accepted = signatures.signature(module["_target_"]) if module else None
-    if module is None or accepted is None or not accepted.parameters.keys() >= LANGUAGE_MODEL:
+    if module is None or not is_language_model(module):
         return None
     named, stated = str(module.get("pretrained") or ""), module.get("architecture")
     folder = Path(named).expanduser()
@@ -240,9 +243,7 @@ def made_models(node: Any, key: str = "module") -> list[tuple[str, str]]:
     if not isinstance(node, dict):
         return []
     named = node.get("pretrained")
-    # Of parts, folders in packages are the module's own matter.
-    prefixes = (EXPERIMENT, PACKAGE) if key == "module" else EXPERIMENT
-    made = isinstance(named, str) and (named.startswith(prefixes) or named.endswith(".gguf"))
+    made = isinstance(named, str) and (named.startswith(EXPERIMENT) or named.endswith(".gguf"))
     own = [(f"{key}.pretrained", str(named))] if made else []
     parts = (made_models(part, f"{key}.{name}") for name, part in node.items())
     return own + [found for part in parts for found in part]

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner.errors import ConfigError
-from runner.job import RUN_DIR, replaced, without_unread
+from runner.job import RUN_DIR, replaced, with_keys_of_today
 from runner.run_record import RUN_FILE, first_line, read_record
 
 try:
@@ -114,7 +114,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no config of a run")
     content = replaced(loaded, loaded["paths"]["run_dir"], RUN_DIR)
     assert isinstance(content, dict)
-    content["module"] = without_unread(content.get("module"))
+    content["module"] = with_keys_of_today(content.get("module"))
     return content
 
 

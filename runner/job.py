@@ -258,9 +258,16 @@ def device_count(trainer: Mapping[str, Any]) -> int:
     return max(1, count if isinstance(count, int) else 1) * int(trainer.get("num_nodes") or 1)
 
 
-def without_unread(node: Any) -> Any:
-    """Return a module's node, of an older run, without the keys that nothing reads."""
+def with_keys_of_today(node: Any) -> Any:
+    """Return a node of an older run: with its keys as they are called now, and all of them read.
+
+    A class lists in `renamed` what was called otherwise, and in `unread` what nothing reads.
+    """
     copy = deepcopy(node)
+    for _, each in targets(copy):
+        for old, new in (signatures.attribute(str(each["_target_"]), "renamed") or {}).items():
+            if old in each:
+                each[new] = each.pop(old)
     for _, each in targets(copy):
         for path in signatures.attribute(str(each["_target_"]), "unread") or {}:
             parent, _, name = path.rpartition(".")

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from runner.errors import ConfigError
-from runner.fit import made_models
+from runner.fit import is_language_model, made_models
 from runner.folder import load
 from runner.job import Job
 from runner.validate import RUNNER_KEYS
@@ -115,7 +115,7 @@ def without_weights(job: Job) -> dict[str, Any]:
     module = {**job.settings["module"]}
     if (base := job.bases.get(str(module.get("pretrained")))) is not None:
         module["architecture"] = base.settings["module"]["architecture"]
-    known = bool(module.get("architecture")) and "pretrained" in module
+    known = bool(module.get("architecture")) and is_language_model(module)
     return {**module, "pretrained": None} if known else module
 
 

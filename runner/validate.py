@@ -132,8 +132,10 @@ def bind(key: str, node: dict[str, Any]) -> list[str]:
             accepted,
             parameters={**accepted.parameters, **signatures.fields_of("runner.ranges.Trainer")},
         )
-    arguments = {name: value for name, value in node.items() if name != "_target_"}
-    return signatures.bind(key, arguments, accepted)
+    renamed = signatures.attribute(target, "renamed") or {}
+    arguments = {n: v for n, v in node.items() if n != "_target_" and n not in renamed}
+    old = [f"{key}.{name}: is called {key}.{renamed[name]}" for name in node if name in renamed]
+    return old + signatures.bind(key, arguments, accepted)
 
 
 def main() -> int:

@@ -373,7 +373,7 @@ def tiny_rewriter(key: str) -> list[str]:
 def tiny_parser(key: str) -> list[str]:
     """Overrides that give the parser under a key a tiny encoder of its own."""
     return [
-        f"{key}.encoder=null",
+        f"{key}.pretrained=null",
         f"{key}.architecture={ENCODER}",
         f"{key}.frozen_layers=0",
         f"{key}.width=16",

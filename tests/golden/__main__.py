@@ -92,7 +92,7 @@ RUNS = {
     "delta_rewriter": [*DIALOGUES, *rewriter("module"), "module.scored_rewrites=4"],
     "end_to_end_sparc": [
         "datamodule=generated_dialogues",
-        "module.encoder=null",
+        "module.pretrained=null",
         *DIALOGUES,
         *parser("module"),
     ],

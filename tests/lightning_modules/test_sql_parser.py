@@ -134,7 +134,7 @@ def test_large_schemas_are_left_out_of_training_and_counted(data: Concerts, tmp_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"encoder": "bert", "architecture": {}}, "one only"),
+        ({"pretrained": "bert", "architecture": {}}, "one only"),
         ({"architecture": None}, "encoder .pretrained. or architecture"),
         ({"width": 30, "heads": 4}, r"module\.width=30"),
         ({"optimizer": {"lr": 0.0}}, r"module\.optimizer\.lr"),
@@ -146,6 +146,6 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> Non
 
 
 def test_an_encoder_that_is_not_there_is_named() -> None:
-    made = module(architecture=None, encoder="package:no_such_package/model")
-    with pytest.raises(ValueError, match=r"module\.encoder.*no_such_package"):
+    made = module(architecture=None, pretrained="package:no_such_package/model")
+    with pytest.raises(ValueError, match=r"module\.pretrained.*no_such_package"):
         made.configure_model()

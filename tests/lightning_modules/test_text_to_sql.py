@@ -184,10 +184,10 @@ def test_the_parser_chooses_rewrites_for_turns_that_have_none(
     # It knows these dialogues: what it chose is mostly what annotators wrote.
     assert sum(golds[key] == text for key, text in written.items()) > len(written) / 2
     # What nobody could mean is not annotated.
-    strict = restored(path, nats=1e-6)
+    strict = restored(path, max_nll=1e-6)
     assert strict.annotate(data, json=str(target))["annotated"] < 0.5
     # Unjudged, every turn gets what the rewriter writes first.
-    unjudged = restored(path, nats=None)
+    unjudged = restored(path, max_nll=None)
     assert unjudged.annotate(data, json=str(target))["annotated"] == 1.0
     words = {t.rewrite for d in read_dialogues(target).interactions for t in d.turns[1:]}
     assert words == set(unjudged.rewriter.rewrite([e for e in data.turns if e.history], 4))

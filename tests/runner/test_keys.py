@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from runner import signatures, validate
 from runner.errors import ConfigError
 from runner.explain import composed
-from runner.job import targets, without_unread
+from runner.job import targets, with_keys_of_today
 from runner.validate import checked
 from tests.runner.laboratory import ROOT, refusal
 
@@ -151,8 +151,8 @@ UNREAD = [
     *(f"module.parser.optimizer.{name}" for name in ("lr", "betas", "eps", "weight_decay")),
     *(f"module.rewriter.optimizer.{name}" for name in ("lr", "betas", "eps", "weight_decay")),
     *(f"module.{part}.schedule.{name}" for part in PARTS for name in ("warmup", "final", "decay")),
-    "module.parser.encoder_lr",
-    "module.parser.seconds",
+    "module.parser.pretrained_lr",
+    "module.parser.sql_timeout",
     "module.rewriter.scored_rewrites",
 ]
 
@@ -161,21 +161,24 @@ UNREAD = [
 def test_a_key_of_a_part_that_the_pipeline_decides_is_refused_with_the_one_that_does(
     key: str,
 ) -> None:
-    here = re.sub(r"\.(parser|rewriter)", "", key).replace("encoder_lr", "optimizer.lr")
+    here = re.sub(r"\.(parser|rewriter)", "", key).replace("pretrained_lr", "optimizer.lr")
     words = f"{key}: no such key. Nothing reads it here"
     words += "." if "scored" in key else f"; {here} does."
     assert words in refusal("experiment=delta", f"{key}=0.5")
 
 
 def test_nor_can_it_be_added() -> None:
-    for key in ("parser.encoder_lr", "rewriter.scored_rewrites"):
+    for key in ("parser.pretrained_lr", "rewriter.scored_rewrites"):
         with pytest.raises(ConfigError, match=rf"module\.{key}: nothing reads it here"):
             checked(["experiment=delta", f"+module.{key}=1"])
 
 
 CONDITIONS: list[tuple[list[str], str | None]] = [
-    (["experiment=delta_parser", "module.encoder_lr=0.1"], "module.encoder=None; that must be set"),
-    (["experiment=delta", "module.parser.frozen_layers=1"], "module.parser.encoder=None"),
+    (
+        ["experiment=delta_parser", "module.pretrained_lr=0.1"],
+        "module.pretrained=None; that must be set",
+    ),
+    (["experiment=delta", "module.parser.frozen_layers=1"], "module.parser.pretrained=None"),
     (["experiment=delta", "module.parser_from=x", "module.parser.width=64"], "parser_from=x"),
     (["experiment=delta", "module.rewriter.dual.samples=2"], "that must be dual"),
     (["experiment=dlch", "module.optimizer.momentum=0.5"], "name=adam; that must be sgd"),
@@ -215,8 +218,29 @@ def test_what_a_class_says_of_its_keys_is_about_keys_that_it_has() -> None:
         assert name in signature_names(part)
 
 
-def test_an_older_runs_config_is_read_without_them() -> None:
+def test_an_older_runs_config_is_read_with_the_keys_of_today() -> None:
+    """Those that were renamed under their names of now, those that nothing reads not at all."""
     node: Any = OmegaConf.to_container(composed(["experiment=delta"]).module, resolve=False)
     older = {**node, "parser": {**node["parser"], "optimizer": {"lr": 1.0}, "seconds": 3.0}}
-    assert without_unread(older) == node
+    older["parser"]["encoder"] = older["parser"].pop("pretrained")
+    older["nats"], older["seconds"] = older.pop("max_nll"), older.pop("sql_timeout")
+    assert with_keys_of_today(older) == node
     assert older["parser"]["seconds"] == 3.0
+
+
+RENAMED = [
+    ("delta_parser", "module.seconds", "module.sql_timeout"),
+    ("delta_parser", "module.encoder_lr", "module.pretrained_lr"),
+    ("delta", "module.nats", "module.max_nll"),
+    ("delta", "module.parser.encoder_dropout", "module.parser.pretrained_dropout"),
+]
+
+
+@pytest.mark.parametrize(("experiment", "old", "new"), RENAMED)
+def test_a_key_that_was_renamed_is_refused_with_its_name_of_now(
+    experiment: str, old: str, new: str
+) -> None:
+    said = refusal(f"experiment={experiment}", f"{old}=1")
+    assert f"{old}: no such key. It is called {new}." in said
+    with pytest.raises(ConfigError, match=rf"{re.escape(old)}: is called {re.escape(new)}"):
+        checked([f"experiment={experiment}", f"+{old}=1"])

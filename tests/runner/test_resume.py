@@ -21,13 +21,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from runner import resume, signatures
+from runner import pretrained, resume, signatures
 from runner.errors import ConfigError
-from runner.folder import Start, lock, retire_newer, stored_config
+from runner.folder import Start, checkpoint_of, lock, retire_newer, stored_config
 from runner.job import arm_hash, config_hash, difference
 from runner.run_record import read_record, write_record
 from runner.stored import with_stored
-from runner.validate import checked
+from runner.validate import asked, checked
 from tests.runner.laboratory import forked, run
 from tests.runner.tiny import TinyModule
 
@@ -394,6 +394,44 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         done.set()
         process.join()
+
+
+def test_a_run_stands_for_its_best_checkpoint_and_else_for_its_newest_whole_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    best, old, new = (
+        folder / f"{name}.ckpt" for name in ("best", "step-00000005", "step-00000010")
+    )
+    for path in (best, old, new):
+        torch.save({"state_dict": {"w": torch.rand(99)}, "global_step": 5}, path)
+    assert checkpoint_of("module.init", tmp_path) == best
+    assert checkpoint_of("module.init", old) == old
+    damage(best)
+    assert checkpoint_of("module.init", tmp_path) == new
+    assert "best.ckpt is damaged; another" in capsys.readouterr().out
+    damage(new)
+    assert checkpoint_of("module.init", str(tmp_path)) == old
+    with pytest.raises(ConfigError, match=rf"module\.init={new}: the file is damaged"):
+        checkpoint_of("module.init", new)
+    damage(old)
+    with pytest.raises(ConfigError, match=rf"module\.init={tmp_path}: no whole checkpoint in"):
+        checkpoint_of("module.init", tmp_path)
+
+
+def test_a_part_from_a_run_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    asking = ["experiment=delta_parser", f"paths.output_dir={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"module\.init=/nowhere: no such file or folder"):
+        checked([*asking, "module.init=/nowhere"])
+    (tmp_path / "checkpoints").mkdir()
+    job = asked([*asking, f"module.init={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"module\.init=.*: no whole checkpoint in"):
+        pretrained.resolve(job)
+    torch.save({"state_dict": {}, "global_step": 1}, tmp_path / "checkpoints" / "best.ckpt")
+    made = pretrained.resolve(job)
+    assert made.settings["module"]["init"] == str(tmp_path / "checkpoints" / "best.ckpt")
+    assert made.recorded["module"]["init"] == job.settings["module"]["init"] == str(tmp_path)
 
 
 def test_checkpoints_of_another_future_are_put_aside(tmp_path: Path) -> None:
