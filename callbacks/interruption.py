@@ -77,20 +77,19 @@ class Interruption(pl.Callback):
         self._trainer = trainer
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals back from Lightning, in what may be its first stage."""
-        self._take_signals()
+        """Take the signals back from Lightning, in what may be its first stage.
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals back from Lightning, in what may be its first stage."""
-        self._take_signals()
+        It puts a handler of its own in front, just before: that one saves nothing, and talks to the
+        other processes in the middle of whatever they are doing.
+        """
+        for signum in SIGNALS:
+            signal.signal(signum, self._receive)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals back from Lightning, in what may be its first stage."""
-        self._take_signals()
+    on_validation_start = on_test_start = on_sanity_check_start
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal waits for the end of a step."""
-        self._take_signals()
+        self.on_sanity_check_start(trainer, pl_module)
         self._seen_step = trainer.global_step
         self._deferring = True
 
@@ -129,12 +128,6 @@ class Interruption(pl.Callback):
     ) -> None:
         """Training is over."""
         self._deferring = False
-
-    def _take_signals(self) -> None:
-        # Lightning puts a handler of its own in front just before its first stage: it saves
-        # nothing, and talks to the other processes in the middle of whatever they are doing.
-        for signum in SIGNALS:
-            signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum is not None, signum

@@ -1,7 +1,7 @@
 """Sparsity-Accelerated Training: leave inactive heads and neurons out of further training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -14,7 +14,15 @@ from subnetworks.chooser import UnitChooser
 from subnetworks.families import Unit
 from subnetworks.flops import FlopCount
 from subnetworks.importance import SCORES
-from subnetworks.ladder import MOST_RUNGS, Selection, check, stages_of
+from subnetworks.ladder import (
+    Ladder,
+    Omission,
+    OmissionStage,
+    Selection,
+    Share,
+    check,
+    stages_of,
+)
 from subnetworks.schedule import GroupedQueries, Rates, Schedule
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork
 
@@ -28,16 +36,6 @@ SIZES = (
     "context_forward_only",
 )
 """Settings that, with the ladder, say how many units of each layer run."""
-
-
-class Ladder(TypedDict, total=False):
-    """Arguments of `subnetworks.ladder.ladder`."""
-
-    hold: float
-    rungs: Annotated[int, Interval(ge=1, le=MOST_RUNGS)]
-    end: float
-    direction: Literal["falling", "rising"]
-    warmup: float
 
 
 class SparsityAcceleratedTraining(SubnetworkTraining):
@@ -87,18 +85,18 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
 
     def __init__(
         self,
-        omission: Mapping[str, float] | None = None,
-        ladder: Ladder | Sequence[Mapping[str, Any]] | None = None,
+        omission: Omission | None = None,
+        ladder: Ladder | Sequence[OmissionStage] | None = None,
         importance: str = "wanda",
         selection: Selection = "top_k",
         grouped_queries: GroupedQueries = "groups",
         refresh_every: Annotated[int, Ge(1)] = 1,
         probe_sequences: Annotated[int, Ge(1)] = 1,
-        layer_factors: Mapping[int, float] | None = None,
+        layer_factors: Mapping[int, Share] | None = None,
         multiple_of: Annotated[int, Ge(1)] = 1,
         rescale_units: bool = False,
-        frozen: float = 0.0,
-        forward_only: float = 0.0,
+        frozen: Share = 0.0,
+        forward_only: Share = 0.0,
         context_forward_only: bool = False,
         freeze_unsampled: bool = False,
         seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
@@ -119,7 +117,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             "context_forward_only": context_forward_only,
         }
         check(settings, None)
-        super().__init__(settings, Schedule(stages_of(settings)), freeze_unsampled, seed)
+        super().__init__(settings, Schedule(stages_of(omission, ladder)), freeze_unsampled, seed)
         self._planned: dict[tuple[Any, Rates], SubnetworkSpec] = {}
         self._chooser_state: dict[str, Tensor] = {}
         self._trained: dict[tuple[int, Unit], Tensor] = {}

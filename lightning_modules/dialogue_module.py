@@ -32,6 +32,4 @@ class DialogueModule(CountedLoss, ABC):
         """Forget the last one."""
         self.forget()
 
-    def on_test_epoch_start(self) -> None:
-        """Forget the last one."""
-        self.forget()
+    on_test_epoch_start = on_validation_epoch_start

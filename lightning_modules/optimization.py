@@ -133,47 +133,15 @@ def optimization(
     optimizer_defaults: Optimizer,
     schedule_defaults: Schedule | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Complete the settings of AdamW and of `learning_rate_factor`, and check them.
+    """Complete the settings of AdamW and of `learning_rate_factor`.
 
     Args:
         optimizer: What was asked for.
         schedule: Likewise.
         optimizer_defaults: The learning rate, and what differs from a small network's.
         schedule_defaults: What differs from a short warm-up and a linear fall to 0.
-
-    Raises:
-        ValueError: One is unknown or out of range; names the key below `module`.
     """
     small: dict[str, Any] = {"betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.01}
     short: dict[str, Any] = {"warmup": 0.05, "final": 0.0, "decay": "linear"}
     settings = {**small, **optimizer_defaults, **(optimizer or {})}
-    course = {**short, **(schedule_defaults or {}), **(schedule or {})}
-    _check_optimization(settings, course)
-    return settings, course
-
-
-def _check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
-    """Refuse settings of optimizer and schedule that are unknown or out of range.
-
-    Raises:
-        ValueError: Names the key below `module`.
-    """
-    allowed = {
-        "module.optimizer": (optimizer, {"lr", "betas", "eps", "weight_decay"}),
-        "module.schedule": (schedule, {"warmup", "final", "decay"}),
-    }
-    for key, (settings, names) in allowed.items():
-        for name in settings:
-            if name not in names:
-                raise ValueError(f"{key}.{name}: unknown; allowed: {', '.join(sorted(names))}")
-    if not optimizer["lr"] > 0:
-        raise ValueError(f"module.optimizer.lr={optimizer['lr']}: must be above 0")
-    if schedule["decay"] not in ("cosine", "linear", "constant"):
-        raise ValueError(
-            f"module.schedule.decay={schedule['decay']!r}: must be cosine, linear or constant"
-        )
-    if not 0 <= schedule["final"] <= 1 or schedule["warmup"] < 0:
-        raise ValueError(
-            f"module.schedule: final={schedule['final']} must be in [0, 1] and "
-            f"warmup={schedule['warmup']} at least 0"
-        )
+    return settings, {**short, **(schedule_defaults or {}), **(schedule or {})}

@@ -66,31 +66,6 @@ def model_config(module: Mapping[str, Any] | None) -> Any:
     return SimpleNamespace(**values, name_or_path=named)
 
 
-def dimensions(config: Any) -> dict[str, int] | None:
-    """Return a model's layers, heads and widths.
-
-    Args:
-        config: See `model_config`.
-
-    Returns:
-        n_layers, n_heads, n_kv_heads and intermediate_size; None if the config does not tell.
-    """
-
-    def look(name: str) -> Any:
-        return getattr(config, name, None)
-
-    heads = look("num_attention_heads")
-    sizes = {
-        "n_layers": look("num_hidden_layers"),
-        "n_heads": heads,
-        "n_kv_heads": look("num_key_value_heads") or heads,
-        "intermediate_size": (
-            look("intermediate_size") or look("n_inner") or 4 * (look("hidden_size") or 0)
-        ),
-    }
-    return sizes if all(isinstance(size, int) and size > 0 for size in sizes.values()) else None
-
-
 def problems(settings: Mapping[str, Any], config: Any) -> list[str]:
     """Return what does not fit a model, each with its config key.
 

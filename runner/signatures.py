@@ -410,10 +410,7 @@ def _problems(key: str, value: Any, hint: Any) -> list[str]:
     if origin in (typing.Required, typing.NotRequired, typing.ClassVar):
         return _problems(key, value, options[0])
     if isinstance(hint, type) and issubclass(hint, _Group):
-        accepted = fields(hint.definition)
-        names = ", ".join(accepted.parameters)
-        group = isinstance(value, dict)
-        return bind(key, value, accepted) if group else [f"{key}={value!r} must be keys: {names}"]
+        return bind(key, value, fields(hint.definition)) if isinstance(value, dict) else wrong
     kinds = PLAIN.get(origin or hint)
     if kinds is None:
         return []
@@ -490,6 +487,8 @@ def words(hint: Any) -> str:
         return f"one of {', '.join(dict.fromkeys(map(str, typing.get_args(hint))))}"
     if typing.get_origin(hint) is typing.Annotated:
         return words(typing.get_args(hint)[0]) + _range(_bounds(hint))
+    if isinstance(hint, type) and issubclass(hint, _Group):
+        return f"keys: {', '.join(fields(hint.definition).parameters)}"
     hint = PLAIN.get(typing.get_origin(hint), (hint,))[0]
     if hint is NoneType:
         return "null"

@@ -40,6 +40,7 @@ from runner.job import (
 )
 from runner.stored import with_stored
 from runner.task_keys import FREE_TASKS, GROUPS, TASKS, TOP_LEVEL, own_tasks
+from subnetworks.families import sizes
 
 # What a `_target_` may begin with: a config file names classes to build, not any code to run.
 ALLOWED: tuple[str, ...] = (
@@ -330,7 +331,7 @@ def _misfits(job: Job) -> list[str]:
         return [f"module.{error}"]
     if config is not None and base is not None:
         config.name_or_path = named
-    found = fit.answers(settings, "check", fit.dimensions(config))
+    found = fit.answers(settings, "check", sizes(config))
     return found + fit.problems(settings, config)
 
 

@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from subnetworks.families import Branch, Cut, Unit, architecture_of
+from subnetworks.families import Branch, Cut, Unit, architecture_of, sizes
 from subnetworks.spec import Dimensions
 
 
@@ -40,17 +40,9 @@ class Weight:
 def dimensions_of(config: PretrainedConfig) -> Dimensions:
     """The units a model of this config has, read without building it."""
     architecture_of(config)
-    heads = config.num_attention_heads
-    return Dimensions(
-        n_layers=config.num_hidden_layers,
-        n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        intermediate_size=(
-            getattr(config, "intermediate_size", None)
-            or getattr(config, "n_inner", None)
-            or 4 * config.hidden_size
-        ),
-    )
+    found = sizes(config)
+    assert found is not None, "a model of a known family has heads and layers"
+    return Dimensions(**found)
 
 
 class Anatomy:

@@ -157,6 +157,31 @@ def architecture_of(config: Any) -> Architecture:
     return architecture
 
 
+def sizes(config: Any) -> dict[str, int] | None:
+    """Return a model's layers, heads and widths.
+
+    Args:
+        config: See `architecture_of`; None of a model that is not known yet.
+
+    Returns:
+        n_layers, n_heads, n_kv_heads and intermediate_size; None if the config does not tell.
+    """
+
+    def look(name: str) -> Any:
+        return getattr(config, name, None)
+
+    heads = look("num_attention_heads")
+    found = {
+        "n_layers": look("num_hidden_layers"),
+        "n_heads": heads,
+        "n_kv_heads": look("num_key_value_heads") or heads,
+        "intermediate_size": (
+            look("intermediate_size") or look("n_inner") or 4 * (look("hidden_size") or 0)
+        ),
+    }
+    return found if all(isinstance(size, int) and size > 0 for size in found.values()) else None
+
+
 def fits(settings: Mapping[str, Any], config: Any) -> None:
     """Refuse a model that a method cannot run on its sub-networks, before anything is built.
 

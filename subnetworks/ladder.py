@@ -1,15 +1,39 @@
 """The ladder omission rate scheduler of SAT as stages, and what its settings allow; no PyTorch."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict
+
+from annotated_types import Interval
 
 from subnetworks.importance import SCORES
-from subnetworks.schedule import GroupedQueries, check_stages
+from subnetworks.schedule import check_stages
 
 Selection = Literal["top_k", "sample"]
-MOST_RUNGS = 1000
-_KINDS = ("heads", "neurons")
-_LADDER = ("hold", "rungs", "end", "direction", "warmup")
+Share = Annotated[float, Interval(ge=0, le=1)]
+OmissionRate = Annotated[float, Interval(ge=0, lt=1)]
+
+
+class Omission(TypedDict, total=False):
+    """Share of the units of each layer that is left out."""
+
+    heads: OmissionRate
+    neurons: OmissionRate
+
+
+class OmissionStage(Omission):
+    """Rates until a share of all steps; the last stage's is 1."""
+
+    until: Annotated[float, Interval(gt=0, le=1)]
+
+
+class Ladder(TypedDict, total=False):
+    """Arguments of `ladder`."""
+
+    hold: Share
+    rungs: Annotated[int, Interval(ge=1, le=1000)]
+    end: Share
+    direction: Literal["falling", "rising"]
+    warmup: OmissionRate
 
 
 def ladder(
@@ -27,30 +51,14 @@ def ladder(
         omission: Share of the `heads` and of the `neurons` that is left out while the rate holds,
             each in [0, 1).
         hold: Share of the steps (after the warm-up) at these rates, in [0, 1]; 1 is constant.
-        rungs: Equal steps down in the rest, at most 1,000.
+        rungs: Equal steps down in the rest, from 1 to 1,000.
         end: Share of the omission rates that remains on the last rung, in [0, 1].
         direction: `falling`, from sparse to dense as in the paper; `rising`, the same backwards.
         warmup: Share of all steps that is dense before the ladder begins, in [0, 1).
 
     Returns:
         Stages for `subnetworks.schedule.Schedule`: `until`, and the active rates of both kinds.
-
-    Raises:
-        ValueError: A value is outside of its range.
     """
-    for key, value, allowed in (
-        ("ladder.hold", hold, 0 <= hold <= 1),
-        ("ladder.end", end, 0 <= end <= 1),
-        ("ladder.warmup", warmup, 0 <= warmup < 1),
-    ):
-        if not allowed:
-            raise ValueError(f"{key}={value}: a share of the steps or rates, in [0, 1]")
-    if not isinstance(rungs, int) or not 1 <= rungs <= MOST_RUNGS:
-        raise ValueError(
-            f"ladder.rungs={rungs!r}: from 1 to {MOST_RUNGS} steps; ladder.hold=1 has no steps"
-        )
-    if direction not in ("falling", "rising"):
-        raise ValueError(f"ladder.direction={direction!r}: must be falling or rising")
     levels = [(hold, 1.0)] if hold > 0 else []
     if hold < 1:
         levels += [((1 - hold) / rungs, 1 - (1 - end) * (i + 1) / rungs) for i in range(rungs)]
@@ -62,41 +70,23 @@ def ladder(
         passed += length
         last = index == len(levels) - 1
         until = 1.0 if last else warmup + (1 - warmup) * passed
-        stages.append({"until": until, **_active(omission, factor, "omission")})
+        stages.append({"until": until, **_active(omission, factor)})
     return stages
 
 
-def stages_of(settings: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Stages that the callback's settings mean: a ladder, or a list of omission rates.
-
-    Raises:
-        ValueError: A key is unknown, or a value is outside of its range.
-    """
-    omission, given = settings.get("omission") or {}, settings.get("ladder") or {}
-    if isinstance(given, Mapping):
-        for key in given:
-            if key not in _LADDER:
-                raise ValueError(f"ladder.{key}: unknown key; allowed: {', '.join(_LADDER)}")
-        return ladder(omission, **given)
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ValueError(f"ladder={given!r}: must be a mapping or a list of stages")
-    stages = []
-    for index, stage in enumerate(given):
-        key = f"ladder[{index}]"
-        for name in stage:
-            if name not in ("until", *_KINDS):
-                raise ValueError(f"{key}.{name}: unknown key; allowed: until, {', '.join(_KINDS)}")
-        rates = {kind: rate for kind, rate in stage.items() if kind != "until"}
-        stages.append({"until": stage.get("until"), **_active(rates, 1.0, key)})
-    return stages
+def stages_of(
+    omission: Mapping[str, Any] | None, given: Ladder | Sequence[OmissionStage] | None
+) -> list[dict[str, float]]:
+    """Stages that the callback's `omission` and `ladder` mean: a ladder, or a list of its own."""
+    if given is None or isinstance(given, Mapping):
+        return ladder(omission or {}, **(given or {}))
+    return [
+        {"until": stage["until"], **_active({k: v for k, v in stage.items() if k != "until"})}
+        for stage in given
+    ]
 
 
-def _active(omission: Mapping[str, float], factor: float, key: str) -> dict[str, float]:
-    for kind, rate in omission.items():
-        if kind not in _KINDS:
-            raise ValueError(f"{key}.{kind}: unknown kind; allowed: {', '.join(_KINDS)}")
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-            raise ValueError(f"{key}.{kind}={rate!r}: an omission rate is a number in [0, 1)")
+def _active(omission: Mapping[str, Any], factor: float = 1.0) -> dict[str, float]:
     return {kind: 1 - factor * rate for kind, rate in omission.items()}
 
 
@@ -111,35 +101,18 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
     Raises:
         ValueError: It names the setting, what is allowed and how to mend it.
     """
-    for key, allowed in (
-        ("importance", SCORES),
-        ("selection", get_args(Selection)),
-        ("grouped_queries", get_args(GroupedQueries)),
-    ):
-        if key in settings and settings[key] not in allowed:
-            raise ValueError(f"{key}={settings[key]!r}: must be one of {', '.join(allowed)}")
-    for key in ("refresh_every", "probe_sequences", "multiple_of"):
-        value = settings.get(key, 1)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key}={value!r}: must be a whole number of at least 1")
-    shares = {key: settings.get(key, 0.0) for key in ("frozen", "forward_only")}
-    for key, share in shares.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ValueError(f"{key}={share!r}: a share of the units left out, in [0, 1]")
-    if sum(shares.values()) > 1:
+    importance = settings.get("importance", "wanda")
+    if importance not in SCORES:
+        raise ValueError(f"importance={importance!r}: must be one of {', '.join(SCORES)}")
+    frozen, forward_only = settings.get("frozen", 0.0), settings.get("forward_only", 0.0)
+    if frozen + forward_only > 1:
         raise ValueError(
-            f"frozen={shares['frozen']} and forward_only={shares['forward_only']} are more than "
-            "all units left out; together at most 1"
+            f"frozen={frozen} and forward_only={forward_only} are more than all units left out; "
+            "together at most 1"
         )
-    context = settings.get("context_forward_only", False)
-    if not isinstance(context, bool):
-        raise ValueError(f"context_forward_only={context!r}: must be true or false")
-    check_stages(stages_of(settings), {}, settings, dimensions, "ladder")
-    for layer, factor in (settings.get("layer_factors") or {}).items():
-        n_layers = None if dimensions is None else dimensions["n_layers"]
+    stages = stages_of(settings.get("omission"), settings.get("ladder"))
+    check_stages(stages, {}, settings, dimensions, "ladder")
+    n_layers = dimensions and dimensions["n_layers"]
+    for layer in settings.get("layer_factors") or {}:
         if not isinstance(layer, int) or (n_layers and not -n_layers <= layer < n_layers):
             raise ValueError(f"layer_factors: layer {layer!r} is unknown; the model has {n_layers}")
-        if not isinstance(factor, int | float) or not 0 <= factor <= 1:
-            raise ValueError(
-                f"layer_factors[{layer}]={factor!r}: a factor on the omission rates, in [0, 1]"
-            )

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 GroupedQueries = Literal["groups", "within_groups"]
 LayerRescale = Literal["none", "inverse"]
 UnitOrder = Literal["random", "nested"]
 EnteringLayers = Literal["initial", "copied"]
-Hold = int | Literal["stage"]
+Hold = Annotated[int, Ge(1)] | Literal["stage"]
 KINDS = ("layers", "heads", "neurons")
 
 
@@ -166,17 +168,6 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
     Raises:
         ValueError: It names the setting, what is allowed and how to mend it.
     """
-    for key, allowed in (
-        ("grouped_queries", get_args(GroupedQueries)),
-        ("layer_rescale", get_args(LayerRescale)),
-        ("units", get_args(UnitOrder)),
-        ("entering_layers", get_args(EnteringLayers)),
-    ):
-        if settings.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{key}={settings[key]!r}: must be one of {', '.join(allowed)}")
-    hold = settings.get("hold", 1)
-    if hold != "stage" and (not isinstance(hold, int) or isinstance(hold, bool) or hold < 1):
-        raise ValueError(f"hold={hold!r}: must be a number of steps, at least 1, or stage")
     if settings.get("entering_layers") == "copied":
         for key, needed in (("hold", "stage"), ("units", "nested")):
             if (value := settings.get(key)) != needed:

@@ -11,11 +11,12 @@ from callbacks.sat import SparsityAcceleratedTraining
 from lightning_modules.causal_lm import CausalLM
 from subnetworks.anatomy import dimensions_of
 from subnetworks.flops import planned_flops
+from subnetworks.ladder import Omission
 from subnetworks.spec import SubnetworkSpec
 from tests.settings import SETTINGS
 
 ARCHITECTURE = SETTINGS["sat llama maxip"].architecture
-WHOLE = {"heads": 0.0, "neurons": 0.0}
+WHOLE: Omission = {"heads": 0.0, "neurons": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,9 @@ def test_prompts_that_run_forward_only_are_saved_in_plan_and_count() -> None:
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_a_dense_rung_logs_what_it_trains() -> None:
     """Two steps on half of the units, two dense ones, then again two on half of them."""
-    half, whole = {"heads": 0.5, "neurons": 0.5}, {"heads": 0.0, "neurons": 0.0}
-    shares = zip((1 / 3, 2 / 3, 1.0), (half, whole, half), strict=True)
+    rungs = ((1 / 3, 0.5), (2 / 3, 0.0), (1.0, 0.5))
     sat = SparsityAcceleratedTraining(
-        ladder=[{"until": until, **rates} for until, rates in shares],
+        ladder=[{"until": until, "heads": rate, "neurons": rate} for until, rate in rungs],
         importance="magnitude",
         grouped_queries="within_groups",
     )

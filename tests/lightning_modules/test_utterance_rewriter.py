@@ -233,11 +233,9 @@ def test_a_pretrained_encoder_and_decoder_train(data: Concerts, tmp_path: Path) 
     ("options", "words"),
     [
         ({"mode": "dual"}, r"module\.init: mode=dual goes on from a supervised training"),
-        ({"dual": {"pronoun": -1.0}}, r"module\.dual\.pronoun=-1\.0: must be at least 0"),
         ({"network": {"pretrained": "x"}}, r"module\.network: give pretrained .* not both"),
         ({"network": {"architecture": None}}, r"module\.network: give pretrained"),
         ({"network": {"kind": "seq2seq"}}, r"kind=seq2seq: needs module\.network\.pretrained"),
-        ({"optimizer": {"lr": 0.0}}, r"module\.optimizer\.lr=0\.0: must be above 0"),
     ],
 )
 def test_what_cannot_run_is_refused_in_words(options: dict[str, Any], words: str) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from datamodules.vocabulary import fits
 from runner import fit, validate
 from runner.errors import ConfigError
-from subnetworks.families import ARCHITECTURES
+from subnetworks.families import ARCHITECTURES, sizes
 
 LLAMA = {"model_type": "llama", "vocab_size": 300, "max_position_embeddings": 64}
 
@@ -164,7 +164,7 @@ def test_what_is_read_without_transformers_is_what_transformers_reads(kind: str)
     for name in ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size"):
         # Of Mistral's 4096 * 32 the source tells no literal.
         assert getattr(read, name) in (None, getattr(config, name)), name
-    assert fit.dimensions(read) == fit.dimensions(config)
+    assert sizes(read) == sizes(config)
 
 
 def test_a_key_may_be_stated_by_either_of_its_names() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from runner.validate import bind
 from subnetworks.ladder import check, ladder, stages_of
 from subnetworks.schedule import Schedule
 
@@ -31,40 +32,47 @@ def test_direction_end_and_warmup() -> None:
 
 
 def test_explicit_list() -> None:
-    stages = stages_of({"ladder": [{"until": 0.5, "heads": 0.5}, {"until": 1.0, "neurons": 0.25}]})
+    stages = stages_of(None, [{"until": 0.5, "heads": 0.5}, {"until": 1.0, "neurons": 0.25}])
     assert omissions(stages, 4) == [0.5, 0.5, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"omission": {"heads": 1.0}}, r"omission.heads=1.0: an omission rate is a number"),
-        ({"omission": {"layers": 0.5}}, r"omission.layers: unknown kind; allowed: heads, neurons"),
         ({"omission": {"heads": 0.7}}, r"keeps 0.6 of 2 key/value groups, below one"),
-        ({"omission": HALF, "ladder": {"hold": 1.5}}, r"ladder.hold=1.5"),
         (
             {"omission": HALF, "frozen": 0.5, "forward_only": 0.75},
             r"frozen=0.5 and forward_only=0.75 are more than all units left out",
         ),
-        (
-            {"omission": HALF, "forward_only": 1.5},
-            r"forward_only=1.5: a share of the units left out",
-        ),
-        (
-            {"omission": HALF, "context_forward_only": 1},
-            r"context_forward_only=1: must be true or false",
-        ),
-        ({"omission": HALF, "ladder": {"rungs": 0}}, r"ladder.rungs=0: from 1 to 1000 steps"),
-        ({"omission": HALF, "ladder": {"step": 1}}, r"ladder.step: unknown key; allowed: hold"),
-        ({"omission": HALF, "ladder": {"direction": "up"}}, r"ladder.direction='up'"),
         ({"ladder": [{"until": 0.5, "heads": 0.5}]}, r"increase from above 0 to exactly 1"),
-        ({"ladder": [{"until": 1.0, "layers": 0.5}]}, r"ladder\[0\].layers: unknown key"),
         ({"omission": HALF, "importance": "wonder"}, r"importance='wonder': must be one of"),
-        ({"omission": HALF, "refresh_every": 0}, r"refresh_every=0: must be a whole number"),
         ({"omission": HALF, "layer_factors": {4: 0}}, r"layer 4 is unknown; the model has 4"),
-        ({"omission": HALF, "layer_factors": {0: 2}}, r"layer_factors\[0\]=2: a factor"),
     ],
 )
 def test_refusals(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check(settings, LLAMA)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"omission": {"heads": 1.0}}, "omission.heads=1.0 must be float in [0, 1)"),
+        ({"omission": {"layers": 0.5}}, "omission.layers: no such key. There are: sat.omission."),
+        ({"ladder": {"hold": 1.5}}, "ladder.hold=1.5 must be float in [0, 1]"),
+        ({"forward_only": 1.5}, "forward_only=1.5 must be float in [0, 1]"),
+        ({"context_forward_only": 1}, "context_forward_only=1 must be bool"),
+        ({"ladder": {"rungs": 0}}, "ladder.rungs=0 must be int in [1, 1000]"),
+        ({"ladder": {"step": 1}}, "ladder.step: no such key"),
+        ({"ladder": {"direction": "up"}}, "ladder.direction='up' must be one of falling, rising"),
+        ({"ladder": [{"until": 1.0, "layers": 0.5}]}, "ladder[0].layers: no such key"),
+        ({"ladder": [{"heads": 0.5}]}, "ladder[0].until: missing"),
+        ({"refresh_every": 0}, "refresh_every=0 must be int of at least 1"),
+        ({"layer_factors": {0: 2}}, "layer_factors.0=2 must be float in [0, 1]"),
+        ({"selection": "best"}, "selection='best' must be one of top_k, sample"),
+    ],
+)
+def test_what_an_annotation_does_not_allow_is_refused(settings: dict[str, Any], words: str) -> None:
+    """By the runner, from the source alone."""
+    (said,) = bind("sat", {"_target_": "callbacks.sat.SparsityAcceleratedTraining", **settings})
+    assert said.startswith(f"sat.{words}")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from runner.validate import bind
 from subnetworks.schedule import Rates, Schedule, check
 from subnetworks.spec import Dimensions, SubnetworkSpec, sample_subnetwork
 
@@ -173,9 +174,6 @@ BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
     ({"stages": [{"until": 1.0, "layer": 0.5}]}, None, "unknown key 'layer'"),
     ({"stages": [{"until": 1.0, "layers": [0.5]}]}, None, "pair [first, last]"),
     ({"rates": {}}, None, "'layers' has no rate"),
-    ({"layer_rescale": "sqrt"}, None, "layer_rescale='sqrt': must be one of none, inverse"),
-    ({"units": "first"}, None, "units='first': must be one of random, nested"),
-    ({"entering_layers": "new"}, None, "entering_layers='new': must be one of initial, copied"),
     (
         {"entering_layers": "copied", "units": "nested", "hold": 1},
         None,
@@ -186,8 +184,6 @@ BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
         None,
         "take units=nested",
     ),
-    ({"hold": 0}, None, "hold=0: must be a number of steps, at least 1, or stage"),
-    ({"hold": "run"}, None, "hold='run': must be"),
     ({"rates": HALF | {"heads": 0.05}}, GPT2, "keeps 0.6 of 12 heads, below one"),
     ({"rates": HALF | {"heads": 0.2}}, TINYLLAMA, "of 4 key/value groups"),
     (
@@ -206,6 +202,23 @@ def test_settings_that_cannot_run_are_refused_in_words(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         check({"rates": HALF, "stages": STAGES, **settings}, dimensions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layer_rescale": "sqrt"}, "layer_rescale='sqrt' must be one of none, inverse"),
+        ({"units": "first"}, "units='first' must be one of random, nested"),
+        ({"entering_layers": "new"}, "entering_layers='new' must be one of initial, copied"),
+        ({"hold": 0}, "hold=0 must be int of at least 1"),
+        ({"hold": "run"}, "hold='run' must be int of at least 1 or one of stage"),
+    ],
+)
+def test_what_an_annotation_does_not_allow_is_refused(settings: dict[str, Any], words: str) -> None:
+    """By the runner, from the source alone."""
+    node = {"_target_": "callbacks.est.EvolvingSubnetworkTraining", "rates": HALF, **settings}
+    (said,) = bind("est", {**node, "stages": STAGES})
+    assert said.startswith(f"est.{words}")
 
 
 def test_advice_on_a_rate_is_itself_allowed() -> None:
