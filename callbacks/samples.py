@@ -47,7 +47,7 @@ class GenerationSamples(pl.Callback):
         prompts: Annotated[int, Ge(1)] = 8,
         test_prompts: Annotated[int, Ge(1)] | None = None,
         max_new_tokens: Annotated[int, Ge(1)] = 64,
-        batch_size: Annotated[int, Ge(1)] = 16,
+        batch_size: Annotated[int, Ge(1)] = 32,
         answer_pattern: str | None = None,
     ) -> None:
         try:

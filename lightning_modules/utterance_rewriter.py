@@ -155,7 +155,7 @@ class UtteranceRewriter(DialogueModule):
             "pretrained": None,
             "architecture": None,
             "vocab_size": 4000,
-            "decoder_layers": 3,
+            "decoder_layers": 2,
             "source_tokens": 128,
             "target_tokens": 64,
             "schema_words": False,
@@ -171,7 +171,7 @@ class UtteranceRewriter(DialogueModule):
             **(dual or {}),
         }
         self.optimizer_settings, self.schedule_settings = optimization(
-            optimizer, schedule, Optimizer(lr=2e-4 if mode == "supervised" else 1e-5)
+            optimizer, schedule, Optimizer(lr=3e-4)
         )
         self._check()
         self.schema_words: bool = self.network_settings["schema_words"]
@@ -195,11 +195,7 @@ class UtteranceRewriter(DialogueModule):
             )
         if n["kind"] in PRETRAINED and n["pretrained"] is None:
             raise ValueError(f"module.network.kind={n['kind']}: needs module.network.pretrained")
-        given = {k: d[k] for k in vars(RewardWeights()) if k in d}
-        try:
-            self.reward_weights = RewardWeights(**given)
-        except ValueError as error:
-            raise ValueError(f"module.dual.{error}") from error
+        self.reward_weights = RewardWeights(**{k: d[k] for k in vars(RewardWeights()) if k in d})
         if self.mode == "dual" and self.init is None:
             raise ValueError(
                 "module.init: mode=dual goes on from a supervised training (with "
