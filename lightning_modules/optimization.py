@@ -60,13 +60,15 @@ def _warmup_steps(warmup: float, max_steps: int) -> int:
     return round(warmup * max_steps) if warmup < 1 else int(warmup)
 
 
-def remarks(schedule: Mapping[str, Any], max_steps: int) -> list[str]:
+def remarks(schedule: Mapping[str, Any] | None, max_steps: int) -> list[str]:
     """Return what is odd about a learning rate's course, a sentence each.
 
     Args:
-        schedule: Complete, see `Schedule`.
+        schedule: Complete, see `Schedule`; None where there is none.
         max_steps: Optimizer steps of the whole training.
     """
+    if schedule is None:
+        return []
     steps = _warmup_steps(schedule["warmup"], max_steps)
     if steps < max_steps:
         return []

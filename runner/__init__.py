@@ -52,12 +52,14 @@ def do(job: Job) -> dict[str, float]:
     start = choose(job.settings) if job.leaves_folder else None
     output.say_that_it_imports()
     from runner import life, parts, pretrained, tasks
+    from runner.fit import made_models
     from runner.record import quiet
 
     quiet()
     if start is not None:
-        parts.rehearse(job)
+        if made_models(job.settings["module"]):
+            parts.rehearse(job)
         return life.run(pretrained.resolve(job), start)
     if job.bases:
-        parts.check_files(parts.build("datamodule", job.settings["datamodule"]))
+        parts.build_data(job.settings)
     return tasks.run(pretrained.resolve(job))

@@ -32,9 +32,17 @@ from runner.axes import Axes
 from runner.errors import FailedRun
 from runner.folder import Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import RUN_DIR, Job, arm_hash, config_hash, plans_steps, replaced
-from runner.parts import best_precision, build, check_data, planned_steps, prepare
+from runner.parts import (
+    answer,
+    best_precision,
+    build,
+    build_data,
+    check_data,
+    check_devices,
+    planned_steps,
+    prepare,
+)
 from runner.record import Identity, MetricsFile, Record, experiment_of, now
-from runner.report import DescribesItself, HasCurves, HasFigures, HasLedger, HasPlaces, HasTables
 from runner.resume import CHILD
 from runner.run_record import without_secrets
 from runner.validate import refuse_misfits
@@ -96,7 +104,8 @@ class _Run:
         self.first = getattr(rank_zero_only, "rank", 0) == 0
         self.console = Console(quiet=not self.first)
         pl.seed_everything(settings["seed"], workers=True, verbose=False)
-        self.datamodule = build("datamodule", self.settings["datamodule"])
+        check_devices(settings["trainer"])
+        self.datamodule = build_data(settings)
         self.module = build("module", self.settings["module"])
         refuse_misfits(self.settings, getattr(self.module, "hf_config", None))
         identity = {"id": start.run_id, "experiment": settings["name"]}
@@ -232,16 +241,12 @@ class _Run:
         figures: dict[str, Path] = {}
         tables: dict[str, list[dict[str, Any]]] = {}
         for name, source in {**self.named, "module": self.module}.items():
-            if isinstance(source, HasLedger) and (ledger := source.ledger()) is not None:
+            if (ledger := answer(source, "ledger")) is not None:
                 self.ledgers[name] = ledger
-            if isinstance(source, HasCurves):
-                curves += source.curves()
-            if isinstance(source, HasFigures):
-                figures |= source.figures(folder / "plots")
-            if isinstance(source, HasTables):
-                tables |= source.tables()
-            if isinstance(source, HasPlaces):
-                self.places |= source.places()
+            curves += answer(source, "curves") or ()
+            figures |= answer(source, "figures", folder / "plots") or {}
+            tables |= answer(source, "tables") or {}
+            self.places |= answer(source, "places") or {}
         for logger in self.loggers if self.ledgers or figures else ():
             logger.log_metrics(self._saved(), step=step)
             for path in figures.values() if hasattr(logger, "log_image") else ():
@@ -264,8 +269,7 @@ class _Run:
     def _data(self) -> dict[str, Any]:
         """What the datamodule says of itself; nothing where only spawned processes know it."""
         spawned = isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
-        knows = isinstance(self.datamodule, DescribesItself) and not spawned
-        return self.datamodule.describe() if knows else {}
+        return {} if spawned else answer(self.datamodule, "describe") or {}
 
     def _failed(self, error: BaseException, words: str | None) -> None:
         reason = words or f"{type(error).__name__}: {error}"

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -18,20 +18,10 @@ from runner.job import Job
 from runner.validate import RUNNER_KEYS
 
 
-@runtime_checkable
-class ChecksFiles(Protocol):
-    """A datamodule that reads the user's own files."""
-
-    def check_files(self) -> None:
-        """Read them, cheaply and before all else; ValueError says what is wrong in them."""
-
-
-@runtime_checkable
-class BelongsToData(Protocol):
-    """A module whose checkpoints are of use with the data of their training only."""
-
-    def check_data(self, datamodule: Any, checkpoint: Mapping[str, Any]) -> None:
-        """Raise ValueError if a checkpoint is of other data; the datamodule is set up."""
+def answer(part: Any, name: str, *given: Any) -> Any:
+    """Call a method that a part may have, see docs/ADDING.md; None where it has none."""
+    method = getattr(part, name, None)
+    return None if method is None else method(*given)
 
 
 def build(key: str, node: Any, **further: Any) -> Any:
@@ -77,10 +67,10 @@ def refusing() -> Iterator[None]:
 
 
 def rehearse(job: Job) -> None:
-    """Build a run's parts without their data, weights and folder, and read the user's own files.
+    """Build a run's parts without their weights and folder, and read the user's own files.
 
-    What cannot be built is thereby refused before a base model is trained, before anything is left
-    behind, and before the first job of a sweep.
+    What cannot be built is thereby refused before a base model is trained, and before the first job
+    of a sweep.
 
     Args:
         job: What was asked for.
@@ -89,21 +79,37 @@ def rehearse(job: Job) -> None:
         ConfigError: A part cannot be built as it was asked for.
     """
     settings = job.settings
-    chosen = ("_target_", "accelerator", "devices", "num_nodes", "strategy")
-    trainer = {key: value for key, value in settings["trainer"].items() if key in chosen}
-    accelerator = trainer.get("accelerator", "auto")
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    try:
-        build("trainer", trainer, enable_model_summary=False, **silent)
-    except ConfigError as error:
-        mend = "trainer=cpu, or trainer.accelerator=auto, which takes what there is"
-        raise ConfigError(f"{error}. trainer.accelerator={accelerator}; take {mend}") from error
-    check_files(build("datamodule", settings["datamodule"]))
+    check_devices(settings["trainer"])
+    build_data(settings)
     module = without_weights(job)
     if not made_models(module):
         build("module", module)
     for name, node in (settings["callbacks"] or {}).items():
         build(f"callbacks.{name}", node)
+
+
+def check_devices(node: Mapping[str, Any]) -> None:
+    """Refuse a trainer's node if this machine has no such devices, and say what to take."""
+    chosen = ("_target_", "accelerator", "devices", "num_nodes", "strategy")
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    try:
+        build(
+            "trainer",
+            {key: value for key, value in node.items() if key in chosen},
+            **dict.fromkeys(silent, False),
+        )
+    except ConfigError as error:
+        given = f"trainer.accelerator={node.get('accelerator', 'auto')}"
+        mend = "trainer=cpu, or trainer.accelerator=auto, which takes what there is"
+        raise ConfigError(f"{error}. {given}; take {mend}") from error
+
+
+def build_data(settings: Mapping[str, Any]) -> Any:
+    """Build the datamodule and have it look at the user's own files, which ConfigError refuses."""
+    datamodule = build("datamodule", settings["datamodule"])
+    with refusing():
+        answer(datamodule, "check_files")
+    return datamodule
 
 
 def without_weights(job: Job) -> dict[str, Any]:
@@ -117,17 +123,6 @@ def without_weights(job: Job) -> dict[str, Any]:
         module["architecture"] = base.settings["module"]["architecture"]
     known = bool(module.get("architecture")) and is_language_model(module)
     return {**module, "pretrained": None} if known else module
-
-
-def check_files(datamodule: Any) -> None:
-    """Have a datamodule look at the user's own files, if it reads such.
-
-    Raises:
-        ConfigError: Something is wrong in them.
-    """
-    if isinstance(datamodule, ChecksFiles):
-        with refusing():
-            datamodule.check_files()
 
 
 def prepare(datamodule: Any, opened: bool = True) -> None:
@@ -164,7 +159,7 @@ def check_data(module: Any, datamodule: Any, checkpoint: Path) -> None:
     Raises:
         ConfigError: They are others, or cannot be used.
     """
-    if isinstance(module, BelongsToData):
+    if hasattr(module, "check_data"):
         prepare(datamodule)
         with refusing():
             module.check_data(datamodule, load(checkpoint))

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.cache import build_once
-from runner import life, tasks
+from runner import life
+from runner.export import export
 from runner.fit import EXPERIMENT, gguf_file, made_models
 from runner.folder import checkpoint_of
 from runner.job import Job, config_hash, part_checkpoints, replaced
@@ -72,7 +73,7 @@ def _train(named: str, base: Job, models: Path) -> Path:
         made = resolve(base)
         metrics = life.run(made, start)
         run = str(start.folder)
-        tasks.run(replace(made, settings={**made.settings, "task": "export", "ckpt_path": run}))
+        export({**made.settings, "task": "export", "ckpt_path": run})
         (exported,) = (start.folder / "export").iterdir()
         shutil.copytree(exported, unfinished, dirs_exist_ok=True)
         return {"identity": identity, "run": run, "metrics": metrics}

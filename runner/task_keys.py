@@ -32,7 +32,7 @@ TOP_LEVEL = "runner.ranges.TopLevel"
 TASKS = ("train", "validate", "test", "export")
 
 # Those of them that read keys beside conf/'s, each with its function.
-KEYED = {"export": "runner.tasks.export"}
+KEYED = {"export": "runner.export.export"}
 
 # By name, a function: `package.module.function`.
 FREE_TASKS = {"report": "reports.report.report", "dashboard": "runner.dashboard.dashboard"}

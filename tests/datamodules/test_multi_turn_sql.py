@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from datamodules.generated.domains import databases_for_testing
 from datamodules.multi_turn_sql import PARTS, MultiTurnSql
 from runner.parts import build
-from runner.report import DescribesItself
 from runner.signatures import bind, signature
 from runner.validate import CONF
 from text2sql.dialogue import Example
@@ -300,7 +299,6 @@ def test_the_generated_source_has_sql_rewrites_and_single_questions(
             assert example.rewrite
             assert parse(str(example.query), example.schema)
             assert Database(example.database).execute(example.query).status == "ok"
-    assert isinstance(generated, DescribesItself)
     json.dumps(described)
 
 

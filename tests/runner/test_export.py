@@ -1,4 +1,4 @@
-"""A card's figures are those of its checkpoint, and it says what the model goes back to."""
+"""An export's card has its checkpoint's figures; it is pushed when asked for, private."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,9 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from ledger import Ledger, Saving
-from runner.card import card, measured
+from runner import export
+from runner.errors import ConfigError
+from runner.export import card, measured
 from runner.run_record import Git, RunRecord
 from tests.runner.laboratory import run
 
@@ -119,10 +121,51 @@ def test_every_checkpoint_is_exported_with_its_own_figures(tmp_path: Path) -> No
     for checkpoint in sorted((folder / "checkpoints").glob("*.ckpt")):
         bare = ["~module", "~datamodule", "callbacks=default", f"ckpt_path={checkpoint}"]
         run(tmp_path, *bare, "task=export")
-        text = (folder / "export" / checkpoint.stem / "README.md").read_text()
+        (card_of_it,) = (folder / "export").glob("*/README.md")
+        text = card_of_it.read_text()
+        card_of_it.unlink()
         found = [line for line in text.splitlines() if line.startswith("| val/loss")]
         loss = run(tmp_path, *bare, "task=validate")["val/loss"]
         figures[checkpoint.stem] = bool(found)
         if found:
             assert float(found[0].split("|")[2]) == pytest.approx(loss, rel=1e-5)
     assert figures == {"best": True, "step-00000035": False, "step-00000038": True}
+
+
+def test_an_export_is_pushed_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, "trainer.max_steps=2")
+    (folder,) = (tmp_path / "tiny").iterdir()
+    pushed: dict[str, Any] = {}
+
+    class Api:
+        def create_repo(self, name: str, **options: Any) -> str:
+            pushed["options"] = options
+            return f"https://hub/{name}"
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: Any) -> None:
+            pushed["files"] = {file.name for file in folder_path.iterdir()}
+            pushed["card"] = (folder_path / "README.md").read_text()
+
+    monkeypatch.setattr(export, "HfApi", Api)
+    monkeypatch.setattr(export, "get_token", lambda: "x")
+    run(tmp_path, "task=export", f"ckpt_path={folder}")
+    assert pushed == {}
+    run(tmp_path, "task=export", f"ckpt_path={folder}", "++hub=me/tiny")
+    assert pushed["options"] == {"private": True, "exist_ok": True}
+    assert {"README.md", "model.pt"} <= pushed["files"]
+    assert 'from_pretrained("me/tiny")' in pushed["card"]
+
+
+def test_what_cannot_be_pushed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "get_token", lambda: None)
+    for name, words in (("tiny", "OWNER/NAME"), ("a/b/c", "hub=a/b/c"), ("me/tiny", "hf auth")):
+        with pytest.raises(ConfigError, match=words):
+            export.refuse_push(name)
+
+    class Api:
+        def create_repo(self, name: str, **options: Any) -> str:
+            raise ConnectionError("no network")
+
+    monkeypatch.setattr(export, "HfApi", Api)
+    with pytest.raises(ConfigError, match=r"no network\nThe export itself is whole"):
+        export.push(Path("folder"), "me/tiny")

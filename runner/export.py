@@ -1,4 +1,7 @@
-"""The card of an exported model: what it is, from what, by what, and what was measured on it."""
+"""task=export: a checkpoint as a folder for `from_pretrained`, with a card; pushed if asked.
+
+The card says what the model is, from what, by what, and what was measured on it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,73 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub import (
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    get_token,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HfHubHTTPError
+from rich.console import Console
+from rich.text import Text
 
 from ledger import Ledger
-from runner.run_record import RunRecord
+from runner.errors import ConfigError
+from runner.folder import checkpoint_of, load, run_folder, stored_config
+from runner.parts import build
+from runner.run_record import RunRecord, read_record
 from subnetworks.families import longest_context
 
 MEASURED = ("test", "val", "old")
 """Splits whose metrics are of the whole model as it stands; training's are of a step before it."""
+
+
+def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, float]:
+    """Write a checkpoint as a folder for `from_pretrained`, with its tokenizer and a card.
+
+    Args:
+        settings: The checked config.
+        hub: OWNER/NAME of a repository of the Hugging Face hub, to which the folder is pushed.
+
+    Raises:
+        ConfigError: The module exports nothing, or the hub does not take it.
+    """
+    if hub is not None:
+        refuse_push(hub)
+    checkpoint = checkpoint_of("ckpt_path", settings["ckpt_path"])
+    folder = run_folder(checkpoint)
+    if folder is None:
+        raise ConfigError(
+            f"ckpt_path={checkpoint}: not in a run folder, so its tokenizer is unknown"
+        )
+    module = build("module", settings["module"])
+    if not hasattr(module, "export"):
+        raise ConfigError(
+            f"task=export: {type(module).__name__} writes nothing that other programs read. Its "
+            "checkpoint is the model: see the tasks in its card in docs/methods"
+        )
+    module.configure_model()
+    content = load(checkpoint)
+    module.load_state_dict(content["state_dict"])
+    files: list[Any] = []
+    if (folder / "tokenizer").exists():
+        from transformers import AutoTokenizer
+
+        files.append(AutoTokenizer.from_pretrained(folder / "tokenizer"))
+    target = folder / "export" / f"step-{content['global_step']:08d}"
+    module.export(target, files)
+    config, record = getattr(module, "hf_config", None), read_record(folder)
+    text = card(record, stored_config(folder), checkpoint, content, config, hub)
+    (target / "README.md").write_text(text, encoding="utf-8")
+    Console().print(Text(f"exported: {target}"), soft_wrap=True)
+    if hub is not None:
+        Console().print(Text(f"pushed: {push(target, hub)}"), soft_wrap=True)
+    return {}
+
+
+# --- the card ---------------------------------------------------------------------------------
 
 
 def measured(record: RunRecord, checkpoint: Path, content: Mapping[str, Any]) -> dict[str, float]:
@@ -196,3 +258,45 @@ def _saved(record: RunRecord) -> str:
     if not rows:
         return ""
     return f"Saved by the whole run:\n\n| | saved | by, against |\n|---|---|---|\n{rows}"
+
+
+# --- the hub ----------------------------------------------------------------------------------
+
+
+def refuse_push(hub: str) -> None:
+    """Refuse to push before anything is exported, where it cannot work.
+
+    Args:
+        hub: OWNER/NAME of the repository.
+
+    Raises:
+        ConfigError: That is no such name, or nobody is logged in here.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
+        raise ConfigError(f"hub={hub}: must be OWNER/NAME, of letters, digits, '.', '_' and '-'")
+    if get_token() is None:
+        raise ConfigError(
+            f"hub={hub}: nobody is logged in to the hub here. Run `hf auth login`, or set HF_TOKEN"
+        )
+
+
+def push(folder: Path, hub: str) -> str:
+    """Upload a folder; a repository that is not there yet is made, private.
+
+    Args:
+        folder: Whole by now.
+        hub: OWNER/NAME of the repository.
+
+    Returns:
+        Its address.
+
+    Raises:
+        ConfigError: The hub cannot be reached, or refuses it; the folder stays.
+    """
+    api = HfApi()
+    try:
+        address = api.create_repo(hub, private=True, exist_ok=True)
+        api.upload_folder(repo_id=hub, folder_path=folder, commit_message=f"Export {folder.name}")
+    except (HfHubHTTPError, OSError) as error:
+        raise ConfigError(f"hub={hub}: {error}\nThe export itself is whole: {folder}") from error
+    return str(address)
