@@ -8,6 +8,7 @@ codes say which training it is of.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,26 @@ from torch import Tensor
 from hashing.networks import binarise
 from hashing.pairs import DIRECTIONS, MODALITIES, PairData, Rows
 from hashing.plots import Cell
-from hashing.search import Match, results_table, search
-from hashing.store import CodeStore
+from hashing.search import nearest
+from hashing.store import CodeStore, pack
+from terminal import literal
 
 GRID_COLUMNS = 8  # items that a run's plot shows of what a query finds
+
+
+@dataclass(frozen=True)
+class Match:
+    """One item that was found, of those in the data or in a folder of codes.
+
+    Args:
+        name: Of the item.
+        row: In the data, -1 of one from elsewhere.
+        distance: Bits in which its code differs from the query's.
+    """
+
+    name: str
+    row: int
+    distance: int
 
 
 class Gallery:
@@ -57,17 +74,16 @@ class Gallery:
             The nearest items, first ones first: their names, and their rows in `data.items`, -1
             where the folder has an item from elsewhere.
         """
-        if folder is None:
-            matches = search(CodeStore(self.codes[searched]), code.cpu(), top)
-            rows = [int(self.rows[match.row]) for match in matches]
-            names = [self.data.items.names[row] for row in rows]
-        else:
-            matches = search(self._opened(folder, searched), code.cpu(), top)
-            known = dict(zip(self.unique_names(), self.rows.tolist(), strict=True))
-            names = [match.name for match in matches]
-            rows = [known.get(name, -1) for name in names]
-        found = zip(names, rows, matches, strict=True)
-        return [Match(name, row, match.distance) for name, row, match in found]
+        store = None if folder is None else self._opened(folder, searched)
+        packed = pack(self.codes[searched]) if store is None else store.packed
+        hits = nearest(pack(code.reshape(1, -1)), packed, top)
+        found = zip(hits.rows[0].tolist(), hits.distances[0].tolist(), strict=True)
+        if store is None:
+            rows = [(int(self.rows[place]), distance) for place, distance in found]
+            return [Match(self.data.items.names[row], row, distance) for row, distance in rows]
+        known = dict(zip(self.unique_names(), self.rows.tolist(), strict=True))
+        named = [(store.names[place], distance) for place, distance in found]
+        return [Match(name, known.get(name, -1), distance) for name, distance in named]
 
     # --- what is shown
 
@@ -80,12 +96,22 @@ class Gallery:
 
     def table(self, query: str, matches: Sequence[Match], bits: int) -> Table:
         """Return what was found, with its classes and captions, for the screen."""
-        items, rows = self.data.items, [match.row for match in matches]
-        names = np.array(items.classes)
-        labels = [", ".join(names[items.labels[row] > 0]) if row >= 0 else "" for row in rows]
-        captions = items.captions
-        texts = captions and [captions[row] if row >= 0 else "" for row in rows]
-        return results_table(query, matches, bits, texts, labels)
+        items, names = self.data.items, np.array(self.data.items.classes)
+        table = Table(title=literal(f"Nearest to {query!r}"), title_justify="left")
+        table.add_column("rank", justify="right")
+        table.add_column(f"distance of {bits}", justify="right")
+        table.add_column("item", overflow="fold")
+        table.add_column("labels")
+        if items.captions is not None:
+            table.add_column("text", overflow="fold")
+        for rank, match in enumerate(matches, start=1):
+            known = match.row >= 0
+            labels = ", ".join(names[items.labels[match.row] > 0]) if known else ""
+            cells = [str(rank), str(match.distance), match.name, labels]
+            if items.captions is not None:
+                cells.append(items.captions[match.row] if known else "")
+            table.add_row(*map(literal, cells))
+        return table
 
     def cells(self, matches: Sequence[Match]) -> list[Cell]:
         """Return what was found, for a grid, with the distances as titles."""

@@ -4,18 +4,14 @@ Ties are frequent (k bits have k + 1 distances) and broken by one rule: of items
 distance the one stored first comes first. faiss keeps to it, and so does the search without faiss.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
-from torch import Tensor
 
-from hashing.store import CodeStore, Packed, pack
-from terminal import literal
+from hashing.store import Packed
 
 Backend = Literal["faiss", "numpy"]
 
@@ -33,21 +29,6 @@ class Hits:
 
     rows: NDArray[np.int64]
     distances: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Match:
-    """One item that was found.
-
-    Args:
-        name: Of the item.
-        row: In the store.
-        distance: Bits in which its code differs from the query's.
-    """
-
-    name: str
-    row: int
-    distance: int
 
 
 def nearest(queries: Packed, database: Packed, top: int, backend: Backend | None = None) -> Hits:
@@ -125,56 +106,3 @@ def _words(packed: Packed) -> NDArray[Any]:
     """The same bits in the widest unsigned numbers that fill a row: fewer to count."""
     size = next(size for size in (8, 4, 2, 1) if packed.shape[1] % size == 0)
     return np.ascontiguousarray(packed).view(f"u{size}")
-
-
-def search(
-    store: CodeStore, query: Tensor | NDArray[Any], top: int, backend: Backend | None = None
-) -> list[Match]:
-    """Rank a store's items by their distance from one query.
-
-    Args:
-        store: What is searched.
-        query: Sign code of -1 and 1, (bits,) or (1, bits).
-        top: See `nearest`.
-        backend: See `nearest`.
-
-    Returns:
-        The nearest items, by name.
-
-    Raises:
-        ValueError: The query's code is not one of the store's length.
-    """
-    hits = nearest(pack(query.reshape(1, -1)), store.packed, top, backend)
-    found = zip(hits.rows[0].tolist(), hits.distances[0].tolist(), strict=True)
-    return [Match(store.names[row], row, distance) for row, distance in found]
-
-
-def results_table(
-    query: str,
-    matches: Sequence[Match],
-    bits: int,
-    captions: Sequence[str] | None = None,
-    labels: Sequence[str] | None = None,
-) -> Table:
-    """What was found, for the screen.
-
-    Args:
-        query: What was asked for.
-        matches: Of `search`.
-        bits: Length of a code.
-        captions: Texts of the matches' items, in their order.
-        labels: Classes of the matches' items, in their order.
-    """
-    table = Table(title=literal(f"Nearest to {query!r}"), title_justify="left")
-    table.add_column("rank", justify="right")
-    table.add_column(f"distance of {bits}", justify="right")
-    table.add_column("item", overflow="fold")
-    if labels is not None:
-        table.add_column("labels")
-    if captions is not None:
-        table.add_column("text", overflow="fold")
-    for place, match in enumerate(matches):
-        cells = [str(place + 1), str(match.distance), match.name]
-        cells += [each[place] for each in (labels, captions) if each is not None]
-        table.add_row(*map(literal, cells))
-    return table

@@ -8,14 +8,13 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 Strategy = Literal["lifelong", "no_update", "fine_tune", "retrain"]
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 
 @dataclass(frozen=True)
@@ -224,10 +223,6 @@ class SessionPlan:
         session = self.session_at(step)
         start = peak if session.kind == "lifelong" else 1.0
         return start * (1 - (step - session.start) / session.steps)
-
-    def known(self, number: int) -> Rows:
-        """Items that have arrived by a session."""
-        return np.flatnonzero(self.groups <= number)
 
     def sample(self, session: Session, step: int) -> Rows:
         """What a round of a `lifelong` session reads: distinct items, old ones first."""

@@ -273,10 +273,6 @@ class TextToSql(DialogueModule):
             return example
         return replace(example, history=(self._rewrites[example.interaction, example.turn - 1],))
 
-    def parse(self, batch: Sequence[Example], questions: Sequence[str]) -> list[str]:
-        """Return the SQL of questions about the databases of their turns."""
-        return [sql for sql, _ in self._best(batch, questions)]
-
     def _best(self, batch: Sequence[Example], questions: Sequence[str]) -> list[Scored]:
         asked = zip(questions, batch, strict=True)
         return self._parser.best([(question, e.about, e.database) for question, e in asked])

@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hashing import search as search_module
-from hashing.search import Match, nearest, results_table, search
+from hashing.gallery import Gallery, Match
+from hashing.search import nearest
 from hashing.store import CodeStore, Packed, pack
 
 BACKENDS: tuple[Any, ...] = ("faiss", "numpy")
@@ -77,23 +79,21 @@ def test_ties_across_chunks_and_threads(width: int, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_store_on_disk_is_searched_by_name(tmp_path: Path, backend: Any) -> None:
+def test_a_store_on_disk_is_searched(tmp_path: Path, backend: Any) -> None:
     codes = torch.ones(5, 16)
     codes[1, :3] = -1
     codes[3, 0] = -1
     CodeStore(codes, list("abcde")).save(tmp_path)
-    found = search(CodeStore.load(tmp_path), codes[3], 4, backend)
-    assert found == [Match("d", 3, 0), Match("a", 0, 1), Match("c", 2, 1), Match("e", 4, 1)]
+    database, query = CodeStore.load(tmp_path).packed, pack(codes[3:4])
+    hits = nearest(query, database, 4, backend)
+    assert (hits.rows.tolist(), hits.distances.tolist()) == ([[3, 0, 2, 4]], [[0, 1, 1, 1]])
     with pytest.raises(ValueError, match=r"do not fit"):
-        search(CodeStore.load(tmp_path), torch.ones(8), 4, backend)
-    with pytest.raises(ValueError, match="top=0: must be a whole number"):
-        search(CodeStore.load(tmp_path), codes[3], 0, backend)
-    with pytest.raises(ValueError, match=r"top=2\.5: must be a whole number"):
-        search(CodeStore.load(tmp_path), codes[3], 2.5, backend)
-    with pytest.raises(ValueError, match="code of row 0 is 0"):
-        search(CodeStore.load(tmp_path), (codes[3] + 1) / 2, 4, backend)
+        nearest(query[:, :1], database, 4, backend)
+    for top in (0, 2.5):
+        with pytest.raises(ValueError, match=rf"top={top}: must be a whole number"):
+            nearest(query, database, top, backend)
     with pytest.raises(ValueError, match="queries of int8 and codes of uint8 are not packed"):
-        nearest(np.ones((1, 2), dtype=np.int8), pack(codes), 4, backend)
+        nearest(np.ones((1, 2), dtype=np.int8), database, 4, backend)
 
 
 def test_without_faiss_the_default_still_searches_and_asking_for_it_names_the_extra(
@@ -115,11 +115,17 @@ def test_without_faiss_the_default_still_searches_and_asking_for_it_names_the_ex
 
 
 def test_the_table_shows_names_as_they_are() -> None:
-    matches = [Match("[red]a.png", 4, 2), Match("b.png", 0, 3)]
-    table = results_table("bird", matches, 32, captions=["[a] bird", "-"], labels=["x", "y"])
+    labels, captions = np.eye(2, dtype=np.uint8), ["[a] bird", "-"]
+    items = SimpleNamespace(classes=["x", "y"], labels=labels, captions=captions)
+    part = SimpleNamespace(rows=np.arange(2))
+    data: Any = SimpleNamespace(
+        items=items, parts={"retrieval": part}, groups={"retrieval": np.zeros(2, dtype=np.int64)}
+    )
+    gallery = Gallery(data, dict.fromkeys(("image", "text"), torch.ones(2, 32)), 0)
+    matches = [Match("[red]a.png", 0, 2), Match("elsewhere", -1, 3)]
     shown = io.StringIO()
-    Console(file=shown, width=100).print(table)
-    for text in ("Nearest to 'bird'", "[red]a.png", "[a] bird", "distance of 32"):
+    Console(file=shown, width=100).print(gallery.table("bird", matches, 32))
+    for text in ("Nearest to 'bird'", "[red]a.png", "[a] bird", "elsewhere", "distance of 32"):
         assert text in shown.getvalue()
 
 

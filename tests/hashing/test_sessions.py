@@ -1,9 +1,11 @@
 """A session reads what its strategy allows, once an epoch, in an order any step can recompute."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from hashing.sessions import STRATEGIES, Lengths, SessionPlan, Strategy
+from hashing.sessions import Lengths, SessionPlan, Strategy
 
 GROUPS = np.array([0] * 30 + [1] * 10 + [2] * 5)
 LENGTHS = Lengths(epochs=3, rounds=2, round_epochs=2, sample=12, old_share=0.5)
@@ -53,7 +55,7 @@ def test_a_lifelong_increment_reads_its_samples_only() -> None:
         assert set(p.batch(step)) <= set(sample)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", get_args(Strategy))
 def test_sessions_are_cut_short_in_proportion(strategy: Strategy) -> None:
     p = plan(strategy, limit=5)
     assert p.steps <= 5
