@@ -16,7 +16,7 @@ embeddings and the head stay with FSDP.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -99,10 +99,15 @@ class _Slice:
 
 @dataclass
 class _Compact:
-    """What stands in for a branch's parameters and sizes."""
+    """What stands in for parameters and sizes: these as owner, attribute and value."""
 
     slices: list[_Slice]
     attributes: list[tuple[Any, str, Any]]
+
+    def add(self, other: "_Compact") -> None:
+        """Take over what stands in for others."""
+        self.slices += other.slices
+        self.attributes += other.attributes
 
 
 class SlicedModel:
@@ -133,12 +138,11 @@ class SlicedModel:
         `frozen_heads`."""
         self._chooser: Chooser | None = None
         self._open: list[tuple[int, Branch]] = []
-        self._hooks: list[Any] = []
-        self._slices: list[_Slice] = []
-        self._attributes: list[tuple[Any, str, Any]] = []
+        self._trained = _Compact([], [])
         self._beside: dict[tuple[int, Branch], dict[str, _Compact]] = {}
         """What runs untrained, by tier."""
-        self._saved: list[tuple[Any, str, Any]] | None = None
+        self._attached: ExitStack | None = None
+        """Gives the model back what it had; None while it is itself."""
         self._shards: dict[tuple[nn.Module, str], nn.Parameter] = {}
         """Of a branch whose weights are put together at the moment: what FSDP has of them."""
         self._apart: list[FSDPModule] = []
@@ -187,10 +191,10 @@ class SlicedModel:
                 f"a {self.anatomy.model.config.model_type} norms what a branch puts out, which "
                 "undoes the sub-network's scales"
             )
-        assert self._saved is None, "detach before gathering"
+        assert self._attached is None, "detach before gathering"
         self.spec, self._chooser = spec, chooser
         self.units, self.untrained, self._open = {}, {}, []
-        self._slices, self._attributes, self._beside, self._apart = [], [], {}, []
+        self._trained, self._beside, self._apart = _Compact([], []), {}, []
         for layer in spec.active_layers:
             choice = spec.choice(layer)
             as_it_is = [
@@ -205,44 +209,39 @@ class SlicedModel:
                     continue
                 if not choice.leaves_out(branch) or chooser is None:
                     with self._put_together(layer, branch):
-                        self._gather_branch(layer, branch, *self._to_tensors(choice, branch))
+                        units = self._to_tensors(choice, branch)
+                        self._trained.add(self._gather_branch(layer, branch, *units))
                 elif chooser.needs_input(layer, branch):
                     self._open.append((layer, branch))
                 else:
                     with self._put_together(layer, branch):
                         units = chooser.choose(layer, branch, choice, None)
-                        self._gather_branch(layer, branch, *units)
+                        self._trained.add(self._gather_branch(layer, branch, *units))
         if len(spec.active_layers) < len(self.anatomy.layers):
             self._skip_layers(spec.active_layers)
 
     def attach(self) -> None:
         """Let the model run on the gathered sub-network."""
-        assert self._saved is None, "already attached"
-        self._saved = []
+        assert self._attached is None, "already attached"
+        self._attached = ExitStack()
         for layer, branch in self._open:
             module = self.anatomy.branch(layer, branch)
-            hook = partial(self._choose, layer, branch)
-            self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            choose = partial(self._choose, layer, branch)
+            hook = module.register_forward_pre_hook(choose, with_kwargs=True)
+            self._attached.callback(hook.remove)
         for layer in self.spec.active_layers:
             for branch in BRANCHES:
                 if any(self.spec.choice(layer).untrained(tier, branch) for tier in TIERS):
                     add = partial(self._add_untrained, layer, branch)
                     module = self.anatomy.branch(layer, branch)
-                    self._hooks.append(module.register_forward_hook(add, with_kwargs=True))
+                    hook = module.register_forward_hook(add, with_kwargs=True)
+                    self._attached.callback(hook.remove)
         for block in self._apart:
-            self._saved += _without_fsdp(block)
+            self._attached.enter_context(_standing_in(_without_fsdp(block)))
         if self.spec.context_forward_only:
             self._context.attach()
-        self._swap_in(self._slices, self._attributes)
-
-    def _swap_in(self, slices: list[_Slice], attributes: list[tuple[Any, str, Any]]) -> None:
-        assert self._saved is not None, "attached"
-        for piece in slices:
-            assert piece.compact is not None, "gather before attaching"
-            piece.module._parameters[piece.name] = piece.compact
-        for owner, name, value in attributes:
-            self._saved.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, value)
+            self._attached.callback(self._context.detach)
+        self._attached.enter_context(_standing_in(self._trained))
 
     def _choose(
         self, layer: int, branch: Branch, module: nn.Module, args: Any, kwargs: dict[str, Any]
@@ -251,12 +250,13 @@ class SlicedModel:
         if (layer, branch) not in self._open:  # chosen by now: a recomputation
             return
         assert self._chooser is not None, "an open branch has a chooser"
+        assert self._attached is not None, "runs while it is attached"
         branch_input = args[0] if args else kwargs["hidden_states"]
-        slices, attributes = len(self._slices), len(self._attributes)
         with self._put_together(layer, branch):
             units = self._chooser.choose(layer, branch, self.spec.choice(layer), branch_input)
-            self._gather_branch(layer, branch, *units)
-        self._swap_in(self._slices[slices:], self._attributes[attributes:])
+            compact = self._gather_branch(layer, branch, *units)
+        self._trained.add(compact)
+        self._attached.enter_context(_standing_in(compact))
         self._open.remove((layer, branch))
 
     def _add_untrained(
@@ -283,17 +283,9 @@ class SlicedModel:
 
     def detach(self) -> None:
         """Give the model its own parameters, layers and sizes back; harmless if not attached."""
-        if self._saved is None:
-            return
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self._context.detach()
-        for piece in self._slices:
-            piece.module._parameters[piece.name] = piece.original
-        for owner, name, value in self._saved:
-            setattr(owner, name, value)
-        self._saved = None
+        if self._attached is not None:
+            self._attached.close()
+            self._attached = None
 
     def write_gradients(self, average_over_ranks: bool = False) -> None:
         """Put the compact gradients into the original parameters and drop the compact weights.
@@ -302,12 +294,12 @@ class SlicedModel:
             average_over_ranks: Average them over the data-parallel ranks first, as DDP does for
                 the parameters that it sees; those of blocks that FSDP splits always are.
         """
-        assert self._saved is None, "detach before writing gradients"
+        assert self._attached is None, "detach before writing gradients"
         if average_over_ranks:
             world_size = dist.get_world_size()
             gradients = [
                 s.compact.grad
-                for s in self._slices
+                for s in self._trained.slices
                 if s.compact is not None and not isinstance(s.original, DTensor)
             ]
             works = []
@@ -316,13 +308,13 @@ class SlicedModel:
                     works.append(dist.all_reduce(gradient.div_(world_size), async_op=True))
             for work in works:
                 work.wait()
-        for piece in self._slices:
+        for piece in self._trained.slices:
             piece.write_gradient()
-        self._slices, self._beside = [], {}
+        self._trained, self._beside = _Compact([], []), {}
 
     def unsampled(self) -> Iterator[tuple[nn.Parameter, int, Tensor]]:
         """Parameters that are only partly active: each with its axis and the inactive positions."""
-        for piece in self._slices:
+        for piece in self._trained.slices:
             if piece.index is not None:
                 active = torch.zeros(
                     piece.original.shape[piece.axis], dtype=torch.uint8, device=piece.index.device
@@ -368,12 +360,10 @@ class SlicedModel:
 
     def _gather_branch(
         self, layer: int, branch: Branch, units: Units, untrained: Mapping[str, Units]
-    ) -> None:
+    ) -> _Compact:
+        """Copy a branch's weights; return what stands in for those of its active units."""
         for unit, indices in units.items():
             self.units[layer, unit] = indices
-        compact = self._compact_branch(layer, branch, units)
-        self._slices += compact.slices
-        self._attributes += compact.attributes
         kind: Unit = "neurons" if branch == "mlp" else "heads"
         for tier, beside in untrained.items():
             self.untrained[layer, f"{tier}_{kind}"] = beside[kind]
@@ -382,6 +372,7 @@ class SlicedModel:
                 tier: self._compact_branch(layer, branch, beside, trained=False)
                 for tier, beside in untrained.items()
             }
+        return self._compact_branch(layer, branch, units)
 
     def _compact_branch(
         self, layer: int, branch: Branch, units: Units, trained: bool = True
@@ -476,7 +467,7 @@ class SlicedModel:
         ]
         with self._put_together_all(whole):
             pieces = (self._slice_of(module, name, None, 0, 1.0) for module, name in whole)
-            self._slices += [piece for piece in pieces if piece is not None]
+            self._trained.slices += [piece for piece in pieces if piece is not None]
 
     def _put_together(self, layer: int, branch: Branch) -> AbstractContextManager[None]:
         """Let a branch have its whole weights where FSDP splits them over the ranks."""
@@ -507,21 +498,22 @@ class SlicedModel:
         anatomy = self.anatomy
         kept = nn.ModuleList(anatomy.layers[layer] for layer in active)
         kept.train(anatomy.model.training)
-        self._attributes.append((anatomy.parent, anatomy.layers_name, kept))
+        self._trained.attributes.append((anatomy.parent, anatomy.layers_name, kept))
         # Qwen3 looks up the mask of the i-th executed block in `config.layer_types`.
         layer_types = getattr(anatomy.model.config, "layer_types", None)
         if layer_types is not None:
             kept_types = [layer_types[layer] for layer in active]
-            self._attributes.append((anatomy.model.config, "layer_types", kept_types))
+            self._trained.attributes.append((anatomy.model.config, "layer_types", kept_types))
 
 
 @contextmanager
 def _standing_in(compact: _Compact) -> Iterator[None]:
-    """Let a branch run on compact copies, and give it back what it had."""
+    """Let a model run on compact copies, and give it back what it had."""
     parameters = [(p.module, p.name, p.module._parameters[p.name]) for p in compact.slices]
     sizes = [(owner, name, getattr(owner, name)) for owner, name, _ in compact.attributes]
     try:
         for piece in compact.slices:
+            assert piece.compact is not None, "gather before attaching"
             piece.module._parameters[piece.name] = piece.compact
         for owner, name, value in compact.attributes:
             setattr(owner, name, value)
@@ -533,20 +525,14 @@ def _standing_in(compact: _Compact) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _without_fsdp(block: FSDPModule) -> list[tuple[Any, str, Any]]:
-    """Take FSDP's hooks off a block, which would put its whole weights where compact ones are.
-
-    Returns:
-        What must be set again: owner, attribute, value.
-    """
-    state = block._get_fsdp_state()
-    taken = []
+def _without_fsdp(block: FSDPModule) -> _Compact:
+    """A block's hooks but FSDP's, which would put its whole weights where compact ones are."""
+    state, left = block._get_fsdp_state(), _Compact([], [])
     for name in ("_forward_pre_hooks", "_forward_hooks"):
         hooks = getattr(block, name)
         others = ((k, h) for k, h in hooks.items() if getattr(h, "__self__", None) is not state)
-        taken.append((block, name, hooks))
-        setattr(block, name, type(hooks)(others))
-    return taken
+        left.attributes.append((block, name, type(hooks)(others)))
+    return left
 
 
 @contextmanager
