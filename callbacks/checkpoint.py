@@ -13,6 +13,8 @@ from annotated_types import Ge
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from atomic import replacing
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then renames it: a name always holds a whole file.
@@ -38,12 +40,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise ValueError("checkpoints are written to local disks only: no storage_options")
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        beside = place.with_name(f"{place.name}.tmp")
-        with beside.open("wb") as file:
+        with replacing(place, "wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, place)
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:

@@ -23,6 +23,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atomic import replacing
+
 CHUNK_ITEMS = 1 << 20  # packed or compared at once
 FORMAT = 1  # of the folder
 Packed = NDArray[np.uint8]
@@ -233,12 +235,8 @@ class CodeStore:
                 start = 0 if not done else _names_end(folder, done)
                 _write_behind(folder / "names.txt", start, _lines(self._names, done, CHUNK_ITEMS))
             record = {"format": FORMAT, "bits": self.bits, "parts": [asdict(p) for p in self.parts]}
-            unfinished = folder / "store.json.tmp"
-            with unfinished.open("w") as stream:
+            with replacing(folder / "store.json") as stream:
                 json.dump(record, stream, indent=1)
-                stream.flush()
-                os.fsync(stream.fileno())
-            unfinished.replace(folder / "store.json")
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> "CodeStore":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,10 +16,11 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from atomic import replacing
 from runner import machine, output
 from runner.folder import CHECKPOINT_KEY, Start, lock, read_rows, run_folder
 from runner.job import Origin
-from runner.run_record import RunRecord, read_record, without_secrets, write_record, write_text
+from runner.run_record import RunRecord, read_record, without_secrets, write_record
 
 
 def now() -> str:
@@ -69,8 +69,8 @@ class Record:
         )
         if start.checkpoint is not None:
             self.content.resumed.append({"at": now(), "checkpoint": start.checkpoint.name})
-        text = OmegaConf.to_yaml(OmegaConf.create(without_secrets(settings)))
-        write_text(self.folder / "config.yaml", text)
+        with replacing(self.folder / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.create(without_secrets(settings))))
         self.update()
 
     def update(self, **fields: Any) -> None:
@@ -198,9 +198,7 @@ class MetricsFile(Logger):
 
     def _rewrite(self, header: list[str], rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name("metrics.csv.tmp")
-        with beside.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path, newline="") as file:
             writer = csv.DictWriter(file, header)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(beside, self.path)

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from atomic import replacing
 from runner.errors import ConfigError
 
 RUN_FILE = "run.json"
@@ -201,9 +202,10 @@ def _value(name: str, hint: Any, value: Any) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, see `write_text`; JSON has no NaN and no infinity, they become null."""
+    """Write a JSON file; JSON has no NaN and no infinity, they become null."""
     text = json.dumps(_finite(content), indent=2, default=str, allow_nan=False)
-    write_text(path, text + "\n")
+    with replacing(path) as file:
+        file.write(text + "\n")
 
 
 def _finite(node: Any) -> Any:
@@ -212,16 +214,6 @@ def _finite(node: Any) -> Any:
     if isinstance(node, list | tuple):
         return [_finite(value) for value in node]
     return None if isinstance(node, float) and not math.isfinite(node) else node
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def first_line(error: Exception) -> str:

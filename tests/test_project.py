@@ -76,12 +76,13 @@ def test_every_room_stands_under_the_layer_contract() -> None:
 def test_the_single_modules_keep_to_their_layer() -> None:
     """import-linter takes packages only: the top and the bottom of the house are checked here."""
     assert imports(ROOT / "ledger.py") == imports(ROOT / "terminal.py") == {"rich"}
+    assert imports(ROOT / "atomic.py") == set()
     assert imports(ROOT / "run.py") <= {"hydra", "omegaconf", "runner"}
 
 
 def test_nothing_of_ours_is_in_site_packages() -> None:
     folders = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
-    ours = [*ROOMS, "conf", "docs", "ledger", "run", "terminal"]
+    ours = [*ROOMS, "atomic", "conf", "docs", "ledger", "run", "terminal"]
     found = [p for folder in folders for p in folder.iterdir() if p.name.split(".")[0] in ours]
     assert found == []
 
@@ -90,7 +91,7 @@ def test_nothing_of_ours_is_in_site_packages() -> None:
 def test_pip_install_of_this_folder_would_install_metadata_only(tmp_path: Path) -> None:
     source = tmp_path / "source"
     top = [ROOT / "pyproject.toml", ROOT / "LICENSE"]
-    for path in [*sources(*ROOMS, "ledger.py", "terminal.py"), *top]:
+    for path in [*sources(*ROOMS, "atomic.py", "ledger.py", "terminal.py"), *top]:
         copy = source / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
@@ -107,10 +108,10 @@ def test_everything_imported_is_declared() -> None:
     """A package that only comes along with another one may stay away tomorrow."""
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
     providers = metadata.packages_distributions()
-    ours = {*ROOMS, "ledger", "run", "terminal"}
+    ours = {*ROOMS, "atomic", "ledger", "run", "terminal"}
     undeclared = {
         f"{path.relative_to(ROOT)}: {name}"
-        for path in sources(*ROOMS, "ledger.py", "run.py", "terminal.py")
+        for path in sources(*ROOMS, "atomic.py", "ledger.py", "run.py", "terminal.py")
         for name in imports(path) - ours
         if not declared & {canonicalize_name(dist) for dist in providers.get(name, [name])}
     }

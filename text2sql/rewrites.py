@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from atomic import replacing
 from text2sql.dialogue import Example
 from text2sql.linking import content, stems
 from text2sql.rewards import pronouns, words_of
@@ -122,6 +123,5 @@ def write_dialogues(dialogues: Dialogues, chosen: Mapping[Example, str], file: P
         }
         for turns in dialogues.values()
     ]
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    with replacing(file) as stream:
+        stream.write(json.dumps(written, indent=1) + "\n")
