@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import zipfile
@@ -127,15 +126,6 @@ def _is_config(content: Mapping[Any, Any]) -> bool:
     )
     placed = isinstance(paths, dict) and isinstance(paths.get("run_dir"), str)
     return built and placed and "name" in content
-
-
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    """Return a run's metrics.csv, cells as text; nothing where there is none."""
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import warnings
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from atomic import replacing
 from runner import machine, output
-from runner.folder import CHECKPOINT_KEY, Start, lock, read_rows, run_folder
+from runner.folder import CHECKPOINT_KEY, Start, lock, run_folder
 from runner.job import Origin
 from runner.run_record import RunRecord, read_record, without_secrets, write_record
 
@@ -186,15 +187,19 @@ class MetricsFile(Logger):
         self._rewrite(self._header(), [row for row in self.rows() if int(row["step"]) <= step])
 
     def rows(self) -> list[dict[str, str]]:
-        """Return what the file holds, cells as text."""
-        return read_rows(self.path.parent)
+        """Return what the file holds, cells as text; nothing before the first row."""
+        with self._opened() as file:
+            return list(csv.DictReader(file))
 
     def _header(self) -> list[str]:
         """Return the columns: read each time, for a spawned process may have added some."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
+        with self._opened() as file:
             return next(csv.reader(file), [])
+
+    def _opened(self) -> TextIO:
+        if not self.path.exists():
+            return io.StringIO()
+        return self.path.open(newline="", encoding="utf-8")
 
     def _rewrite(self, header: list[str], rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
