@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from lightning_modules.checkpoints import built
 from lightning_modules.sql_parser import SqlParser
 from tests.lightning_modules.test_utterance_rewriter import Concerts, StopAt, trainer
 from tests.test_methods import assert_equal
@@ -114,6 +115,12 @@ def test_a_training_goes_on_from_another_ones_network(data: Concerts, tmp_path: 
         assert torch.equal(value, second.state_dict()[name]), name
     with pytest.raises(ValueError, match=r"module\.init=.*nowhere"):
         module(init=str(tmp_path / "nowhere.ckpt")).configure_model()
+
+
+def test_an_older_checkpoints_settings_are_read_by_their_names_of_today() -> None:
+    settings = dict(module().hparams)
+    older = {"encoder": settings.pop("pretrained"), "seconds": settings.pop("sql_timeout")}
+    assert dict(built(SqlParser, {**settings, **older}).hparams) == dict(module().hparams)
 
 
 def test_nothing_is_learned_from_turns_without_sql(data: Concerts, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from runner import signatures, validate
 from runner.errors import ConfigError
 from runner.explain import composed
+from runner.folder import stored_config
 from runner.job import targets, with_keys_of_today
 from runner.validate import checked
 from tests.runner.laboratory import ROOT, refusal
@@ -218,7 +220,7 @@ def test_what_a_class_says_of_its_keys_is_about_keys_that_it_has() -> None:
         assert name in signature_names(part)
 
 
-def test_an_older_runs_config_is_read_with_the_keys_of_today() -> None:
+def test_an_older_runs_config_is_read_with_the_keys_of_today(tmp_path: Path) -> None:
     """Those that were renamed under their names of now, those that nothing reads not at all."""
     node: Any = OmegaConf.to_container(composed(["experiment=delta"]).module, resolve=False)
     older = {**node, "parser": {**node["parser"], "optimizer": {"lr": 1.0}, "seconds": 3.0}}
@@ -226,6 +228,9 @@ def test_an_older_runs_config_is_read_with_the_keys_of_today() -> None:
     older["nats"], older["seconds"] = older.pop("max_nll"), older.pop("sql_timeout")
     assert with_keys_of_today(older) == node
     assert older["parser"]["seconds"] == 3.0
+    config = {"name": "delta", "paths": {"run_dir": str(tmp_path)}, "module": older}
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "config.yaml")
+    assert stored_config(tmp_path)["module"] == node
 
 
 RENAMED = [
