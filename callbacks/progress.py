@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -12,13 +12,6 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-
-
-@runtime_checkable
-class Staged(Protocol):
-    """A callback that goes through stages and says in `stage` which one it is in."""
-
-    stage: str
 
 
 class Progress(ProgressBar):
@@ -142,8 +135,8 @@ class Progress(ProgressBar):
             self._loss = float(loss)
         words = [f"loss {self._loss:.4f}"] if self._loss is not None else []
         words += [f"{self._rate:,.0f} tokens/s"] if self._rate is not None else []
-        staged = [cb for cb in trainer.callbacks if isinstance(cb, Staged)]  # type: ignore[attr-defined]
-        words += [f"stage {callback.stage}" for callback in staged if callback.stage]
+        stages = (getattr(callback, "stage", "") for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        words += [f"stage {stage}" for stage in stages if stage]
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._step, words=", ".join(words))
         elif due and (

@@ -207,7 +207,7 @@ def test_dual_learning_begins_with_a_supervised_training(data: Concerts, tmp_pat
     _, alone = trained(tmp_path, data, 2)
     with pytest.raises(ValueError, match="holds no simplifier; train it with"):
         trainer(tmp_path, 2).fit(module(mode="dual", init=str(alone)), datamodule=data)
-    with pytest.raises(ValueError, match=r"module\.init=nowhere: no such checkpoint"):
+    with pytest.raises(ValueError, match=r"module\.init=nowhere: no checkpoint can be read"):
         trainer(tmp_path, 2).fit(module(mode="dual", init="nowhere"), datamodule=data)
 
 
