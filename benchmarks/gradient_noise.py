@@ -99,7 +99,7 @@ def of_run(run: Path, count: int) -> Noise:
         raise ValueError(f"{run}: its module is no language model")
     prepare(datamodule)
     module.configure_model()
-    content = load(checkpoint_of(run))
+    content = load(checkpoint_of("run", run))
     module.load_state_dict(content["state_dict"])
     config, end = module.hf_config, content["global_step"]
     if count > end:
