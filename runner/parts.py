@@ -21,7 +21,7 @@ from runner.validate import RUNNER_KEYS
 def answer(part: Any, name: str, *given: Any) -> Any:
     """Call a method that a part may have, see docs/ADDING.md; None where it has none."""
     method = getattr(part, name, None)
-    return None if method is None else method(*given)
+    return method(*given) if callable(method) else None  # `TextToSql.tables` is a file's name
 
 
 def build(key: str, node: Any, **further: Any) -> Any:
