@@ -459,11 +459,11 @@ def test_the_hash_of_a_config_says_what_decides_and_not_where_files_go() -> None
 
 def test_runs_of_one_arm_differ_by_their_seeds_only() -> None:
     def arm(*overrides: str) -> str:
-        return arm_hash(checked(["experiment=sat_cpt", *overrides]))
+        return arm_hash(checked(["experiment=est_gpt2", *overrides]))
 
     assert arm() == arm("seed=2") == arm("seed=3", "resume=auto", "tags=[a]", "datamodule.seed=5")
     assert arm() != arm("trainer.max_steps=7")
-    assert arm() != arm("callbacks.sat=null")
+    assert arm() != arm("callbacks.est=null")
 
 
 def test_what_only_training_reads_comes_from_the_run(tmp_path: Path) -> None:

@@ -88,13 +88,16 @@ def test_values_are_the_models_and_gradients_of_the_context_are_left_out(
     assert_same_gradients(model, {n: p.grad for n, p in oracle.named_parameters()})
     assert flops == planned_flops(model.config, spec, *ids.shape, trained_tokens=int(trained.sum()))
     assert flops.blocks < 0.85 * whole.blocks
-    # The model is itself again.
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_the_model_is_itself_again(name: str) -> None:
+    model, dense = build(name), build(name)
+    step(model, "others frozen or forward only", True)
     model.zero_grad()
-    again, _, _ = step(model, "all units", False)
-    assert again.loss.requires_grad
-    dense = build(name)
-    step(dense, "all units", False)
+    for each in (model, dense):
+        step(each, "all units", False)
     assert_same_gradients(model, {n: p.grad for n, p in dense.named_parameters()})
 
 
