@@ -3,14 +3,17 @@
 #   PYTHON       the interpreter that makes .venv (3.11 or newer)
 #   ARGS         handed on to the command of run, test, test-slow, golden, mutants, bench:
 #                make run ARGS="seed=2"
+#   EXPERIMENT, TRIALS, WORKERS of search: what to search, trials in all, how many run at once
 #   TABLE, SCALE of reproduce: est, sat, dlch, delta or all; demo (minutes), cpu, gpu or paper
-#   WORKERS      processes that test side by side, each with one thread
+#   WORKERS      of test: processes that test side by side, each with one thread
 #   TORCH_INDEX  a wheel index to take torch from as well, say PyTorch's CPU-only one; the version
 #                stays the pinned one. Empty: the build pip finds by itself (with CUDA on Linux).
 
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
+EXPERIMENT ?= est_gpt2
+TRIALS ?= 50
 TABLE ?= all
 SCALE ?= demo
 TORCH_INDEX ?=
@@ -21,7 +24,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-slow test-gpu golden mutants reproduce lint type bench list validate requirements clean
+.PHONY: help setup run test test-slow search test-gpu golden mutants reproduce lint type bench list validate requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +45,9 @@ requirements: ## Print the dependencies of pyproject.toml, dev extra included, o
 
 run: setup ## Train a small GPT-2 with EST on real English: minutes on 2 cores
 	$(PY) run.py experiment=est_gpt2 $(ARGS)
+
+search: setup ## Look for good settings with Optuna; the same command goes on with what is left
+	$(PY) run.py -m hydra/sweeper=search experiment=$(EXPERIMENT) trials=$(TRIALS) workers=$(WORKERS) $(ARGS)
 
 test: setup ## The fast tests
 	$(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)

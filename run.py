@@ -3,7 +3,7 @@
 import sys
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import runner
 from runner.command import guard
@@ -11,12 +11,13 @@ from runner.errors import ConfigError, Refusal
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Run what the command line composed."""
+def main(cfg: DictConfig) -> float | None:
+    """Run what the command line composed; return what it reached in the metric that is watched."""
     try:
-        runner.run(cfg)
+        metrics = runner.run(cfg)
     except ConfigError as error:
         raise Refusal(error) from error
+    return metrics.get(OmegaConf.select(cfg, "callbacks.checkpoint.monitor"))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ RUN_FILE = "run.json"
 # What tasks have measured of a run's checkpoint afterwards: TASK.json.
 MEASURED = ("minimal_pairs", "lm_eval")
 
-# Folders beside the runs that belong here and hold none: a sweep's settings, a report, W&B's runs.
-OWN_FILES = ("multirun.yaml", "report.html", "run-*.wandb")
+# Folders beside the runs that belong here and hold none: a sweep's settings, a study, a report,
+# W&B's runs.
+OWN_FILES = ("multirun.yaml", "study.db", "report.html", "run-*.wandb")
 
 # Settings that say where files go, how a run is found and how it is started.
 NOT_OF_THE_ARM = ("paths", "logger", "name", "tags", "resume", "stretch", "dry_run")
@@ -58,6 +59,7 @@ class Run:
         not_finite: Names of those that are not.
         ledgers: What its methods saved, by config key.
         checkpoint: Its last checkpoint; of validate and test: the one looked at.
+        job: Its number in its sweep, None outside of sweeps and where a sweep has no numbers.
     """
 
     folder: Path
@@ -75,6 +77,7 @@ class Run:
     not_finite: tuple[str, ...] = ()
     ledgers: Mapping[str, Ledger] = field(default_factory=dict)
     checkpoint: str | None = None
+    job: int | None = None
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -157,6 +160,7 @@ def _run(folder: Path, content: Mapping[str, Any]) -> Run:
         not_finite=tuple(name for name, value in metrics.items() if value is None),
         ledgers={k: Ledger.from_dict(v) for k, v in (content.get("ledgers") or {}).items()},
         checkpoint=content.get("checkpoint"),
+        job=(content.get("sweep") or {}).get("job"),
     )
 
 

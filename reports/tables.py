@@ -15,7 +15,13 @@ from ledger import Ledger
 from reports.registry import Run, differences
 from terminal import literal
 
-COLOURS = {"finished": "green", "failed": "red", "interrupted": "yellow", "running": "cyan"}
+COLOURS = {
+    "finished": "green",
+    "failed": "red",
+    "interrupted": "yellow",
+    "killed": "red",
+    "running": "cyan",
+}
 
 
 def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> None:
@@ -151,14 +157,15 @@ def compare(console: Console, runs: Sequence[Run]) -> None:
     console.print(table)
 
 
-def jobs(console: Console, runs: Sequence[Run]) -> None:
+def jobs(console: Console, runs: Sequence[Run], without: Mapping[int, str]) -> None:
     """Print one table of all jobs of a sweep: what differs between them, and what each reached.
 
     Args:
         console: Where to.
         runs: The jobs' runs, in their order.
+        without: How jobs ended that have left no run, by their numbers.
     """
-    ends = [run.status for run in runs]
+    ends = [*(run.status for run in runs), *without.values()]
     counts = ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends))
     columns: dict[str, list[object]] = {
         "name": [run.name for run in runs],
@@ -172,13 +179,14 @@ def jobs(console: Console, runs: Sequence[Run]) -> None:
             columns.setdefault(leaf, [_at(run.config, key) for run in runs])
     shown = {name: values for name, values in columns.items() if len(set(map(str, values))) > 1}
     metrics = _shared_metrics(runs)
-    table = Table("id")
+    table = Table("job", "id")
     for name in shown:
         table.add_column(literal(name), overflow="fold")
     for name in ("seed", "status", "time", *metrics):
         table.add_column(literal(name), justify="left" if name == "status" else "right")
     for place, run in enumerate(runs):
         table.add_row(
+            "" if run.job is None else str(run.job),
             literal(run.id),
             *(_setting(values[place]) for values in shown.values()),
             str(run.seed),
@@ -186,6 +194,8 @@ def jobs(console: Console, runs: Sequence[Run]) -> None:
             duration(run.seconds),
             *(_figure(run.metrics.get(name)) for name in metrics),
         )
+    for number, end in sorted(without.items()):
+        table.add_row(str(number), "", *("" for _ in shown), "", Text(end, COLOURS.get(end, "")))
     console.print(f"Jobs of the sweep: {counts}.", soft_wrap=True, highlight=False)
     console.print(table)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner import output, task_keys
+from runner import engines, job, output, task_keys
 from runner.errors import ConfigError, FailedRun, Refusal
 from runner.explain import ROOT, explain, with_new_keys
 
@@ -29,13 +30,16 @@ def guard(main: Callable[[], Any]) -> int:
         Other errors pass through.
     """
     output.outlive()
+    engines.end_with_starter()
     OmegaConf.register_new_resolver("frugal.tasks", task_keys.listed, replace=True)
+    OmegaConf.register_new_resolver("frugal.sweep", job.sweep_id, replace=True)
     before = os.environ.get("HYDRA_FULL_ERROR", "")
     full = before == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
     try:
         _no_option_is_unknown(sys.argv[1:])
         sys.argv[1:] = with_new_keys(_options_first(sys.argv[1:]))
+        _search_has_an_experiment(sys.argv[1:])
         main()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if full:
@@ -65,8 +69,8 @@ def guard(main: Callable[[], Any]) -> int:
         raise
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
-        if sweep := sys.modules.get("runner.sweep"):  # Hydra has come as far as starting jobs
-            sweep.finish()
+        if jobs := sys.modules.get("runner.jobs"):  # Hydra has come as far as starting jobs
+            jobs.finish()
     return 0
 
 
@@ -82,6 +86,13 @@ def _no_option_is_unknown(arguments: list[str]) -> None:
                 f"{argument}: no such option; --help lists them. A setting is written without "
                 f"dashes: {name}={value}"
             )
+
+
+def _search_has_an_experiment(arguments: list[str]) -> None:
+    """Refuse a search whose space has no name, at which composing the config would stumble."""
+    chosen = any(re.fullmatch(r"experiment=[\w/-]+", argument) for argument in arguments)
+    if "hydra/sweeper=search" in arguments and not chosen:
+        raise ConfigError("hydra/sweeper=search: choose what to search: experiment=NAME, one")
 
 
 def _options_first(arguments: list[str]) -> list[str]:

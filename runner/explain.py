@@ -24,6 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
 
+# Keys of a sweep's launcher and sweeper that are written short, with what reads them.
+SHORT = {
+    "workers": ("hydra.launcher.workers", "hydra/launcher=pool"),
+    "trials": ("hydra.sweeper.trials", "hydra/sweeper=search"),
+}
+
+
 def composed(overrides: list[str]) -> DictConfig:
     """Compose what `python run.py OVERRIDES` would, whatever Hydra is doing just now.
 
@@ -43,12 +50,15 @@ def with_new_keys(arguments: list[str]) -> list[str]:
     """Let tasks, and values in braces, bring keys of their own, for which Hydra wants a `++`.
 
     Args:
-        arguments: Of the command line, `key={name: value}` among them.
+        arguments: Of the command line, `key={name: value}` and keys of SHORT among them.
 
     Returns:
-        The same with `++key={name: value}`. What nothing reads is refused by `runner.validate`.
+        The same with `++key={name: value}`, and in full what is written short. What nothing reads
+        is refused by `runner.validate`.
     """
     arguments = with_task_keys(arguments)
+    for short, (full, _) in SHORT.items():
+        arguments = [re.sub(rf"^{short}=", f"{full}=", each) for each in arguments]
     return [f"++{each}" if re.match(r"[\w.]+=\{", each) else each for each in arguments]
 
 
@@ -89,6 +99,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return f"{match[1]}: is there already. To change it, leave out the +: {match[1]}=..."
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
         key = match[1].split("@")[0]
+        for short, (full, reader) in SHORT.items():
+            if key == full:
+                return f"{short}: nothing reads it here; {reader} does, in a sweep: run.py -m"
         return f"{key}: no such key.{_nearest_key(key, _sought(error, arguments))}"
     return f"{message}\n{error.__cause__}" if error.__cause__ else message
 

@@ -77,7 +77,7 @@ def lock(folder: Path) -> TextIO:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
-            raise ConfigError(f"{folder}: another process is at work in this run folder") from error
+            raise ConfigError(f"{folder}: another process is at work in this folder") from error
     return file
 
 

@@ -31,8 +31,11 @@ HOW = ("name", "resume", "stretch", "dry_run", "tags")
 # Settings of the data that change how fast it comes, not what comes.
 INDIFFERENT = ("cache_dir", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
 
-# Tells the processes of a sweep's jobs which sweep they belong to: ID, and ID/JOBS where known.
+# Tells the processes of a sweep's jobs what they need to know of it, in JSON: id, jobs, command.
 SWEEP = "FRUGAL_SWEEP"
+
+# Launchers and sweepers of ours: each job is a command of its own. Hydra looks for them there only.
+OUR_PLUGINS = "hydra_plugins.frugal."
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,13 @@ def origin() -> Origin:
     if not HydraConfig.initialized():
         return Origin()
     hydra = HydraConfig.get()
+    job = this_job()
+    own = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     return Origin(
-        shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        own if job is None else _sweep().get("command", own),
         tuple(hydra.overrides.task),
         hydra.runtime.choices.get("experiment"),
-        this_job(),
+        job,
     )
 
 
@@ -106,12 +111,24 @@ def this_job() -> SweepJob | None:
     """Return which job of which sweep this process is at; None outside of sweeps."""
     if "WANDB_SWEEP_ID" in os.environ:
         return SweepJob(os.environ["WANDB_SWEEP_ID"])
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if not HydraConfig.initialized():
         return None
-    name, _, count = os.environ.get(SWEEP, "unknown").partition("/")
-    job = HydraConfig.get().job
-    number = None if OmegaConf.is_missing(job, "num") else job.num + 1  # while jobs are checked
-    return SweepJob(name, number, int(count) if count else None)
+    hydra, sweep = HydraConfig.get(), _sweep()
+    # Unknown while a sweep's jobs are checked, and where it is not a job that is looked at.
+    number = None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num + 1
+    if number is None and hydra.mode != RunMode.MULTIRUN:
+        return None
+    return SweepJob(sweep.get("id", "unknown"), number, sweep.get("jobs"))
+
+
+def sweep_id() -> str:
+    """Return the id of the sweep that this process is at, for the name of its folder."""
+    return str(_sweep().get("id", "SWEEP"))
+
+
+def _sweep() -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(os.environ.get(SWEEP, "{}"))
+    return told
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 from runner.run_record import Git, Hardware, PeakMemory
@@ -57,10 +58,49 @@ def hardware() -> Hardware:
     """Return what this process can compute with."""
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Hardware(_processor(), cores, torch.get_num_threads(), gpus)
+    return Hardware(_processor(), cores(), torch.get_num_threads(), gpus)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def shares(workers: int) -> list[dict[str, str]]:
+    """Share this machine out among processes that run at once.
+
+    Args:
+        workers: How many.
+
+    Returns:
+        For each the environment variables that give it its threads, fewer only if this process has
+        fewer, and its GPUs. Where GPUs are fewer than workers, several share one.
+    """
+    threads = max(1, cores() // workers)
+    with suppress(KeyError, ValueError):
+        threads = min(threads, int(os.environ["OMP_NUM_THREADS"]))
+    each = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if not (gpus := _visible_gpus()):
+        return [each] * workers
+    return [{**each, "CUDA_VISIBLE_DEVICES": part} for part in _parts(gpus, workers)]
+
+
+def _visible_gpus() -> list[str]:
+    """Return the GPUs of this process as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [each for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if each]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _parts(gpus: list[str], workers: int) -> list[str]:
+    if len(gpus) < workers:
+        return [gpus[place % len(gpus)] for place in range(workers)]
+    ends = [place * len(gpus) // workers for place in range(workers + 1)]
+    return [",".join(gpus[a:b]) for a, b in pairwise(ends)]
 
 
 def _processor() -> str:

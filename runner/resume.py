@@ -25,7 +25,7 @@ from runner.folder import (
 from runner.job import INDIFFERENT, difference, listed, methods
 from runner.run_record import RUN_FILE, read_record
 
-# The variable that tells a process started by Lightning what its parent has decided.
+# Tells a process that Lightning or a search has started what its parent has decided.
 CHILD = "FRUGAL_START"
 
 
@@ -38,8 +38,8 @@ def choose(settings: Mapping[str, Any]) -> Start:
     Raises:
         ConfigError: The run that `resume` names cannot be gone on with.
     """
-    if CHILD in os.environ:  # started by Lightning from a process that has decided
-        return from_json(os.environ[CHILD])
+    if CHILD in os.environ:  # heeded once: a base model that is trained first has its own run
+        return from_json(os.environ.pop(CHILD))
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         return _agree(settings)
     return _decide(settings)

@@ -38,8 +38,10 @@ class Git:
 class SweepJob:
     """Which job of which sweep a run is."""
 
-    id: Annotated[str, "The same for all jobs of one sweep: Hydra's, or the id of W&B's."]
-    job: Annotated[int | None, "Its number, from 1; null in a sweep of W&B."] = None
+    id: Annotated[
+        str, "The same for all jobs of a sweep: its folder's name, its study's id, or W&B's id."
+    ]
+    job: Annotated[int | None, "Its number, of a search the trial's, from 1; null at W&B."] = None
     jobs: Annotated[int | None, "How many there are; null where the sweeper decides later."] = None
 
 

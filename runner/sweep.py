@@ -1,65 +1,52 @@
-"""A multirun: every job is checked before the first one starts; what stands after the last one."""
+"""A multirun begins: its launcher and sweeper, and every job, are checked before the first one."""
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
-from reports import registry, tables
-from runner import output
-from runner.errors import ConfigError, Refusal
-from runner.job import SWEEP, Job
-from runner.run_record import RUN_FILE, read_record
-from runner.validate import check
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A multirun of this process.
-
-    Args:
-        id: The same for all of its jobs.
-        output_dir: Where its jobs' folders lie.
-    """
-
-    id: str
-    output_dir: Path
-
-    def folders(self) -> list[Path]:
-        """Return the run folders of its jobs, in their order."""
-        found: list[tuple[int, Path]] = []
-        for file in self.output_dir.glob(f"*/*/{RUN_FILE}"):
-            try:
-                sweep = read_record(file.parent).sweep
-            except ConfigError:  # damaged, or somebody else's
-                continue
-            if sweep is not None and sweep.id == self.id:
-                found.append((sweep.job or 0, file.parent))
-        return [folder for _, folder in sorted(found)]
-
-
-_running: list[Sweep] = []
+from runner import jobs, output, signatures
+from runner.errors import ConfigError, MissingPackage, Refusal
+from runner.job import OUR_PLUGINS, Job
+from runner.jobs import Sweep
 
 
 class CheckJobs(Callback):
     """Gives a sweep its id, and checks every job before the first one starts."""
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a launcher or sweeper where there is no sweep.
+
+        Raises:
+            Refusal: One was chosen.
+        """
+        for name in ("launcher", "sweeper"):
+            if str(config.hydra[name]._target_).startswith(OUR_PLUGINS):
+                chosen = config.hydra.runtime.choices[f"hydra/{name}"]
+                raise Refusal(
+                    ConfigError(
+                        f"hydra/{name}={chosen}: for several jobs, which -m asks for: "
+                        "python run.py -m ..."
+                    )
+                )
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compose and check the jobs that Hydra's basic sweeper will make of the command line.
+        """Compose and check the jobs that the sweeper will make of the command line.
 
         Raises:
             Refusal: A job cannot run.
@@ -68,27 +55,54 @@ class CheckJobs(Callback):
             f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}",
             Path(config.paths.output_dir),
         )
-        _running[:] = [sweep]
-        os.environ[SWEEP] = sweep.id
-        if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
-            return  # the values are not known in advance: each job is checked when it starts
+        jobs.begin(sweep)
         cached = HydraConfig.instance().cfg
         try:
-            jobs = _jobs(config)
-            _check(config, jobs)
+            for name in ("launcher", "sweeper"):
+                _check_plugin(config, name)
+            given = _jobs(config)
+            _check(config, given)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            _running.clear()
+            jobs.forget()
             raise Refusal(error) from error
         finally:
             HydraConfig.instance().cfg = cached
-        os.environ[SWEEP] = f"{sweep.id}/{len(jobs)}"
+        if given:
+            jobs.begin(replace(sweep, jobs=len(given)))
+
+
+def _check_plugin(config: DictConfig, name: str) -> None:
+    """Check the settings of a launcher or sweeper of ours, and that its package is there."""
+    node: Any = OmegaConf.to_container(config.hydra[name])
+    target = str(node.pop("_target_"))
+    if not target.startswith(OUR_PLUGINS):
+        return
+    accepted = signatures.signature(target)
+    assert accepted is not None, target
+    if problems := signatures.bind(f"hydra.{name}", node, accepted):
+        raise ConfigError("\n".join(problems))
+    package, extra = signatures.attribute(target, "needs") or ("hydra", "")
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackage(
+            f"hydra/{name}={config.hydra.runtime.choices[f'hydra/{name}']}: needs the package "
+            f"{package}, of the extra {extra}: pip install '.[{extra}]' -c constraints.txt"
+        )
 
 
 def _jobs(config: DictConfig) -> list[Sequence[str]]:
-    """Return the overrides of each job that Hydra's basic sweeper will start."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    """Return the overrides of each job that will be started, of a search those at its corners.
 
+    None for another sweeper, whose values are not known: each job is checked when it starts.
+    """
+    target = str(config.hydra.sweeper._target_)
+    if target.startswith(OUR_PLUGINS):
+        if not str(config.hydra.launcher._target_).startswith(OUR_PLUGINS):
+            raise ConfigError("hydra/sweeper=search: needs hydra/launcher=pool, or another of ours")
+        from runner.search import space_of
+
+        return list(space_of(config).corners())
+    if not target.endswith(".BasicSweeper"):
+        return []
     loader = GlobalHydra.instance().config_loader()
     given = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(
@@ -97,23 +111,20 @@ def _jobs(config: DictConfig) -> list[Sequence[str]]:
     return list(BasicSweeper.split_arguments(overrides, None)[0])
 
 
-def _check(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:
+def _check(config: DictConfig, overrides: Sequence[Sequence[str]]) -> None:
     """Check every job, and then build the parts of every one that is a run."""
-    loader = GlobalHydra.instance().config_loader()
     checked: list[tuple[Sequence[str], Job]] = []
-    for overrides in jobs:
-        composed = loader.load_sweep_config(config, list(overrides))
-        HydraConfig.instance().set_config(composed)
-        with open_dict(composed):
-            del composed["hydra"]
-        with _of_job(overrides):
-            checked.append((overrides, check(composed)))
+    for each in overrides:
+        with _of_job(each):
+            checked.append((each, jobs.checked(config, each)))
     output.say_that_it_imports()
     from runner.parts import rehearse  # slow: what cannot run is refused above
+    from runner.record import quiet
 
-    for overrides, job in checked:
+    quiet()
+    for each, job in checked:
         if job.leaves_folder:
-            with _of_job(overrides):
+            with _of_job(each):
                 rehearse(job)
 
 
@@ -124,21 +135,3 @@ def _of_job(job: Sequence[str]) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"Job {' '.join(job)}:\n{error}") from error
-
-
-def finish() -> None:
-    """Tell what became of a sweep's jobs, after the last one and also where one was refused."""
-    os.environ.pop(SWEEP, None)
-    for sweep in _running:
-        show_jobs(sweep.folders())
-    _running.clear()
-
-
-def show_jobs(folders: Sequence[Path]) -> None:
-    """Print one table of a sweep's jobs: what differs, how each ended, what it reached.
-
-    Args:
-        folders: The run folders of its jobs, in their order.
-    """
-    if folders:
-        tables.jobs(Console(), [registry.read(folder) for folder in folders])

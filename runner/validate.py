@@ -28,6 +28,7 @@ from runner.explain import CONF as CONF
 from runner.explain import composed, explain
 from runner.explain import experiments as experiments
 from runner.job import (
+    OUR_PLUGINS,
     RUN_DIR,
     Job,
     at,
@@ -37,6 +38,7 @@ from runner.job import (
     plain,
     plans_steps,
     targets,
+    this_job,
 )
 from runner.stored import with_stored
 from runner.task_keys import FREE_TASKS, GROUPS, TASKS, TOP_LEVEL, own_tasks
@@ -308,16 +310,22 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
                 f"trainer.strategy={name} with {key}: the method takes rows out of whole weights, "
                 f"which this strategy splits over the devices. Take {mend}, or {key}=null"
             )
-    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     forks = any(word in name for word in ("spawn", "fork", "notebook"))
-    starts = is_ddp or splits
-    if in_sweep and starts and several and not forks and "TORCHELASTIC_RUN_ID" not in os.environ:
+    starts = (is_ddp or splits) and several and not forks
+    if starts and _shares_its_command() and "TORCHELASTIC_RUN_ID" not in os.environ:
         problems.append(
             f"trainer.strategy={name} in a multirun: each process it starts would start the whole "
-            "sweep again. Give each job a command of its own, torchrun --nproc-per-node=N run.py "
-            "..., or take trainer=ddp_spawn"
+            "sweep again. Give each job a command of its own, by hydra/launcher=pool workers=1 or "
+            "torchrun --nproc-per-node=N run.py ..., or take trainer=ddp_spawn"
         )
     return problems
+
+
+def _shares_its_command() -> bool:
+    """Whether this is a job of a sweep that Hydra runs in the sweep's own process."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not str(HydraConfig.get().launcher._target_).startswith(OUR_PLUGINS)
 
 
 def _misfits(job: Job) -> list[str]:
@@ -383,7 +391,7 @@ def _unread(key: str, node: dict[str, Any]) -> list[str]:
         for path, instead in (signatures.attribute(node["_target_"], "unread") or {}).items()
         if at(node, path) is not None
     ]
-    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
+    if not HydraConfig.initialized() or this_job() is not None:
         return problems
     overrides = [each.lstrip("+").partition("=")[0] for each in HydraConfig.get().overrides.task]
     for path, (other, values) in (

@@ -25,7 +25,7 @@ from runner.validate import checked
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
-    *("README.md", "docs/START.md", "docs/ADDING.md", "docs/LANGUAGE_MODELS.md"),
+    *("README.md", "docs/START.md", "docs/ADDING.md", "docs/LANGUAGE_MODELS.md", "docs/SWEEPS.md"),
     "CONTRIBUTING.md",
 )
 ALL_PAGES = sorted(
@@ -109,6 +109,7 @@ class Reader:
 
     def run(self, line: str, overrides: list[str]) -> None:
         """Have `run.py` check it, and leave the folder that it would leave."""
+        overrides = [each for each in overrides if "interval(" not in each]  # a search's
         if (overrides[0][0] == "-" and overrides[0] != "-m") or "--cfg" in overrides:
             return
         lists = [
@@ -273,7 +274,7 @@ SHORTER = {
 }
 ELSEWHERE = (
     *("delta_parser_spider", "smollm2", "wandb.mode=online", "wandb.entity=", "devices=8"),
-    *("lm_eval", "hub="),
+    *("lm_eval", "hub=", "launcher=ray", "launcher=submitit", "sweeper=search"),
 )
 
 

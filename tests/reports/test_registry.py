@@ -165,13 +165,14 @@ def test_a_sweeps_table_shows_what_its_jobs_were_told_and_reached(tmp_path: Path
         method = {"_target_": "a.B"}
         make_run(tmp_path, "x", seed, loss=3.5, method=method, record={"experiment": "est"})
     console = Console(file=io.StringIO(), width=120)
-    jobs(console, find([tmp_path])[0])
+    jobs(console, find([tmp_path])[0], {3: "killed"})
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
-    assert "Jobs of the sweep: 4 finished." in shown
+    assert "Jobs of the sweep: 4 finished, 1 killed." in shown
     heading = next(line for line in shown.splitlines() if "experiment" in line)
     names = [cell.strip() for cell in heading.strip("\u2503").split("\u2503")]
-    assert names == ["id", "experiment", "seed", "status", "time", "val/loss", "val/perplexity"]
+    told = ["job", "id", "experiment", "seed", "status", "time"]
+    assert names == [*told, "val/loss", "val/perplexity"]
 
 
 def test_constants_are_left_out_unless_they_are_results(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ The time is that of the whole process, Python's start included. It is taken as u
 so that a machine that is busy with other things does not fail the test; nothing in it waits.
 """
 
+import importlib.util
 import os
 import resource
 import shlex
@@ -152,6 +153,12 @@ CASES = {
     # The first job could run: it must not start before the second one is refused.
     "later-value": (["-m", "trainer.gradient_clip_val=1,-1"], "gradient_clip_val=-1 must be"),
     "later-job": (["-m", "module.width=8,wide"], "module.width='wide' must be int"),
+    "no-workers": (
+        ["-m", "seed=1,2", "hydra/launcher=pool", "workers=0"],
+        "hydra.launcher.workers=0 must be",
+    ),
+    "workers-alone": (["-m", "seed=1,2", "workers=2"], "hydra/launcher=pool does"),
+    "no-experiment": (["-m", "hydra/sweeper=search", "name=a"], "choose what to search"),
     "sweep-ddp": (["-m", "seed=1,2", "trainer=ddp"], "torchrun --nproc-per-node=N run.py"),
 }
 
@@ -182,6 +189,45 @@ def test_refused(
     else:
         assert expected in refusal(*arguments)
     assert not (tmp_path / "outputs").exists(), "something was left behind"
+
+
+def test_a_launcher_without_a_sweep_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FRUGAL_OUTPUTS", str(tmp_path / "outputs"))
+    assert command("hydra/launcher=pool", "experiment=tiny") == 2
+    said = capfd.readouterr()
+    assert "hydra/launcher=pool: for several jobs, which -m asks for" in said.err
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("choice", "package", "extra"),
+    [
+        ("hydra/launcher=ray", "ray", "ray"),
+        ("hydra/launcher=submitit_local", "submitit", "slurm"),
+        ("hydra/sweeper=search", "optuna", "search"),
+    ],
+)
+def test_a_missing_extra_is_named_before_torch_is_imported(
+    choice: str,
+    package: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FRUGAL_OUTPUTS", str(tmp_path / "outputs"))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == package else find(name, *rest),
+    )
+    assert command("-m", choice, "experiment=tiny", "seed=1,2") == 2
+    said = capfd.readouterr()
+    assert f"{choice}: needs the package {package}, of the extra {extra}: pip install" in said.err
+    assert said.out == ""
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
