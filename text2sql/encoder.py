@@ -50,17 +50,13 @@ def find_pretrained(name: str) -> str:
 def train_tokenizer(
     texts: Mapping[str, Iterable[str]], vocab_size: int = 4000
 ) -> PreTrainedTokenizerFast:
-    """Make a lower-case vocabulary of words, with BERT's special tokens, from texts.
+    """Make a lower-case vocabulary of words, with BERT's special tokens, from texts by topic.
 
     Pieces are the most frequent words, twice at least and in the singular, single characters for
     all others, and placeholders, which stand for words that training has not seen: `Vocabulary`.
-    Words that less than half of the topics have come after the placeholders: other topics will have
-    others. The same texts give the same pieces, which the trainers of the package tokenizers do not
-    promise [D].
-
-    Args:
-        texts: Read once, by topic: by the database that they are about.
-        vocab_size: Pieces at most, characters included.
+    Words that less than half of the topics (databases) have come after the placeholders: other
+    topics will have others. The same texts give the same pieces, `vocab_size` at most with the
+    characters, which the trainers of the package tokenizers do not promise [D].
     """
     normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()

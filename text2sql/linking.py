@@ -345,11 +345,8 @@ def _normal(text: str) -> str:
 def stamp(path: Path) -> tuple[tuple[int, int], ...]:
     """Tell one state of a SQLite file from another: times and sizes of it and of its log.
 
-    Args:
-        path: The file.
-
     Raises:
-        ValueError: It is gone.
+        ValueError: The file is gone.
     """
     found = []
     for file in (path, Path(f"{path}-wal")):

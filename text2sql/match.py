@@ -282,12 +282,8 @@ def executable(sql: str, keep_distinct: bool = False) -> str:
     """Return a query as the official execution match runs it.
 
     `> =`, `< =` and `! =` are closed up; DISTINCT is taken out of prediction and gold alike,
-    because exact set match ignores it; of several statements the first one stays. MySQL's current
-    year is 2020.
-
-    Args:
-        sql: The query.
-        keep_distinct: Leave DISTINCT in (the official script's `--keep_distinct`).
+    because exact set match ignores it, unless it is kept (the official script's `--keep_distinct`);
+    of several statements the first one stays. MySQL's current year is 2020.
     """
     sql = sql.replace("> =", ">=").replace("< =", "<=").replace("! =", "!=")
     lowered = sql.lower()
@@ -350,13 +346,8 @@ def results_match(gold: Sequence[Row], prediction: Sequence[Row], ordered: bool)
     """Return whether two results are equal up to the order of columns, and of rows if that is free.
 
     The official comparison of test suites (arXiv 2010.02840): rows count with how often they occur;
-    some exchange of whole columns must make the results equal; a text never equals a number.
-    Column names do not count. Two empty results are equal whatever their columns.
-
-    Args:
-        gold: Rows of the gold query.
-        prediction: Rows of the prediction.
-        ordered: Whether the rows' order counts.
+    some exchange of whole columns must make the results equal; a text never equals a number. Column
+    names do not count. Two empty results are equal whatever their columns.
     """
     if not gold and not prediction:
         return True

@@ -31,12 +31,7 @@ class InteractionMatch(Metric):
         self.add_state("verdicts", default=[], dist_reduce_fx="cat")
 
     def update(self, interactions: Sequence[int], verdicts: Sequence[bool]) -> None:
-        """Add turns.
-
-        Args:
-            interactions: The number of each turn's interaction.
-            verdicts: Whether each turn is right.
-        """
+        """Add turns: the number of each one's interaction, and whether it is right."""
         self.interactions.append(torch.tensor(interactions, device=self.device))
         self.verdicts.append(torch.tensor(verdicts, dtype=torch.float, device=self.device))
 
@@ -51,11 +46,7 @@ class InteractionMatch(Metric):
 
 
 class Matches(nn.Module):
-    """Exact and execution match of several splits or readings.
-
-    Args:
-        names: Of these, such as `val/raw`.
-    """
+    """Exact and execution match of several splits or readings, such as `val/raw`."""
 
     def __init__(self, *names: str) -> None:
         super().__init__()
@@ -139,14 +130,7 @@ class RewriteScores(BLEUScore):
         utterances: Sequence[str],
         schemas: Sequence[Schema | None],
     ) -> None:
-        """Add rewrites.
-
-        Args:
-            texts: What was written.
-            golds: What should have been.
-            utterances: What was to be rewritten.
-            schemas: Of the databases; None for a conversation about none.
-        """
+        """Add rewrites, their gold ones, and the utterances and schemas that they are of."""
         rows = zip(texts, golds, utterances, schemas, strict=True)
         for text, gold, utterance, schema in rows:
             ours, theirs, before = words_of(text), words_of(gold), Counter(words_of(utterance))
