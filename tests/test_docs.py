@@ -306,7 +306,11 @@ class Typist(Reader):
             self.call(sys.executable, "-m", name, *(arguments if quick else ["--help"]))
 
     def make(self, line: str, arguments: list[str]) -> None:
-        """Have make say what it would do; it writes a list there all the same."""
+        """Run what lists or checks; of the rest have make say what it would do."""
+        if {*arguments} <= {"list", "validate"}:
+            installed = f"{sys.prefix}/.installed"
+            self.call("make", f"VENV={sys.prefix}", "-o", installed, *arguments)
+            return
         (self.folder / ".venv").mkdir(exist_ok=True)
         self.call("make", "-n", *arguments)
 

@@ -25,17 +25,21 @@ FAST = {
     "sat llama maxip",
     "sat gpt2 frozen and forward only",
 }
-pytestmark = [
-    pytest.mark.parametrize(
-        "setting",
-        [
-            pytest.param(setting, id=name, marks=[] if name in FAST else pytest.mark.slow)
-            for name, setting in SETTINGS.items()
-        ],
-    ),
-    # Here a resumed training saves to a folder of its own, so that both can be compared.
-    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
-]
+# Of those that take several processes, one that draws and one that reads the batch.
+FAST_IN_PROCESSES = {"est llama nested, held", "sat llama maxip"}
+
+
+def every_setting(fast: set[str]) -> pytest.MarkDecorator:
+    """Run a proof for every setting; but for those in `fast` it is slow."""
+    marked = [
+        pytest.param(setting, id=name, marks=[] if name in fast else pytest.mark.slow)
+        for name, setting in SETTINGS.items()
+    ]
+    return pytest.mark.parametrize("setting", marked)
+
+
+# Here a resumed training saves to a folder of its own, so that both can be compared.
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
 Fit = Callable[..., tuple[CausalLM, Any]]
 
@@ -154,6 +158,7 @@ def assert_equal(left: Any, right: Any, where: str = "") -> None:
         assert left == right, where
 
 
+@every_setting(FAST)
 def test_trains(setting: Setting, fit: Fit) -> None:
     """The validation loss falls, and the ledger has an entry for every step."""
     module, trainer = fit(setting, max_steps=60)
@@ -175,6 +180,7 @@ def test_trains(setting: Setting, fit: Fit) -> None:
     assert elsewhere.ledger() == ledger
 
 
+@every_setting(FAST)
 def test_trains_in_bf16_with_clipped_gradients(setting: Setting, fit: Fit) -> None:
     """What `trainer.precision=auto` takes on a GPU; the weights stay in 32 bits."""
     module, trainer = fit(setting, max_steps=4, precision="bf16-mixed")
@@ -183,6 +189,7 @@ def test_trains_in_bf16_with_clipped_gradients(setting: Setting, fit: Fit) -> No
     assert all(p.isfinite().all() for p in module.parameters())
 
 
+@every_setting(FAST)
 def test_accumulation_equals_the_large_batch(setting: Setting, fit: Fit) -> None:
     """Two micro-batches share one sub-network, and their gradients are written once."""
     if setting.reads_batch:
@@ -194,6 +201,7 @@ def test_accumulation_equals_the_large_batch(setting: Setting, fit: Fit) -> None
         torch.testing.assert_close(left, right, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: n + m)
 
 
+@every_setting(FAST)
 def test_every_label_of_a_step_counts_the_same(setting: Setting, fit: Fit) -> None:
     """The gradient is the mean of those of its micro-batches, by their numbers of labels.
 
@@ -217,6 +225,7 @@ def test_every_label_of_a_step_counts_the_same(setting: Setting, fit: Fit) -> No
         torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-4)
 
 
+@every_setting(FAST)
 @pytest.mark.parametrize(
     ("step", "accumulate"),
     [*(pytest.param(step, 1, marks=pytest.mark.slow) for step in (1, 5, 9)), (5, 2)],
@@ -241,6 +250,7 @@ def test_resumes_bit_for_bit_in_every_stage(
             assert_equal(actual["callbacks"][name], state, name)
 
 
+@every_setting(FAST)
 def test_is_off_in_validation_and_in_checkpoints(setting: Setting, fit: Fit) -> None:
     """Validation in the middle of a sampled stage sees the full model, and so does a checkpoint."""
     seen: list[tuple[float, dict[str, torch.Tensor]]] = []
@@ -270,6 +280,7 @@ def test_is_off_in_validation_and_in_checkpoints(setting: Setting, fit: Fit) -> 
     plain.load_state_dict(checkpoint["state_dict"], strict=True)
 
 
+@every_setting(FAST)
 def test_without_the_method_training_is_plain(setting: Setting, fit: Fit) -> None:
     """A stage that samples nothing is bit-equal to a training without the callback."""
     plain, _ = fit(setting, method=False)
@@ -282,6 +293,7 @@ def test_without_the_method_training_is_plain(setting: Setting, fit: Fit) -> Non
     assert_equal(dict(off.state_dict()), dict(plain.state_dict()))
 
 
+@every_setting(FAST_IN_PROCESSES)
 def test_two_processes_train_one_model(setting: Setting, fit: Fit) -> None:
     """Two DDP processes draw the same sub-networks and end with one process's weights."""
     setting = setting.without_dropout()  # which draws by process
@@ -308,6 +320,7 @@ class Forked(FullyShardedStrategy):
         self._launcher = ForkingLauncher(self, start_method="fork")
 
 
+@every_setting(FAST_IN_PROCESSES)
 def test_two_processes_split_one_model(setting: Setting, fit: Fit) -> None:
     """Under FSDP they end with one process's weights, also when they go on from its checkpoint.
 

@@ -122,9 +122,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("pipeline")
     database = make(folder / "concerts" / "concerts.sqlite")
     data = Concerts(dialogues(Schema.from_sqlite(database), database), batch_size=9)
-    run = trainer(folder, 250, limit_val_batches=0)
+    run = trainer(folder, 150, limit_val_batches=0)
     pl.seed_everything(1, verbose=False)
-    run.fit(pipeline(), datamodule=data)
+    run.fit(pipeline(optimizer={"lr": 6e-3}), datamodule=data)
     run.save_checkpoint(folder / "pipeline.ckpt")
     return folder / "pipeline.ckpt", database
 
