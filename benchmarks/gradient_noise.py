@@ -126,7 +126,6 @@ def draw(found: Mapping[str, Noise], path: Path) -> None:
     names = list(found)[::-1]
     noise.barh(names, [found[name].noise for name in names], color="#0072B2")
     noise.set_xlabel("noise / signal of a step's gradient")
-    noise.set_xscale("log")
     loss.barh(names, [found[name].loss_deviation for name in names], color="#D55E00")
     loss.set_xlabel("standard deviation of a step's loss, nats")
     for plot in (noise, loss):
