@@ -109,6 +109,7 @@ class Scale:
         seeds: Each arm is run with each of them.
         arms: Those that are run; all of the table's if not given.
         overrides: Of every arm.
+        arm_overrides: {an arm: what it alone has}.
         experiments: {an experiment of the arms: the one that stands for it}.
         steps: Optimizer steps of an arm whose share is 1; the experiment's if not given.
         tokens_per_parameter: In place of it: training tokens for each parameter of the blocks.
@@ -117,6 +118,7 @@ class Scale:
     seeds: tuple[int, ...] = (1,)
     arms: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    arm_overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     experiments: Mapping[str, str] = field(default_factory=dict)
     steps: int | None = None
     tokens_per_parameter: float | None = None
@@ -147,7 +149,7 @@ class Table:
         scales = {name: _made(Scale, node) for name, node in content["scales"].items()}
         named = [cell.against for cell in cells.values() if cell.against]
         named += [claim.arm for claim in claims]
-        named += [arm for scale in scales.values() for arm in scale.arms]
+        named += [arm for scale in scales.values() for arm in (*scale.arms, *scale.arm_overrides)]
         for word, known, kind in [(n, arms, "arm") for n in named] + [
             (claim.cell, cells, "cell") for claim in claims
         ]:
@@ -219,6 +221,7 @@ def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
                 "resume=auto",
                 f"seed={seed}",
                 *scale.overrides,
+                *scale.arm_overrides.get(name, ()),
                 *arm.overrides,
             ]
             if scale.tokens_per_parameter is not None and steps is None:
