@@ -136,7 +136,9 @@ def test_a_finished_run_of_the_same_config_is_not_repeated(
     # Again: the one that failed, and no other. Longer: all.
     assert reproduce.reproduce(SMALL, scale, runs, args) == 1
     assert len(started) == 5
-    longer = reproduce.runs_of(SMALL, Scale(seeds=(1,), steps=200), tmp_path)
+    further = {"ours": ["module.only=1"]}
+    longer = reproduce.runs_of(SMALL, Scale(seeds=(1,), steps=200, arm_overrides=further), tmp_path)
+    assert ["module.only=1" in run.overrides for run in longer] == [False, True]
     assert reproduce.reproduce(SMALL, scale, longer, args) == 0
     assert len(started) == 7
 
