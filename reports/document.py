@@ -152,7 +152,7 @@ def latex(title: str, blocks: Sequence[Block]) -> str:
         "\\usepackage[T1]{fontenc}\n"
         "\\usepackage{textcomp,booktabs,longtable,array,graphicx,hyperref}\n"
         "\\setlength{\\parindent}{0pt}\n"
-        f"\\title{{{_tex(title)}}}\n\\date{{}}\n"
+        f"\\title{{{_tex(title)}}}\n\\author{{}}\n\\date{{}}\n"
         f"\\begin{{document}}\n\\maketitle\n\n{body}\n\n\\end{{document}}\n"
     )
 
