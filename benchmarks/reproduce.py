@@ -51,11 +51,13 @@ class Arm:
         experiment: The experiment that it is.
         steps: Its share of the scale's steps.
         overrides: What it has beside the experiment and the scale.
+        against: The arm with which its cells are compared, if not the one that these name.
     """
 
     experiment: str
     steps: float = 1.0
     overrides: tuple[str, ...] = ()
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Table:
         cells = {name: _made(Cell, node) for name, node in content["cells"].items()}
         claims = tuple(_made(Claim, node) for node in content["paper"])
         scales = {name: _made(Scale, node) for name, node in content["scales"].items()}
-        named = [cell.against for cell in cells.values() if cell.against]
+        named = [part.against for part in (*cells.values(), *arms.values()) if part.against]
         named += [claim.arm for claim in claims]
         named += [arm for scale in scales.values() for arm in (*scale.arms, *scale.arm_overrides)]
         for word, known, kind in [(n, arms, "arm") for n in named] + [
@@ -301,12 +303,13 @@ def fill(
     filled: dict[str, dict[str, dict[int, float]]] = {arm: {} for arm in arms}
     for arm in arms:
         for name, cell in table.cells.items():
+            against = cell.against and (table.arms[arm].against or cell.against)
             found: dict[int, float] = {}
             for seed in (seed for of, seed in runs if of == arm):
                 value = figure_of(cell, runs[arm, seed])
-                if value is not None and cell.against is not None:
-                    other = runs.get((cell.against, seed))
-                    base = None if other is None or arm == cell.against else figure_of(cell, other)
+                if value is not None and against is not None:
+                    other = runs.get((against, seed))
+                    base = None if other is None or arm == against else figure_of(cell, other)
                     value = None if base is None else _compared(value, base, cell.how)
                 if value is not None and math.isfinite(value):
                     found[seed] = value

@@ -2,6 +2,7 @@
 
 import json
 import pydoc_data.topics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def test_cells_equal_a_computation_by_hand(tmp_path: Path) -> None:
     assert "| dense | 3.1 +- 0.1414 |  |  |  |" in text
     assert "| ours | 3.1 +- 0 | 0 +- 0.1414 | 25.0 % +- 7.1 % | 25.0 % +- 1.4 % |" in text
     assert "| a quarter is saved | 25.0 % | 25.0 % | same |" in text
+
+
+def test_an_arm_may_have_a_baseline_of_its_own(tmp_path: Path) -> None:
+    """Losses of two tasks say nothing about each other."""
+    arms = {**SMALL.arms, "dense, other task": Arm("b", against="dense, other task")}
+    arms["ours, other task"] = Arm("b", against="dense, other task")
+    runs = {
+        (arm, 1): run_folder(tmp_path / arm, loss, 1.0)
+        for arm, loss in zip(arms, (3.0, 3.5, 1.0, 1.25), strict=True)
+    }
+    filled = reproduce.fill(replace(SMALL, arms=arms), runs)
+    assert {arm: cells["minus"] for arm, cells in filled.items() if "minus" in cells} == {
+        "ours": {1: 0.5},
+        "ours, other task": {1: 0.25},
+    }
 
 
 def test_what_was_not_run_stays_empty(tmp_path: Path) -> None:
