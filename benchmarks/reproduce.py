@@ -364,6 +364,7 @@ def result_of(
         "command": f"make reproduce TABLE={table.name} SCALE={name}",
         "seeds": list(scale.seeds),
         "overrides": list(scale.overrides),
+        "arm_overrides": {arm: list(each) for arm, each in scale.arm_overrides.items()},
         "arms": {arm: filled.get(arm, {}) for arm in scale.arms or table.arms},
         "paper": claims,
         "rule": RULE,
@@ -396,6 +397,7 @@ def markdown(table: Table, result: Mapping[str, Any]) -> str:
         result["rule"],
         f"Training time of the runs here: {result['seconds'] / 3600:.2f} hours.",
         f"Overrides: `{' '.join(result['overrides'])}`." if result["overrides"] else "",
+        *(f"Of {arm}: `{' '.join(each)}`." for arm, each in result["arm_overrides"].items()),
         " ".join(f"{name} {versions[name]}." for name in ("torch", "transformers") if versions),
         f"Command: `{result['command']}`.",
     ]  # fmt: skip
