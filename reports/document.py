@@ -254,7 +254,8 @@ def webpage(title: str, blocks: Sequence[Block], folder: Path) -> str:
 
 
 def _html(words: str) -> str:
-    return html.escape(plain(words))
+    """Return text in which a mean and its deviation stay on one line."""
+    return html.escape(plain(words)).replace(" \u00b1 ", "&nbsp;\u00b1&nbsp;")
 
 
 def _html_cell(cell: Cell) -> str:

@@ -50,7 +50,11 @@ class Page(HTMLParser):
 def test_the_three_documents_hold_the_same_numbers(folder: Path) -> None:
     texts = [(folder / name).read_text() for name in DOCUMENTS]
     plain = [
-        t.replace(r"$\pm$", "\u00b1").replace("$-$", "\u2212").replace("\\", "") for t in texts
+        t.replace(r"$\pm$", "\u00b1")
+        .replace("$-$", "\u2212")
+        .replace("\\", "")
+        .replace("&nbsp;", " ")
+        for t in texts
     ]
     # By hand: train/loss of est 4.1, 4.5, 4.6; minus dense 0.1, 0.3, 0.2.
     for text in plain:
