@@ -1,11 +1,13 @@
 # Everything runs from this folder, in a virtual environment of its own (.venv).
 # Settings, by `make TARGET NAME=value`:
 #   PYTHON       the interpreter that makes .venv (3.11 or newer)
-#   ARGS         handed on to the command of run, test, test-slow, golden, mutants, bench:
+#   ARGS         handed on to the command of run, test, test-slow, coverage, fuzz, resilience,
+#                golden, mutants, bench:
 #                make run ARGS="seed=2"
 #   EXPERIMENT, TRIALS, WORKERS of search: what to search, trials in all, how many run at once
 #   TABLE, SCALE of reproduce: est, sat, dlch, delta or all; demo (minutes), cpu, gpu or paper
 #   WORKERS      of test: processes that test side by side, each with one thread
+#   SEED         draws what fuzz and resilience try
 #   TORCH_INDEX  a wheel index to take torch from as well, say PyTorch's CPU-only one; the version
 #                stays the pinned one. Empty: the build pip finds by itself (with CUDA on Linux).
 
@@ -16,6 +18,7 @@ EXPERIMENT ?= est_gpt2
 TRIALS ?= 50
 TABLE ?= all
 SCALE ?= demo
+SEED ?= 1
 TORCH_INDEX ?=
 
 VENV := .venv
@@ -24,7 +27,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-slow search test-gpu golden mutants reproduce lint type bench list validate requirements clean
+.PHONY: help setup run test test-slow search test-gpu coverage fuzz resilience audit golden mutants reproduce lint type bench list validate requirements clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +60,18 @@ test-slow: setup ## All tests
 
 test-gpu: setup ## The tests that need a GPU; without one they say so and are skipped
 	$(PY) -m pytest -m gpu $(ARGS)
+
+coverage: setup ## The fast tests, with the share of our lines that they run
+	$(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
+
+fuzz: setup ## Generated configs and damaged files: one table; SEED=N draws others, ARGS=configs one kind
+	FRUGAL_FUZZ_SEED=$(SEED) $(PY) -m tests.fuzz $(ARGS)
+
+resilience: setup ## Kill every method's runs at random moments, fill the disk: one table; SEED=N
+	$(PY) -m tests.resilience --seed $(SEED) $(ARGS)
+
+audit: ## Known vulnerabilities of the pinned versions, by pip-audit; without a network says so
+	$(PYTHON) -m tests.audit
 
 golden: setup ## Repeat eight small runs and six refusals; print what differs from the recorded ones
 	$(PY) -m tests.golden compare $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,35 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from subnetworks.families import longest_context
 
 
-class GenerationSamples(pl.Callback):
+class _SamplesFile(pl.Callback):
+    """Keeps `samples.jsonl` in step with the run: one that goes on writes later rows anew.
+
+    A checkpoint says how long the file was; what stands behind is of another future, or of a line
+    that was never finished.
+    """
+
+    file: Path
+    _bytes: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut the file to its length at the checkpoint that is gone on from."""
+        if self._bytes is not None and trainer.is_global_zero and self.file.exists():
+            os.truncate(self.file, min(self._bytes, self.file.stat().st_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the file is."""
+        return {"bytes": self.file.stat().st_size if self.file.exists() else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self._bytes = state_dict["bytes"]
+
+    def places(self) -> dict[str, Path]:
+        """The file of the samples, for the run's report."""
+        return {"samples": self.file}
+
+
+class GenerationSamples(_SamplesFile):
     """At each validation and test, lets the full model go on from prompts of the held-out data.
 
     Greedy, so that nothing random is drawn. Prompt, answer and reference go to `samples.jsonl` in
@@ -135,12 +164,8 @@ class GenerationSamples(pl.Callback):
             self._has_said = True
         return None
 
-    def places(self) -> dict[str, Path]:
-        """The file of the samples, for the run's report."""
-        return {"samples": self.file}
 
-
-class ModuleSamples(pl.Callback):
+class ModuleSamples(_SamplesFile):
     """Writes down what a module wrote while it was validated or tested.
 
     The module keeps a list of rows, `samples`, dictionaries with the same keys: say, what it was
@@ -163,10 +188,6 @@ class ModuleSamples(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the rows of the test."""
         _write(trainer, "test", cast(Any, pl_module).samples, self.file, self.shown)
-
-    def places(self) -> dict[str, Path]:
-        """The file of the samples, for the run's report."""
-        return {"samples": self.file}
 
 
 def _write(

@@ -11,6 +11,16 @@ from filelock import FileLock, Timeout
 
 from datamodules.files import files_under
 
+# No file, no JSON, or other JSON than is written here.
+ABSENT_OR_DAMAGED = (
+    FileNotFoundError,
+    NotADirectoryError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RecursionError,
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -60,8 +70,8 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Return what `build_once` recorded in `folder`; None when it is absent or damaged."""
     try:
-        record = json.loads((folder / "finished.json").read_text())
+        record = json.loads((folder / "finished.json").read_bytes())
         sizes = {name: (folder / name).stat().st_size for name in record["sizes"]}
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except ABSENT_OR_DAMAGED:
         return None
     return record if sizes == record["sizes"] else None

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.files import digest_file, find_parts, read_rows, refuse_surrogates
+from datamodules.files import digest_file, find_parts, read_rows, read_text, refuse_surrogates
 from datamodules.generated.problems import word_problems
 from datamodules.hub import datasets_of, identity_of, load_rows
 from datamodules.text_sources import Piece, check_sources, falls_below
@@ -229,7 +229,7 @@ def chat_template(named: str | None) -> str | None:
             f"datamodule.chat_template={named}: no such file; give default, a Jinja file, or null "
             "for the tokenizer's own"
         )
-    return path.read_text(encoding="utf-8")
+    return read_text(path, f"datamodule.chat_template={named}")
 
 
 # --- settings ----------------------------------------------------------------------------------

@@ -120,6 +120,19 @@ def unpacked_size(file: Path, where: str) -> int:
         return stream.seek(0, os.SEEK_END)
 
 
+def read_text(file: Path, where: str) -> str:
+    """Return a file's text.
+
+    Raises:
+        ValueError: It is not UTF-8; names `where`.
+    """
+    content = file.read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise no_utf8(where, content[:4], error, error.start) from error
+
+
 def no_utf8(where: str, head: bytes, error: UnicodeDecodeError, byte: int) -> ValueError:
     """Say of bytes that are no UTF-8 what they are, as far as a file's first bytes tell."""
     known = next((words for start, words in FORMATS.items() if head.startswith(start)), None)

@@ -29,7 +29,7 @@ from datamodules.encoders import (
     load_image_encoder,
     load_text_encoder,
 )
-from datamodules.files import digest_file, files_under, jsonl_rows
+from datamodules.files import digest_file, files_under, jsonl_rows, read_text
 from datamodules.pictures import SUFFIXES, TooLargeError, is_picture, read_picture
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def read_pairs(path: str, table: str | None = None) -> list[Pair]:
     for picture in files_under(str(folder)):
         if picture.suffix.lower() in SUFFIXES:
             beside = picture.with_suffix(".txt")
-            text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+            text = read_text(beside, str(beside)) if beside.is_file() else ""
             labels = tuple(dict.fromkeys(picture.relative_to(folder).parts[:-1]))
             pairs.append(Pair(str(picture), picture, labels, text))
     if not pairs:
@@ -279,5 +279,8 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
     form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with file.open(encoding="utf-8", newline="") as stream:
         table = csv.DictReader(stream, **(form if file.suffix == ".tsv" else {}))
-        for row in table:
-            yield f"{file}:{table.line_num}", row
+        try:
+            for row in table:
+                yield f"{file}:{table.line_num}", row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{file}:{table.line_num + 1}: cannot be read: {error}") from error

@@ -78,6 +78,8 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerFast:
             folder if folder.exists() else pretrained, local_files_only=unreachable is not None
         )
     except Exception as error:
+        if folder.exists():
+            raise ValueError(f"{key}: holds no tokenizer that can be read: {error}") from error
         raise ValueError(
             f"{key}: no such folder, and not to be had from the hub ({unreachable or error}); give "
             "a folder or a hub name, or null to train a tokenizer"

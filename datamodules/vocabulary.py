@@ -105,7 +105,22 @@ def _definition(named: str | None, ask_hub: bool = False) -> Any:
             return None
     if not os.path.isfile(file):  # Path.is_file fails where a name is too long to be a file's
         return None
+    key = f"datamodule.tokenizer.pretrained={named}"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"datamodule.tokenizer.pretrained={named}: {file}: {error}") from error
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{key}: {file}: {error}") from error
+    if not _is_definition(content):
+        raise ValueError(f"{key}: {file} is no tokenizer's")
+    return content
+
+
+def _is_definition(content: Any) -> bool:
+    """Whether JSON data have the parts of a tokenizer.json that are read here."""
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        return False
+    added = content.get("added_tokens") or []
+    return isinstance(content["model"].get("vocab"), dict | list) and all(
+        isinstance(token, dict) and isinstance(token.get("id"), int) and "content" in token
+        for token in (added if isinstance(added, list) else [None])
+    )

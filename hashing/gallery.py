@@ -220,7 +220,11 @@ def read_further(file: str | Path, data: PairData) -> Iterator[tuple[str, str, T
     """
     if not Path(file).is_file():
         raise ValueError(f"items={file}: is no file")
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"items={file}: is not UTF-8 at byte {error.start}") from error
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 modality, values = data.encode_query(line.strip())

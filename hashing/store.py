@@ -298,7 +298,7 @@ def _read_parts(folder: Path) -> tuple[int, tuple[Part, ...]] | None:
             _check_part(part, parts[0].names is not None)
         if not parts:
             raise ValueError("it has no parts")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file} is not the record of a store of codes: {reason}") from error
     return bits, parts

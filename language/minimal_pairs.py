@@ -39,13 +39,16 @@ def read_pairs(folder: str | Path, limit: int | None = None) -> dict[str, list[P
         raise ValueError(f"{folder}: no folder with jsonl files; BLiMP's are its folder data/")
     found: dict[str, list[Pair]] = {}
     for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines()[:limit]
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()[:limit]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: is not UTF-8 at byte {error.start}") from error
         pairs = found[file.stem] = []
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 pair = row["sentence_good"], row["sentence_bad"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"{file}, line {number}: no object with sentence_good and sentence_bad"
                 ) from error

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
 import torch
 from annotated_types import Ge, Interval, MinLen
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
@@ -54,9 +55,10 @@ def model_config(
         )
     if pretrained is not None:
         try:
-            found = AutoConfig.from_pretrained(pretrained)
-        except (OSError, ValueError) as error:
+            found = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
+        except Exception as error:  # parsers of damaged files raise anything
             raise ValueError(f"module.pretrained={pretrained}: {error}") from error
+        _refuse_damaged(Path(pretrained).expanduser())
         for key, value in (architecture or {}).items():
             if getattr(found, key, value) != value:
                 raise ValueError(
@@ -69,6 +71,37 @@ def model_config(
         return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
     except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"module.architecture: {error}") from error
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Look at the head of each file of weights in a folder, which says how long the file is.
+
+    Raises:
+        ValueError: One is cut off, or no such file.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"module.pretrained={folder}: {file.name}: {error}") from error
+
+
+def _loaded(pretrained: str, attn_implementation: str) -> PreTrainedModel:
+    """Load a model with its weights; code that comes with it is not run.
+
+    Raises:
+        ValueError: They cannot be loaded.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            pretrained,
+            attn_implementation=attn_implementation,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # parsers of damaged files raise anything
+        raise ValueError(f"module.pretrained={pretrained}: cannot be loaded: {error}") from error
 
 
 class Lora(TypedDict, total=False):
@@ -233,9 +266,7 @@ class CausalLM(LanguageTasks, CountedLoss):
             return
         assert self.device_mesh is None or self.lora is None, "the runner refuses the two together"
         if self.pretrained is not None:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.pretrained, attn_implementation=self.attn_implementation, dtype=torch.float32
-            )
+            model = _loaded(self.pretrained, self.attn_implementation)
         else:
             model = AutoModelForCausalLM.from_config(
                 self.hf_config, attn_implementation=self.attn_implementation

@@ -13,12 +13,14 @@ def read_checkpoint(file: str) -> dict[str, Any]:
     """Return a checkpoint's content; tensors stay on disk until they are read.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or it is damaged; nothing in it is executed.
     """
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # the bytes of a foreign file can raise anything
         raise ValueError(f"no checkpoint can be read there: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError("no checkpoint can be read there")
     return content
 
 

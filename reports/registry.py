@@ -85,7 +85,7 @@ class Run:
         try:
             with (self.folder / "config.yaml").open(encoding="utf-8") as file:
                 content = yaml.load(file, _Loader)
-        except (OSError, ValueError, yaml.YAMLError):
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -125,7 +125,7 @@ def read(folder: Path) -> Run:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NoRun(f"{folder}: no {RUN_FILE}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NoRun(f"{path}: damaged, {error}") from error
     missing = {"id", "task", "status"} - (content.keys() if isinstance(content, dict) else set())
     if missing:

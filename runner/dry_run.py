@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,7 +60,11 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
     precision = trainer.get("precision") or "32-true"
     if precision == "auto":
         precision = best_precision(str(trainer.get("accelerator", "auto")))
-    console.print(_memory(parameters, trainable, precision))
+    strategy = trainer.get("strategy")
+    split = isinstance(strategy, dict) and strategy["_target_"].endswith(".FullyShardedStrategy")
+    micro_batches = trainer.get("accumulate_grad_batches") or 1
+    spread = Spread(device_count(trainer), split, micro_batches)
+    console.print(memory(parameters, trainable, precision, spread))
     for name, node in (settings["callbacks"] or {}).items():
         callback = build(f"callbacks.{name}", node)
         if (plan := answer(callback, "plan", module, shape, trainer["max_steps"])) is not None:
@@ -70,8 +75,46 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
     return {"parameters": float(parameters), "tokens_per_step": float(tokens)}
 
 
-def _memory(parameters: int, trainable: int, precision: str) -> Table:
-    """What training keeps in memory on each device; mixed precision keeps parameters in 32 bits."""
+@dataclass(frozen=True)
+class Spread:
+    """How several devices share a training.
+
+    Args:
+        devices: How many train together.
+        split: Whether each keeps its share of everything (FSDP2) or the whole (DDP).
+        micro_batches: In an optimizer step.
+    """
+
+    devices: int = 1
+    split: bool = False
+    micro_batches: int = 1
+
+    def kept(self, count: float) -> float:
+        """Return what one device keeps of so many bytes."""
+        return count / self.devices if self.split else count
+
+    def sent(self, parameters: float, gradients: float) -> float:
+        """Return the bytes that a device sends, and receives, in an optimizer step.
+
+        In a ring of N each collective moves (N - 1) / N of what it collects. DDP adds the gradients
+        up once and gathers the sums. FSDP2 gathers the parameters before the forward and before the
+        backward pass of each micro-batch, and adds its gradients up.
+        """
+        share = (self.devices - 1) / self.devices
+        if self.split:
+            return share * self.micro_batches * (2 * parameters + gradients)
+        return share * 2 * gradients
+
+
+def memory(parameters: int, trainable: int, precision: str, spread: Spread) -> Table:
+    """Return what training keeps in memory on each device, and what that sends the others.
+
+    Args:
+        parameters: How many parameters the model has.
+        trainable: How many of them get a gradient.
+        precision: One of Lightning's names: mixed precision keeps the parameters in 32 bits.
+        spread: How the devices share it.
+    """
     kind = "32" if precision.endswith("-mixed") else precision.split("-")[0]
     size, name = BYTES.get(kind, 4), {"bf16": "bfloat16", "16": "float16", "64": "float64"}
     table = Table(
@@ -84,9 +127,16 @@ def _memory(parameters: int, trainable: int, precision: str) -> Table:
         ("optimizer states (AdamW: two a parameter)", 2 * trainable * size),
     )
     for label, count in rows:
-        table.add_row(label, name.get(kind, "float32"), _size_in_words(count))
+        table.add_row(label, name.get(kind, "float32"), _size_in_words(spread.kept(count)))
     table.add_section()
-    table.add_row("in all", "", _size_in_words(sum(count for _, count in rows)))
+    table.add_row("in all", "", _size_in_words(sum(spread.kept(count) for _, count in rows)))
+    if spread.devices > 1:
+        if spread.split:
+            table.caption = "without activations, and the blocks that run, whole for that time"
+        sent = spread.sent(parameters * size, trainable * size)
+        way = "FSDP2" if spread.split else "DDP"
+        label = f"sent by each of {spread.devices} devices in an optimizer step ({way})"
+        table.add_row(label, "", _size_in_words(sent))
     return table
 
 

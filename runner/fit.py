@@ -52,7 +52,7 @@ def model_config(module: Mapping[str, Any] | None) -> Any:
         try:
             stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             stated["model_type"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"pretrained={named}: {folder / 'config.json'} is no config of a model: {error}"
             ) from error

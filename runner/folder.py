@@ -107,7 +107,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: {first_line(error)}") from error
     if not isinstance(loaded, dict) or not _is_config(loaded):
         raise ConfigError(f"{path}: no config of a run")

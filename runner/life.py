@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from rich.console import Console
 from rich.text import Text
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
 from callbacks.interruption import Interruption, stop_behind
@@ -64,6 +66,13 @@ def run(job: Job, start: Start) -> dict[str, float]:
         FailedRun: The training came to numbers that are not finite.
     """
     return _Run(job, start).run()
+
+
+# Errors of a disk that is full or that nobody may write to.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+
+# What gloo and nccl say in a process whose partner is gone.
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
 
 
 class _CountsStepsTaken(_LoggerConnector):
@@ -147,6 +156,7 @@ class _Run:
                 self._say(line)
             code = 1
             try:
+                _start_wandb(self.loggers)
                 metrics = self._train() if self.task == "train" else self._evaluate()
                 self._note("finished", seconds=time.perf_counter() - began)
                 shown = self._sum_up(metrics)
@@ -154,7 +164,7 @@ class _Run:
             except BaseException as error:
                 stop = stop_behind(error)
                 if stop is None:
-                    words = not_finite_behind(error)
+                    words = not_finite_behind(error) or _of_disk(error) or _of_others(error)
                     self._failed(error, words)
                     if words is not None:
                         raise FailedRun(words) from error
@@ -273,11 +283,15 @@ class _Run:
 
     def _failed(self, error: BaseException, words: str | None) -> None:
         reason = words or f"{type(error).__name__}: {error}"
-        self._note("failed", reason=reason, metrics=logged(self.trainer))
-        self._sum_up(logged(self.trainer))
-        if self.record is not None:
-            (self.start.folder / "traceback.txt").write_text(traceback.format_exc())
-        self._say(f"Failed: {reason.strip().splitlines()[0]}")
+        try:
+            self._note("failed", reason=reason, metrics=logged(self.trainer))
+            self._sum_up(logged(self.trainer))
+            if self.record is not None:
+                trace = without_secrets(traceback.format_exc())
+                (self.start.folder / "traceback.txt").write_text(trace, encoding="utf-8")
+        except OSError as second:  # the disk is full: the record stays as it was
+            self._say(f"The record does not say so: {second}")
+        self._say(without_secrets(f"Failed: {reason.strip().splitlines()[0]}"))
 
     def _sum_up(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return what the run's table shows; loggers with a summary get it, and what was saved."""
@@ -390,6 +404,39 @@ def _told_to_children(start: Start) -> Iterator[None]:
             del os.environ[CHILD]
         else:
             os.environ[CHILD] = before
+
+
+def _of_disk(error: BaseException) -> str | None:
+    """Say what the disk refused, None if that is not what ended the run."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    place = f": {error.filename}" if error.filename else ""
+    return f"the disk does not take what the run writes: {error.strerror}{place}"
+
+
+def _of_others(error: BaseException) -> str | None:
+    """Say that another process of the run has ended, None if that is not what ended this one."""
+    gone = isinstance(error, ProcessExitedException) or (
+        isinstance(error, RuntimeError | ProcessRaisedException)
+        and any(sign in str(error) for sign in GONE)
+    )
+    if not gone:
+        return None
+    return "another process of this run has ended; resume=auto goes on from the last checkpoint"
+
+
+def _start_wandb(loggers: list[Any]) -> None:
+    """Start W&B here if the command line, which it keeps as it finds it, holds secrets."""
+    given = sys.argv
+    if (masked := without_secrets(given)) == given:
+        return  # it starts when something is logged, in whichever process that is
+    sys.argv = masked
+    try:
+        for logger in loggers:
+            if hasattr(logger, "log_summary"):  # of W&B
+                _ = logger.experiment
+    finally:
+        sys.argv = given
 
 
 def _finish_wandb(code: int) -> None:

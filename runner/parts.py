@@ -58,12 +58,15 @@ def refusing() -> Iterator[None]:
     """Let what data or module refuse be a refusal of the config that names them.
 
     Raises:
-        ConfigError: In place of a ValueError or ImportError.
+        ConfigError: In place of a ValueError, an ImportError, or a file that is missing, may not be
+            read or cannot be written.
     """
     try:
         yield
     except (ValueError, ImportError) as error:
         raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"a file cannot be read or written: {error}") from error
 
 
 def rehearse(job: Job) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import shutil
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from atomic import replacing
 from runner import machine, output
+from runner.errors import ConfigError
 from runner.folder import CHECKPOINT_KEY, Start, lock, run_folder
 from runner.job import Origin
 from runner.run_record import RunRecord, read_record, without_secrets, write_record
@@ -40,15 +44,16 @@ class Record:
         origin: Who asked for it.
 
     Raises:
-        ConfigError: Another process is at work in the folder.
+        ConfigError: Another process is at work in the folder, or it cannot be written to.
     """
 
     def __init__(
         self, start: Start, settings: dict[str, Any], digest: str, arm: str, origin: Origin
     ) -> None:
         self.folder = start.folder
-        self.folder.mkdir(parents=True, exist_ok=start.resumed)
-        self._lock: TextIO = lock(self.folder)
+        with _refused_by_the_disk(start):
+            self.folder.mkdir(parents=True, exist_ok=start.resumed)
+            self._lock: TextIO = lock(self.folder)
         before = read_record(self.folder) if start.resumed else None
         self.content = RunRecord(
             id=start.run_id,
@@ -70,9 +75,11 @@ class Record:
         )
         if start.checkpoint is not None:
             self.content.resumed.append({"at": now(), "checkpoint": start.checkpoint.name})
-        with replacing(self.folder / "config.yaml") as file:
-            file.write(OmegaConf.to_yaml(OmegaConf.create(without_secrets(settings))))
-        self.update()
+        text = OmegaConf.to_yaml(OmegaConf.create(without_secrets(settings)))
+        with _refused_by_the_disk(start):
+            with replacing(self.folder / "config.yaml") as file:
+                file.write(text)
+            self.update()
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json and write it."""
@@ -82,6 +89,21 @@ class Record:
     def close(self) -> None:
         """Let other processes into the folder."""
         self._lock.close()
+
+
+@contextmanager
+def _refused_by_the_disk(start: Start) -> Iterator[None]:
+    """Refuse a run whose folder cannot be written; what was made of a new one is removed.
+
+    Raises:
+        ConfigError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not start.resumed:
+            shutil.rmtree(start.folder, ignore_errors=True)
+        raise ConfigError(f"paths.output_dir: {start.folder} cannot be written: {error}") from error
 
 
 def experiment_of(checkpoint: str | None) -> str | None:
@@ -184,12 +206,23 @@ class MetricsFile(Logger):
         Args:
             step: The optimizer steps that the checkpoint holds.
         """
-        self._rewrite(self._header(), [row for row in self.rows() if int(row["step"]) <= step])
+        self._rewrite(self._header(), [row for row in self.rows() if _step(row) <= step])
 
     def rows(self) -> list[dict[str, str]]:
-        """Return what the file holds, cells as text; nothing before the first row."""
-        with self._opened() as file:
-            return list(csv.DictReader(file))
+        """Return what the file holds, cells as text; nothing before the first row.
+
+        A row that is not whole, which a process that was killed may leave, is left out.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        try:
+            with self._opened() as file:
+                text = file.read()
+            found = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+            return [row for row in found if None not in row and None not in row.values()]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(f"{self.path}: {error}; take it away to go on") from error
 
     def _header(self) -> list[str]:
         """Return the columns: read each time, for a spawned process may have added some."""
@@ -207,3 +240,9 @@ class MetricsFile(Logger):
             writer = csv.DictWriter(file, header)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _step(row: Mapping[str, str]) -> int:
+    """Return a row's step; one that has none is of no step that is kept."""
+    step = row.get("step", "")
+    return int(step) if step.isdecimal() else sys.maxsize

@@ -162,7 +162,7 @@ def read_record(folder: Path) -> RunRecord:
     path = folder / RUN_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {first_line(error)}") from error
     missing = {"id", "task", "status"} - (content.keys() if isinstance(content, dict) else set())
     if missing:

@@ -30,6 +30,9 @@ FORWARDS = {"pytorch_lightning.loggers.wandb.WandbLogger": "wandb.sdk.wandb_init
 # Not read: of their names only those of `typing` say what a value may be, and these are known.
 UNREAD = sys.stdlib_module_names | {"typing_extensions"}
 
+# Packages whose classes stand in annotations for objects that a node makes.
+LIGHTNING = ("lightning_fabric", "pytorch_lightning")
+
 # Python types of plain values, by the types that annotations name.
 PLAIN: dict[Any, tuple[type, ...]] = {
     **{kind: (kind,) for kind in (int, bool, str, NoneType)},
@@ -54,6 +57,11 @@ class Definition:
 
     source: Source
     node: ast.stmt
+
+    @property
+    def kinds(self) -> list[str]:
+        """The names of a class and its bases; nothing of a function."""
+        return [each.node.name for each in self.ancestry() if isinstance(each.node, ast.ClassDef)]
 
     @property
     def body(self) -> list[ast.stmt]:
@@ -91,9 +99,9 @@ class Signature:
     open: bool = False
 
 
-def find(target: str) -> Definition | None:
-    """Return the definition behind a dotted name, None if no source holds it."""
-    parts = target.split(".")
+def find(target: Any) -> Definition | None:
+    """Return the definition behind a dotted name, None if no source holds it, or it is no name."""
+    parts = str(target).split(".")
     for cut in range(len(parts) - 1, 0, -1):
         source = load(".".join(parts[:cut]))
         if source is not None:
@@ -360,12 +368,18 @@ class _Names(dict[str, Any]):
             return getattr(annotated_types, name)
         if isinstance(found.node, ast.Assign | ast.AnnAssign):  # an alias of a type
             return _hint(found.node.value, found.source)
+        if found.source.module.split(".")[0] in LIGHTNING and found.kinds:
+            return type(name, (_Built,), {})
         if any(isinstance(statement, ast.FunctionDef) for statement in found.body):
             return Any  # no TypedDict, which has no methods
         bases = [ast.unparse(b) for a in found.ancestry() for b in getattr(a.node, "bases", ())]
         if any(base.split(".")[-1] == "TypedDict" for base in bases):
             return type(name, (_Group,), {"definition": found})
         return Any
+
+
+class _Built:
+    """Stands for a class of Lightning's, of which a node with a `_target_` makes an object."""
 
 
 class _Group(dict[str, Any]):
@@ -392,8 +406,6 @@ def _problems(key: str, value: Any, hint: Any) -> list[str]:
     """Return what is wrong with a value of a type, each sentence beginning with its key."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     wrong = [f"{key}={value!r} must be {words(hint)}"]
-    if isinstance(value, dict) and "_target_" in value:
-        return []
     if origin in (Union, UnionType):
         each = [_problems(key, value, option) for option in options]
         mismatches = [[f"{key}={value!r} must be {words(option)}"] for option in options]
@@ -411,6 +423,9 @@ def _problems(key: str, value: Any, hint: Any) -> list[str]:
         return _problems(key, value, options[0])
     if isinstance(hint, type) and issubclass(hint, _Group):
         return bind(key, value, fields(hint.definition)) if isinstance(value, dict) else wrong
+    if isinstance(hint, type) and issubclass(hint, _Built):
+        made = find(value.get("_target_")) if isinstance(value, dict) else None
+        return [] if made is not None and hint.__name__ in made.kinds else wrong
     kinds = PLAIN.get(origin or hint)
     if kinds is None:
         return []

@@ -54,8 +54,28 @@ ALLOWED: tuple[str, ...] = (
     "torchmetrics",
 )
 
+# What the class that a node names must descend from, by the node's key or its group's.
+KINDS = {
+    "module": "LightningModule",
+    "datamodule": "LightningDataModule",
+    "trainer": "Trainer",
+    "callbacks": "Callback",
+    "logger": "Logger",
+}
+
 # Keys of a node that are not arguments of its `_target_`.
 RUNNER_KEYS = {"trainer": ("checkpoint_every",)}
+
+# Arguments of the Trainer that the runner gives it, and the setting that decides about each.
+OF_THE_RUNNER = {
+    "callbacks": "callbacks.NAME",
+    "logger": "logger",
+    "plugins": None,
+    "default_root_dir": "paths.output_dir",
+    "enable_checkpointing": "callbacks.checkpoint",
+    "enable_progress_bar": "callbacks.progress",
+    "enable_model_summary": None,
+}
 
 
 def check(cfg: DictConfig) -> Job:
@@ -70,7 +90,8 @@ def check(cfg: DictConfig) -> Job:
     Raises:
         ConfigError: All that is wrong with it.
     """
-    if cfg.get("paths") is None or cfg.paths.get("run_dir") is not None:
+    _refuse(_groups(cfg))
+    if cfg.paths.get("run_dir") is not None:
         raise ConfigError("paths.run_dir is the runner's to fill in: set paths.output_dir instead.")
     settings = {**dict.fromkeys(GROUPS), **plain(cfg, RUN_DIR)}
     top = signatures.fields_of(TOP_LEVEL)
@@ -125,11 +146,11 @@ def bind(key: str, node: dict[str, Any]) -> list[str]:
     target = node["_target_"]
     if not isinstance(target, str) or target.split(".")[0] not in ALLOWED:
         return [f"{key}._target_={target}: must begin with one of {', '.join(ALLOWED)}"]
-    accepted = signatures.signature(target)
-    if accepted is None:
-        return [
-            f"{key}._target_={target}: no such class or function. {_close_target(target)}".strip()
-        ]
+    accepted, definition = signatures.signature(target), signatures.find(target)
+    if accepted is None or definition is None:
+        return [f"{key}._target_={target}: no such class. {_close_target(target)}".strip()]
+    if wrong := _wrong_kind(key, definition):
+        return [f"{key}._target_={target}: {wrong}"]
     if key == "trainer":
         accepted = replace(
             accepted,
@@ -138,7 +159,24 @@ def bind(key: str, node: dict[str, Any]) -> list[str]:
     renamed = signatures.attribute(target, "renamed") or {}
     arguments = {n: v for n, v in node.items() if n != "_target_" and n not in renamed}
     old = [f"{key}.{name}: is called {key}.{renamed[name]}" for name in node if name in renamed]
+    old += [
+        f"{key}.{name}: the runner sets it{f'; its setting is {instead}' if instead else ''}"
+        for name, instead in (OF_THE_RUNNER.items() if key == "trainer" else ())
+        if name in arguments
+    ]
     return old + signatures.bind(key, arguments, accepted)
+
+
+def _wrong_kind(key: str, definition: signatures.Definition) -> str | None:
+    """Say why a config may not build what is defined somewhere, or not under this key."""
+    home = definition.source.module
+    if home.split(".")[0] not in ALLOWED:  # only imported where it was found
+        return f"is {home}'s; must be defined in one of {', '.join(ALLOWED)}"
+    group, _, member = key.partition(".")
+    kind = KINDS.get(key) if group not in ("callbacks", "logger") or "." in member else KINDS[group]
+    if not definition.kinds or (kind is not None and kind not in definition.kinds):
+        return f"must be a {kind or 'class'}"
+    return None
 
 
 def main() -> int:
@@ -170,6 +208,16 @@ def main() -> int:
 def _refuse(problems: list[str]) -> None:
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _groups(cfg: DictConfig) -> list[str]:
+    """Check that what each group holds are keys."""
+    needed = ("trainer", "paths")
+    return [
+        f"{group}={cfg.get(group)}: must be keys{'' if group in needed else ', or null'}"
+        for group in GROUPS
+        if not OmegaConf.is_dict(cfg.get(group)) and (group in needed or cfg.get(group) is not None)
+    ]
 
 
 def _nodes(settings: dict[str, Any]) -> list[str]:

@@ -424,7 +424,7 @@ def read_list(path: str | Path, what: str) -> list[Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, list):
         raise ValueError(f"{path}: must be a list of {what}")

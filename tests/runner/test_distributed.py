@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,14 +42,49 @@ def test_stopped_and_resumed(tmp_path: Path, trainer: str) -> None:
         assert record["ledgers"]["tiny"]["savings"][0]["spent"] == 40
 
 
-def test_torchrun_makes_one_run(tmp_path: Path) -> None:
-    """Processes that were not started by one another agree on the folder."""
+@pytest.mark.parametrize("started", ["ddp", "ddp_spawn", "torchrun"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_run(tmp_path: Path, started: str, rank: int) -> None:
+    """In words and within a minute, whichever it is; `resume=auto` goes on."""
+    chosen = [*TINY, "trainer=ddp" if started == "torchrun" else f"trainer={started}"]
+    kill = ["+callbacks.kill._target_=tests.runner.tiny.Kill", "+callbacks.kill.at=12"]
+
+    def run(*more: str) -> tuple[int, str]:
+        if started == "torchrun":
+            return torchrun(*chosen, f"paths.output_dir={tmp_path / 'killed'}", *more)
+        return finish(start(tmp_path / "killed", *chosen, *more))
+
+    began = time.monotonic()
+    code, output = run(*kill, f"+callbacks.kill.rank={rank}")
+    assert time.monotonic() - began < 60
+    assert code != 0, output
+    if rank == 1:  # the first process, of which one is told, lives on
+        assert "another process of this run has ended" in output.replace("\n", " ")
+        assert "Traceback" not in output or started == "torchrun"  # whose own it is
+        record = json.loads((folder_of(tmp_path / "killed") / "run.json").read_text())
+        assert record["status"] == "failed"
+    code, output = run("resume=auto")
+    assert code == 0, output
+    assert "from step-00000010.ckpt" in output.replace("\n", "")
+    code, said = finish(start(tmp_path / "whole", *TINY, "trainer=ddp"))
+    assert code == 0, said
+    whole, killed = (folder_of(tmp_path / name) for name in ("whole", "killed"))
+    assert_same(whole / "checkpoints" / LAST, killed / "checkpoints" / LAST)
+
+
+def torchrun(*arguments: str) -> tuple[int, str]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *("-m", "tests.runner.laboratory", *TINY, "trainer=ddp", f"paths.output_dir={tmp_path}"),
+        *("-m", "tests.runner.laboratory", *arguments),
     ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stdout + result.stderr
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_torchrun_makes_one_run(tmp_path: Path) -> None:
+    """Processes that were not started by one another agree on the folder."""
+    code, output = torchrun(*TINY, "trainer=ddp", f"paths.output_dir={tmp_path}")
+    assert code == 0, output
     record = json.loads((folder_of(tmp_path) / "run.json").read_text())
     assert record["status"] == "finished"
 

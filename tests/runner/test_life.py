@@ -327,3 +327,29 @@ def test_a_module_adds_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert kept["metrics"] == {"sum": pytest.approx(total)}
     assert kept["checkpoint"] == "step-00000040.ckpt"
     assert len(list((tmp_path / "tiny").iterdir())) == 1
+
+
+def test_a_clock_that_goes_back_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run says that it began before the first; both are whole, and told apart."""
+    from datetime import datetime, timedelta
+
+    from runner import record, resume
+
+    hours = iter(range(0, -1000, -1))
+
+    class Back(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Back":
+            return super().now(tz) + timedelta(hours=next(hours))
+
+    for module in (record, resume):
+        monkeypatch.setattr(module, "datetime", Back)
+    for _ in range(2):
+        run(tmp_path, "trainer.max_steps=5")
+    run(tmp_path, "trainer.max_steps=5", "resume=auto", "seed=2")
+    records = [json.loads(f.read_text()) for f in tmp_path.glob("tiny/*/run.json")]
+    assert len({each["id"] for each in records}) == 3
+    assert {each["status"] for each in records} == {"finished"}
+    assert all(each["ended"] < each["started"] and each["seconds"] >= 0 for each in records)

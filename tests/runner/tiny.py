@@ -195,13 +195,15 @@ class Pictures(pl.Callback):
 
 
 class Kill(pl.Callback):
-    """Sends this process a signal in the middle of a step."""
+    """Sends this process a signal in the middle of a step; of several, the one of a rank."""
 
-    def __init__(self, at: int, name: str = "SIGKILL", times: int = 1) -> None:
-        self.at, self.name, self.times = at, name, times
+    def __init__(
+        self, at: int, name: str = "SIGKILL", times: int = 1, rank: int | None = None
+    ) -> None:
+        self.at, self.name, self.times, self.rank = at, name, times, rank
 
     def on_before_optimizer_step(self, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == self.at:
+        if trainer.global_step == self.at and self.rank in (None, trainer.global_rank):
             for _ in range(self.times):
                 os.kill(os.getpid(), getattr(signal, self.name))
                 time.sleep(0.1)

@@ -1,0 +1,112 @@
+"""Work in a process of its own that has everything imported already: forked, watched, ended.
+
+A training that is killed costs what it trained, not ten seconds of imports; what exhausts memory or
+ends the interpreter ends a child.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+REFUSED = 2
+CRASHED = 70  # an exception that nobody has put into words
+MEMORY = 6 << 30  # bytes of address space that a child may take beyond its parent's
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a child.
+
+    Args:
+        code: Its exit code; negative: the signal that ended it; None: it was still at work.
+        said: Its output and errors.
+        seconds: How long it took.
+    """
+
+    code: int | None
+    said: str
+    seconds: float
+
+    @property
+    def in_words(self) -> bool:
+        """Whether it ended by itself and without a traceback."""
+        return self.code is not None and self.code >= 0 and "Traceback (most" not in self.said
+
+
+class Child:
+    """A forked process that does one thing.
+
+    Args:
+        work: Its exit code is what this returns; None is 0.
+    """
+
+    def __init__(self, work: Callable[[], int | None]) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  wait closes it
+        self._began = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _do(work, self._said.fileno())
+
+    def kill(self) -> None:
+        """End it and its children at once."""
+        os.killpg(self.pid, signal.SIGKILL)
+
+    def is_over(self) -> bool:
+        """Whether it has ended; it stays to be waited for."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is not None
+
+    def wait(self, seconds: float) -> Ended:
+        """Wait for its end; one that is late is killed."""
+        late = False
+        while not self.is_over():
+            if time.monotonic() - self._began > seconds:
+                self.kill()
+                late = True
+                break
+            time.sleep(0.002)
+        _, status = os.waitpid(self.pid, 0)
+        took = time.monotonic() - self._began
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace")
+        self._said.close()
+        return Ended(None if late else os.waitstatus_to_exitcode(status), said, took)
+
+
+def forked(work: Callable[[], int | None], seconds: float = 120) -> Ended:
+    """Do something in a child, and wait for it."""
+    return Child(work).wait(seconds)
+
+
+def _do(work: Callable[[], int | None], output: int) -> None:
+    """Be the child: never returns."""
+    code = CRASHED
+    try:
+        os.setpgid(0, 0)
+        for number in (1, 2):
+            os.dup2(output, number)
+        sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        code = work() or 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # noqa: BLE001  whatever ends a process
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

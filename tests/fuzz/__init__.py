@@ -1,0 +1,1 @@
+"""Configs and files that nobody meant: each is refused in words, or it works."""
