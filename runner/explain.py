@@ -163,7 +163,7 @@ def _nearest_key(key: str, base: dict[str, Any]) -> str:
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     parent: Any = base
     path = key.split(".")
-    if tasks := readers(key):
+    if len(path) == 1 and (tasks := readers(key)):  # no key of a task has dots
         return f" task={' or task='.join(tasks)} reads it."
     for depth, part in enumerate(path[:-1]):
         parent = parent.get(part) if isinstance(parent, dict) else None
