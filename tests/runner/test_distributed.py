@@ -89,9 +89,10 @@ def test_torchrun_makes_one_run(tmp_path: Path) -> None:
     assert record["status"] == "finished"
 
 
-def test_multirun_of_spawned_processes(tmp_path: Path) -> None:
-    """The way out that the refusal of ddp in a multirun names."""
-    arguments = ["-m", *TINY, "trainer=ddp_spawn", "trainer.max_steps=5", "seed=1,2"]
+@pytest.mark.parametrize("way", ["trainer=ddp_spawn", "trainer=ddp hydra/launcher=pool workers=1"])
+def test_multirun_of_several_processes(tmp_path: Path, way: str) -> None:
+    """The ways out that the refusal of ddp in a multirun names."""
+    arguments = ["-m", *TINY, *way.split(), "trainer.max_steps=5", "seed=1,2"]
     code, output = finish(start(tmp_path, *arguments))
     assert code == 0, output
     assert len(list((tmp_path / "tiny").iterdir())) == 2
