@@ -327,11 +327,15 @@ def _compared(value: float, base: float, how: str) -> float:
 
 
 def verdict(claim: Claim, value: float | None) -> str:
-    """Say in words how a figure of ours stands to the paper's, by `RULE`."""
+    """Say in words how a figure of ours stands to the paper's, by `RULE`.
+
+    A paper that claims an effect and gives no figure has `neutral` for one: no effect is different.
+    """
     if value is None:
         return "not run at this scale"
     beyond = (value - claim.figure) * (1 if claim.better == "higher" else -1)
-    if beyond >= -claim.within:
+    claims_more = claim.figure == claim.neutral and not claim.within
+    if beyond > -claim.within or (beyond == -claim.within and not claims_more):
         return "same"
     same_side = (value - claim.neutral) * (claim.figure - claim.neutral) > 0
     return "same direction" if same_side else "different"

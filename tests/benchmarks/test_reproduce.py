@@ -123,6 +123,12 @@ def test_verdicts(value: float | None, figure: float, better: Any, words: str) -
     assert verdict(Claim("", "", "", figure, 0.02, better), value) == words
 
 
+def test_a_claim_of_an_effect_without_a_figure_needs_one() -> None:
+    claim = Claim("it is ahead", "", "", figure=0.0, within=0.0, better="higher")
+    assert [verdict(claim, value) for value in (0.01, 0.0, -0.01)] == ["same", *["different"] * 2]
+    assert verdict(Claim("80 %", "", "", 0.8, 0.0, "higher"), 0.8) == "same"
+
+
 def test_a_finished_run_of_the_same_config_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
