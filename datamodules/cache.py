@@ -34,6 +34,9 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
     Args:
         folder: The result. Beside it lie `FOLDER.lock` and, during a build, `FOLDER.tmp`.
         build: Fills the folder that it is given and returns the record, JSON data.
+
+    Raises:
+        OSError: It cannot be written, whichever library writes.
     """
     if (record := read_record(folder)) is not None:
         return record
@@ -52,7 +55,13 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
             shutil.rmtree(leftover, ignore_errors=True)
         unfinished.mkdir()
         try:
-            record = build(unfinished)
+            try:
+                record = build(unfinished)
+            except Exception as error:
+                if "(os error " not in str(error):
+                    raise
+                # tokenizers and safetensors say what the disk refuses by errors of their own.
+                raise OSError(f"{unfinished}: {error}") from error
             record["sizes"] = {
                 str(file.relative_to(unfinished)): file.stat().st_size
                 for file in files_under(str(unfinished))

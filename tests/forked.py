@@ -6,11 +6,11 @@ ends the interpreter ends a child.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -52,11 +52,15 @@ class Child:
     def __init__(self, work: Callable[[], int | None]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  wait closes it
-        self._began = time.monotonic()
+        self._began, self._said = time.monotonic(), b""
+        # A pipe and not a file, which a limit on files would stop as well.
+        self._output, written = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _do(work, self._said.fileno())
+            os.close(self._output)
+            _do(work, written)
+        os.close(written)
+        os.set_blocking(self._output, False)
 
     def kill(self) -> None:
         """End it and its children at once."""
@@ -64,6 +68,7 @@ class Child:
 
     def is_over(self) -> bool:
         """Whether it has ended; it stays to be waited for."""
+        self._read()
         ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return ended is not None
 
@@ -78,10 +83,15 @@ class Child:
             time.sleep(0.002)
         _, status = os.waitpid(self.pid, 0)
         took = time.monotonic() - self._began
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace")
-        self._said.close()
+        self._read()
+        os.close(self._output)
+        said = self._said.decode(errors="replace")
         return Ended(None if late else os.waitstatus_to_exitcode(status), said, took)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._output, 1 << 16):
+                self._said += part
 
 
 def forked(work: Callable[[], int | None], seconds: float = 120) -> Ended:
@@ -107,6 +117,7 @@ def _do(work: Callable[[], int | None], output: int) -> None:
     except BaseException:  # noqa: BLE001  whatever ends a process
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)  # whatever happens: the parent's own code must not go on here
