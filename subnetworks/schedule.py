@@ -222,7 +222,7 @@ def check_stages(
                     raise ValueError(
                         f"{name_of_stages}[{index}].{kind}: active rate {rate:.4g} keeps "
                         f"{rate * total:.2g} of {total} {what}, below one; the rate must be at "
-                        f"least {_ceil(1 / total)}"
+                        f"least {_ceil(1 / total)}, or the model (module.architecture) larger"
                     )
             if active_count(active.layers, layers) < n_exempt:
                 raise ValueError(

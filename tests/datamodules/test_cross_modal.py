@@ -248,7 +248,10 @@ def test_settings_that_cannot_work(settings: dict[str, Any], words: str, tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "function", "own"),
-    [("pictures_folder", encode_folder, {"path", "cache_dir"}), ("generated_pictures", render, ())],
+    [
+        ("pictures_folder", encode_folder, {"path", "cache_dir"}),
+        ("generated_pictures", render, {"cache_dir"}),
+    ],
 )
 def test_options_are_those_of_the_config_and_of_messages(
     name: str, function: Callable[..., Any], own: Collection[str]

@@ -1,6 +1,7 @@
 """A store keeps k/8 bytes an item, takes more items, and never another code for one it has."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,9 @@ def test_a_killed_append_leaves_the_store_as_it_was(
     def die(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("json.dump", "Path.replace"):
+    for owner, name in ((json, "dump"), (os, "replace")):
         with monkeypatch.context() as patch:
-            owner, name = step.split(".")
-            patch.setattr(getattr(store_module, owner), name, die)
+            patch.setattr(owner, name, die)
             with pytest.raises(KeyboardInterrupt):
                 longer.save(tmp_path)
         assert torch.equal(unpack(CodeStore.load(tmp_path).packed), old)

@@ -28,13 +28,21 @@ PARTS = {
 }
 
 
+def takes_arguments(target: str) -> bool:
+    """Whether one of our classes says what it takes; else it is what a library's class takes."""
+    definition = signatures.find(target)
+    assert definition is not None
+    ours = [each for each in definition.ancestry() if each.source.module.split(".")[0] in ROOMS]
+    return any(getattr(statement, "name", "") == "__init__" for c in ours for statement in c.body)
+
+
 def our_targets() -> set[str]:
-    """Every class of ours that an experiment, or a choice of a group, builds."""
+    """Every class of ours with arguments that an experiment, or a choice of a group, builds."""
     found = set()
     for path in validate.CONF.rglob("*.yaml"):
         content = OmegaConf.to_container(OmegaConf.load(path))
         found |= {str(node["_target_"]) for _, node in targets(content)}
-    return {name for name in found if name.split(".")[0] in ROOMS}
+    return {name for name in found if name.split(".")[0] in ROOMS and takes_arguments(name)}
 
 
 @cache

@@ -325,7 +325,7 @@ def test_a_module_adds_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run(tmp_path, "task=count", f"ckpt_path={folder}") == {"sum": pytest.approx(total)}
     kept = json.loads((folder / "count.json").read_text())
     assert kept["metrics"] == {"sum": pytest.approx(total)}
-    assert kept["checkpoint"] == "step-00000040.ckpt"
+    assert kept["checkpoint"] == "best.ckpt"
     assert len(list((tmp_path / "tiny").iterdir())) == 1
 
 

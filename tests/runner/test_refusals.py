@@ -74,7 +74,7 @@ CASES = {
     "target": (["module._target_=os.system"], "module._target_=os.system: must begin with one of"),
     "class": (
         ["module._target_=tests.runner.tiny.TinyModul"],
-        "no such class or function. Did you mean tests.runner.tiny.TinyModule?",
+        "no such class. Did you mean tests.runner.tiny.TinyModule?",
     ),
     "interpolation": (["module.width=${nothing}"], "module.width: Interpolation key 'nothing'"),
     "method": (["callbacks.tiny.rate=7"], "callbacks.tiny.rate=7 must be in (0, 1]"),
