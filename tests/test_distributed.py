@@ -58,7 +58,7 @@ class Diary(Callback):
 
     def on_before_zero_grad(self, trainer: pl.Trainer, *_: Any) -> None:
         methods = [each for each in cast(Any, trainer).callbacks if hasattr(each, "_sliced")]
-        self.units += [repr(each._sliced.chosen()) for each in methods]
+        self.units += [repr(each._sliced.chosen) for each in methods]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -109,6 +109,7 @@ def test_two_processes_are_one(name: str, strategy: str, fit: Fit, tmp_path: Pat
     assert sum(a != b for a, b in zip(first["tokens"], second["tokens"], strict=True)) > STEPS / 2
     assert first["losses"] == second["losses"]
     assert first["units"] == second["units"] == alone["units"]
+    assert len(alone["units"]) == (0 if setting.method is _None else STEPS)
     gaps = [abs(a - b) for a, b in zip(alone["losses"], first["losses"], strict=True)]
     sys.stderr.write(f"{name}, {strategy}: largest gap {max(gaps):.2g} nats in {STEPS} steps\n")
     assert max(gaps) < TOLERANCE
