@@ -25,9 +25,11 @@ def fits(settings: Mapping[str, Any], config: Any) -> None:
     """
     length, limit = settings.get("context_length", 256), longest_context(config)
     if limit is not None and length > limit:
+        names = getattr(config, "attribute_map", {})
+        key = names.get("max_position_embeddings", "max_position_embeddings")
         raise ValueError(
             f"datamodule.context_length={length}: the model's context is {limit} tokens long "
-            f"(max_position_embeddings); set datamodule.context_length={limit} or less"
+            f"({key}); set datamodule.context_length={limit} or less"
         )
     named = (settings.get("tokenizer") or {}).get("pretrained")
     model = str(config.name_or_path or "")

@@ -16,16 +16,12 @@ from tests.fuzz.trials import each, examples
 from tests.fuzz.warm import inputs, warm_up
 from tests.golden.runs import RUNS
 
-FAST = ("est_gpt2", "sat_sft", "dlch", "delta")
 
-
-@pytest.mark.parametrize(
-    "experiment",
-    [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in experiments()],
-)
+@pytest.mark.slow  # what is drawn depends on the modules that other tests have loaded
+@pytest.mark.parametrize("experiment", experiments())
 def test_a_config_is_checked_in_words(experiment: str) -> None:
     base = configs.base(f"experiment={experiment}")
-    count = examples(25 if experiment in FAST else 60)
+    count = examples(60)
     refused: set[str] = set()
 
     def use(given: configs.Changes) -> None:

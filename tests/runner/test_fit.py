@@ -142,7 +142,7 @@ def test_nothing_is_longer_than_the_models_context(tmp_path: Path) -> None:
     words = refused(*continued(folder, "datamodule.context_length=65"))
     assert "datamodule.context_length=65: the model's context is 64 tokens long" in words
     words = refused("experiment=est_gpt2", "module.architecture.n_positions=8")
-    assert "datamodule.context_length=64: the model's context is 8 tokens" in words
+    assert "the model's context is 8 tokens long (n_positions)" in words
 
 
 @pytest.mark.parametrize("limit", [None, -1, 64])
