@@ -1,9 +1,10 @@
 """How noisy the gradients of EST's sub-networks are: drawn in every step, or held.
 
 `python -m benchmarks.gradient_noise NAME=RUN NAME=RUN ... [--batches 64] [--out noise.svg]`. RUN is
-the folder of a language model's run. At its newest checkpoint its own draws of its last steps run
-on batches of its training data. A step's gradient is that of all parameters, those that do not run
-counting as zero. `noise / signal` is tr(covariance) / |mean|^2 of that gradient, both unbiased.
+the folder of a language model's run. At the checkpoint that stands for it, its own draws of the
+steps before run on batches of its training data. A step's gradient is that of all parameters, those
+that do not run counting as zero. `noise / signal` is tr(covariance) / |mean|^2 of that gradient,
+both unbiased.
 
 Trainings in one stage show what their draws do, because a checkpoint lies at a training's end:
 `experiment=est_gpt2 callbacks=est_paper trainer.max_steps=366` with
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from benchmarks.arena import versions, write
 from lightning_modules.causal_lm import CausalLM
+from reports.figures import COLOURS
 from runner.folder import checkpoint_of, load, stored_config
 from runner.parts import build, prepare
 from subnetworks.anatomy import dimensions_of
@@ -84,7 +86,7 @@ def measure(steps: Iterable[tuple[float, Tensor]]) -> Noise:
 
 
 def of_run(run: Path, count: int) -> Noise:
-    """Measure a run's draws of its last steps at its newest checkpoint.
+    """Measure a run's draws of the steps before the checkpoint that stands for it.
 
     Args:
         run: The folder of a language model's run.
@@ -109,7 +111,8 @@ def of_run(run: Path, count: int) -> Noise:
         specs = [SubnetworkSpec.full(dimensions_of(config))] * count
     else:
         callback = build("callbacks.est", est)
-        specs = [callback.draw(config, step, end) for step in range(end - count, end)]
+        planned = settings["trainer"]["max_steps"]  # stages are shares of these
+        specs = [callback.draw(config, step, planned) for step in range(end - count, end)]
     batches = chain.from_iterable(repeat(datamodule.train_dataloader()))
     ids = [batch["input_ids"] for batch in islice(batches, count)]
     return measure(gradients(SlicedModel(module.backbone.train()), ids, specs))
@@ -124,9 +127,9 @@ def draw(found: Mapping[str, Noise], path: Path) -> None:
     """
     figure, (noise, loss) = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
     names = list(found)[::-1]
-    noise.barh(names, [found[name].noise for name in names], color="#0072B2")
+    noise.barh(names, [found[name].noise for name in names], color=COLOURS[0])
     noise.set_xlabel("noise / signal of a step's gradient")
-    loss.barh(names, [found[name].loss_deviation for name in names], color="#D55E00")
+    loss.barh(names, [found[name].loss_deviation for name in names], color=COLOURS[1])
     loss.set_xlabel("standard deviation of a step's loss, nats")
     for plot in (noise, loss):
         plot.spines[["top", "right"]].set_visible(False)

@@ -12,10 +12,11 @@ from pathlib import Path
 from statistics import mean
 
 from ledger import Ledger
+from reports.figures import COLOURS as PALETTE
 from reports.registry import Run, find
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
+# The method's arm first, in the warm one of the first two.
+COLOURS = (PALETTE[1], PALETTE[0], *PALETTE[2:5])
 QUANTITY = "FLOPs counted, blocks"
 
 
