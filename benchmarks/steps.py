@@ -169,12 +169,17 @@ def timings(args: argparse.Namespace, until: float | None = None) -> dict[str, A
     result: dict[str, Any] = {}
     for shape, methods in by_shape.items():
         for precision in args.precisions:
+            place = f"{shape}, {precision}"
+            print(f"{place}: timing {', '.join(methods)} beside dense steps ...", flush=True)
             stepper = stepper_of(shape, precision == "bf16", args)
             courses = {
                 name: Course.of(method, stepper.config, 1000, stepper.sliced)
                 for name, method in methods.items()
             }
-            result[f"{shape}, {precision}"] = compare(stepper, courses, args.rounds, until)
+            timed = result[place] = compare(stepper, courses, args.rounds, until)
+            print(f"{place}: {timed['dense_seconds_per_step']:.2f} s a dense step", flush=True)
+            for name, course in timed["courses"].items():
+                print(f"{place}: {name} saves {course['time_saved']:.1%} of the time", flush=True)
     return result
 
 
@@ -197,6 +202,7 @@ def peak_memory_ratios(args: argparse.Namespace) -> dict[str, float]:
     small = argparse.Namespace(**vars(args) | {"micro_batches": 2, "prompt_share": 0.0})
 
     def measured(experiment: str, dense: bool) -> float:
+        print(f"memory of {experiment}{', dense' if dense else ''} ...", flush=True)
         with process_of_its_own() as call:
             return float(call(peak_memory, experiment, dense, small))
 
