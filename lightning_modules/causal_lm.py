@@ -212,7 +212,8 @@ class CausalLM(LanguageTasks, CountedLoss):
         optimizer: `lr`, `betas`, `eps` and `weight_decay` of AdamW; decay applies to matrices and
             embeddings, not to biases and norms.
         schedule: `warmup` (steps, or a fraction of all steps below 1), `final` (share of the peak
-            learning rate at the end) and `decay` (`cosine`, `linear` or `constant`).
+            learning rate at the end) and `decay` (`cosine`, `linear`, `wsd` or `constant`; see
+            `learning_rate_factor`).
         attn_implementation: An attention function of Hugging Face: `sdpa`, `eager`, ...
         compile: Compile each transformer block.
         gradient_checkpointing: Recompute each block's activations in the backward pass.

@@ -25,7 +25,11 @@ class Schedule(TypedDict, total=False):
 
     warmup: Annotated[float, Ge(0)]
     final: Annotated[float, Interval(ge=0, le=1)]
-    decay: Literal["cosine", "linear", "constant"]
+    decay: Literal["cosine", "linear", "wsd", "constant"]
+
+
+COOLDOWN = 0.2
+"""Share of the steps over which `wsd` decays (Hägele et al. 2024, arXiv 2405.18392)."""
 
 
 def learning_rate_factor(
@@ -38,7 +42,8 @@ def learning_rate_factor(
         max_steps: Steps of the whole training.
         warmup: Steps of linear warm-up, or a fraction of `max_steps` if below 1.
         final: Factor at the last step, unless the warm-up or a constant rate goes on until then.
-        decay: `cosine`, `linear` or `constant`.
+        decay: `cosine`, `linear`, `wsd` (warm-up, stable, decay: at the peak until the last fifth
+            of the steps, then linear) or `constant`.
 
     Returns:
         The factor, in [0, 1].
@@ -46,10 +51,11 @@ def learning_rate_factor(
     warmup_steps, last = _warmup_steps(warmup, max_steps), max_steps - 1
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    if decay == "constant":
+    start = warmup_steps if decay != "wsd" else max(warmup_steps, round((1 - COOLDOWN) * max_steps))
+    if decay == "constant" or step < start:
         return 1.0
-    if warmup_steps < last:
-        progress = min(1.0, (step - warmup_steps) / (last - warmup_steps))
+    if start < last:
+        progress = min(1.0, (step - start) / (last - start))
     else:  # the one step after a warm-up; a training of one step takes it at the peak
         progress = 0.0 if last == 0 else 1.0
     shape = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress

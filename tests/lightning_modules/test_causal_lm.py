@@ -93,7 +93,14 @@ def test_learning_rate_warms_up_then_follows_the_cosine(warmup: float) -> None:
     assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
-@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_wsd_stays_at_the_peak_until_the_last_fifth() -> None:
+    factors = [learning_rate_factor(s, 100, 0.1, 0.2, "wsd") for s in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert set(factors[10:81]) == {1.0}
+    assert factors[80:] == pytest.approx([1 - 0.8 * i / 19 for i in range(20)])
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "wsd"])
 @pytest.mark.parametrize("warmup", [0, 1, 4, 9, 0.5, 0.9])
 def test_learning_rate_ends_at_its_final_share(warmup: float, decay: str) -> None:
     factors = [learning_rate_factor(s, 10, warmup, 0.2, decay) for s in range(10)]
