@@ -10,6 +10,7 @@ rewriting and are timed with the others. How good they are: `python -m benchmark
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,7 @@ from runner.folder import checkpoint_of
 from runner.parts import build
 from runner.validate import checked
 from text2sql.dialogue import Example
-from text2sql.evaluation import Gold, Judge
+from text2sql.evaluation import Judge
 from text2sql.parser import batches
 
 _SECONDS = 30.0  # what one execution may take
@@ -141,16 +142,10 @@ def judging(turns: Sequence[Example], sql: Sequence[str], rounds: int) -> dict[s
 
     def judge_all(kind: str) -> float:
         judge = Judge(_SECONDS)
-        for example in turns:
-            assert example.schema is not None, "turns with SQL are about a database"
-            judge.schemas[example.schema.db_id] = example.schema
-            if example.database is not None:
-                judge.databases[example.schema.db_id] = example.database
-        evaluator = judge.reading if kind == "exact" else judge.executing
+        asked = [turn if kind == "execution" else replace(turn, database=None) for turn in turns]
         start = perf_counter()
-        for example, text in zip(turns, sql, strict=True):
-            gold = Gold(example.query or "", example.schema.db_id if example.schema else "")
-            evaluator.judge(gold, text, example.interaction, example.turn)
+        for example, text in zip(asked, sql, strict=True):
+            judge(example, text)
         return perf_counter() - start
 
     kinds = ("exact", "execution")

@@ -4,7 +4,6 @@ Groups, structs and sparse matrices become names with slashes and plain arrays. 
 are read when they are asked for, so that what nobody needs stays on the disk.
 """
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -63,45 +62,27 @@ def arrays_of(path: Path, opened: ExitStack) -> list[Array]:
     """List the arrays of a file.
 
     Args:
-        path: Ends with one of `SUFFIXES`; MATLAB 5 needs scipy, 7.3 and HDF5 need h5py.
+        path: Ends with one of `SUFFIXES`; MATLAB 7.3 and HDF5 need h5py.
         opened: Keeps the file open; arrays can be read until it is closed.
 
     Raises:
         ValueError: The file cannot be read.
         ImportError: A package is not installed.
     """
-    suffix = path.suffix.lower()
     with path.open("rb") as stream:
         start = stream.read(512 + len(HDF5))
-    if suffix == ".npz":
-        read: Callable[[], Iterator[Array]] = partial(_npz, path)
-    elif suffix == ".mat" and not (start.startswith(HDF5) or start.endswith(HDF5)):
-        read = partial(_matlab_5, path, package("scipy.io", path))
+    if path.suffix.lower() == ".npz":
+        found = _npz(path)
+    elif path.suffix.lower() == ".mat" and not (start.startswith(HDF5) or start.endswith(HDF5)):
+        found = _matlab_5(path)
     else:
-        read = partial(_hdf5, path, opened, start.startswith(b"MATLAB"))
-        package("h5py", path)
+        found = _hdf5(path, opened, start.startswith(b"MATLAB"))
     try:
-        return list(read())
+        return list(found)
     except ImportError:
         raise
     except Exception as error:  # parsers of damaged files raise anything
         raise ValueError(f"path={path}: cannot be read: {error}") from error
-
-
-def package(name: str, path: Path) -> Any:
-    """Import an optional package.
-
-    Raises:
-        ImportError: It is not installed; names the extra that has it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.split(".")[0]
-        raise ImportError(
-            f"datamodule.path={path}: needs the package {package}, of the extra hashing: "
-            f"pip install {package} -c constraints.txt"
-        ) from error
 
 
 def _npz(path: Path) -> Iterator[Array]:
@@ -115,7 +96,9 @@ def _in_memory(path: Path, name: str, values: Any, matlab: bool) -> Array:
     return Array(path, name, values.shape, values.dtype.kind, matlab, lambda: values)
 
 
-def _matlab_5(path: Path, scipy_io: Any) -> Iterator[Array]:
+def _matlab_5(path: Path) -> Iterator[Array]:
+    from scipy.io import loadmat
+
     def walk(content: Mapping[str, Any], prefix: str) -> Iterator[Array]:
         for name, value in content.items():
             if hasattr(value, "toarray"):
@@ -129,11 +112,18 @@ def _matlab_5(path: Path, scipy_io: Any) -> Iterator[Array]:
             elif isinstance(value, np.ndarray):
                 yield _in_memory(path, prefix + name, value, True)
 
-    yield from walk(scipy_io.loadmat(path, squeeze_me=False, struct_as_record=True), "")
+    yield from walk(loadmat(path, squeeze_me=False, struct_as_record=True), "")
 
 
 def _hdf5(path: Path, opened: ExitStack, by_matlab: bool) -> Iterator[Array]:
-    h5py = package("h5py", path)
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            f"datamodule.path={path}: needs the package h5py, of the extra hashing: "
+            "pip install h5py -c constraints.txt"
+        ) from error
+
     reverse = path.suffix.lower() == ".mat"  # HDF5 stores MATLAB's arrays with their axes reversed
 
     def walk(group: Any, prefix: str) -> Iterator[Array]:
@@ -142,12 +132,11 @@ def _hdf5(path: Path, opened: ExitStack, by_matlab: bool) -> Iterator[Array]:
             if key in ("#refs#", "#subsystem#"):
                 continue
             if node is None:  # a link to nowhere
-                yield Array(path, name, (), "", False, partial(_whole, group))
+                yield Array(path, name, (), "", False, lambda: np.empty(0))
             elif "MATLAB_sparse" in node.attrs:
                 shape: tuple[int, ...] = (int(node.attrs["MATLAB_sparse"]), node["jc"].size - 1)
                 kind = node["data"].dtype.kind if "data" in node else "f"
-                load = partial(_dense, node, shape, package("scipy.sparse", path))
-                yield Array(path, name, shape, kind, True, load)
+                yield Array(path, name, shape, kind, True, partial(_dense, node, shape))
             elif isinstance(node, h5py.Group):
                 yield from walk(node, name + "/")
             else:
@@ -158,26 +147,24 @@ def _hdf5(path: Path, opened: ExitStack, by_matlab: bool) -> Iterator[Array]:
                     kind = ""
                 if node.attrs.get("MATLAB_empty"):
                     shape = (0,)
-                load = partial(_turned if reverse else _whole, node)
-                yield Array(path, name, shape[::-1] if reverse else shape, kind, matlab, load)
+                shape = shape[::-1] if reverse else shape
+                yield Array(path, name, shape, kind, matlab, partial(_whole, node, reverse))
 
     yield from walk(opened.enter_context(h5py.File(path)), "")
 
 
-def _whole(dataset: Any) -> NDArray[Any]:
+def _whole(dataset: Any, reverse: bool) -> NDArray[Any]:
     values: NDArray[Any] = dataset[()]
-    return values
+    return values.T if reverse else values
 
 
-def _turned(dataset: Any) -> NDArray[Any]:
-    return _whole(dataset).T
-
-
-def _dense(node: Any, shape: tuple[int, ...], sparse: Any) -> NDArray[Any]:
+def _dense(node: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """A sparse matrix of MATLAB 7.3: values and rows column by column, and where columns begin."""
+    from scipy.sparse import csc_matrix
+
     if "data" not in node:  # all zero
         return np.zeros(shape)
-    matrix = sparse.csc_matrix((node["data"][()], node["ir"][()], node["jc"][()]), shape=shape)
+    matrix = csc_matrix((node["data"][()], node["ir"][()], node["jc"][()]), shape=shape)
     matrix.check_format(full_check=True)
     values: NDArray[Any] = matrix.toarray()
     return values

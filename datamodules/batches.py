@@ -5,9 +5,10 @@ where a run stopped; a data module keeps in its checkpoint what that order depen
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
+from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -190,10 +191,16 @@ class OrderedDataModule(pl.LightningDataModule):
     """A data module whose training batches are a function of their number.
 
     Its checkpoint holds what their order depends on; going on under another one is refused.
+
+    Args:
+        batch_size: Rows in a batch on each device.
+        seed: Orders the training batches.
+        num_workers: Processes that read ahead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch_size: int, seed: int, num_workers: int = 0) -> None:
         super().__init__()
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self._restored: dict[str, Any] | None = None
         self._train_loader: EpochLoader | None = None
 
@@ -204,21 +211,35 @@ class OrderedDataModule(pl.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _training_loader(
-        self,
-        dataset: Dataset[Any],
-        batch: Callable[[int], Rows],
-        length: int,
-        num_workers: int,
-        order: Mapping[str, Any],
-    ) -> EpochLoader:
-        """Return the loader of the training batches, standing where the run stopped."""
+    def _say(self, words: str) -> None:
+        """Print a line, in one of the processes."""
+        if self.place[0] == 0:
+            print(words, flush=True)
+
+    def _rows(self, dataset: Dataset[Any], number: int) -> Rows:
+        """Return what this rank reads for the `number`-th training batch of the run."""
+        count = len(cast(Sized, dataset))
+        return train_batch(number, count, self.batch_size, self.seed, *self.place)
+
+    def _training_loader(self, dataset: Dataset[Any], order: Mapping[str, Any]) -> EpochLoader:
+        """Return the loader of the training batches, standing where the run stopped.
+
+        What their order depends on beside seed and batch size is `order`.
+        """
+        per_batch = self.batch_size * self.place[1]
+        length = len(cast(Sized, dataset)) // per_batch
+        batch: Callable[[int], Rows] = partial(self._rows, dataset)
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit > 0:  # the same few batches again and again
             cycle = max(1, overfit if isinstance(overfit, int) else int(overfit * length))
             every, batch = batch, lambda number: every(number % cycle)
+        order = {
+            **order,
+            "datamodule.seed": self.seed,
+            "datamodule.batch_size x devices": per_batch,
+        }
         position = batches_trained(self.trainer)
-        loader = EpochLoader(dataset, batch, length, num_workers, position, order)
+        loader = EpochLoader(dataset, batch, length, self.num_workers, position, order)
         if self._restored is not None:
             loader.load_state_dict(self._restored)
         self._train_loader = loader

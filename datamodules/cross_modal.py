@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,21 +27,6 @@ from datamodules.settings import OpenShare, Seed, Whole, Workers, arguments
 
 READ_AT_ONCE = 512  # items in a batch that is only encoded
 SHOWN_SIDE = 256  # pixels of a file's picture in a grid, at most
-
-
-class PlansBatches(Protocol):
-    """What the loader needs to know of a training: `hashing.sessions.SessionPlan` is one."""
-
-    steps: int
-
-    def batch(self, step: int) -> Rows:
-        """Return the items of a step."""
-
-
-def class_order(classes: int, seed: int | None) -> Rows:
-    """Return the order in which classes arrive: as they are, or drawn by a seed."""
-    numbers = np.arange(classes)
-    return numbers if seed is None else np.random.default_rng(seed).permutation(numbers)
 
 
 def session_of_items(
@@ -84,15 +69,15 @@ def split(
         ValueError: A part would be empty.
     """
     draw = np.random.default_rng([seed, 7])
-    if items.split is not None:
-        query, rest = items.split["query"], draw.permutation(items.split["retrieval"])
+    published = items.split or {}
+    if published:
+        query, rest = published["query"], draw.permutation(published["retrieval"])
     else:
         order = draw.permutation(len(items))
         count = queries if isinstance(queries, int) else round(queries * len(items))
         query, rest = order[:count], order[count:]
-    published = items.split.get("validation") if items.split is not None else None
-    if published is not None:
-        parts = {"query": query, "validation": published, "retrieval": rest}
+    if "validation" in published:
+        parts = {"query": query, "validation": published["validation"], "retrieval": rest}
     else:
         held_out = round(validation * len(rest))
         parts = {"query": query, "validation": rest[:held_out], "retrieval": rest[held_out:]}
@@ -213,7 +198,8 @@ class CrossModalDataModule(pl.LightningDataModule):
             return
         settings = self.settings
         items = self._read()
-        order = class_order(len(items.classes), settings["class_seed"])
+        order, seed = np.arange(len(items.classes)), settings["class_seed"]
+        order = order if seed is None else np.random.default_rng(seed).permutation(order)
         sessions = session_of_items(items.labels, order, settings["classes_per_session"])
         parts = split(items, settings["queries"], settings["validation"], settings["split_seed"])
         self.groups = {part: sessions[rows] for part, rows in parts.items()}
@@ -354,7 +340,7 @@ class CrossModalDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Return the loader of the plan's batches, standing where the run stopped."""
         assert self.trainer is not None, "the trainer asks for it"
-        plan = cast(PlansBatches, cast(Any, self.trainer.lightning_module).plan)
+        plan = cast(Any, self.trainer.lightning_module).plan  # a `hashing.sessions.SessionPlan`
         part = self.parts["retrieval"]
         self._training = BatchLoader(
             part,

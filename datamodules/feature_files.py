@@ -70,7 +70,7 @@ def read_features(
     together. Labels are multi-hot, or one class number for each item.
 
     Args:
-        paths: .npz, .mat (MATLAB 5 needs scipy, 7.3 needs h5py) or .h5 files.
+        paths: .npz, .mat or .h5 files.
         fields: Names of `image`, `text` and `labels` in the files, where they are others: with
             their groups, or without the words for the part (`a` for `a_train` and `test/a`).
         class_names: The classes' names, in the order of the labels' columns or numbers.

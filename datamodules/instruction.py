@@ -229,10 +229,6 @@ class InstructionDataModule(LanguageModelingDataModule):
                 blocks[part] = PaddedSamples(samples, kept, filler)
         return blocks
 
-    def _say(self, words: str) -> None:
-        if self.place[0] == 0:
-            print(words, flush=True)
-
     def _amount(self, part: str) -> str:
         record = self.record[part]
         there = f"{record['tokens']} tokens in {record['conversations']} conversations"
@@ -250,11 +246,10 @@ class InstructionDataModule(LanguageModelingDataModule):
         words = f"{held['train']} answers, and {held['val']} are held out"
         self._refuse_too_little(held, f"{words} ({len(bad_rows.lines)} rows are left out)")
 
-    def _train_batch(self, number: int) -> Rows:
+    def _rows(self, dataset: Any, number: int) -> Rows:
         if self.packed:
-            return super()._train_batch(number)
-        rows: PaddedSamples = self.blocks["train"]
-        lengths = rows.samples.lengths[rows.kept]
+            return super()._rows(dataset, number)
+        lengths = dataset.samples.lengths[dataset.kept]
         return grouped_batch(number, lengths, self.batch_size, self.seed, *self.place)
 
     def test_dataloader(self) -> BatchLoader:

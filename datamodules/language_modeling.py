@@ -29,7 +29,6 @@ from datamodules.batches import (
     OrderedDataModule,
     Rows,
     in_order,
-    train_batch,
 )
 from datamodules.cache import build_once, read_record
 from datamodules.files import digest_file, files_under
@@ -172,12 +171,11 @@ class LanguageModelingDataModule(OrderedDataModule):
     ) -> None:
         self.settings = arguments(LanguageModelingDataModule, locals())
         check(self.settings)
-        super().__init__()
+        super().__init__(batch_size, seed, num_workers)
         self.pretrained: str | None = (tokenizer or {}).get("pretrained")
         self.sample_chars: int = (tokenizer or {}).get("sample_chars", 10_000_000)
         self.vocab_size = vocab_size
-        self.context_length, self.batch_size = context_length, batch_size
-        self.seed, self.num_workers = seed, num_workers
+        self.context_length = context_length
         self.folder: Path | None = None
         self._opened_at: tuple[int, int] | None = None
         self.old_domain: LanguageModelingDataModule | None = None
@@ -334,11 +332,6 @@ class LanguageModelingDataModule(OrderedDataModule):
             for part in ("train", "val")
         }
 
-    def _train_batch(self, number: int) -> Rows:
-        """Return what this rank reads for the `number`-th batch of the run."""
-        count = len(self.blocks["train"])
-        return train_batch(number, count, self.batch_size, self.seed, *self.place)
-
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer in the cache, after `prepare_data`."""
@@ -373,17 +366,12 @@ class LanguageModelingDataModule(OrderedDataModule):
 
     def train_dataloader(self) -> EpochLoader:
         """Return the loader of the training batches, standing where the run stopped."""
-        blocks = self.blocks["train"]
-        per_batch = self.batch_size * self.place[1]
         assert self.folder is not None
         order = {
             "text and tokenizer": self.folder.name,
             "datamodule.context_length": self.context_length,
-            "datamodule.seed": self.seed,
-            "datamodule.batch_size x devices": per_batch,
         }
-        length = len(blocks) // per_batch
-        return self._training_loader(blocks, self._train_batch, length, self.num_workers, order)
+        return self._training_loader(self.blocks["train"], order)
 
     def val_dataloader(self) -> Any:
         """Return the loader of the validation blocks, of the first `val_batches` batches if set.

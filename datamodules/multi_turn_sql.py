@@ -26,7 +26,6 @@ from datamodules.batches import (
     OrderedDataModule,
     Rows,
     in_order,
-    train_batch,
 )
 from datamodules.cache import build_once
 from datamodules.dialogue_sources import check, paths_of, read_dialogues
@@ -147,16 +146,14 @@ def _generate(
             for conversation in converse(worlds[db_id], schemas[db_id], per_database, draws)
         ][:total]
 
-    train = [
-        Spoken(interaction, True) for interaction in talk(trained, settings["dialogues"], seed)
-    ]
-    for interaction in talk(trained, settings["questions"], seed + 1):
-        last = interaction.turns[-1]
+    train = [Spoken(talked, True) for talked in talk(trained, settings["dialogues"], seed)]
+    for talked in talk(trained, settings["questions"], seed + 1):
+        last = talked.turns[-1]
         assert last.rewrite is not None
-        question = Interaction(interaction.db_id, (Turn(last.rewrite, last.query),))
+        question = Interaction(talked.db_id, (Turn(last.rewrite, last.query),))
         train.append(Spoken(question, False))
     test = talk(tested, settings["test_dialogues"], seed)
-    return train, [Spoken(interaction, True) for interaction in test]
+    return train, [Spoken(talked, True) for talked in test]
 
 
 # --- what of them is used --------------------------------------------------------------------
@@ -301,8 +298,7 @@ class MultiTurnSql(OrderedDataModule):
     ) -> None:
         self.settings = arguments(MultiTurnSql, locals())
         check(self.settings)
-        super().__init__()
-        self.batch_size, self.seed = batch_size, seed
+        super().__init__(batch_size, seed)
         self.schemas: dict[str, Schema] = {}
         self.databases: dict[str, Path] = {}
         self.dropped: Counter[str] = Counter()
@@ -351,9 +347,9 @@ class MultiTurnSql(OrderedDataModule):
                     f"{needed} are needed; left out: {dict(dropped) or 'nothing'}. Change "
                     "datamodule.keep, annotated, limit, val_databases or batch_size, or the files"
                 )
-        if dropped and self.place[0] == 0:
+        if dropped:
             words = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
-            print(f"Left out: {words}.", flush=True)
+            self._say(f"Left out: {words}.")
 
     def _find(self, paths: Mapping[str, Sequence[Path]], names: set[str]) -> None:
         """Find the schemas and SQLite files of databases."""
@@ -438,18 +434,9 @@ class MultiTurnSql(OrderedDataModule):
     def train_dataloader(self) -> EpochLoader:
         """Return the loader of the training batches, standing where the run stopped."""
         part = self._parts["train"]
-        per_batch = self.batch_size * self.place[1]
-
-        def batch(number: int) -> Rows:
-            return train_batch(number, len(part), self.batch_size, self.seed, *self.place)
-
         said = json.dumps([(e.history, e.utterance, e.rewrite, e.query) for e in part.all])
-        order = {
-            "training turns": hashlib.blake2b(said.encode(), digest_size=8).hexdigest(),
-            "datamodule.seed": self.seed,
-            "datamodule.batch_size x devices": per_batch,
-        }
-        return self._training_loader(part, batch, len(part) // per_batch, 0, order)
+        digest = hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+        return self._training_loader(part, {"training turns": digest})
 
     def val_dataloader(self) -> BatchLoader:
         """Return the loader of the validation part, in order."""

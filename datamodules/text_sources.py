@@ -101,22 +101,17 @@ def open_source(settings: Mapping[str, Any]) -> TextSource:
         ValueError: A file is missing or empty, or the hub or the data set cannot be reached.
     """
     kind, fraction = settings["source"], settings["val_fraction"]
-    if kind == "docstrings":
-        modules, digest = list_modules(package_folders())
-        workers = min(MAX_PARSERS, os.cpu_count() or 1)
-        documents = functools.cache(lambda: read_documents(modules, workers))
-        return TextSource(
-            {"source": kind, "modules": digest, "val_fraction": fraction},
-            lambda: _split(documents(), fraction),
-            size=DOCSTRING_CHARS,
-        )
-    if kind == "code":
-        modules, digest = list_modules(package_folders()[:1])  # the standard library's
-        return TextSource(
-            {"source": kind, "modules": digest, "val_fraction": fraction},
-            lambda: _split(map(read_code, modules), fraction),
-            size=sum(module.stat().st_size for module in modules),
-        )
+    if kind in ("docstrings", "code"):
+        # Code is the standard library's alone.
+        folders = package_folders() if kind == "docstrings" else package_folders()[:1]
+        modules, digest = list_modules(folders)
+        size = sum(module.stat().st_size for module in modules)
+        documents: Callable[[], Iterable[str]] = functools.partial(map, read_code, modules)
+        if kind == "docstrings":
+            workers, size = min(MAX_PARSERS, os.cpu_count() or 1), DOCSTRING_CHARS
+            documents = functools.cache(functools.partial(read_documents, modules, workers))
+        identity = {"source": kind, "modules": digest, "val_fraction": fraction}
+        return TextSource(identity, lambda: _split(documents(), fraction), size)
     if kind == "hub":
         return _open_hub(settings)
 

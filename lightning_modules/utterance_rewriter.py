@@ -455,4 +455,5 @@ def _fluency(name: str) -> Fluency:
     try:
         return PretrainedFluency(name)
     except ValueError as error:
-        raise ValueError(f"module.dual.language_model={error}") from error
+        words = str(error).removeprefix("pretrained=")
+        raise ValueError(f"module.dual.language_model={words}") from error

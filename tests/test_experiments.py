@@ -27,7 +27,7 @@ from runner.explain import with_new_keys
 from runner.validate import CONF, asked, checked, experiments
 from tests.runner import laboratory
 from tests.test_methods import assert_equal
-from tests.text2sql.conftest import make
+from tests.text2sql.conftest import entry_of, make
 from text2sql.schema import Schema
 
 PAPER_SCALE = sorted(
@@ -457,7 +457,7 @@ def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dialogues")
     names = ("winter", "spring", "summer", "autumn")
     files = [make(folder / "database" / name / f"{name}.sqlite") for name in names]
-    tables = [Schema.from_sqlite(file).to_entry() for file in files]
+    tables = [entry_of(Schema.from_sqlite(file)) for file in files]
     turns = [
         {"utterance": "Which singers are from France?",
          "query": "SELECT Name FROM singer WHERE Country = 'France'"},

@@ -83,7 +83,6 @@ class Conversation:
         self.schema = Schema.from_sqlite(path, limits.seconds)
         if not any(table.columns for table in self.schema.tables):
             raise ValueError(f"database={path}: it has no tables, so there is nothing to ask")
-        self.said: list[Example] = []
         self.answers: list[tuple[Example, str]] = []
         self.turns, self.slowest = 0, 0.0
         self._stamp = stamp(path)
@@ -109,7 +108,8 @@ class Conversation:
             return
 
     def _print(self, *words: str | Text) -> None:
-        self.console.print(*map(_literally, words), soft_wrap=True)
+        texts = (each if isinstance(each, Text) else literal(each) for each in words)
+        self.console.print(*texts, soft_wrap=True)
 
     # --- what is typed
 
@@ -133,7 +133,6 @@ class Conversation:
             self._read_again()
             self._show_schema()
         elif line == ":reset":
-            self.said.clear()
             self.answers.clear()
             self._print("The conversation is forgotten.")
         elif line == ":why":
@@ -149,11 +148,10 @@ class Conversation:
     def _turn(self, line: str) -> None:
         start = time.perf_counter()
         self._read_again()
-        history = tuple(example.utterance for example in self.said)
-        example = Example(0, len(self.said), history, line, None, None, self.schema, self.path)
+        history = tuple(example.utterance for example, _ in self.answers)
+        example = Example(0, len(history), history, line, None, None, self.schema, self.path)
         question = self.reader.rewrite(example)
         best = self.reader.rank(question, self.schema, self.path, 1)[0]
-        self.said.append(example)
         self.answers.append((example, question))
         self._print(f"question  {question}")
         self._apart(question)
@@ -284,7 +282,3 @@ def _keys(schema: Schema, declared: bool) -> list[str]:
         " and ".join(f"{schema.full_name(own)} = {schema.full_name(its)}" for own, its in key)
         for key in keys
     ]
-
-
-def _literally(words: str | Text) -> Text:
-    return words if isinstance(words, Text) else literal(words)

@@ -35,12 +35,11 @@ def beam_search(
     begin: int,
     end: int,
     max_tokens: int,
-    length_penalty: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Find the most likely sequences, all sources at once.
 
-    Hypotheses are ranked by log-probability / tokens ** length_penalty, the end counted as a token.
+    Hypotheses are ranked by log-probability / tokens, the end counted as a token.
     A finished one stays in the beam while its rank holds; with a beam that never drops anything the
     result is exact.
 
@@ -51,7 +50,6 @@ def beam_search(
         begin: The token before the first one.
         end: The token after the last one.
         max_tokens: Tokens at most; what has no end by then is taken as it is.
-        length_penalty: 0 ranks by log-probability.
         device: Of the model.
 
     Returns:
@@ -70,7 +68,7 @@ def beam_search(
         log_probs[..., end] = log_probs[..., end].masked_fill(done, 0.0)
         grown = totals[..., None] + log_probs
         lengths = lengths + ~done
-        ranked = grown / lengths[..., None] ** length_penalty
+        ranked = grown / lengths[..., None]
         best = ranked.flatten(1).topk(beam).indices
         origin, token = best // ranked.shape[-1], best % ranked.shape[-1]
         totals = grown.flatten(1).gather(1, best)
@@ -79,7 +77,7 @@ def beam_search(
         tokens = torch.cat((tokens[rows], token.reshape(-1, 1)), dim=1)
         if bool(done.all()):
             break
-    scores, order = (totals / lengths.clamp_min(1) ** length_penalty).sort(-1, descending=True)
+    scores, order = (totals / lengths.clamp_min(1)).sort(-1, descending=True)
     found = tokens[:, 1:].view(batch, beam, -1)
     return found.gather(1, order[..., None].expand_as(found)), scores
 
@@ -91,7 +89,6 @@ def draw_samples(
     begin: int,
     end: int,
     max_tokens: int,
-    temperature: float = 1.0,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
@@ -103,7 +100,6 @@ def draw_samples(
         begin: The token before the first one.
         end: The token after the last one.
         max_tokens: Tokens at most.
-        temperature: Log-probabilities are divided by it before the draw; above 0.
         generator: Source of the draws, on the CPU; None: torch's own.
         device: Of the model.
 
@@ -117,7 +113,7 @@ def draw_samples(
     done = torch.zeros(rows, dtype=torch.bool, device=device)
     for _ in range(max_tokens):
         log_probs = advance(tokens[:, -1], order).float()
-        chances = (log_probs / temperature).softmax(-1).cpu()
+        chances = log_probs.softmax(-1).cpu()
         token = torch.multinomial(chances, 1, generator=generator)[:, 0].to(device)
         token = token.masked_fill(done, end)
         gained = log_probs.gather(1, token[:, None])[:, 0]

@@ -103,16 +103,12 @@ def examples(
             raise ValueError(f"interaction {number}: there is no schema of database {name!r}")
         said = tuple(turn.utterance for turn in interaction.turns)
         for index, turn in enumerate(interaction.turns):
+            is_complete = turn.rewrite is None and name and not index
+            rewrite = turn.utterance if is_complete else turn.rewrite
             yield Example(
-                number,
-                index,
-                said[:index],
-                turn.utterance,
-                turn.utterance if turn.rewrite is None and name and not index else turn.rewrite,
-                turn.query,
-                schemas.get(name),
-                databases.get(name),
-            )
+                number, index, said[:index], turn.utterance, rewrite, turn.query,
+                schemas.get(name), databases.get(name),
+            )  # fmt: skip
 
 
 def by_database(some: Iterable[Example]) -> dict[str, list[str]]:

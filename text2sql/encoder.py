@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+
+from text2sql.words import plural, singular
 
 PACKAGE = "package:"
 _DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout")
@@ -80,23 +80,6 @@ def train_tokenizer(
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     return tokenizer_from(tokenizer.to_str())
-
-
-def plural(word: str) -> str:
-    """Return the regular plural of a lower-case English word."""
-    if re.search("[^aeiou]y$", word):
-        return f"{word[:-1]}ies"
-    return word + ("es" if word.endswith(("ss", "x", "ch", "sh")) else "s")
-
-
-@lru_cache(maxsize=100_000)
-def singular(word: str) -> str | None:
-    """Return the word, of three letters at least, whose `plural` this is; None without one."""
-    for ending, instead in (("ies", "y"), ("es", ""), ("s", "")):
-        stem = word.removesuffix(ending) + instead
-        if len(stem) > 2 and plural(stem) == word and not word.endswith("ss"):
-            return stem
-    return None
 
 
 def tokenizer_from(written: str) -> PreTrainedTokenizerFast:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from text2sql.dialogue import Example
 from text2sql.execute import Database, Limits, Result
 from text2sql.match import (
+    HARDNESS,
     NormalForm,
     executable,
     hardness,
     normal_form,
-    order_matters,
     partial_match,
     results_match,
     without_masks,
@@ -54,7 +55,7 @@ class Verdict:
         interaction: From 0.
         turn: Within its interaction, from 0.
         db_id: The database.
-        hardness: Of the gold query: easy, medium, hard, extra, or UNREADABLE.
+        hardness: Of the gold query: one of HARDNESS, or UNREADABLE.
         exact: Exact set match without values.
         execution: Execution match, on every file; None if it was not asked for.
         parsed: Whether the prediction is in the benchmarks' SQL.
@@ -84,10 +85,6 @@ class Verdict:
     gold: str
     prediction: str | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -100,20 +97,26 @@ class Scores:
 
         All are shares, in [0, 1].
         """
-        found = {
-            "exact": _mean([v.exact for v in self.verdicts]),
-            "exact_interaction": _mean(list(self._interactions("exact").values())),
-        }
-        if self.executed:
-            found["execution"] = _mean([bool(v.execution) for v in self.verdicts])
-            whole = list(self._interactions("execution").values())
-            found["execution_interaction"] = _mean(whole)
+        found = {}
+        for kind in self.kinds:
+            whole: dict[int, bool] = {}
+            for verdict in self.verdicts:
+                right = bool(getattr(verdict, kind))
+                whole[verdict.interaction] = whole.get(verdict.interaction, True) and right
+            found[kind] = _share(self.verdicts, kind)
+            found[f"{kind}_interaction"] = _mean(list(whole.values()))
         return found
 
     @property
-    def executed(self) -> bool:
-        """Whether the turns have execution verdicts."""
-        return all(v.execution is not None for v in self.verdicts)
+    def kinds(self) -> tuple[str, ...]:
+        """`exact`, and `execution` if all turns have verdicts of it."""
+        executed = all(verdict.execution is not None for verdict in self.verdicts)
+        return ("exact", "execution") if executed else ("exact",)
+
+    @property
+    def interactions(self) -> int:
+        """How many interactions the turns are of."""
+        return len({verdict.interaction for verdict in self.verdicts})
 
     def by_turn(self) -> dict[str, dict[str, float]]:
         """Return count and shares for each group of TURNS that occurs."""
@@ -121,7 +124,7 @@ class Scores:
 
     def by_hardness(self) -> dict[str, dict[str, float]]:
         """Return count and shares for each hardness that occurs."""
-        return self._by(("easy", "medium", "hard", "extra", UNREADABLE), lambda v: v.hardness)
+        return self._by((*HARDNESS, UNREADABLE), lambda v: v.hardness)
 
     def components(self) -> dict[str, float]:
         """Return for each component of exact set match its share among the turns that have it.
@@ -134,43 +137,31 @@ class Scores:
                 found.setdefault(name, []).append(matches)
         return {name: _mean(matches) for name, matches in found.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain containers, for JSON."""
-        return {
+    def to_json(self) -> str:
+        """Return everything as the text of a file."""
+        content = {
             **self.metrics(),
             "turns": len(self.verdicts),
-            "interactions": len(self._interactions("exact")),
+            "interactions": self.interactions,
             "by_turn": self.by_turn(),
             "by_hardness": self.by_hardness(),
             "components": self.components(),
-            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
         }
-
-    def to_json(self) -> str:
-        """Return the same as the text of a file."""
-        return json.dumps(self.to_dict(), indent=1) + "\n"
-
-    def _interactions(self, kind: str) -> dict[int, bool]:
-        whole: dict[int, bool] = {}
-        for verdict in self.verdicts:
-            right = bool(getattr(verdict, kind))
-            whole[verdict.interaction] = whole.get(verdict.interaction, True) and right
-        return whole
+        return json.dumps(content, indent=1) + "\n"
 
     def _by(
         self, groups: Sequence[str], group_of: Callable[[Verdict], str]
     ) -> dict[str, dict[str, float]]:
-        found = {}
-        for group in groups:
-            members = [v for v in self.verdicts if group_of(v) == group]
-            if members:
-                found[group] = {
-                    "count": float(len(members)),
-                    "exact": _mean([v.exact for v in members]),
-                }
-                if self.executed:
-                    found[group]["execution"] = _mean([bool(v.execution) for v in members])
-        return found
+        parts = {group: [v for v in self.verdicts if group_of(v) == group] for group in groups}
+        return {
+            group: {
+                "count": float(len(members)),
+                **{kind: _share(members, kind) for kind in self.kinds},
+            }
+            for group, members in parts.items()
+            if members
+        }
 
 
 @dataclass
@@ -179,8 +170,8 @@ class Evaluator:
 
     Args:
         schemas: The schema of every database, with the foreign keys that make columns equal.
-        databases: The file of every database; empty to leave execution out. Where it lies in a
-            folder of its name, every SQLite file of the folder is asked, as a test suite has them.
+        databases: The files of databases; queries about others are not executed. Where one lies in
+            a folder of its name, every SQLite file of the folder is asked, as a test suite has them.
         limits: What one execution may take.
         keep_distinct: Execute with DISTINCT, where the official default takes it out.
         kept_bytes: Of the results that are kept, because turns and their gold queries repeat.
@@ -205,9 +196,13 @@ class Evaluator:
         wrong.
 
         Raises:
-            ValueError: The gold query's database has no schema or file.
+            ValueError: The gold query's database has no schema.
         """
-        schema = self._schema(gold, interaction, turn)
+        schema = self.schemas.get(gold.db_id)
+        if schema is None:
+            raise ValueError(
+                f"gold interaction {interaction}, turn {turn}: database {gold.db_id!r} has no schema"
+            )
         level, expected = self._gold(gold, schema)
         form, message = None, "missing"
         copied = prediction is not None and _words(prediction) == _words(gold.query)
@@ -223,34 +218,14 @@ class Evaluator:
         else:
             exact, components = form == expected, partial_match(form, expected)
         execution, gold_status, status, files = None, "", "", 0
-        if self.databases:
+        if gold.db_id in self.databases:
             suite = self._suite(self.databases[gold.db_id])
             execution, gold_status, status, why = self._compare(gold, text, suite)
             files, message = len(suite), message or why
         return Verdict(
-            interaction,
-            turn,
-            gold.db_id,
-            level,
-            exact,
-            execution,
-            form is not None,
-            components,
-            gold_status,
-            status,
-            files,
-            message,
-            gold.query,
-            prediction,
-        )
-
-    def _schema(self, gold: Gold, interaction: int, turn: int) -> Schema:
-        where = f"gold interaction {interaction}, turn {turn}: database {gold.db_id!r}"
-        if gold.db_id not in self.schemas:
-            raise ValueError(f"{where} has no schema")
-        if self.databases and gold.db_id not in self.databases:
-            raise ValueError(f"{where} has no SQLite file")
-        return self.schemas[gold.db_id]
+            interaction, turn, gold.db_id, level, exact, execution, form is not None, components,
+            gold_status, status, files, message, gold.query, prediction,
+        )  # fmt: skip
 
     def _gold(self, gold: Gold, schema: Schema) -> tuple[str, NormalForm | None]:
         if gold not in self._golds:
@@ -276,7 +251,7 @@ class Evaluator:
         """Execute until results differ: whether none do, how gold and prediction ended, and why."""
         if text is None:
             return False, self._execute(suite[0], gold.query, None).status, "missing", ""
-        ordered = order_matters(gold.query)
+        ordered = "order by" in gold.query.lower()
         for database in suite:
             wanted = self._execute(database, gold.query, None)
             # More rows than the gold query has cannot match, however many they are.
@@ -313,11 +288,9 @@ class Judge:
     """Judges SQL against the gold queries of examples; executes where there is a database."""
 
     def __init__(self, seconds: float) -> None:
-        limits = Limits(seconds=seconds)
         self.schemas: dict[str, Schema] = {}
         self.databases: dict[str, Path] = {}
-        self.executing = Evaluator(self.schemas, self.databases, limits)
-        self.reading = Evaluator(self.schemas, {}, limits)
+        self.evaluator = Evaluator(self.schemas, self.databases, Limits(seconds=seconds))
 
     def __call__(self, example: Example, sql: str) -> Verdict:
         """Return the verdict on one turn; the example must have a schema and a gold query."""
@@ -325,9 +298,8 @@ class Judge:
         self.schemas[name] = example.about
         if example.database is not None:
             self.databases[name] = example.database
-        evaluator = self.reading if example.database is None else self.executing
         gold = Gold(example.gold, name)
-        return evaluator.judge(gold, sql, example.interaction, example.turn)
+        return self.evaluator.judge(gold, sql, example.interaction, example.turn)
 
 
 def _kept_size(result: Result) -> int:
@@ -348,28 +320,24 @@ def evaluate(
 
     Args:
         golds: Gold queries by interaction and turn.
-        predictions: As many interactions; of a shorter one the last turns are missing.
+        predictions: Likewise; None where one is missing.
         evaluator: Judges the turns.
         missing: What a missing prediction is: an "error", "wrong", or left out of all counts
             ("skip", which is what the official script does with it).
 
     Raises:
-        ValueError: Interactions or turns are missing or in excess; names the first.
+        ValueError: A prediction is missing; names the first.
     """
-    said = [
-        [_Answer(sql, f"interaction {number}, turn {turn}") for turn, sql in enumerate(turns)]
-        for number, turns in enumerate(predictions)
-    ]
-    _refuse_misfits(said, golds, "the predictions", complete=missing == "error")
-    return Scores(
-        tuple(
-            evaluator.judge(gold, prediction, number, turn)
-            for number, (turns, answers) in enumerate(zip(golds, predictions, strict=True))
-            for turn, gold in enumerate(turns)
-            for prediction in [answers[turn] if turn < len(answers) else None]
-            if prediction is not None or missing != "skip"
-        )
-    )
+    verdicts = []
+    for number, (turns, answers) in enumerate(zip(golds, predictions, strict=True)):
+        for turn, (gold, prediction) in enumerate(zip(turns, answers, strict=True)):
+            if prediction is None and missing == "error":
+                raise ValueError(
+                    f"interaction {number}, turn {turn}: the prediction is missing. {_WAYS}"
+                )
+            if prediction is not None or missing == "wrong":
+                verdicts.append(evaluator.judge(gold, prediction, number, turn))
+    return Scores(tuple(verdicts))
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -387,26 +355,22 @@ def read_gold(path: str | Path) -> list[list[Gold]]:
     """
     path = Path(path)
     if path.suffix == ".json":
-        golds = []
-        for where, entry in _entries(path):
-            db_id = _string(entry, _DB_IDS, where)
-            golds.append(
-                [
-                    Gold(_string(turn, ("query",), f"{where}, turn {position}"), db_id)
-                    for position, turn in enumerate(_turns(entry, where))
-                ]
-            )
-        return golds
+        return [
+            [
+                Gold(_text(turn, ("query",), place), _text(entry, _DB_IDS, where))
+                for place, turn in turns
+            ]
+            for where, entry, turns in _interactions(path)
+        ]
     golds = []
     lines = _lines(path)
     for block in _blocks(lines):
-        turns = []
+        golds.append([])
         for line, text in block:
             sql, tab, db_id = text.partition("\t")
             if not tab or not db_id.strip():
                 raise ValueError(f"{path}:{line}: must be SQL, a tab and a database's name: {text}")
-            turns.append(Gold(sql.strip(), db_id.strip().split("\t")[0]))
-        golds.append(turns)
+            golds[-1].append(Gold(sql.strip(), db_id.strip().split("\t")[0]))
     return [[gold] for turns in golds for gold in turns] if all(lines) else golds
 
 
@@ -424,14 +388,40 @@ def read_predictions(
         golds: What is predicted.
         complete: Whether a missing prediction is an error, which names its place in the file.
 
+    Returns:
+        As many as `golds`; None for one that is missing.
+
     Raises:
         ValueError: The file cannot be read, or has another form; a prediction is for another
             database than its gold query, or has no gold query; names the line or entry.
     """
     path = Path(path)
     found = _json_answers(path, golds) if path.suffix == ".json" else _text_answers(path, golds)
-    _refuse_misfits(found, golds, str(path), complete)
-    return [[answer.sql for answer in answers] for answers in found]
+    _refuse_other_interactions(found, golds, path)
+    predictions: list[list[str | None]] = []
+    for number, (answers, turns) in enumerate(zip(found, golds, strict=True)):
+        if len(answers) > len(turns):
+            raise ValueError(
+                f"{answers[len(turns)].where}: interaction {number}: {len(answers)} predictions "
+                f"for {len(turns)} gold ones; this is the first in excess"
+            )
+        predictions.append([])
+        for turn, gold in enumerate(turns):
+            place = f"interaction {number}, turn {turn} (counted from 0)"
+            if turn < len(answers):
+                answer = answers[turn]
+            else:
+                last = answers[-1].where if answers else str(path)
+                answer = _Answer(None, f"{last}: {place}, behind this one")
+            if answer.db_id not in (None, gold.db_id):
+                raise ValueError(
+                    f"{answer.where}: is a prediction for {answer.db_id}; the gold query of "
+                    f"{place} is about {gold.db_id}"
+                )
+            if complete and answer.sql is None:
+                raise ValueError(f"{answer.where}: the prediction is missing. {_WAYS}")
+            predictions[-1].append(answer.sql)
+    return predictions
 
 
 def find_databases(
@@ -481,43 +471,21 @@ class _Answer:
     db_id: str | None = None
 
 
-def _refuse_misfits(
-    found: Sequence[Sequence[_Answer]],
-    golds: Sequence[Sequence[Gold]],
-    source: str,
-    complete: bool,
+def _refuse_other_interactions(
+    found: Sequence[Sequence[_Answer]], golds: Sequence[Sequence[Gold]], path: Path
 ) -> None:
-    """Refuse predictions that are in excess, of another database, or missing if none may be."""
-    if len(found) != len(golds):
-        pairs = enumerate(zip(found, golds, strict=False))
-        unlike = (i for i, (answers, turns) in pairs if len(answers) != len(turns))
-        first = next(unlike, min(len(found) - 1, len(golds)))
-        raise ValueError(
-            f"{found[first][0].where if found and found[first] else source}: {len(found)} "
-            f"interactions of predictions for {len(golds)} gold ones, which begin to differ here; "
-            "a blank line must stand between interactions, and nowhere else; where each has one "
-            "turn, an empty line may stand for a prediction that is missing"
-        )
-    for number, (answers, turns) in enumerate(zip(found, golds, strict=True)):
-        if len(answers) > len(turns):
-            raise ValueError(
-                f"{answers[len(turns)].where}: interaction {number}: {len(answers)} predictions "
-                f"for {len(turns)} gold ones; this is the first in excess"
-            )
-        for turn, (answer, gold) in enumerate(zip(answers, turns, strict=False)):
-            if answer.db_id not in (None, gold.db_id):
-                raise ValueError(
-                    f"{answer.where}: is a prediction for {answer.db_id}; the gold query of "
-                    f"interaction {number}, turn {turn} (counted from 0) is about {gold.db_id}"
-                )
-            if complete and answer.sql is None:
-                raise ValueError(f"{answer.where}: the prediction is missing. {_WAYS}")
-        if complete and len(answers) < len(turns):
-            raise ValueError(
-                f"{answers[-1].where if answers else source}: interaction {number}, turn "
-                f"{len(answers)} (counted from 0): the prediction, after this one, is missing. "
-                f"{_WAYS}"
-            )
+    """Refuse predictions that are not as many interactions as the gold queries."""
+    if len(found) == len(golds):
+        return
+    pairs = enumerate(zip(found, golds, strict=False))
+    unlike = (i for i, (answers, turns) in pairs if len(answers) != len(turns))
+    first = next(unlike, min(len(found) - 1, len(golds)))
+    raise ValueError(
+        f"{found[first][0].where if found and found[first] else path}: {len(found)} interactions "
+        f"of predictions for {len(golds)} gold ones, which begin to differ here; a blank line must "
+        "stand between interactions, and nowhere else; where each has one turn, an empty line may "
+        "stand for a prediction that is missing"
+    )
 
 
 def _text_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Answer]]:
@@ -555,11 +523,8 @@ def _json_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Ans
             for number, turns in enumerate(content)
         ]
     return [
-        [
-            _entry_answer(turn, entry, f"{where}, turn {position}")
-            for position, turn in enumerate(_turns(entry, where))
-        ]
-        for where, entry in _entries(path)
+        [_entry_answer(turn, entry, place) for place, turn in turns]
+        for _, entry, turns in _interactions(path)
     ]
 
 
@@ -578,25 +543,25 @@ def _answer(sql: Any, where: str, db_id: str | None = None) -> _Answer:
     return _Answer(sql if sql and sql.strip() else None, where, db_id)
 
 
-def _entries(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _interactions(path: Path) -> Iterator[tuple[str, Mapping[str, Any], list[tuple[str, Any]]]]:
+    """Yield the entries of a dev.json and their turns, each after its place in the file.
+
+    An entry of Spider is its own turn.
+    """
     for number, entry in enumerate(read_list(path, "interactions or questions")):
         where = f"{path}: entry {number}"
         if not isinstance(entry, Mapping):
             raise ValueError(
                 f"{where}: must be an interaction or a question, has {repr(entry)[:40]}"
             )
-        yield where, entry
+        turns = entry.get("interaction", [entry])
+        if not isinstance(turns, list) or not turns:
+            raise ValueError(f"{where}: interaction must be a list of turns")
+        yield where, entry, [(f"{where}, turn {turn}", said) for turn, said in enumerate(turns)]
 
 
-def _turns(entry: Mapping[str, Any], where: str) -> list[Any]:
-    """Return an entry's turns; one of Spider is its own turn."""
-    turns = entry.get("interaction", [entry])
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"{where}: interaction must be a list of turns")
-    return turns
-
-
-def _string(entry: Any, names: Sequence[str], where: str) -> str:
+def _text(entry: Any, names: Sequence[str], where: str) -> str:
+    """Return the text that an entry has under one of these names."""
     for name in names:
         if isinstance(entry, Mapping) and isinstance(entry.get(name), str):
             return str(entry[name])
@@ -620,13 +585,12 @@ def _lines(path: Path) -> list[str]:
 
 def _blocks(lines: Sequence[str]) -> list[list[tuple[int, str]]]:
     """Return lines with their numbers, parted at blank ones."""
-    blocks: list[list[tuple[int, str]]] = [[]]
-    for number, line in enumerate(lines, start=1):
-        if line:
-            blocks[-1].append((number, line))
-        elif blocks[-1]:
-            blocks.append([])
-    return [block for block in blocks if block]
+    parts = groupby(enumerate(lines, start=1), lambda line: bool(line[1]))
+    return [list(block) for has_text, block in parts if has_text]
+
+
+def _share(verdicts: Sequence[Verdict], kind: str) -> float:
+    return _mean([bool(getattr(verdict, kind)) for verdict in verdicts])
 
 
 def _mean(values: Sequence[bool]) -> float:

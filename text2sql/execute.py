@@ -119,15 +119,9 @@ class Database:
 
     def _run(self, sql: str | None, limits: Limits, trusted: bool = False) -> Result:
         request = (
-            str(self.path),
-            sql,
-            trusted,
-            limits.seconds,
-            limits.rows,
-            limits.result_bytes,
-            limits.value_bytes,
-            limits.memory_bytes,
-        )
+            str(self.path), sql, trusted, limits.seconds, limits.rows, limits.result_bytes,
+            limits.value_bytes, limits.memory_bytes,
+        )  # fmt: skip
         for _ in range(2):
             worker = _take()
             try:

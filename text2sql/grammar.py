@@ -11,7 +11,7 @@ choice, and returns the tree. `linearise` turns a tree into the choices that lea
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
@@ -25,6 +25,7 @@ from text2sql.sql import (
     STAR,
     ColumnUnit,
     Condition,
+    Conditions,
     Query,
     SelectItem,
     SqlError,
@@ -165,23 +166,13 @@ def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Deriva
         following = yield from _choose(*more, *ends)
         if following not in (*_UNITS, *ARITHMETIC):
             break
-    where: list[Condition | str] = []
-    while following in ("where", "and", "or"):
-        where += [] if following == "where" else [following]
-        where.append((yield from _condition(core, depth, False)))
-        more = _joined(where)
-        following = yield from _choose(*more, *_after(is_part, "group"))
+    where, following = yield from _conditions(core, depth, following, "where", is_part)
     groups: list[ColumnUnit] = []
     while following == "group":
         groups.append(ColumnUnit((yield from core.column())))
         more = ("group",) if len(groups) < _GROUPS else ()
         following = yield from _choose(*more, *_after(is_part, "having"))
-    having: list[Condition | str] = []
-    while following in ("having", "and", "or"):
-        having += [] if following == "having" else [following]
-        having.append((yield from _condition(core, depth, True)))
-        more = _joined(having)
-        following = yield from _choose(*more, *_after(is_part))
+    having, following = yield from _conditions(core, depth, following, "having", is_part)
     sorts: list[ValueUnit] = []
     order, limit = "", None
     while following in (*_ORDERS, "and"):
@@ -205,9 +196,23 @@ def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Deriva
         keys.append((yield Slot("column", options)))
     sources, on = join(names.schema, core.used, keys)
     return Query(
-        tuple(select), sources, on, tuple(where), tuple(groups), tuple(having), tuple(sorts),
+        tuple(select), sources, on, where, tuple(groups), having, tuple(sorts),
         order, limit, distinct,
     )  # fmt: skip
+
+
+def _conditions(
+    core: _Core, depth: int, following: str, clause: str, is_part: bool
+) -> Generator[Slot, int, tuple[Conditions, str]]:
+    """The conditions of WHERE or HAVING, if that follows, and the symbol behind them."""
+    found: list[Condition | str] = []
+    grouped = clause == "having"
+    while following in (clause, "and", "or"):
+        found += [] if following == clause else [following]
+        found.append((yield from _condition(core, depth, grouped)))
+        ends = _after(is_part) if grouped else _after(is_part, "group")
+        following = yield from _choose(*_joined(found), *ends)
+    return tuple(found), following
 
 
 def _after(is_part: bool, *clauses: str) -> tuple[str, ...]:
@@ -355,7 +360,8 @@ def linearise(query: Query, schema: Schema, literals: Literals) -> list[Choice |
         SqlError: The grammar has no such query: sub-queries in FROM, tables that nothing connects,
             lists, a third SELECT in a chain, and what else is outside.
     """
-    return list(_Lineariser(schema, literals).query(query, 0))
+    values = {_key(value): index for index, value in reversed([*enumerate(literals)])}
+    return list(_choices(query, schema, values, 0))
 
 
 def replay(
@@ -387,133 +393,161 @@ def replay(
     raise AssertionError("the last choice is never allowed")
 
 
-class _Lineariser:
-    def __init__(self, schema: Schema, literals: Literals) -> None:
-        self.schema, self.literals = schema, literals
-        self.values = {_key(value): index for index, value in reversed([*enumerate(literals)])}
+def _choices(
+    query: Query, schema: Schema, values: Mapping[str, int], depth: int
+) -> Iterator[Choice | None]:
+    """The choices of a query; `values` are the places of what is on offer, by `_key`."""
+    if depth == 0:
+        yield symbol(query.combination or "single")
+    elif query.combined:
+        raise SqlError("a sub-query that combines two")
+    if query.combined and query.combined.combined:
+        raise SqlError("a third SELECT")
+    for part in (query, query.combined):
+        if part:
+            yield from _CoreChoices(part, schema, values, depth).all()
 
-    def query(self, query: Query, depth: int) -> Iterator[Choice | None]:
-        if depth == 0:
-            yield symbol(query.combination or "single")
-        elif query.combined:
-            raise SqlError("a sub-query that combines two")
-        if query.combined and query.combined.combined:
-            raise SqlError("a third SELECT")
-        yield from self.core(query, depth)
-        if query.combined:
-            yield from self.core(query.combined, depth)
 
-    def core(self, query: Query, depth: int) -> Iterator[Choice | None]:
+class _CoreChoices:
+    """The choices of one SELECT, and which tables they have led to so far.
+
+    Tables of FROM that no column leads to are handed out to the stars, one each, the rest to JOIN.
+    """
+
+    def __init__(
+        self, query: Query, schema: Schema, values: Mapping[str, int], depth: int
+    ) -> None:
+        self.core, self.schema, self.values, self.depth = query, schema, values, depth
         tables = [source for source in query.sources if isinstance(source, int)]
         if len(tables) != len(query.sources):
             raise SqlError("a sub-query in FROM")
-        extras = self.extras(query, list(dict.fromkeys(tables)))
-        yield symbol(_SELECTS[query.distinct])
-        for item in query.select:
-            yield from self.item(item, extras)
-        for clause, conditions in (("where", query.where), ("having", query.having)):
+        self.tables = list(dict.fromkeys(tables))
+        clauses = (query.select, query.where, query.group_by, query.having, query.order_by)
+        columns = {unit.column for unit in columns_of(*chain(*clauses))} - {STAR}
+        self.reached = {schema.columns[column].table for column in columns}
+        if not self.reached <= set(tables):
+            raise SqlError("a column of a query around it")
+        self._pass_through()
+
+    def all(self) -> Iterator[Choice | None]:
+        core = self.core
+        yield symbol(_SELECTS[core.distinct])
+        for item in core.select:
+            yield from self.item(item)
+        for clause, conditions in (("where", core.where), ("having", core.having)):
             if clause == "having":
-                for unit in query.group_by:
+                for unit in core.group_by:
                     yield symbol("group")
-                    yield from self.column(unit, extras)
+                    yield from self.column(unit)
             word = clause
             for part in conditions:
                 if isinstance(part, str):
                     word = part
                     continue
                 yield symbol(word)
-                yield from self.condition(part, depth, clause == "having", extras)
-        for position, value in enumerate(query.order_by):
-            yield symbol(f"order {query.order}" if position == 0 else "and")
-            yield from self.value_unit(value, extras)
-        if query.limit is not None:
-            if not query.order_by:
+                yield from self.condition(part, clause == "having")
+        for position, value in enumerate(core.order_by):
+            yield symbol(f"order {core.order}" if position == 0 else "and")
+            yield from self.value_unit(value)
+        if core.limit is not None:
+            if not core.order_by:
                 raise SqlError("LIMIT without ORDER BY")
             yield symbol("limit")
-            yield self.value(float(query.limit))
-        for table in extras.rest():
+            yield self.value(float(core.limit))
+        while not self.reached.issuperset(self.tables):
             yield symbol("join")
-            yield Choice("table", table)
+            yield self.table()
         yield symbol("end")
+        yield from self.keys()
+
+    def keys(self) -> Iterator[Choice]:
+        """Where several keys can join a table, the query's; where it joins otherwise, the first."""
+        if not self._is_connected():
+            raise SqlError("tables that nothing connects")
         given = {
             frozenset((part.left.left.column, part.right.column))
-            for part in query.on
+            for part in self.core.on
             if isinstance(part, Condition) and isinstance(part.right, ColumnUnit)
         }
-        for options in extras.joins():
-            # The key that the query joins over; where it joins otherwise, the first.
-            joined = (
-                column
-                for column, key in options.items()
-                if all(frozenset(pair) in given for pair in key)
-            )
-            yield Choice("column", next(joined, next(iter(options))))
+        for _, options in _path(self.schema, sorted(self.reached))[1]:
+            if len(options) > 1:
+                joined = (
+                    column
+                    for column, key in options.items()
+                    if all(frozenset(pair) in given for pair in key)
+                )
+                yield Choice("column", next(joined, next(iter(options))))
 
-    def extras(self, query: Query, tables: list[int]) -> _Extras:
-        """Tables of FROM that no column of the query leads to."""
-        clauses = (query.select, query.where, query.group_by, query.having, query.order_by)
-        columns = {unit.column for unit in columns_of(*chain(*clauses))} - {STAR}
-        named = {self.schema.columns[column].table for column in columns}
-        if not named <= set(tables):
-            raise SqlError("a column of a query around it")
-        return _Extras(self.schema, tables, named)
+    def table(self) -> Choice:
+        """The next table of FROM that nothing has led to."""
+        table = next((t for t in self.tables if t not in self.reached), self.tables[0])
+        self.reached.add(table)
+        self._pass_through()
+        return Choice("table", table)
 
-    def item(self, item: SelectItem, extras: _Extras) -> Iterator[Choice | None]:
+    def _pass_through(self) -> None:
+        """Reach the tables between those that are reached."""
+        if self._is_connected():
+            self.reached = set(join(self.schema, sorted(self.reached))[0])
+
+    def _is_connected(self) -> bool:
+        component = self.schema.joinable.components
+        return len({component[table] for table in self.reached}) == 1
+
+    def item(self, item: SelectItem) -> Iterator[Choice | None]:
         value = item.value
         if value.operator:
             yield symbol(value.operator)
         name = item.aggregate or value.left.aggregate or "plain"
-        yield from self.unit(name, value.left, extras)
+        yield from self.unit(name, value.left)
         if value.right:
-            yield from self.column(value.right, extras)
+            yield from self.column(value.right)
 
-    def value_unit(self, value: ValueUnit, extras: _Extras) -> Iterator[Choice | None]:
+    def value_unit(self, value: ValueUnit) -> Iterator[Choice | None]:
         if value.operator:
             yield symbol(value.operator)
         for unit in (value.left, value.right):
             if unit:
-                yield from self.unit(unit.aggregate or "plain", unit, extras)
+                yield from self.unit(unit.aggregate or "plain", unit)
 
-    def unit(self, name: str, unit: ColumnUnit, extras: _Extras) -> Iterator[Choice | None]:
+    def unit(self, name: str, unit: ColumnUnit) -> Iterator[Choice | None]:
         # DISTINCT before another aggregate than count changes sums only, and no exact match.
         yield symbol("count distinct" if name == "count" and unit.distinct else name)
-        yield from self.column(unit, extras)
+        yield from self.column(unit)
 
-    def column(self, unit: ColumnUnit, extras: _Extras) -> Iterator[Choice | None]:
+    def column(self, unit: ColumnUnit) -> Iterator[Choice | None]:
         yield Choice("column", unit.column)
         if unit.column == STAR:
-            yield Choice("table", extras.next())
+            yield self.table()
 
     def value(self, value: float | str) -> Choice | None:
         index = self.values.get(_key(value))
         return None if index is None else Choice("value", index)
 
-    def condition(
-        self, condition: Condition, depth: int, grouped: bool, extras: _Extras
-    ) -> Iterator[Choice | None]:
+    def condition(self, condition: Condition, grouped: bool) -> Iterator[Choice | None]:
         operator = ("not " if condition.negated else "") + condition.operator
         if operator not in _OPERATORS:
             raise SqlError(f"the operator {operator}")
         yield symbol(operator)
         if grouped:
-            yield from self.value_unit(condition.left, extras)
+            yield from self.value_unit(condition.left)
         else:
             yield symbol(condition.left.operator or "plain")
             for unit in (condition.left.left, condition.left.right):
                 if unit and (unit.aggregate or unit.column == STAR):
                     raise SqlError("an aggregate in WHERE")
                 if unit:
-                    yield from self.column(unit, extras)
+                    yield from self.column(unit)
         right = condition.right
         if isinstance(right, Query):
             if condition.operator != "in":
                 yield symbol("query")
-            yield from self.query(right, depth + 1)
+            yield from _choices(right, self.schema, self.values, self.depth + 1)
         elif condition.operator == "in":
             raise SqlError("a list")
         elif isinstance(right, ColumnUnit):
             yield symbol("column")
-            yield from self.column(right, extras)
+            yield from self.column(right)
         else:
             if condition.operator not in ("like", "between"):
                 yield symbol("value")
@@ -522,41 +556,6 @@ class _Lineariser:
             if isinstance(condition.upper, (Query, ColumnUnit)):
                 raise SqlError("an upper bound that is no value")
             yield self.value(condition.upper)
-
-
-class _Extras:
-    """Hands the tables that no column leads to out to the stars, one each, and the rest to JOIN."""
-
-    def __init__(self, schema: Schema, tables: list[int], named: set[int]) -> None:
-        self.schema, self.tables = schema, tables
-        self.reached = set(named)
-        self._close()
-
-    def _close(self) -> None:
-        """Add the tables that the joins pass through."""
-        if self._connected():
-            self.reached = set(join(self.schema, sorted(self.reached))[0])
-
-    def _connected(self) -> bool:
-        component = self.schema.joinable.components
-        return len({component[table] for table in self.reached}) == 1
-
-    def next(self) -> int:
-        table = next((t for t in self.tables if t not in self.reached), self.tables[0])
-        self.reached.add(table)
-        self._close()
-        return table
-
-    def rest(self) -> Iterator[int]:
-        while not self.reached.issuperset(self.tables):
-            yield self.next()
-
-    def joins(self) -> list[dict[int, Key]]:
-        """The keys that can join each table, where there are several; once all is handed out."""
-        if not self._connected():
-            raise SqlError("tables that nothing connects")
-        _, path = _path(self.schema, sorted(self.reached))
-        return [options for _, options in path if len(options) > 1]
 
 
 def _key(value: object) -> str:

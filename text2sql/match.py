@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -27,11 +27,12 @@ from text2sql.sql import STAR, ColumnUnit, Condition, Conditions, Query, ValueUn
 
 HARDNESS = ("easy", "medium", "hard", "extra")
 Form = tuple[Hashable, ...]
+Counts = frozenset[tuple[Any, int]]
 
 
 @dataclass(frozen=True)
 class NormalForm:
-    """What exact set match compares: two queries match if these are equal.
+    """What exact set match (without values) compares: two queries match if these are equal.
 
     Sets stand as sorted or counted collections, so that the order of writing and the names of
     aliases are gone. `group` keeps order, and is empty without GROUP BY.
@@ -48,15 +49,15 @@ class NormalForm:
         combined: Operator and normal form of what the query is combined with.
     """
 
-    select: frozenset[tuple[Hashable, int]]
-    where: frozenset[tuple[Hashable, int]]
-    connectors: frozenset[Hashable]
-    group_names: frozenset[tuple[Hashable, int]]
-    group: Form
-    order: Form
-    keywords: frozenset[str]
-    tables: frozenset[tuple[Hashable, int]]
-    combined: tuple[str, NormalForm] | None
+    select: Counts = frozenset()
+    where: Counts = frozenset()
+    connectors: frozenset[Hashable] = frozenset()
+    group_names: Counts = frozenset()
+    group: Form = ()
+    order: Form = ()
+    keywords: frozenset[str] = frozenset()
+    tables: Counts = frozenset()
+    combined: tuple[str, NormalForm] | None = None
 
 
 def normal_form(query: Query, schema: Schema) -> NormalForm:
@@ -71,22 +72,13 @@ def normal_form(query: Query, schema: Schema) -> NormalForm:
     return _normal_form(query, schema, merged)
 
 
-def exact_match(prediction: Query | None, gold: Query, schema: Schema) -> bool:
-    """Return whether a prediction is the gold query by exact set match without values.
-
-    One that could not be parsed (None) never is.
-    """
-    return prediction is not None and normal_form(prediction, schema) == normal_form(gold, schema)
-
-
 def partial_match(prediction: NormalForm | None, gold: NormalForm) -> dict[str, bool]:
     """Return which components match, by the names that the official evaluation gives them.
 
     A component that both lack matches. They all match, and `tables`, if and only if the whole does.
     A prediction that could not be parsed (None) is compared as an empty query.
     """
-    empty: frozenset[Any] = frozenset()
-    form = prediction or NormalForm(empty, empty, empty, empty, (), (), empty, empty, None)
+    form = prediction or NormalForm()
     return {
         "select": form.select == gold.select,
         "select(no AGG)": _counted(form.select, 1) == _counted(gold.select, 1),
@@ -130,12 +122,8 @@ def hardness(query: Query) -> str:
         + sum(bool(unit.aggregate) for unit in columns_of(*query.group_by, *query.order_by))
         + sum(isinstance(c, str) or c.negated for c in query.having)
     )
-    others = (
-        (aggregates > 1)
-        + (len(query.select) > 1)
-        + (len(query.where) > 1)
-        + (len(query.group_by) > 1)
-    )
+    parts = (len(query.select), len(query.where), len(query.group_by))
+    others = sum(count > 1 for count in (aggregates, *parts))
     if components <= 1 and others == 0 and nested == 0:
         return "easy"
     if nested == 0 and ((others <= 2 and components <= 1) or (components <= 2 and others < 2)):
@@ -198,11 +186,11 @@ def _normal_form(query: Query, schema: Schema, merged: dict[int, int]) -> Normal
     )
 
 
-def _count(items: Any) -> frozenset[tuple[Hashable, int]]:
+def _count(items: Iterable[Hashable]) -> Counts:
     return frozenset(Counter(items).items())
 
 
-def _counted(items: frozenset[tuple[Any, int]], position: int) -> Counter[Hashable]:
+def _counted(items: Counts, position: int) -> Counter[Hashable]:
     """Count by one member of each item."""
     found: Counter[Hashable] = Counter()
     for item, count in items:
@@ -210,27 +198,24 @@ def _counted(items: frozenset[tuple[Any, int]], position: int) -> Counter[Hashab
     return found
 
 
-def _keywords(query: Query) -> set[str]:
-    found = {
-        word
-        for word, there in (
-            ("where", query.where),
-            ("group", query.group_by),
-            ("having", query.having),
-            ("order", query.order),
-            ("limit", query.limit is not None),
-        )
-        if there
+def _keywords(query: Query) -> Iterator[str]:
+    clauses = {
+        "where": query.where,
+        "group": query.group_by,
+        "having": query.having,
+        "order": query.order,
+        "limit": query.limit is not None,
+        query.order: query.order,
+        query.combination: query.combination,
     }
-    found |= {word for word in (query.order, query.combination) if word}
+    yield from (word for word, there in clauses.items() if there)
     for clause in (query.on, query.where, query.having):
         if "or" in clause[1::2]:
-            found.add("or")
+            yield "or"
         for part in clause[::2]:
             if isinstance(part, Condition):
-                found |= {"not"} if part.negated else set()
-                found |= {part.operator} & {"in", "like"}
-    return found
+                yield from ["not"] * part.negated
+                yield from {part.operator} & {"in", "like"}
 
 
 def _literal(query: Query, values: bool) -> Query:
@@ -335,11 +320,6 @@ def without_masks(sql: str, schema: Schema) -> str:
             start = match.start() + match[0].index(MASK)
             sql = f"{sql[:start]}1{sql[start + len(MASK) :]}"
     return sql
-
-
-def order_matters(gold: str) -> bool:
-    """Return whether the order of the gold query's rows counts: whether it says ORDER BY."""
-    return "order by" in gold.lower()
 
 
 def results_match(gold: Sequence[Row], prediction: Sequence[Row], ordered: bool) -> bool:

@@ -13,8 +13,9 @@ from torchmetrics.text import BLEUScore
 from torchmetrics.utilities import dim_zero_cat
 
 from text2sql.evaluation import Verdict
-from text2sql.rewards import database_share, words_of
+from text2sql.rewards import database_share
 from text2sql.schema import Schema
+from text2sql.words import words_of
 
 
 class InteractionMatch(Metric):

@@ -362,17 +362,9 @@ class ParserNetwork(nn.Module):
 
     def log_likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-likelihoods of the gold derivations in nats, and their numbers of choices, (B,)."""
-        logits, targets = self._teacher_forced(batch)
-        found = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none"
-        )
-        return -found.view(targets.shape).sum(1), (targets != -100).sum(1)
-
-    def _teacher_forced(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        device = batch.is_node.device
+        device, nodes = batch.is_node.device, batch.is_node.shape[1]
         memory = self.encode(batch)
         length = max(len(f.choices) for f in batch.features)
-        nodes = batch.is_node.shape[1]
         size = (len(batch.features), length)
         kinds, chosen = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         targets = np.full(size, -100)
@@ -388,24 +380,22 @@ class ParserNetwork(nn.Module):
                     symbols[b, t, list(slot.allowed)] = True
             # Padding has all symbols to choose from, so that no row is without an option.
             symbols[b, len(f.choices) :] = True
-        kind = torch.from_numpy(kinds).to(device)
-        hidden = self._decode(
-            _empty(batch), memory, torch.from_numpy(chosen[:, :-1]).to(device), kind
+        kind, before, target, narrow = (
+            torch.from_numpy(array).to(device) for array in (kinds, chosen[:, :-1], targets, symbols)
         )
-        of_kind = _of_kind(batch)[:, None].expand(-1, length, -1)
-        allowed = of_kind == kind[..., None]
-        allowed[..., : len(SYMBOLS)] &= torch.from_numpy(symbols).to(device)
+        hidden = self._decode(_empty(batch), memory, before, kind)
+        allowed = _of_kind(batch)[:, None].expand(-1, length, -1) == kind[..., None]
+        allowed[..., : len(SYMBOLS)] &= narrow
         scores = self._scores(memory, hidden).masked_fill(~allowed, -torch.inf)
-        return scores, torch.from_numpy(targets).to(device)
+        found = F.cross_entropy(
+            scores.flatten(0, 1).float(), target.flatten(), ignore_index=-100, reduction="none"
+        )
+        return -found.view(target.shape).sum(1), (target != -100).sum(1)
 
     def _decode(self, empty: Tensor, memory: Tensor, chosen: Tensor, kinds: Tensor) -> Tensor:
-        """States for the slots, (B, T, D).
+        """States (B, T, D) for slots of kinds (B, T), behind the options chosen, (B, T - 1).
 
-        Args:
-            empty: Where the memory is padding, (B, N + V).
-            memory: Of `encode`.
-            chosen: The options chosen so far, (B, T - 1).
-            kinds: Of all slots, (B, T).
+        The memory is that of `encode`; `empty` says where it is padding, (B, N + V).
         """
         b, t = kinds.shape
         options = torch.cat(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from terminal import literal
 from text2sql.dialogue import Example
@@ -22,9 +23,8 @@ from text2sql.evaluation import (
     read_predictions,
 )
 from text2sql.execute import Limits
+from text2sql.match import HARDNESS
 from text2sql.schema import Schema, read_tables
-
-_LEVELS = ("easy", "medium", "hard", "extra")
 
 
 def score_files(
@@ -90,7 +90,7 @@ def notes(scores: Scores, source: Path | None) -> list[str]:
     """Return what else there is to say of scores: where keys come from, and odd turns."""
     verdicts = scores.verdicts
     said = [f"foreign keys: {source or 'the SQLite files'}"]
-    if scores.executed:
+    if "execution" in scores.kinds:
         files = {v.db_id: v.files for v in verdicts}
         said.append(f"executed on {len(files)} databases, {sum(files.values())} SQLite files")
     if unparsed := sum(not v.parsed for v in verdicts):
@@ -113,18 +113,14 @@ def notes(scores: Scores, source: Path | None) -> list[str]:
 
 def show_scores(scores: Scores, title: str, console: Console) -> None:
     """Print match by turn and by hardness."""
-    kinds = ("exact", "execution") if scores.executed else ("exact",)
-    metrics = scores.metrics()
-    interactions = len({verdict.interaction for verdict in scores.verdicts})
+    kinds, metrics, interactions = scores.kinds, scores.metrics(), scores.interactions
     many = len(scores.verdicts) > interactions
     groups = {"turn": scores.by_turn() if many else {}, "hardness": scores.by_hardness()}
     for group, rows in groups.items():
         if not rows:
             continue
-        table = Table(title=literal(f"{title}, by {group}"), title_justify="left")
-        table.add_column(group)
-        for name in ("turns", *(f"{kind} %" for kind in kinds)):
-            table.add_column(name, justify="right")
+        names = ("turns", *(f"{kind} %" for kind in kinds))
+        table = _table(literal(f"{title}, by {group}"), group, names)
         for name, row in rows.items():
             table.add_row(
                 name, f"{row['count']:.0f}", *(f"{100 * row[kind]:.1f}" for kind in kinds)
@@ -140,11 +136,9 @@ def show_scores(scores: Scores, title: str, console: Console) -> None:
 def show_readings(verdicts: Mapping[str, Sequence[Verdict]], console: Console) -> None:
     """Print the readings side by side: question and interaction match, by turn and by hardness."""
     scores = {reading: Scores(tuple(v)) for reading, v in verdicts.items() if v}
-    executed = all(s.executed for s in scores.values())
-    kinds = ("exact", "execution") if executed else ("exact",)
-    table = Table(title="match of turns and interactions, %", title_justify="left")
-    for name in ("reading", "turns", *(f"{k} {w}" for k in kinds for w in ("QM", "IM"))):
-        table.add_column(name, justify="left" if name == "reading" else "right")
+    kinds = min((found.kinds for found in scores.values()), key=len, default=("exact",))
+    names = ("turns", *(f"{kind} {what}" for kind in kinds for what in ("QM", "IM")))
+    table = _table("match of turns and interactions, %", "reading", names)
     for reading, found in scores.items():
         m = found.metrics()
         shares = [m[name] for kind in kinds for name in (kind, f"{kind}_interaction")]
@@ -153,16 +147,19 @@ def show_readings(verdicts: Mapping[str, Sequence[Verdict]], console: Console) -
     console.print(table)
     by_turn = {reading: found.by_turn() for reading, found in scores.items()}
     by_level = {reading: found.by_hardness() for reading, found in scores.items()}
-    for title, groups, by in (("turn", TURNS, by_turn), ("hardness", _LEVELS, by_level)):
-        table = Table(title=f"exact match by {title}, %", title_justify="left")
-        table.add_column("reading")
+    for title, groups, by in (("turn", TURNS, by_turn), ("hardness", HARDNESS, by_level)):
         shown = [group for group in groups if any(group in rows for rows in by.values())]
-        for group in shown:
-            table.add_column(group, justify="right")
+        table = _table(f"exact match by {title}, %", "reading", shown)
         for reading, rows in by.items():
             cells = (f"{100 * rows[g]['exact']:.1f}" if g in rows else "-" for g in shown)
             table.add_row(reading, *cells)
         console.print(table)
+
+
+def _table(title: str | Text, first: str, others: Sequence[str]) -> Table:
+    """An empty table; its columns but the first hold numbers."""
+    columns = (first, *(Column(name, justify="right") for name in others))
+    return Table(*columns, title=title, title_justify="left")
 
 
 def sample_row(

@@ -14,13 +14,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from text2sql.dialogue import Example
+from text2sql.encoder import load_pretrained
 from text2sql.linking import cells
 from text2sql.schema import Schema
+from text2sql.words import words_of
 
 # Words that stand for something said before. `that` and `which` are left out: in complete questions
 # they begin relative clauses.
@@ -32,15 +34,9 @@ PRONOUNS = frozenset(
 _EMPTY = frozenset(
     """a an and are as at by for from in is of on or per the to with""".split()  # noqa: SIM905
 )
-_WORD = re.compile(r"\w+|[^\w\s]")
 _VALUE_WORDS = 6  # longer cells are texts, which nobody quotes whole
 
 # --- words of the database -----------------------------------------------------------------------
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words and punctuation marks."""
-    return _WORD.findall(text.lower())
 
 
 def lemma(word: str) -> str:
@@ -118,11 +114,8 @@ def pronouns(text: str) -> int:
 # --- fluency -------------------------------------------------------------------------------------
 
 
-class Fluency(Protocol):
-    """A frozen language model."""
-
-    def __call__(self, texts: Sequence[str]) -> list[float]:
-        """Mean log-probability of each text, in nats per word or token."""
+Fluency = Callable[[Sequence[str]], list[float]]
+"""A frozen language model: mean log-probability of each text, in nats per word or token."""
 
 
 class TrigramModel:
@@ -175,13 +168,7 @@ class PretrainedFluency:
     """
 
     def __init__(self, name: str) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            self.model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{name}: cannot be loaded: {error}") from error
+        self.model, self.tokenizer = load_pretrained(AutoModelForCausalLM, name)
         self.model.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -252,49 +239,50 @@ class Rewards:
         self, examples: Sequence[Example], texts: Sequence[str]
     ) -> dict[str, list[float]]:
         """Score complete questions, each for its example."""
-        parts = self._shared(texts)
-        w = self.weights
-        if w.database:
-            parts["database"] = [
-                0.0
-                if share is None
-                else w.database * max(-1.0, naturalness(share, self.natural_share))
-                for share in self._shares(examples, texts)
-            ]
-        if w.pronoun:
-            parts["pronoun"] = [-w.pronoun * pronouns(text) for text in texts]
-        if w.parser and self.verify is not None:
-            verdicts = self.verify(examples, texts)
-            parts["parser"] = [w.parser * verdict for verdict in verdicts]
+        natural = self.natural_share
+        parts = self._parts(
+            examples,
+            texts,
+            database=lambda share: max(-1.0, naturalness(share, natural)),
+            pronoun=lambda count: -float(count),
+        )
+        if (weight := self.weights.parser) and self.verify is not None:
+            parts["parser"] = [weight * verdict for verdict in self.verify(examples, texts)]
         return parts
 
     def of_simplified(
         self, examples: Sequence[Example], texts: Sequence[str]
     ) -> dict[str, list[float]]:
         """Score short questions, each for its example: fewer database words, one pronoun pays."""
-        parts = self._shared(texts)
-        w = self.weights
+        return self._parts(
+            examples,
+            texts,
+            database=lambda share: -min(1.0, share / self.natural_share),
+            pronoun=lambda count: min(1, count),
+        )
+
+    def _parts(
+        self,
+        examples: Sequence[Example],
+        texts: Sequence[str],
+        database: Callable[[float], float],
+        pronoun: Callable[[int], float],
+    ) -> dict[str, list[float]]:
+        """Weighted parts, by what a share of database words and a number of pronouns are worth."""
+        w, parts = self.weights, dict[str, list[float]]()
+        if w.fluency and self.fluency is not None:
+            parts["fluency"] = [w.fluency * mean for mean in self.fluency(texts)]
         if w.database:
-            parts["database"] = [
-                0.0 if share is None else -w.database * min(1.0, share / self.natural_share)
-                for share in self._shares(examples, texts)
-            ]
+            parts["database"] = []
+            for example, text in zip(examples, texts, strict=True):
+                worth = 0.0
+                if example.schema is not None:
+                    file = example.database if self.values else None
+                    worth = w.database * database(database_share(text, example.schema, file))
+                parts["database"].append(worth)
         if w.pronoun:
-            parts["pronoun"] = [w.pronoun * min(1, pronouns(text)) for text in texts]
+            parts["pronoun"] = [w.pronoun * pronoun(pronouns(text)) for text in texts]
         return parts
-
-    def _shared(self, texts: Sequence[str]) -> dict[str, list[float]]:
-        if not self.weights.fluency or self.fluency is None:
-            return {}
-        return {"fluency": [self.weights.fluency * mean for mean in self.fluency(texts)]}
-
-    def _shares(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float | None]:
-        return [
-            None
-            if example.schema is None
-            else database_share(text, example.schema, example.database if self.values else None)
-            for example, text in zip(examples, texts, strict=True)
-        ]
 
 
 def complete_questions(examples: Collection[Example]) -> list[str]:

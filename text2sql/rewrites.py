@@ -9,8 +9,9 @@ import torch
 from atomic import replacing
 from text2sql.dialogue import Example
 from text2sql.linking import content, stems
-from text2sql.rewards import pronouns, words_of
+from text2sql.rewards import pronouns
 from text2sql.rewriting import Rewriter, to_rewrite
+from text2sql.words import words_of
 
 TOGETHER = 32  # turns that are rewritten in one batch
 _COPY = 1.0  # nats that a rewrite must be better than the utterance as it is [D]

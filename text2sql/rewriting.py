@@ -14,14 +14,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from text2sql.decoding import Advance, beam_search, draw_samples, evaluating
+from text2sql.decoding import beam_search, draw_samples, evaluating
 from text2sql.dialogue import Example
 from text2sql.encoder import Vocabulary
+from text2sql.words import WORD
 
 TURNS = 4  # of a dialogue that are read before the current one
 TEXT, HINTS = 0, TURNS + 1  # roles of positions; between them, how many turns ago a position is
@@ -70,7 +72,7 @@ class Hypothesis:
 
     Args:
         text: In words.
-        score: Its log-probability; of a beam search divided by its length to the given power.
+        score: Its log-probability; of a beam search divided by its length.
         tokens: Word pieces with the end, without the beginning.
     """
 
@@ -293,61 +295,22 @@ class Rewriter(nn.Module, ABC):
         scored = self._scored(memory.repeated(copies) if copies > 1 else memory, inputs, padded)
         return scored.masked_fill(~mask, 0.0), mask
 
-    @torch.no_grad()
-    def generate(
-        self, sources: Sequence[Source], beam: int = 1, length_penalty: float = 1.0
-    ) -> list[list[Hypothesis]]:
+    def generate(self, sources: Sequence[Source], beam: int = 1) -> list[list[Hypothesis]]:
         """Write K texts for each of B sources by beam search, best first; dropout off."""
+        return self._written(sources, beam, partial(beam_search, batch=len(sources), beam=beam))
 
-        def search(advance: Advance) -> tuple[Tensor, Tensor]:
-            return beam_search(
-                advance,
-                len(sources),
-                beam,
-                begin=self.begin,
-                end=self.end,
-                max_tokens=self.target_tokens,
-                length_penalty=length_penalty,
-                device=self.device,
-            )
-
-        tokens, scores = self._decode(sources, beam, search)
-        return self._hypotheses(sources, tokens, scores)
-
-    @torch.no_grad()
     def sample(
-        self,
-        sources: Sequence[Source],
-        samples: int,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, sources: Sequence[Source], samples: int, generator: torch.Generator | None = None
     ) -> list[list[Hypothesis]]:
         """Draw K texts for each of B sources, see `draw_samples`; dropout off."""
+        draw = partial(draw_samples, rows=len(sources) * samples, generator=generator)
+        return self._written(sources, samples, draw)
 
-        def search(advance: Advance) -> tuple[Tensor, Tensor]:
-            tokens, scores = draw_samples(
-                advance,
-                len(sources) * samples,
-                begin=self.begin,
-                end=self.end,
-                max_tokens=self.target_tokens,
-                temperature=temperature,
-                generator=generator,
-                device=self.device,
-            )
-            return (
-                tokens.view(len(sources), samples, -1),
-                scores.view(len(sources), samples),
-            )
-
-        return self._hypotheses(sources, *self._decode(sources, samples, search))
-
-    def _decode(
-        self,
-        sources: Sequence[Source],
-        copies: int,
-        search: Callable[[Advance], tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _written(
+        self, sources: Sequence[Source], copies: int, search: Callable[..., tuple[Tensor, Tensor]]
+    ) -> list[list[Hypothesis]]:
+        """What a search finds, `copies` texts for each source."""
         with evaluating(self):
             memory = self._encode(self.features(sources)).repeated(copies)
 
@@ -355,24 +318,22 @@ class Rewriter(nn.Module, ABC):
                 memory.reorder(rows)
                 return self._next(memory, tokens)
 
-            return search(advance)
-
-    def _hypotheses(
-        self, sources: Sequence[Source], tokens: Tensor, scores: Tensor
-    ) -> list[list[Hypothesis]]:
-        found = []
-        for source, rows, row_scores in zip(sources, tokens.tolist(), scores.tolist(), strict=True):
-            ended = [row[: row.index(self.end) + 1 if self.end in row else None] for row in rows]
-            found.append(
-                [
-                    Hypothesis(self.words(row, source), score, tuple(row))
-                    for row, score in zip(ended, row_scores, strict=True)
-                ]
+            tokens, scores = search(
+                advance,
+                begin=self.begin,
+                end=self.end,
+                max_tokens=self.target_tokens,
+                device=self.device,
             )
+        found: list[list[Hypothesis]] = [[] for _ in sources]
+        rows = zip(tokens.flatten(0, -2).tolist(), scores.flatten().tolist(), strict=True)
+        for number, (row, score) in enumerate(rows):
+            place = number // copies
+            ended = row[: row.index(self.end) + 1 if self.end in row else None]
+            found[place].append(Hypothesis(self.words(ended, sources[place]), score, tuple(ended)))
         return found
 
 
-_PIECE = re.compile(r"\w+|[^\w\s]")
 _CLOSING, _OPENING = re.compile(r" ([.,;:?!%)\]}])"), re.compile(r"([(\[{$]) ")
 
 
@@ -390,13 +351,13 @@ def spelled(text: str, sources: Sequence[str]) -> str:
     for source in sources:
         for position, word in enumerate(source.split()):
             for form in (word, word.strip(".,;:?!\"'()")):
-                pieces = tuple(_PIECE.findall(form.lower()))
+                pieces = tuple(WORD.findall(form.lower()))
                 # The capital of a sentence's first word says nothing about the word.
                 plain = position == 0 and form[1:].islower()
                 if pieces:
                     forms[pieces] = form.lower() if plain else form
     longest = max(map(len, forms), default=1)
-    written = _PIECE.findall(text)
+    written = WORD.findall(text)
     words: list[str] = []
     at = 0
     while at < len(written):

@@ -11,6 +11,8 @@ from itertools import chain, combinations, groupby
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
+
 from text2sql.execute import Database, Limits
 from text2sql.words import split_name, stem
 
@@ -27,16 +29,19 @@ _AFFINITY = (
     ("number", ("int", "real", "floa", "doub", "num", "dec", "money")),
     ("text", ("char", "clob", "text", "string")),
 )
-_FIELDS = {
-    "db_id": str,
-    "table_names": list,
-    "table_names_original": list,
-    "column_names": list,
-    "column_names_original": list,
-    "column_types": list,
-    "primary_keys": list,
-    "foreign_keys": list,
-}
+
+
+class _Entry(TypedDict):
+    """What is read of an entry of a tables.json; pairs are of a table's index and a name."""
+
+    db_id: str
+    table_names: list[str]
+    table_names_original: list[str]
+    column_names: list[tuple[int, str]]
+    column_names_original: list[tuple[int, str]]
+    column_types: list[str]
+    primary_keys: list[int | list[int]]
+    foreign_keys: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +273,8 @@ class Schema:
         tables: list[Table] = []
         columns = [Column("*", "*", -1, "text")]
         primary: list[int] = []
-        links: list[list[tuple[int, str, str, str | None, int]]] = []
         try:
             for name in _readable(file):
-                index, first = len(tables), len(columns)
                 try:
                     described = file.catalogue(f"PRAGMA table_info({_quoted(name)})")
                 except ValueError as error:
@@ -279,39 +282,39 @@ class Schema:
                         raise
                     warnings.warn(f"{path}: {name} is left out: {error}", stacklevel=2)
                     continue
-                for row in described:
-                    if row[5]:
-                        primary.append(len(columns))
-                    columns.append(Column(row[1], split_name(row[1]), index, _kind(row[2])))
+                first = len(columns)
+                for _, column, declared, _, _, key in described:
+                    primary += [len(columns)] if key else []
+                    columns.append(Column(column, split_name(column), len(tables), _kind(declared)))
                 tables.append(Table(name, split_name(name), tuple(range(first, len(columns)))))
-                # Newest key first is SQLite's order; by number and part it is the file's.
-                keys = file.catalogue(f"PRAGMA foreign_key_list({_quoted(name)})")
-                links += [
-                    [(index, row[3], row[2], row[4], row[1]) for row in parts]
-                    for _, parts in groupby(
-                        sorted(keys, key=lambda key: (-key[0], key[1])), lambda key: key[0]
-                    )
-                ]
+            schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), (), ())
+            keys = tuple(key for index in range(len(tables)) for key in schema._declared(index, file))
         except ValueError as error:
             raise ValueError(f"{path}: cannot be read as a SQLite database: {error}") from error
-        schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), (), ())
-        linked = tuple(key for key in map(schema._linked, links) if key)
-        return replace(schema, foreign_keys=tuple(chain.from_iterable(linked)), keys=linked)
+        return replace(schema, foreign_keys=tuple(chain.from_iterable(keys)), keys=keys)
 
-    def _linked(self, parts: list[tuple[int, str, str, str | None, int]]) -> Key:
-        """Resolve a foreign key; one to a table or column that is not there says nothing."""
-        found = []
-        for table, name, target, column, part in parts:
-            source, other = self.find_column(table, name), self.find_table(target)
-            if other is None:
-                return ()
-            keys = [key for key in self.primary_keys if self.columns[key].table == other]
-            implied = keys[part] if column is None and part < len(keys) else None
-            there = implied if column is None else self.find_column(other, column)
-            if source is None or there is None:
-                return ()
-            found.append((source, there))
-        return tuple(found)
+    def _declared(self, table: int, file: Database) -> Iterator[Key]:
+        """Read a table's foreign keys; one to a table or column that is not there says nothing."""
+        rows = file.catalogue(f"PRAGMA foreign_key_list({_quoted(self.tables[table].name)})")
+        # Newest key first is SQLite's order; by number and part it is the file's.
+        rows.sort(key=lambda row: (-row[0], row[1]))
+        for _, parts in groupby(rows, lambda row: row[0]):
+            pairs = [self._linked(table, *row[1:5]) for row in parts]
+            found = tuple(pair for pair in pairs if pair is not None)
+            if len(found) == len(pairs):
+                yield found
+
+    def _linked(
+        self, table: int, part: int, target: str, name: str, to: str | None
+    ) -> tuple[int, int] | None:
+        """One column of a foreign key and what it refers to: without a name, the primary key."""
+        source, other = self.find_column(table, name), self.find_table(target)
+        if source is None or other is None:
+            return None
+        primary = [key for key in self.primary_keys if self.columns[key].table == other]
+        implied = primary[part] if part < len(primary) else None
+        there = implied if to is None else self.find_column(other, to)
+        return None if there is None else (source, there)
 
     @classmethod
     def from_entry(cls, entry: Any, where: str = "entry") -> Schema:
@@ -320,82 +323,69 @@ class Schema:
         Raises:
             ValueError: A field is missing or of the wrong form; names it.
         """
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"{where}: must be an object with {', '.join(_FIELDS)}")
-        where = f"{where} ({entry['db_id']})" if isinstance(entry.get("db_id"), str) else where
-        for field, kind in _FIELDS.items():
-            if not isinstance(entry.get(field), kind):
-                has = repr(entry[field])[:40] if field in entry else "nothing"
-                raise ValueError(
-                    f"{where}: {field} must be a {'list' if kind is list else 'string'}, has {has}"
-                )
-        names, originals = entry["column_names"], entry["column_names_original"]
-        tables, table_words = entry["table_names_original"], entry["table_names"]
-        for one, other in (
-            ("table_names", "table_names_original"),
-            ("column_names", "column_names_original"),
-            ("column_types", "column_names_original"),
-        ):
-            if len(entry[one]) != len(entry[other]):
-                raise ValueError(
-                    f"{where}: {one} has {len(entry[one])} items, {other} {len(entry[other])}"
-                )
-        for field in ("table_names", "table_names_original", "column_types"):
-            for position, name in enumerate(entry[field]):
-                if not isinstance(name, str):
-                    raise ValueError(f"{where}: {field}[{position}] must be a string: {name!r}")
-        for field, listed in (("column_names", names), ("column_names_original", originals)):
-            for position, pair in enumerate(listed):
-                lowest, highest = (0, len(tables) - 1) if position else (-1, -1)
-                if not (
-                    isinstance(pair, list)
-                    and len(pair) == 2
-                    and isinstance(pair[0], int)
-                    and isinstance(pair[1], str)
-                    and lowest <= pair[0] <= highest
-                ):
-                    raise ValueError(
-                        f"{where}: {field}[{position}] must be "
-                        + ("[index of a table, name]" if position else '[-1, "*"]')
-                        + f": {pair!r}"
-                    )
-        if not originals:
-            raise ValueError(f"{where}: column_names_original must begin with [-1, '*']")
+        named = isinstance(entry, Mapping) and isinstance(entry.get("db_id"), str)
+        where = f"{where} ({entry['db_id']})" if named else where
+        found = _read_entry(entry, where)
+        names = zip(found["column_names_original"], found["column_names"], strict=True)
         columns = tuple(
-            Column(original, words, table, kind if kind in KINDS else "others")
-            for (table, original), (_, words), kind in zip(
-                originals, names, entry["column_types"], strict=True
-            )
+            Column(name, words, table, kind if kind in KINDS else "others")
+            for ((table, name), (_, words)), kind in zip(names, found["column_types"], strict=True)
         )
-        pairs = tuple(
-            (pair[0], pair[1])
-            for position, key in enumerate(entry["foreign_keys"])
-            for pair in [list(_indices(key, len(columns), f"{where}: foreign_keys[{position}]", 2))]
-        )
+        tables = zip(found["table_names_original"], found["table_names"], strict=True)
+        # Composite keys stand in newer files as lists within the list of primary keys.
+        keys = [key if isinstance(key, list) else [key] for key in found["primary_keys"]]
+        primary, foreign = tuple(chain.from_iterable(keys)), tuple(found["foreign_keys"])
+        indices = [("primary_keys", index) for index in primary]
+        indices += [(f"foreign_keys[{n}]", index) for n, pair in enumerate(foreign) for index in pair]
+        for place, index in indices:
+            if not 0 < index < len(columns):
+                raise ValueError(
+                    f"{where}: {place}: {index} is no column; those are 1 to {len(columns) - 1}"
+                )
         return cls(
-            entry["db_id"],
+            found["db_id"],
             tuple(
                 Table(name, words, tuple(i for i, c in enumerate(columns) if c.table == index))
-                for index, (name, words) in enumerate(zip(tables, table_words, strict=True))
+                for index, (name, words) in enumerate(tables)
             ),
             columns,
-            tuple(_indices(entry["primary_keys"], len(columns), f"{where}: primary_keys")),
-            pairs,
-            _grouped(pairs, columns),
+            primary,
+            foreign,
+            _grouped(foreign, columns),
         )
 
-    def to_entry(self) -> dict[str, Any]:
-        """Return the schema as an entry of a tables.json."""
-        return {
-            "db_id": self.db_id,
-            "table_names": [table.words for table in self.tables],
-            "table_names_original": [table.name for table in self.tables],
-            "column_names": [[column.table, column.words] for column in self.columns],
-            "column_names_original": [[column.table, column.name] for column in self.columns],
-            "column_types": [column.kind for column in self.columns],
-            "primary_keys": list(self.primary_keys),
-            "foreign_keys": [list(pair) for pair in self.foreign_keys],
-        }
+
+def _read_entry(entry: Any, where: str) -> _Entry:
+    """Return an entry of a tables.json whose lists fit each other."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        found = TypeAdapter(_Entry).validate_python(entry)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field, *steps = first["loc"] or ("it",)
+        place = "".join(f"[{step}]" for step in steps if isinstance(step, int))
+        words = first["msg"].replace("Input should be", "must be")
+        raise ValueError(
+            f"{where}: {field}{place}: {words}, has {first['input']!r:.40}"
+        ) from error
+    for one, other in (
+        ("table_names", "table_names_original"),
+        ("column_names", "column_names_original"),
+        ("column_types", "column_names_original"),
+    ):
+        if len(entry[one]) != len(entry[other]):
+            raise ValueError(
+                f"{where}: {one} has {len(entry[one])} items, {other} {len(entry[other])}"
+            )
+    last = len(found["table_names"]) - 1
+    for position, (table, name) in enumerate(found["column_names_original"] or [(0, "nothing")]):
+        if not (0 <= table <= last if position else table == -1):
+            wanted = f"index of a table, 0 to {last}" if position else "-1, of *"
+            raise ValueError(
+                f"{where}: column_names_original[{position}] must begin with the {wanted}: {name!r}"
+            )
+    return found
 
 
 def read_tables(path: str | Path) -> dict[str, Schema]:
@@ -429,18 +419,6 @@ def read_list(path: str | Path, what: str) -> list[Any]:
     if not isinstance(content, list):
         raise ValueError(f"{path}: must be a list of {what}")
     return content
-
-
-def _indices(values: Any, count: int, where: str, length: int | None = None) -> Iterator[int]:
-    flat = isinstance(values, list) and (length is None or len(values) == length)
-    if not flat:
-        raise ValueError(f"{where}: must be a list of {length or 'column'} indices: {values!r}")
-    for value in values:
-        # Composite keys stand in newer files as lists within the list of primary keys.
-        for index in value if isinstance(value, list) and length is None else [value]:
-            if not (isinstance(index, int) and 0 < index < count):
-                raise ValueError(f"{where}: {index!r} is no column; those are 1 to {count - 1}")
-            yield index
 
 
 def _quoted(name: str) -> str:

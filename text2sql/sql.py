@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TypeAlias
 
 from text2sql.schema import Schema
@@ -29,12 +30,11 @@ COMPARISONS = (
     "not", "between", "=", ">", "<", ">=", "<=", "!=", "in", "like", "is", "exists",
 )  # fmt: skip
 COMBINATIONS = ("intersect", "union", "except")
-_CLAUSES = frozenset(
-    ("select", "from", "where", "group", "order", "limit", "intersect", "union", "except")
-)
-_JOINING = frozenset(("join", "on", "as"))
-_CLAUSE_ENDS = _CLAUSES | {")", ";"}
-_VALUE_ENDS = _CLAUSES | _JOINING | {",", ")", "and"}
+_END = ""  # stands behind the last token
+_CLAUSES = ("select", "from", "where", "group", "order", "limit", *COMBINATIONS, _END)
+_JOINING = ("join", "on", "as")
+_CLAUSE_ENDS = (*_CLAUSES, ")", ";")
+_VALUE_ENDS = (*_CLAUSES, *_JOINING, ",", ")", "and")
 _TOO_SHORT = "the query ends too early"
 STAR = 0  # the index of `*` among a schema's columns
 
@@ -231,7 +231,7 @@ class _Parser:
     """Recursive descent: a method reads from `position` on, and leaves it behind what it read."""
 
     def __init__(self, tokens: list[str], schema: Schema, scoped: bool) -> None:
-        self.tokens, self.schema, self.scoped = tokens, schema, scoped
+        self.tokens, self.schema, self.scoped = [*tokens, _END], schema, scoped
         self.position, self.scope = 0, _Scope([], {})
         self.aliases: dict[str, str] = {}  # what `AS` defines in the whole text
         for position, token in enumerate(tokens):
@@ -245,8 +245,8 @@ class _Parser:
 
     @property
     def token(self) -> str:
-        """The next one."""
-        if self.position >= len(self.tokens):
+        """The next one, which must be there."""
+        if self.has(_END):
             raise SqlError(_TOO_SHORT)
         return self.tokens[self.position]
 
@@ -256,22 +256,15 @@ class _Parser:
         return token
 
     def has(self, *words: str) -> bool:
-        return self.position < len(self.tokens) and self.tokens[self.position] in words
+        return self.tokens[self.position] in words
 
     def take(self, *words: str) -> str:
         """The next token if it is one of these, else nothing."""
-        if not self.has(*words):
-            return ""
-        self.position += 1
-        return self.tokens[self.position - 1]
+        return self.next() if self.has(*words) else ""
 
     def expect(self, word: str) -> None:
         if (token := self.next()) != word:
             raise SqlError(f"{word!r} expected, not {token!r}")
-
-    def stands_before(self, ends: frozenset[str]) -> bool:
-        """Whether there is a next token, and it is none of these."""
-        return self.position < len(self.tokens) and self.tokens[self.position] not in ends
 
     def query(self) -> Query:
         in_block = self.token == "("
@@ -310,7 +303,7 @@ class _Parser:
         self.position = self.tokens.index("from", self.position) + 1
         sources: list[int | Query] = []
         on: list[Condition | str] = []
-        while self.position < len(self.tokens):
+        while not self.has(_END):
             in_block = self.take("(")
             if self.token == "select":
                 sources.append(self.query())
@@ -341,7 +334,7 @@ class _Parser:
         self.expect("select")
         distinct = bool(self.take("distinct"))
         items: list[SelectItem] = []
-        while self.stands_before(_CLAUSES):
+        while not self.has(*_CLAUSES):
             aggregate = self.take(*AGGREGATES, "none").removeprefix("none")
             items.append(SelectItem(self.value_unit(), aggregate))
             self.take(",")
@@ -402,11 +395,11 @@ class _Parser:
                 value = float(token)
                 self.position += 1
             except ValueError:
-                while self.stands_before(_VALUE_ENDS):
+                while not self.has(*_VALUE_ENDS):
                     self.position += 1
                 # All words up to there are the value; those after its column say nothing.
                 whole, end, self.position = self.tokens, self.position, start
-                self.tokens = whole[:end]
+                self.tokens = [*whole[:end], _END]
                 value = self.column_unit()
                 self.tokens, self.position = whole, end
         if in_block:
@@ -415,7 +408,7 @@ class _Parser:
 
     def conditions(self) -> Conditions:
         found: list[Condition | str] = []
-        while self.position < len(self.tokens):
+        while not self.has(_END):
             left = self.value_unit()
             negated = bool(self.take("not"))
             operator = self.next()
@@ -436,7 +429,7 @@ class _Parser:
         units: list[ColumnUnit] = []
         if self.take("group"):
             self.expect("by")
-            while self.stands_before(_CLAUSE_ENDS):
+            while not self.has(*_CLAUSE_ENDS):
                 units.append(self.column_unit())
                 if not self.take(","):
                     break
@@ -448,7 +441,7 @@ class _Parser:
             return (), ""
         order = "asc"
         self.expect("by")
-        while self.stands_before(_CLAUSE_ENDS):
+        while not self.has(*_CLAUSE_ENDS):
             units.append(self.value_unit())
             order = self.take("asc", "desc") or order
             if not self.take(","):
@@ -480,7 +473,7 @@ def to_sql(query: Query, schema: Schema) -> str:
     Raises:
         SqlError: A column's table is in no FROM around it.
     """
-    return _Writer(schema).query(query, ())
+    return _Writer(query, schema, (), count(1)).text()
 
 
 # The tables of a FROM, each with its occurrence and what it is called there ("" without alias).
@@ -488,64 +481,62 @@ _Names = dict[tuple[int, int], str]
 
 
 class _Writer:
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-        self.used = 0
+    """Writes one SELECT; `outer` has the tables around it, nearest first, `numbers` free aliases."""
 
-    def query(self, query: Query, outer: tuple[_Names, ...]) -> str:
-        names: _Names = {}
-        tables = [source for source in query.sources if isinstance(source, int)]
-        seen: list[int] = []
-        for table in tables:
-            self.used += len(query.sources) > 1
-            alias = f"T{self.used}" if len(query.sources) > 1 else ""
-            names[table, seen.count(table)] = alias
-            seen.append(table)
-        scopes = (names, *outer)
-        items = ", ".join(self.item(item, scopes) for item in query.select)
-        parts = [f"SELECT {'DISTINCT ' * query.distinct}{items}", self.sources(query, scopes)]
+    def __init__(
+        self, query: Query, schema: Schema, outer: tuple[_Names, ...], numbers: Iterator[int]
+    ) -> None:
+        self.query, self.schema, self.outer, self.numbers = query, schema, outer, numbers
+        self.names: _Names = {}
+        for table in (source for source in query.sources if isinstance(source, int)):
+            occurrence = sum(other == table for other, _ in self.names)
+            alias = f"T{next(numbers)}" if len(query.sources) > 1 else ""
+            self.names[table, occurrence] = alias
+
+    def text(self) -> str:
+        query = self.query
+        items = ", ".join(map(self.item, query.select))
+        parts = [f"SELECT {'DISTINCT ' * query.distinct}{items}", self.sources()]
         if query.where:
-            parts.append(f"WHERE {self.conditions(query.where, scopes)}")
+            parts.append(f"WHERE {self.conditions(query.where)}")
         if query.group_by:
-            parts.append(
-                f"GROUP BY {', '.join(self.column(unit, scopes) for unit in query.group_by)}"
-            )
+            parts.append(f"GROUP BY {', '.join(map(self.column, query.group_by))}")
         if query.having:
-            parts.append(f"HAVING {self.conditions(query.having, scopes)}")
+            parts.append(f"HAVING {self.conditions(query.having)}")
         if query.order_by:
-            units = ", ".join(self.value_unit(unit, scopes) for unit in query.order_by)
+            units = ", ".join(map(self.value_unit, query.order_by))
             parts.append(f"ORDER BY {units}{' DESC' * (query.order == 'desc')}")
         if query.limit is not None:
             parts.append(f"LIMIT {query.limit}")
         if query.combined is not None:
-            parts += [query.combination.upper(), self.query(query.combined, outer)]
+            parts += [query.combination.upper(), self.inner(query.combined, self.outer)]
         return " ".join(parts)
 
-    def sources(self, query: Query, scopes: tuple[_Names, ...]) -> str:
+    def inner(self, query: Query, outer: tuple[_Names, ...]) -> str:
+        return _Writer(query, self.schema, outer, self.numbers).text()
+
+    def sources(self) -> str:
         """Write FROM; each join condition stands at the first table that completes its columns."""
+        query, late = self.query, ""
         waiting = [part for part in query.on if isinstance(part, Condition)]
         words = [part for part in query.on if isinstance(part, str)]
         if "or" in words or len(words) != max(0, len(waiting) - 1):
-            waiting, late = [], self.conditions(query.on, scopes)
-        else:
-            late = ""
-        text, there, seen = "FROM ", set[tuple[int, int]](), list[int]()
+            waiting, late = [], self.conditions(query.on)
+        text, there, names = "FROM ", set[tuple[int, int]](), iter(self.names.items())
         for position, source in enumerate(query.sources):
             text += " JOIN " * (position > 0)
             if isinstance(source, Query):
-                text += f"({self.query(source, scopes[1:])})"
+                text += f"({self.inner(source, self.outer)})"
             else:
-                key = (source, seen.count(source))
-                seen.append(source)
+                key, alias = next(names)
                 there.add(key)
-                alias = scopes[0][key]
                 text += _name(self.schema.tables[source].name) + (f" AS {alias}" if alias else "")
             is_last = position == len(query.sources) - 1
             ready = []  # in the tree's order, which comparison minds inside of sub-queries
             while waiting and (is_last or (position and self._keys(waiting[0]) <= there)):
                 ready.append(waiting.pop(0))
             if ready:
-                text += " ON " + " AND ".join(self.condition(c, scopes) for c in ready)
+                text += " ON " + " AND ".join(map(self.condition, ready))
             if is_last and late:
                 text += f" ON {late}"
         return text
@@ -557,24 +548,22 @@ class _Writer:
             if unit.column != STAR
         }
 
-    def item(self, item: SelectItem, scopes: tuple[_Names, ...]) -> str:
-        text = self.value_unit(item.value, scopes)
+    def item(self, item: SelectItem) -> str:
+        text = self.value_unit(item.value)
         return f"{item.aggregate.upper()}({text})" if item.aggregate else text
 
-    def value_unit(self, unit: ValueUnit, scopes: tuple[_Names, ...]) -> str:
-        left = self.column(unit.left, scopes)
-        if unit.right is None:
-            return left
-        return f"{left} {unit.operator} {self.column(unit.right, scopes)}"
+    def value_unit(self, unit: ValueUnit) -> str:
+        left = self.column(unit.left)
+        return left if unit.right is None else f"{left} {unit.operator} {self.column(unit.right)}"
 
-    def column(self, unit: ColumnUnit, scopes: tuple[_Names, ...]) -> str:
-        name = "*" if unit.column == STAR else self.qualified(unit, scopes)
+    def column(self, unit: ColumnUnit) -> str:
+        name = "*" if unit.column == STAR else self.qualified(unit)
         name = f"DISTINCT {name}" if unit.distinct else name
         return f"{unit.aggregate.upper()}({name})" if unit.aggregate else name
 
-    def qualified(self, unit: ColumnUnit, scopes: tuple[_Names, ...]) -> str:
+    def qualified(self, unit: ColumnUnit) -> str:
         column = self.schema.columns[unit.column]
-        name = _name(column.name)
+        name, scopes = _name(column.name), (self.names, *self.outer)
         for depth, names in enumerate(scopes):
             alias = names.get((column.table, unit.occurrence))
             if alias is None:
@@ -583,30 +572,26 @@ class _Writer:
                 return f"{alias}.{name}"
             return f"{_name(self.schema.tables[column.table].name)}.{name}" if depth else name
         if unit.occurrence:
-            return self.qualified(ColumnUnit(unit.column), scopes)
-        if any(isinstance(key, tuple) for names in scopes for key in names):
+            return self.qualified(ColumnUnit(unit.column))
+        if any(scopes):
             raise SqlError(f"the table of column {column.name!r} is in no FROM around it")
         return name  # of a sub-query in FROM
 
-    def conditions(self, conditions: Conditions, scopes: tuple[_Names, ...]) -> str:
+    def conditions(self, conditions: Conditions) -> str:
         return " ".join(
-            part.upper() if isinstance(part, str) else self.condition(part, scopes)
-            for part in conditions
+            part.upper() if isinstance(part, str) else self.condition(part) for part in conditions
         )
 
-    def condition(self, condition: Condition, scopes: tuple[_Names, ...]) -> str:
+    def condition(self, condition: Condition) -> str:
         operator = ("NOT " if condition.negated else "") + condition.operator.upper()
-        text = f"{self.value_unit(condition.left, scopes)} {operator} "
-        text += self.value(condition.right, scopes)
-        if condition.upper is not None:
-            text += f" AND {self.value(condition.upper, scopes)}"
-        return text
+        text = f"{self.value_unit(condition.left)} {operator} {self.value(condition.right)}"
+        return text if condition.upper is None else f"{text} AND {self.value(condition.upper)}"
 
-    def value(self, value: Value, scopes: tuple[_Names, ...]) -> str:
+    def value(self, value: Value) -> str:
         if isinstance(value, Query):
-            return f"({self.query(value, scopes)})"
+            return f"({self.inner(value, (self.names, *self.outer))})"
         if isinstance(value, ColumnUnit):
-            return self.column(value, scopes)
+            return self.column(value)
         if isinstance(value, str):
             return "'" + value.replace("'", "''") + "'"
         return number(value)

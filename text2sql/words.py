@@ -1,13 +1,20 @@
-"""Words of questions and of names: stems, and how a name of a database falls into words."""
+"""Words of questions and of names: how these fall into words, stems, singular and plural."""
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import snowballstemmer
 
 # Plurals that no ending tells, as far as tables are called so.
 _IRREGULAR = {"people": "person", "children": "child", "men": "man", "women": "woman"}
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and punctuation marks."""
+    return WORD.findall(text.lower())
 
 
 @lru_cache(maxsize=100_000)
@@ -29,3 +36,22 @@ def split_name(name: str) -> str:
         for i, char in enumerate(name)
     )
     return " ".join(spaced.replace("_", " ").lower().split())
+
+
+def plural(words: str) -> str:
+    """Return the regular plural of a lower-case English word, or of the last one of several."""
+    if words == "species":
+        return words
+    if re.search("[^aeiou]y$", words):
+        return f"{words[:-1]}ies"
+    return words + ("es" if words.endswith(("ss", "x", "ch", "sh")) else "s")
+
+
+@lru_cache(maxsize=100_000)
+def singular(word: str) -> str | None:
+    """Return the word, of three letters at least, whose `plural` this is; None without one."""
+    for ending, instead in (("ies", "y"), ("es", ""), ("s", "")):
+        stem = word.removesuffix(ending) + instead
+        if len(stem) > 2 and plural(stem) == word and not word.endswith("ss"):
+            return stem
+    return None

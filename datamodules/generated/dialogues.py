@@ -24,12 +24,12 @@ from datamodules.generated.questions import (
     Question,
     Restriction,
     phrases,
-    plural,
     say,
 )
 from text2sql.dialogue import Interaction, Turn
 from text2sql.schema import Schema
 from text2sql.sql import to_sql
+from text2sql.words import plural
 
 Step = tuple[str, Question]
 """The next utterance, and what is asked by it."""
@@ -498,30 +498,15 @@ def _back(talk: _Talk) -> Step | None:
 
 OPENING = "opening"
 DIALOGUE: dict[str, Callable[[_Talk], Step | None]] = {
-    "refine": _refine,
-    "substitute": _substitute,
-    "negate": _negate,
-    "project": _project,
-    "extend": _extend,
-    "entity": _entity,
-    "count": _count,
-    "aggregate": _aggregate,
-    "reaggregate": _reaggregate,
-    "superlative": _superlative,
-    "opposite": _opposite,
-    "top": _top,
-    "sort": _sort,
-    "each": _each,
-    "most": _most,
+    "refine": _refine, "substitute": _substitute, "negate": _negate, "project": _project,
+    "extend": _extend, "entity": _entity, "count": _count, "aggregate": _aggregate,
+    "reaggregate": _reaggregate, "superlative": _superlative, "opposite": _opposite, "top": _top,
+    "sort": _sort, "each": _each, "most": _most,
     "intersect": partial(_combine, combination="intersect"),
     "except": partial(_combine, combination="except"),
-    "related": _related,
-    "average": _average,
-    "without": _without,
-    "widen": _widen,
-    "switch": _switch,
-    "back": _back,
-}
+    "related": _related, "average": _average, "without": _without, "widen": _widen,
+    "switch": _switch, "back": _back,
+}  # fmt: skip
 """How a dialogue goes on, by name."""
 
 # --- dialogues -------------------------------------------------------------------------------
@@ -535,9 +520,7 @@ class Conversation:
     patterns: tuple[str, ...]
 
 
-def converse(
-    world: World, schema: Schema, count: int, seed: int, turns: tuple[int, int] = (2, 5)
-) -> list[Conversation]:
+def converse(world: World, schema: Schema, count: int, seed: int) -> list[Conversation]:
     """Make dialogues about one database, of 2 to 5 turns; another seed, other dialogues.
 
     Args:
@@ -545,29 +528,26 @@ def converse(
         schema: Its schema, as read from the SQLite file that `World.script` makes.
         count: How many dialogues.
         seed: Of all that is drawn.
-        turns: Least and greatest number of turns.
     """
     draw = random.Random(f"{seed} {world.domain.db_id} dialogues")
     writer = QueryWriter(world.domain, schema)
-    return [_conversation(world, writer, draw, draw.randint(*turns)) for _ in range(count)]
+    return [_conversation(_Talk(world, draw), writer) for _ in range(count)]
 
 
-def _conversation(
-    world: World, writer: QueryWriter, draw: random.Random, length: int
-) -> Conversation:
-    talk = _Talk(world, draw)
+def _conversation(talk: _Talk, writer: QueryWriter) -> Conversation:
     turns: list[Turn] = []
     patterns: list[str] = []
-    while len(turns) < length:
-        name, (utterance, question) = _next_step(talk, draw)
+    for _ in range(talk.draw.randint(2, 5)):
+        name, (utterance, question) = _next_step(talk)
         talk.questions.append(question)
         patterns.append(name)
         query = to_sql(writer.query(question), writer.schema)
-        turns.append(Turn(utterance, query, say(question, world.domain)))
-    return Conversation(Interaction(world.domain.db_id, tuple(turns)), tuple(patterns))
+        turns.append(Turn(utterance, query, say(question, talk.domain)))
+    return Conversation(Interaction(talk.domain.db_id, tuple(turns)), tuple(patterns))
 
 
-def _next_step(talk: _Talk, draw: random.Random) -> tuple[str, Step]:
+def _next_step(talk: _Talk) -> tuple[str, Step]:
+    draw = talk.draw
     if not talk.questions:
         return OPENING, _opening(talk)
     names = draw.sample(list(DIALOGUE), len(DIALOGUE))

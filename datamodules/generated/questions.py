@@ -18,6 +18,7 @@ from datamodules.generated.domains import Domain, Things
 from datamodules.settings import read_table
 from text2sql.schema import Schema
 from text2sql.sql import STAR, ColumnUnit, Condition, Query, SelectItem, ValueUnit
+from text2sql.words import plural
 
 NAMED = "called {}"
 
@@ -165,15 +166,6 @@ class Question:
 
 
 # --- in words --------------------------------------------------------------------------------
-
-
-def plural(words: str) -> str:
-    """The plural of a noun of the domains, or of the last word of several."""
-    if words.endswith("y") and words[-2] not in "aeiou":
-        return words[:-1] + "ies"
-    if words == "species":
-        return words
-    return words + ("es" if words.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from datamodules.multi_turn_sql import PARTS, MultiTurnSql
 from runner.parts import build
 from runner.signatures import bind, signature
 from runner.validate import CONF
+from tests.text2sql.conftest import entry_of
 from text2sql.dialogue import Example
 from text2sql.execute import Database
 from text2sql.schema import Schema
@@ -37,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True)
         with closing(sqlite3.connect(path)) as database:
             database.execute("CREATE TABLE pet (name TEXT, age INTEGER)")
-        entries.append(Schema.from_sqlite(path).to_entry())
+        entries.append(entry_of(Schema.from_sqlite(path)))
     entries.append(entries[0] | {"db_id": "birds"})
     write(root / "tables.json", entries)
     write(root / "train.json", [dialogue(d, n) for d in DATABASES[:3] for n in range(4)])

@@ -352,11 +352,11 @@ def _gold(file: str) -> Callable[[Path], object]:
 
 
 def _write_database(folder: Path) -> None:
-    from tests.text2sql.conftest import make
+    from tests.text2sql.conftest import entry_of, make
     from text2sql.schema import Schema
 
     make(folder / "concerts.sqlite")
-    entry = Schema.from_sqlite(folder / "concerts.sqlite").to_entry()
+    entry = entry_of(Schema.from_sqlite(folder / "concerts.sqlite"))
     (folder / "tables.json").write_text(json.dumps([entry]))
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from text2sql.match import normal_form
 from text2sql.schema import Schema
+from text2sql.sql import Query
 
 DDL = """
 CREATE TABLE Stadium (Stadium_ID INTEGER PRIMARY KEY, Name TEXT, Capacity INT);
@@ -36,6 +38,25 @@ def make(path: Path, ddl: str = DDL) -> Path:
     return path
 
 
+def entry_of(schema: Schema) -> dict[str, Any]:
+    """A schema as an entry of a tables.json."""
+    return {
+        "db_id": schema.db_id,
+        "table_names": [table.words for table in schema.tables],
+        "table_names_original": [table.name for table in schema.tables],
+        "column_names": [[column.table, column.words] for column in schema.columns],
+        "column_names_original": [[column.table, column.name] for column in schema.columns],
+        "column_types": [column.kind for column in schema.columns],
+        "primary_keys": list(schema.primary_keys),
+        "foreign_keys": [list(pair) for pair in schema.foreign_keys],
+    }
+
+
+def same_query(one: Query, other: Query, schema: Schema) -> bool:
+    """Whether two queries are equal by exact set match."""
+    return normal_form(one, schema) == normal_form(other, schema)
+
+
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file DB/DB.sqlite in a folder of databases."""
@@ -51,7 +72,7 @@ def schema(database: Path) -> Schema:
 @pytest.fixture
 def entry(schema: Schema) -> dict[str, Any]:
     """The schema as an entry of a tables.json."""
-    return schema.to_entry()
+    return entry_of(schema)
 
 
 @pytest.fixture(scope="session")

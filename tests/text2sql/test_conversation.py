@@ -134,7 +134,7 @@ def test_keys_stop_a_query_and_a_second_one_leaves(database: Path, script: Scrip
     assert "Stopped" in out
     assert "The conversation ends." in out
     assert talk.turns == 2
-    assert [example.utterance for example in talk.said] == ["Show all.", "Show all."]
+    assert [example.utterance for example, _ in talk.answers] == ["Show all.", "Show all."]
 
 
 @pytest.mark.parametrize("end", [":quit", EOFError(), OSError("gone"), ValueError("closed file")])

@@ -76,7 +76,7 @@ def test_turns_and_interactions_are_counted(
         "execution": 1 / 3,
         "execution_interaction": 0.0,
     }
-    assert json.loads(json.dumps(scores.to_dict()))["interactions"] == 2
+    assert json.loads(scores.to_json())["interactions"] == 2
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_gold_outside_of_the_language_is_matched_by_its_own_text(evaluator: Eval
     assert other.components == {"unreadable": False}
     readable = Gold("SELECT name FROM singer", "concerts")
     for order in ([readable, gold], [gold, readable]):
-        scores = evaluate([order], [[order[0].query]], evaluator, "wrong")
-        components = json.loads(json.dumps(scores.to_dict()))["components"]
+        scores = evaluate([order], [[order[0].query, None]], evaluator, "wrong")
+        components = json.loads(scores.to_json())["components"]
         assert components["unreadable"] == (order[0] is gold)
         assert components["select"] == (order[0] is readable)
 
@@ -269,7 +269,7 @@ def test_turns_that_do_not_fit_are_named_by_file_and_line(tmp_path: Path) -> Non
     def read(text: str, complete: bool = False) -> list[list[str | None]]:
         return read_predictions(_write(tmp_path, "answers.txt", text), golds, complete)
 
-    assert read("a\nb\n\nc\n\ne\n") == [["a", "b"], ["c"], ["e"]]
+    assert read("a\nb\n\nc\n\ne\n") == [["a", "b"], ["c", None], ["e"]]
     with pytest.raises(ValueError, match=r"txt:4: interaction 1, turn 1 .* is missing"):
         read("a\nb\n\nc\n\ne\n", complete=True)
     with pytest.raises(ValueError, match=r"txt:4: 2 interactions of predictions for 3"):
@@ -291,7 +291,7 @@ def test_a_file_with_one_interaction_is_one(tmp_path: Path) -> None:
         ("gold.txt", "SELECT 1\n", r"gold.txt:1: must be SQL, a tab"),
         ("gold.txt", "\n\n", "is empty"),
         ("gold.json", "{", "not JSON"),
-        ("gold.json", '[{"interaction": []}]', "entry 0: has no text under database_id"),
+        ("gold.json", '[{"query": "a"}]', "entry 0: has no text under database_id"),
         ("gold.json", '[{"db_id": "a", "interaction": [{}]}]', "entry 0, turn 0"),
         ("gold.json", '[{"db_id": "a", "interaction": 3}]', "entry 0: interaction"),
     ],
@@ -315,12 +315,12 @@ def test_databases_are_found_and_missing_ones_named(database: Path, tmp_path: Pa
         find_databases([tmp_path / "no"], [])
 
 
-def test_a_database_without_schema_or_file_is_named(schema: Schema, database: Path) -> None:
+def test_a_database_without_schema_is_named_and_one_without_file_not_executed(schema: Schema, database: Path) -> None:
     gold = Gold("SELECT 1", "pets")
     with pytest.raises(ValueError, match="interaction 4, turn 2: database 'pets' has no schema"):
         Evaluator({}).judge(gold, "", 4, 2)
-    with pytest.raises(ValueError, match="no SQLite file"):
-        Evaluator({"pets": schema}, {"concerts": database}).judge(gold, "", 4, 2)
+    verdict = Evaluator({"pets": schema}, {"concerts": database}).judge(gold, "SELECT 1", 4, 2)
+    assert (verdict.execution, verdict.status, verdict.files) == (None, "", 0)
 
 
 def test_every_file_of_a_test_suite_is_asked(tmp_path: Path) -> None:

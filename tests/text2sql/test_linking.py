@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.text2sql.conftest import make
+from tests.text2sql.conftest import entry_of, make
 from text2sql.grammar import Choice, linearise, replay
 from text2sql.linking import RELATIONS, Links, link
 from text2sql.schema import Schema
@@ -108,7 +108,7 @@ def test_stems_join_the_forms_of_a_word() -> None:
 
 
 def test_a_tables_json_may_name_what_the_file_does_not_have(schema: Schema, database: Path) -> None:
-    entry = schema.to_entry()
+    entry = entry_of(schema)
     entry["column_names"].append([0, "colour"])
     entry["column_names_original"].append([0, "colour"])
     entry["column_types"].append("text")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.text2sql.conftest import entry_of, same_query
 from tests.text2sql.questions import dialogues, tiny_parser
 from text2sql.dialogue import Example
 from text2sql.execute import Database
 from text2sql.grammar import SYMBOLS
-from text2sql.match import exact_match
 from text2sql.parser import (
     _AREA,
     _KINDS,
@@ -57,7 +57,7 @@ def test_it_learns_questions_by_heart_and_beam_search_finds_nothing_better(
     for turn, one, several in zip(turns, greedy, wide, strict=True):
         schema = turn.schema
         text = to_sql(one[0].query, schema)
-        assert exact_match(parse(text, schema), parse(turn.query, schema), schema), text
+        assert same_query(parse(text, schema), parse(turn.query, schema), schema), text
         assert several[0].score >= one[0].score - 1e-4
         assert [p.score for p in several] == sorted((p.score for p in several), reverse=True)
     # Values are those of the question and of the cells.
@@ -173,7 +173,7 @@ def test_padding_changes_nothing(turns: list[Example]) -> None:
 
 
 def test_a_long_schema_is_read_in_rows_that_all_have_the_question(schema: Schema) -> None:
-    entry = schema.to_entry()
+    entry = entry_of(schema)
     for number in range(120):
         for key in ("column_names", "column_names_original"):
             entry[key].append([0, f"measure number {number}"])
