@@ -33,7 +33,7 @@ from datamodules.generated.dialogues import converse
 from datamodules.generated.domains import World, databases_for_testing, make_worlds
 from datamodules.settings import OpenShare, Seed, Share, Whole, arguments
 from text2sql.dialogue import Example, Interaction, Turn, examples
-from text2sql.evaluation import find_databases
+from text2sql.prediction_files import find_databases
 from text2sql.schema import Schema, read_tables
 
 Part = Literal["train", "val", "test"]

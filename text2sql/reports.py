@@ -18,12 +18,10 @@ from text2sql.evaluation import (
     Scores,
     Verdict,
     evaluate,
-    find_databases,
-    read_gold,
-    read_predictions,
 )
 from text2sql.execute import Limits
 from text2sql.match import HARDNESS
+from text2sql.prediction_files import find_databases, read_gold, read_predictions
 from text2sql.schema import Schema, read_tables
 
 

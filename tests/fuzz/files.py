@@ -335,7 +335,7 @@ def _write_gold(folder: Path) -> None:
 
 def _predictions(file: str) -> Callable[[Path], object]:
     def read_all(folder: Path) -> object:
-        from text2sql.evaluation import read_gold, read_predictions
+        from text2sql.prediction_files import read_gold, read_predictions
 
         return read_predictions(folder / file, read_gold(folder / "gold.txt"))
 
@@ -344,7 +344,7 @@ def _predictions(file: str) -> Callable[[Path], object]:
 
 def _gold(file: str) -> Callable[[Path], object]:
     def read_all(folder: Path) -> object:
-        from text2sql.evaluation import read_gold
+        from text2sql.prediction_files import read_gold
 
         return read_gold(folder / file)
 

@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from tests.text2sql.conftest import make
-from text2sql.evaluation import (
-    Evaluator,
-    Gold,
-    evaluate,
-    find_databases,
-    read_gold,
-    read_predictions,
-)
+from text2sql.evaluation import Evaluator, Gold, evaluate
 from text2sql.match import without_masks
+from text2sql.prediction_files import find_databases, read_gold, read_predictions
 from text2sql.schema import Schema, read_tables
 
 GOLD = """SELECT name FROM singer\tconcerts

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.text2sql.conftest import make, same_query
-from text2sql.evaluation import read_gold
 from text2sql.execute import Database
 from text2sql.grammar import SYMBOLS, Choice, derive, join, linearise, replay, symbol
+from text2sql.prediction_files import read_gold
 from text2sql.schema import Schema, read_tables
 from text2sql.sql import Query, SqlError, parse, to_sql
 
