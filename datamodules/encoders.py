@@ -111,11 +111,10 @@ class _Transformers:
         from transformers import AutoModel
 
         folder = Path(name).expanduser()
+        source = folder if folder.is_dir() else name
         try:
-            self.processor = processor.from_pretrained(folder if folder.is_dir() else name)
-            self.model = AutoModel.from_pretrained(
-                folder if folder.is_dir() else name, dtype=torch.float32
-            )
+            self.processor = processor.from_pretrained(source)
+            self.model = AutoModel.from_pretrained(source, dtype=torch.float32)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{key}: cannot be loaded ({error}); give a folder or a hub id of transformers"

@@ -169,7 +169,7 @@ class Evaluator:
     Args:
         schemas: The schema of every database, with the foreign keys that make columns equal.
         databases: The files of databases; queries about others are not executed. Where one lies in
-            a folder of its name, every SQLite file of the folder is asked, as a test suite has them.
+            a folder of its name, every SQLite file of that is asked, as a test suite has them.
         limits: What one execution may take.
         keep_distinct: Execute with DISTINCT, where the official default takes it out.
         kept_bytes: Of the results that are kept, because turns and their gold queries repeat.
@@ -199,7 +199,8 @@ class Evaluator:
         schema = self.schemas.get(gold.db_id)
         if schema is None:
             raise ValueError(
-                f"gold interaction {interaction}, turn {turn}: database {gold.db_id!r} has no schema"
+                f"gold interaction {interaction}, turn {turn}: "
+                f"database {gold.db_id!r} has no schema"
             )
         level, expected = self._gold(gold, schema)
         form, message = None, "missing"
@@ -331,7 +332,8 @@ def evaluate(
         for turn, (gold, prediction) in enumerate(zip(turns, answers, strict=True)):
             if prediction is None and missing == "error":
                 raise ValueError(
-                    f"interaction {number}, turn {turn}: the prediction is missing. {MISSING_WAYS}"
+                    f"interaction {number}, turn {turn} (counted from 0): the prediction is "
+                    f"missing. {MISSING_WAYS}"
                 )
             if prediction is not None or missing == "wrong":
                 verdicts.append(evaluator.judge(gold, prediction, number, turn))

@@ -414,9 +414,7 @@ class _CoreChoices:
     Tables of FROM that no column leads to are handed out to the stars, one each, the rest to JOIN.
     """
 
-    def __init__(
-        self, query: Query, schema: Schema, values: Mapping[str, int], depth: int
-    ) -> None:
+    def __init__(self, query: Query, schema: Schema, values: Mapping[str, int], depth: int) -> None:
         self.core, self.schema, self.values, self.depth = query, schema, values, depth
         tables = [source for source in query.sources if isinstance(source, int)]
         if len(tables) != len(query.sources):

@@ -381,7 +381,8 @@ class ParserNetwork(nn.Module):
             # Padding has all symbols to choose from, so that no row is without an option.
             symbols[b, len(f.choices) :] = True
         kind, before, target, narrow = (
-            torch.from_numpy(array).to(device) for array in (kinds, chosen[:, :-1], targets, symbols)
+            torch.from_numpy(array).to(device)
+            for array in (kinds, chosen[:, :-1], targets, symbols)
         )
         hidden = self._decode(_empty(batch), memory, before, kind)
         allowed = _of_kind(batch)[:, None].expand(-1, length, -1) == kind[..., None]

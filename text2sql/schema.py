@@ -288,7 +288,9 @@ class Schema:
                     columns.append(Column(column, split_name(column), len(tables), _kind(declared)))
                 tables.append(Table(name, split_name(name), tuple(range(first, len(columns)))))
             schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), (), ())
-            keys = tuple(key for index in range(len(tables)) for key in schema._declared(index, file))
+            keys = tuple(
+                key for index in range(len(tables)) for key in schema._declared(index, file)
+            )
         except ValueError as error:
             raise ValueError(f"{path}: cannot be read as a SQLite database: {error}") from error
         return replace(schema, foreign_keys=tuple(chain.from_iterable(keys)), keys=keys)
@@ -336,7 +338,9 @@ class Schema:
         keys = [key if isinstance(key, list) else [key] for key in found["primary_keys"]]
         primary, foreign = tuple(chain.from_iterable(keys)), tuple(found["foreign_keys"])
         indices = [("primary_keys", index) for index in primary]
-        indices += [(f"foreign_keys[{n}]", index) for n, pair in enumerate(foreign) for index in pair]
+        indices += [
+            (f"foreign_keys[{n}]", index) for n, pair in enumerate(foreign) for index in pair
+        ]
         for place, index in indices:
             if not 0 < index < len(columns):
                 raise ValueError(
@@ -366,9 +370,7 @@ def _read_entry(entry: Any, where: str) -> _Entry:
         field, *steps = first["loc"] or ("it",)
         place = "".join(f"[{step}]" for step in steps if isinstance(step, int))
         words = first["msg"].replace("Input should be", "must be")
-        raise ValueError(
-            f"{where}: {field}{place}: {words}, has {first['input']!r:.40}"
-        ) from error
+        raise ValueError(f"{where}: {field}{place}: {words}, has {first['input']!r:.40}") from error
     for one, other in (
         ("table_names", "table_names_original"),
         ("column_names", "column_names_original"),

@@ -481,7 +481,7 @@ _Names = dict[tuple[int, int], str]
 
 
 class _Writer:
-    """Writes one SELECT; `outer` has the tables around it, nearest first, `numbers` free aliases."""
+    """Writes one SELECT; `outer` has the tables around it, nearest first; `numbers` are free."""
 
     def __init__(
         self, query: Query, schema: Schema, outer: tuple[_Names, ...], numbers: Iterator[int]

@@ -309,7 +309,9 @@ def test_databases_are_found_and_missing_ones_named(database: Path, tmp_path: Pa
         find_databases([tmp_path / "no"], [])
 
 
-def test_a_database_without_schema_is_named_and_one_without_file_not_executed(schema: Schema, database: Path) -> None:
+def test_a_database_without_schema_is_named_and_one_without_file_not_executed(
+    schema: Schema, database: Path
+) -> None:
     gold = Gold("SELECT 1", "pets")
     with pytest.raises(ValueError, match="interaction 4, turn 2: database 'pets' has no schema"):
         Evaluator({}).judge(gold, "", 4, 2)
