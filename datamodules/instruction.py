@@ -75,7 +75,8 @@ class InstructionDataModule(LanguageModelingDataModule):
 
     Conversations come from a generated source, from jsonl or parquet files, or from the hub, as
     prompt and answer or as chat messages, and are rendered by a chat template. Caching, the order
-    of the batches and resuming are those of `LanguageModelingDataModule`.
+    of the batches, resuming and the arguments that are not named here are those of
+    `LanguageModelingDataModule`.
 
     Args:
         source: "arithmetic" (generated word problems), "jsonl", "parquet" or "hub".
@@ -91,9 +92,6 @@ class InstructionDataModule(LanguageModelingDataModule):
         count: For arithmetic: how many problems.
         val_fraction: In (0, 1): the share of the training rows that is held out, by content hash,
             where there are no `val_files`.
-        val_batches: Validate on the first so many batches (of each rank); None for all.
-        old_domain: Settings of a text that is validated beside as `old/loss`.
-        tokenizer: {pretrained: folder or hub name, None to train one; sample_chars}.
         chat_template: "default" for ours, a Jinja file, or None for the tokenizer's own.
         packed: Several conversations in a block of `context_length`, none of which sees another;
             False: one a row, batches of similar length, padded.
@@ -101,12 +99,7 @@ class InstructionDataModule(LanguageModelingDataModule):
             ("refuse"), or left out, counted and listed ("skip").
         over_long: Conversations of more than `context_length` tokens are left out and counted
             ("skip"), or refused ("refuse"). None is ever cut.
-        vocab_size: The model's vocabulary, at least the tokenizer's.
-        context_length: Tokens in a block, at least 2.
         batch_size: Blocks (padded: conversations) in a batch on each device.
-        seed: Orders the training batches, at least 0.
-        num_workers: Processes that read ahead.
-        cache_dir: Where tokens are kept.
 
     Raises:
         ValueError: Settings that cannot work, a row that is not a conversation, a template that is

@@ -46,18 +46,9 @@ class Pair:
     labels: tuple[str, ...]
     text: str
 
-    @property
-    def problem(self) -> str | None:
-        """Why it cannot be used, as far as its file's name tells."""
-        if not self.labels:
-            return "no label"
-        if not self.text.strip():
-            return "empty text"
-        return None if self.file.is_file() else "absent picture"
 
-
-# Of a picture that cannot be used: the number of its pair, the reason, the message.
-BadPicture = tuple[int, str, str]
+# Of a pair that cannot be used: its number, the reason, and what is wrong with which file.
+Bad = tuple[int, str, str]
 
 
 def encode_folder(
@@ -88,28 +79,23 @@ def encode_folder(
         ValueError: The source cannot be read, or has a bad pair; the message names file and row.
         ImportError: An encoder's package is not installed; the message names it.
     """
-    pairs, skipped = _usable(read_pairs(path, table), on_bad)
+    skipped: Counter[str] = Counter()
+    pairs = read_pairs(path, table)
+    pairs = _usable(pairs, _without_file_or_words(pairs), on_bad, skipped)
     encoders = (load_image_encoder(image_encoder), load_text_encoder(text_encoder))
     content: list[Any] = [VERSION, [encoder.identity for encoder in encoders]]
     content += [[digest_file(pair.file), pair.text] for pair in pairs]
     key = hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
     folder = Path(cache_dir).expanduser() / "features" / key
 
-    def refuse(bad: Sequence[BadPicture]) -> None:
-        if bad and on_bad == "refuse":
-            row, _, message = bad[0]
-            raise ValueError(_message(pairs[row], f"{message} ({len(bad)} such pictures in all)"))
-
     def build(unfinished: Path) -> dict[str, Any]:
         bad = _bad_pictures(pairs)
-        refuse(bad)
-        _encode(_without(pairs, bad), *encoders, batch_size_encode, unfinished)
+        _encode(_usable(pairs, bad, on_bad, Counter()), *encoders, batch_size_encode, unfinished)
         return {"bad": bad}
 
+    # What an earlier run skipped may have to be refused now.
     bad = [] if not pairs else build_once(folder, build)["bad"]
-    refuse(bad)  # they were skipped by an earlier run
-    skipped.update(reason for _, reason, _ in bad)
-    kept = _without(pairs, bad)
+    kept = _usable(pairs, bad, on_bad, skipped)
     if not kept:
         raise ValueError(f"datamodule.path={path}: no pair can be used; skipped: {dict(skipped)}")
     if skipped:
@@ -117,23 +103,35 @@ def encode_folder(
     return _items(kept, folder, skipped)
 
 
-def _usable(pairs: Sequence[Pair], on_bad: str) -> tuple[list[Pair], Counter[str]]:
-    """Refuse pairs that cannot be used, or leave them out and count them by reason."""
-    kept, skipped = [], Counter[str]()
-    for pair in pairs:
-        problem = pair.problem
-        if problem is None:
-            kept.append(pair)
-        elif on_bad == "refuse":
-            raise ValueError(_message(pair, problem))
-        else:
-            skipped[problem] += 1
-    return kept, skipped
-
-
-def _without(pairs: Sequence[Pair], bad: Sequence[BadPicture]) -> list[Pair]:
+def _usable(
+    pairs: Sequence[Pair], bad: Sequence[Bad], on_bad: str, skipped: Counter[str]
+) -> list[Pair]:
+    """Refuse bad pairs, or leave them out and count them by reason."""
+    if bad and on_bad == "refuse":
+        row, _, problem = bad[0]
+        raise ValueError(
+            f"{pairs[row].where}: {problem} ({len(bad)} such pairs in all); mend or remove it, or "
+            "leave such pairs out with datamodule.options.on_bad=skip"
+        )
+    skipped.update(reason for _, reason, _ in bad)
     left_out = {row for row, _, _ in bad}
     return [pair for row, pair in enumerate(pairs) if row not in left_out]
+
+
+def _without_file_or_words(pairs: Sequence[Pair]) -> list[Bad]:
+    """Find the pairs that lack a part."""
+    bad = []
+    for row, pair in enumerate(pairs):
+        if not pair.labels:
+            reason = "no label"
+        elif not pair.text.strip():
+            reason = "empty text"
+        elif not pair.file.is_file():
+            reason = "absent picture"
+        else:
+            continue
+        bad.append((row, reason, f"{reason} ({pair.file})"))
+    return bad
 
 
 def _items(pairs: Sequence[Pair], folder: Path, skipped: Counter[str]) -> CrossModalItems:
@@ -176,8 +174,8 @@ def encode_query(
     return "text", load_text_encoder(text_encoder).encode([query])
 
 
-def _bad_pictures(pairs: Sequence[Pair]) -> list[BadPicture]:
-    """Read every picture once, before anything is computed: row, reason and message of bad ones."""
+def _bad_pictures(pairs: Sequence[Pair]) -> list[Bad]:
+    """Read every picture once, before anything is computed, and find those that cannot be read."""
     bad = []
     for row, pair in enumerate(pairs):
         try:
@@ -205,14 +203,6 @@ def _encode(
             if time.monotonic() > reported + 10:
                 reported = time.monotonic()
                 log.info("Encoded %d of %d pairs", start + len(some), len(pairs))
-
-
-def _message(pair: Pair, problem: str) -> str:
-    file = "" if str(pair.file) in problem else f" ({pair.file})"
-    return (
-        f"{pair.where}: {problem}{file}; mend or remove it, or leave such pairs out with "
-        "datamodule.options.on_bad=skip"
-    )
 
 
 # --- the list of pairs ---------------------------------------------------------------------------

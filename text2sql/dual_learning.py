@@ -111,33 +111,20 @@ def dual_step(
     """
     if samples < 2:
         raise ValueError(f"samples={samples}: must be at least 2, whose mean is the baseline")
-    weight = rewards.weights.reconstruction
+    learning = _Learning(examples, rewards.weights.reconstruction, samples, baseline, generator)
 
     def to_utterance(row: int, text: str) -> tuple[Source, str]:
         return to_simplify(examples[row], text, schema_words), examples[row].utterance
 
-    there = _learn(
-        (rewriter, simplifier),
-        examples,
-        [to_rewrite(example, schema_words) for example in examples],
-        (rewards.of_rewrites, to_utterance, weight),
-        (samples, baseline),
-        generator,
-    )
+    turns = [to_rewrite(example, schema_words) for example in examples]
+    there = learning.direction(rewriter, simplifier, turns, rewards.of_rewrites, to_utterance)
     questions = [e.rewrite or best for e, best in zip(examples, there.best, strict=True)]
 
     def to_question(row: int, text: str) -> tuple[Source, str]:
-        source = to_rewrite(examples[row], schema_words)
-        return Source(source.context, text, source.hints), questions[row]
+        return Source(turns[row].context, text, turns[row].hints), questions[row]
 
-    back = _learn(
-        (simplifier, rewriter),
-        examples,
-        [to_simplify(e, q, schema_words) for e, q in zip(examples, questions, strict=True)],
-        (rewards.of_simplified, to_question, weight),
-        (samples, baseline),
-        generator,
-    )
+    complete = [to_simplify(e, q, schema_words) for e, q in zip(examples, questions, strict=True)]
+    back = learning.direction(simplifier, rewriter, complete, rewards.of_simplified, to_question)
     return DualStep(there, back, supervised_loss(rewriter, simplifier, examples, schema_words))
 
 
@@ -160,37 +147,40 @@ def supervised_loss(
     return there + back
 
 
-def _learn(
-    models: tuple[Rewriter, Rewriter],
-    examples: Sequence[Example],
-    sources: Sequence[Source],
-    judged: tuple[Score, Back, float],
-    drawing: tuple[int, Baseline],
-    generator: torch.Generator | None,
-) -> Direction:
-    model, other = models
-    samples, baseline = drawing
-    score, back, weight = judged
-    drawn = model.sample(sources, samples, generator=generator)
-    rows = [row for row in range(len(sources)) for _ in range(samples)]
-    written = [hypothesis for some in drawn for hypothesis in some]
-    texts = [hypothesis.text for hypothesis in written]
-    parts: dict[str, list[float]] = score([examples[row] for row in rows], texts)
-    reconstructed = [back(row, text) for row, text in zip(rows, texts, strict=True)]
-    # Dropout off: the policy that is scored is the one that drew.
-    with evaluating(model, other):
-        found, lengths = other.log_prob(*zip(*reconstructed, strict=True))
-        log_probs, own_lengths = model.log_prob(sources, [h.tokens for h in written])
-    reached = found / lengths
-    if weight:
-        parts = {**parts, "reconstruction": (weight * reached.detach()).tolist()}
-    sums = [sum(values) for values in zip(*parts.values(), strict=True)] or [0.0] * len(rows)
-    table = torch.tensor(sums, device=log_probs.device).view(len(sources), samples)
-    advantage = advantages(table, baseline).flatten()
-    policy = -(advantage * log_probs).mean() / own_lengths.float().mean()
-    best = [texts[row * samples + int(place)] for row, place in enumerate(table.argmax(1).tolist())]
-    means = {name: sum(values) / len(values) for name, values in parts.items()}
-    return Direction(policy, -reached.mean(), means, best)
+@dataclass(frozen=True)
+class _Learning:
+    """What both directions of a step share; `weight` is of the reconstruction in the reward."""
+
+    examples: Sequence[Example]
+    weight: float
+    samples: int
+    baseline: Baseline
+    generator: torch.Generator | None
+
+    def direction(
+        self, model: Rewriter, other: Rewriter, sources: Sequence[Source], score: Score, back: Back
+    ) -> Direction:
+        """Let a model draw, and both score what it drew."""
+        drawn = model.sample(sources, self.samples, self.generator)
+        rows = [row for row in range(len(sources)) for _ in range(self.samples)]
+        written = [hypothesis for some in drawn for hypothesis in some]
+        texts = [hypothesis.text for hypothesis in written]
+        parts = score([self.examples[row] for row in rows], texts)
+        reconstructed = [back(row, text) for row, text in zip(rows, texts, strict=True)]
+        # Dropout off: the policy that is scored is the one that drew.
+        with evaluating(model, other):
+            found, lengths = other.log_prob(*zip(*reconstructed, strict=True))
+            log_probs, own_lengths = model.log_prob(sources, [h.tokens for h in written])
+        reached = found / lengths
+        if self.weight:
+            parts = {**parts, "reconstruction": (self.weight * reached.detach()).tolist()}
+        sums = [sum(values) for values in zip(*parts.values(), strict=True)] or [0.0] * len(rows)
+        table = torch.tensor(sums, device=log_probs.device).view(len(sources), self.samples)
+        advantage = advantages(table, self.baseline).flatten()
+        policy = -(advantage * log_probs).mean() / own_lengths.float().mean()
+        best = [drawn[row][place].text for row, place in enumerate(table.argmax(1).tolist())]
+        means = {name: sum(values) / len(values) for name, values in parts.items()}
+        return Direction(policy, -reached.mean(), means, best)
 
 
 def advantages(rewards: Tensor, baseline: Baseline = "batch") -> Tensor:

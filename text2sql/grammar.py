@@ -89,46 +89,17 @@ def derive(schema: Schema, literals: Literals) -> Derivation:
     The schema must have a table with a column, and there must be a value to choose from.
     """
     assert literals, "there must be a value to choose"
-    return _query(_Names(schema, literals), 0)
+    return _query(schema, literals, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """What may be named: a schema's columns and tables, and values."""
-
-    schema: Schema
-    literals: Literals
-
-
-class _Core:
-    """One SELECT while it is derived: which tables it has named so far."""
-
-    def __init__(self, names: _Names) -> None:
-        self.names = names
-        self.used: list[int] = []
-
-    @property
-    def near(self) -> int | None:
-        return self.used[0] if self.used else None
-
-    def column(self, star: bool = False) -> Generator[Slot, int, int]:
-        _, columns = self.names.schema.joinable_with(self.near)
-        index = yield Slot("column", (STAR, *columns) if star else columns)
-        if index == STAR:
-            yield from self.table()
-        else:
-            self.used.append(self.names.schema.columns[index].table)
-        return index
-
-    def table(self) -> Generator[Slot, int, None]:
-        tables, _ = self.names.schema.joinable_with(self.near)
-        self.used.append((yield Slot("table", tables)))
-
-    def unit(self, name: str) -> Generator[Slot, int, ColumnUnit]:
-        """The column under an aggregate; `*` is one for count alone."""
-        aggregate, _, distinct = name.partition(" ")
-        column = yield from self.column(star=name == "count")
-        return ColumnUnit(column, "" if name == "plain" else aggregate, bool(distinct))
+def _query(schema: Schema, literals: Literals, depth: int, items: int | None = None) -> Derivation:
+    """A query; `items` is how many result columns it must have, None for any number."""
+    root = (yield from _choose(*_ROOTS)) if depth == 0 else "single"
+    left = yield from _Core(schema, literals, depth, root != "single").derive(items)
+    if root == "single":
+        return left
+    right = yield from _Core(schema, literals, depth, True).derive(len(left.select))
+    return replace(left, combination=root, combined=right)
 
 
 def _choose(*names: str) -> Generator[Slot, int, str]:
@@ -140,146 +111,157 @@ def _symbols(names: tuple[str, ...]) -> Slot:
     return Slot("symbol", tuple(_INDEX[name] for name in names))
 
 
-def _query(names: _Names, depth: int, items: int | None = None) -> Derivation:
-    """A query; `items` is how many result columns it must have, None for any number."""
-    root = (yield from _choose(*_ROOTS)) if depth == 0 else "single"
-    left = yield from _core(names, depth, items, root != "single")
-    if root == "single":
-        return left
-    right = yield from _core(names, depth, len(left.select), True)
-    return replace(left, combination=root, combined=right)
+class _Core:
+    """One SELECT while it is derived, and which tables it has named so far.
 
+    As a part of a combination it has no ORDER BY, which SQLite would refuse.
+    """
 
-def _core(names: _Names, depth: int, items: int | None, is_part: bool) -> Derivation:
-    """One SELECT; as a part of a combination it has no ORDER BY, which SQLite would refuse."""
-    core = _Core(names)
-    distinct = (yield from _choose(*_SELECTS)) == "select distinct"
-    select: list[SelectItem] = []
-    # All columns (`*`) are one item whose width is not known here.
-    starry = items is None and not is_part and depth == 0
-    following = yield from _choose(*_UNITS, *ARITHMETIC)
-    more: tuple[str, ...]
-    while True:
-        select.append((yield from _item(core, following, starry)))
-        more = (*_UNITS, *ARITHMETIC) if len(select) < (items or _ITEMS) else ()
-        ends = _after(is_part, "where", "group") if items in (None, len(select)) else ()
-        following = yield from _choose(*more, *ends)
-        if following not in (*_UNITS, *ARITHMETIC):
-            break
-    where, following = yield from _conditions(core, depth, following, "where", is_part)
-    groups: list[ColumnUnit] = []
-    while following == "group":
-        groups.append(ColumnUnit((yield from core.column())))
-        more = ("group",) if len(groups) < _GROUPS else ()
-        following = yield from _choose(*more, *_after(is_part, "having"))
-    having, following = yield from _conditions(core, depth, following, "having", is_part)
-    sorts: list[ValueUnit] = []
-    order, limit = "", None
-    while following in (*_ORDERS, "and"):
-        order = order if following == "and" else following.removeprefix("order ")
-        # SQLite sorts by aggregates of groups only, or where there is one row, an aggregate's.
-        of_all = any(item.aggregate for item in select) and not distinct
-        sorts.append((yield from _value_unit(core, bool(groups) or of_all)))
-        more = ("and",) if len(sorts) < _SORTS else ()
-        following = yield from _choose(*more, "limit", "join", "end")
-    if following == "limit":
-        value = names.literals[(yield from _value(names))]
-        limit = int(value) if isinstance(value, float) and 1 <= value < 10**6 else 1
-        following = yield from _choose("join", "end")
-    joins = 0
-    while following == "join":
-        yield from core.table()
-        joins += 1
-        following = yield from _choose(*(("join", "end") if joins < _ITEMS else ("end",)))
-    keys: list[int] = []
-    for options in choices_of_keys(names.schema, core.used):
-        keys.append((yield Slot("column", options)))
-    sources, on = join(names.schema, core.used, keys)
-    return Query(
-        tuple(select), sources, on, where, tuple(groups), having, tuple(sorts),
-        order, limit, distinct,
-    )  # fmt: skip
+    def __init__(self, schema: Schema, literals: Literals, depth: int, is_part: bool) -> None:
+        self.schema, self.literals, self.depth, self.is_part = schema, literals, depth, is_part
+        self.used: list[int] = []
 
+    def derive(self, items: int | None) -> Derivation:
+        distinct = (yield from _choose(*_SELECTS)) == "select distinct"
+        select: list[SelectItem] = []
+        # All columns (`*`) are one item whose width is not known here.
+        starry = items is None and not self.is_part and self.depth == 0
+        following = yield from _choose(*_UNITS, *ARITHMETIC)
+        more: tuple[str, ...]
+        while True:
+            select.append((yield from self.item(following, starry)))
+            more = (*_UNITS, *ARITHMETIC) if len(select) < (items or _ITEMS) else ()
+            ends = self.ends("where", "group") if items in (None, len(select)) else ()
+            following = yield from _choose(*more, *ends)
+            if following not in (*_UNITS, *ARITHMETIC):
+                break
+        where, following = yield from self.conditions("where", following)
+        groups: list[ColumnUnit] = []
+        while following == "group":
+            groups.append(ColumnUnit((yield from self.column())))
+            more = ("group",) if len(groups) < _GROUPS else ()
+            following = yield from _choose(*more, *self.ends("having"))
+        having, following = yield from self.conditions("having", following)
+        sorts: list[ValueUnit] = []
+        order, limit = "", None
+        while following in (*_ORDERS, "and"):
+            order = order if following == "and" else following.removeprefix("order ")
+            # SQLite sorts by aggregates of groups only, or where there is one row, an aggregate's.
+            of_all = any(item.aggregate for item in select) and not distinct
+            sorts.append((yield from self.value_unit(bool(groups) or of_all)))
+            more = ("and",) if len(sorts) < _SORTS else ()
+            following = yield from _choose(*more, "limit", "join", "end")
+        if following == "limit":
+            value = yield from self.value()
+            limit = int(value) if isinstance(value, float) and 1 <= value < 10**6 else 1
+            following = yield from _choose("join", "end")
+        joins = 0
+        while following == "join":
+            yield from self.table()
+            joins += 1
+            following = yield from _choose(*(("join", "end") if joins < _ITEMS else ("end",)))
+        keys: list[int] = []
+        for options in choices_of_keys(self.schema, self.used):
+            keys.append((yield Slot("column", options)))
+        sources, on = join(self.schema, self.used, keys)
+        return Query(
+            tuple(select), sources, on, where, tuple(groups), having, tuple(sorts),
+            order, limit, distinct,
+        )  # fmt: skip
 
-def _conditions(
-    core: _Core, depth: int, following: str, clause: str, is_part: bool
-) -> Generator[Slot, int, tuple[Conditions, str]]:
-    """The conditions of WHERE or HAVING, if that follows, and the symbol behind them."""
-    found: list[Condition | str] = []
-    grouped = clause == "having"
-    while following in (clause, "and", "or"):
-        found += [] if following == clause else [following]
-        found.append((yield from _condition(core, depth, grouped)))
-        ends = _after(is_part) if grouped else _after(is_part, "group")
-        following = yield from _choose(*_joined(found), *ends)
-    return tuple(found), following
+    def ends(self, *clauses: str) -> tuple[str, ...]:
+        """These clauses, and what may end the SELECT."""
+        return (*clauses, *(() if self.is_part else _ORDERS), "join", "end")
 
+    def conditions(
+        self, clause: str, following: str
+    ) -> Generator[Slot, int, tuple[Conditions, str]]:
+        """The conditions of WHERE or HAVING, if that follows, and the symbol behind them."""
+        found: list[Condition | str] = []
+        grouped = clause == "having"
+        while following in (clause, "and", "or"):
+            found += [] if following == clause else [following]
+            found.append((yield from self.condition(grouped)))
+            ends = self.ends() if grouped else self.ends("group")
+            following = yield from _choose(*_joined(found), *ends)
+        return tuple(found), following
 
-def _after(is_part: bool, *clauses: str) -> tuple[str, ...]:
-    return (*clauses, *(() if is_part else _ORDERS), "join", "end")
-
-
-def _item(core: _Core, name: str, starry: bool) -> Generator[Slot, int, SelectItem]:
-    operator, right = "", None
-    if name in ARITHMETIC:
-        operator = name
-        name = yield from _choose(*_UNITS[:-1])
-    aggregate, _, distinct = name.partition(" ")
-    star = not operator and (name == "count" or (name == "plain" and starry))
-    left = ColumnUnit((yield from core.column(star)), "", bool(distinct))
-    if operator:
-        right = ColumnUnit((yield from core.column()))
-    return SelectItem(ValueUnit(left, operator, right), "" if name == "plain" else aggregate)
-
-
-def _value_unit(core: _Core, aggregates: bool = True) -> Generator[Slot, int, ValueUnit]:
-    units = _UNITS if aggregates else _UNITS[:1]
-    name = yield from _choose(*units, *ARITHMETIC)
-    if name not in ARITHMETIC:
-        return ValueUnit((yield from core.unit(name)))
-    left = yield from core.unit((yield from _choose(*units)))
-    return ValueUnit(left, name, (yield from core.unit((yield from _choose(*units)))))
-
-
-def _value(names: _Names) -> Generator[Slot, int, int]:
-    return (yield Slot("value", tuple(range(len(names.literals)))))
-
-
-def _condition(core: _Core, depth: int, grouped: bool) -> Generator[Slot, int, Condition]:
-    """A condition; of rows (no aggregates) or of groups."""
-    names = core.names
-    nested = depth + 1 < _DEPTH
-    operator = yield from _choose(*(o for o in _OPERATORS if nested or not o.endswith("in")))
-    if grouped:
-        left = yield from _value_unit(core)
-    else:
-        name = yield from _choose("plain", *ARITHMETIC)
-        unit = ColumnUnit((yield from core.column()))
-        left = ValueUnit(unit)
-        if name in ARITHMETIC:
-            left = ValueUnit(unit, name, ColumnUnit((yield from core.column())))
-    negated = operator.startswith("not ")
-    operator = operator.removeprefix("not ")
-    right: Value
-    upper: Value | None = None
-    if operator == "in":
-        right = yield from _query(names, depth + 1, items=1)
-    elif operator in ("like", "between"):
-        right = names.literals[(yield from _value(names))]
-        if operator == "like":
-            right = f"%{_text(right)}%"
+    def condition(self, grouped: bool) -> Generator[Slot, int, Condition]:
+        """A condition; of rows (no aggregates) or of groups."""
+        nested = self.depth + 1 < _DEPTH
+        operator = yield from _choose(*(o for o in _OPERATORS if nested or not o.endswith("in")))
+        if grouped:
+            left = yield from self.value_unit()
         else:
-            upper = _typed(names.literals[(yield from _value(names))], left, names.schema)
-            right = _typed(right, left, names.schema)
-    else:
-        kind = yield from _choose(*(_RIGHTS if nested else _RIGHTS[:2]))
+            name = yield from _choose("plain", *ARITHMETIC)
+            unit = ColumnUnit((yield from self.column()))
+            left = ValueUnit(unit)
+            if name in ARITHMETIC:
+                left = ValueUnit(unit, name, ColumnUnit((yield from self.column())))
+        negated = operator.startswith("not ")
+        operator = operator.removeprefix("not ")
+        kind, upper = "query" if operator == "in" else "value", None
+        if operator not in ("in", "like", "between"):
+            kind = yield from _choose(*(_RIGHTS if nested else _RIGHTS[:2]))
+        right: Value
         if kind == "query":
-            right = yield from _query(names, depth + 1, items=1)
+            right = yield from _query(self.schema, self.literals, self.depth + 1, items=1)
         elif kind == "column":
-            right = ColumnUnit((yield from core.column()))
+            right = ColumnUnit((yield from self.column()))
+        elif operator == "like":
+            right = f"%{_text((yield from self.value()))}%"
         else:
-            right = _typed(names.literals[(yield from _value(names))], left, names.schema)
-    return Condition(left, operator, right, upper, negated)
+            right = yield from self.value(left)
+            upper = (yield from self.value(left)) if operator == "between" else None
+        return Condition(left, operator, right, upper, negated)
+
+    def item(self, name: str, starry: bool) -> Generator[Slot, int, SelectItem]:
+        operator, right = "", None
+        if name in ARITHMETIC:
+            operator = name
+            name = yield from _choose(*_UNITS[:-1])
+        aggregate, _, distinct = name.partition(" ")
+        star = not operator and (name == "count" or (name == "plain" and starry))
+        left = ColumnUnit((yield from self.column(star)), "", bool(distinct))
+        if operator:
+            right = ColumnUnit((yield from self.column()))
+        return SelectItem(ValueUnit(left, operator, right), "" if name == "plain" else aggregate)
+
+    def value_unit(self, aggregates: bool = True) -> Generator[Slot, int, ValueUnit]:
+        units = _UNITS if aggregates else _UNITS[:1]
+        name = yield from _choose(*units, *ARITHMETIC)
+        if name not in ARITHMETIC:
+            return ValueUnit((yield from self.unit(name)))
+        left = yield from self.unit((yield from _choose(*units)))
+        return ValueUnit(left, name, (yield from self.unit((yield from _choose(*units)))))
+
+    def unit(self, name: str) -> Generator[Slot, int, ColumnUnit]:
+        """The column under an aggregate; `*` is one for count alone."""
+        aggregate, _, distinct = name.partition(" ")
+        column = yield from self.column(star=name == "count")
+        return ColumnUnit(column, "" if name == "plain" else aggregate, bool(distinct))
+
+    def column(self, star: bool = False) -> Generator[Slot, int, int]:
+        _, columns = self.schema.joinable_with(self.used[0] if self.used else None)
+        index = yield Slot("column", (STAR, *columns) if star else columns)
+        if index == STAR:
+            yield from self.table()
+        else:
+            self.used.append(self.schema.columns[index].table)
+        return index
+
+    def table(self) -> Generator[Slot, int, None]:
+        tables, _ = self.schema.joinable_with(self.used[0] if self.used else None)
+        self.used.append((yield Slot("table", tables)))
+
+    def value(self, beside: ValueUnit | None = None) -> Generator[Slot, int, float | str]:
+        """A value; a number beside a column of texts is a text, but not beside its count."""
+        literal = self.literals[(yield Slot("value", tuple(range(len(self.literals)))))]
+        if beside is None or beside.operator or beside.left.aggregate:
+            return literal
+        column = beside.left.column
+        is_text = self.schema.columns[column].kind == "text" and column != STAR
+        return _text(literal) if is_text else literal
 
 
 def _joined(conditions: Sequence[Condition | str]) -> tuple[str, ...]:
@@ -289,13 +271,6 @@ def _joined(conditions: Sequence[Condition | str]) -> tuple[str, ...]:
     last = conditions[-1]
     is_column = isinstance(last, Condition) and isinstance(last.right, ColumnUnit)
     return ("and",) if is_column else ("and", "or")
-
-
-def _typed(value: float | str, left: ValueUnit, schema: Schema) -> float | str:
-    """A number beside a column of texts is a text, but not beside its count."""
-    unit = left.left
-    is_text = schema.columns[unit.column].kind == "text" and unit.column != STAR
-    return _text(value) if is_text and not unit.aggregate and not left.operator else value
 
 
 def _text(value: float | str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,23 +26,23 @@ def read_gold(path: str | Path) -> list[list[Gold]]:
     """
     path = Path(path)
     if path.suffix == ".json":
-        return [
-            [
-                Gold(_text(turn, ("query",), place), _text(entry, _DB_IDS, where))
-                for place, turn in turns
-            ]
-            for where, entry, turns in _interactions(path)
-        ]
-    golds = []
-    lines = _lines(path)
-    for block in _blocks(lines):
+        found = _entries(path, "query")
+    else:
+        lines = _lines(path)
+        found = _blocks(path, lines)
+        if all(lines):
+            found = [[answer] for block in found for answer in block]
+    golds: list[list[Gold]] = []
+    for answers in found:
         golds.append([])
-        for line, text in block:
-            sql, tab, db_id = text.partition("\t")
-            if not tab or not db_id.strip():
-                raise ValueError(f"{path}:{line}: must be SQL, a tab and a database's name: {text}")
-            golds[-1].append(Gold(sql.strip(), db_id.strip().split("\t")[0]))
-    return [[gold] for turns in golds for gold in turns] if all(lines) else golds
+        for answer in answers:
+            if answer.sql is None or not isinstance(answer.db_id, str):
+                raise ValueError(
+                    f"{answer.where}: must be SQL, a tab and a database's name, or in JSON SQL "
+                    "under query and the name under database_id or db_id"
+                )
+            golds[-1].append(Gold(answer.sql, answer.db_id))
+    return golds
 
 
 def read_predictions(
@@ -67,7 +67,7 @@ def read_predictions(
             database than its gold query, or has no gold query; names the line or entry.
     """
     path = Path(path)
-    found = _json_answers(path, golds) if path.suffix == ".json" else _text_answers(path, golds)
+    found = _from_json(path, golds) if path.suffix == ".json" else _from_text(path, golds)
     _refuse_other_interactions(found, golds, path)
     predictions: list[list[str | None]] = []
     for number, (answers, turns) in enumerate(zip(found, golds, strict=True)):
@@ -135,11 +135,11 @@ def find_databases(
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A prediction with its place and, if it names one, its database."""
+    """A query with its place and, if it names one, its database."""
 
     sql: str | None
     where: str
-    db_id: str | None = None
+    db_id: Any = None
 
 
 def _refuse_other_interactions(
@@ -159,24 +159,19 @@ def _refuse_other_interactions(
     )
 
 
-def _text_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Answer]]:
+def _from_text(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Answer]]:
     lines = _lines(path)
+    # A second column that is no database's name, such as a score, says nothing.
     known = {gold.db_id for turns in golds for gold in turns}
-
-    def answer(number: int, text: str) -> _Answer:
-        sql, _, rest = text.partition("\t")
-        name = rest.strip().split("\t")[0]
-        return _Answer(sql.strip() or None, f"{path}:{number}", name if name in known else None)
-
-    blocks = _blocks(lines)
+    blocks = _blocks(path, lines, known)
     if all(len(turns) == 1 for turns in golds):
         if len(lines) == len(golds):
-            return [[answer(*pair)] for pair in enumerate(lines, start=1)]
-        return [[answer(*pair)] for block in blocks for pair in block]
-    return [[answer(*pair) for pair in block] for block in blocks]
+            return [[_in_line(path, *line, known)] for line in enumerate(lines, start=1)]
+        return [[answer] for block in blocks for answer in block]
+    return blocks
 
 
-def _json_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Answer]]:
+def _from_json(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Answer]]:
     content = read_list(path, "predictions, interactions or questions")
     if content and all(isinstance(item, str | None) for item in content):
         if len(content) != sum(map(len, golds)):
@@ -193,32 +188,12 @@ def _json_answers(path: Path, golds: Sequence[Sequence[Gold]]) -> list[list[_Ans
             ]
             for number, turns in enumerate(content)
         ]
-    return [
-        [_entry_answer(turn, entry, place) for place, turn in turns]
-        for _, entry, turns in _interactions(path)
-    ]
+    return _entries(path, "prediction")
 
 
-def _entry_answer(turn: Any, entry: Mapping[str, Any], where: str) -> _Answer:
-    """Read a turn in the layout of dev.json."""
-    if not isinstance(turn, Mapping) or "prediction" not in turn:
-        has = ", ".join(turn) if isinstance(turn, Mapping) else repr(turn)[:40]
-        raise ValueError(f"{where}: needs the key prediction (SQL, or null), has {has}")
-    names = (item[key] for item in (turn, entry) for key in _DB_IDS if key in item)
-    return _answer(turn["prediction"], where, next(names, None))
-
-
-def _answer(sql: Any, where: str, db_id: str | None = None) -> _Answer:
-    if not isinstance(sql, str | None):
-        raise ValueError(f"{where}: must be SQL or null, has {repr(sql)[:40]}")
-    return _Answer(sql if sql and sql.strip() else None, where, db_id)
-
-
-def _interactions(path: Path) -> Iterator[tuple[str, Mapping[str, Any], list[tuple[str, Any]]]]:
-    """Yield the entries of a dev.json and their turns, each after its place in the file.
-
-    An entry of Spider is its own turn.
-    """
+def _entries(path: Path, key: str) -> list[list[_Answer]]:
+    """Read what stands under a key in the layout of dev.json; Spider's entries are their turns."""
+    found: list[list[_Answer]] = []
     for number, entry in enumerate(read_list(path, "interactions or questions")):
         where = f"{path}: entry {number}"
         if not isinstance(entry, Mapping):
@@ -228,15 +203,21 @@ def _interactions(path: Path) -> Iterator[tuple[str, Mapping[str, Any], list[tup
         turns = entry.get("interaction", [entry])
         if not isinstance(turns, list) or not turns:
             raise ValueError(f"{where}: interaction must be a list of turns")
-        yield where, entry, [(f"{where}, turn {turn}", said) for turn, said in enumerate(turns)]
+        found.append([])
+        for position, turn in enumerate(turns):
+            place = f"{where}, turn {position}"
+            if not isinstance(turn, Mapping) or key not in turn:
+                has = ", ".join(turn) if isinstance(turn, Mapping) else repr(turn)[:40]
+                raise ValueError(f"{place}: needs the key {key} (SQL, or null), has {has}")
+            names = (item[k] for item in (turn, entry) for k in _DB_IDS if k in item)
+            found[-1].append(_answer(turn[key], place, next(names, None)))
+    return found
 
 
-def _text(entry: Any, names: Sequence[str], where: str) -> str:
-    """Return the text that an entry has under one of these names."""
-    for name in names:
-        if isinstance(entry, Mapping) and isinstance(entry.get(name), str):
-            return str(entry[name])
-    raise ValueError(f"{where}: has no text under {' or '.join(names)}")
+def _answer(sql: Any, where: str, db_id: Any = None) -> _Answer:
+    if not isinstance(sql, str | None):
+        raise ValueError(f"{where}: must be SQL or null, has {repr(sql)[:40]}")
+    return _Answer(sql if sql and sql.strip() else None, where, db_id)
 
 
 def _lines(path: Path) -> list[str]:
@@ -254,7 +235,20 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _blocks(lines: Sequence[str]) -> list[list[tuple[int, str]]]:
-    """Return lines with their numbers, parted at blank ones."""
+def _blocks(
+    path: Path, lines: Sequence[str], known: Container[str] | None = None
+) -> list[list[_Answer]]:
+    """Read lines, parted at blank ones."""
     parts = groupby(enumerate(lines, start=1), lambda line: bool(line[1]))
-    return [list(block) for has_text, block in parts if has_text]
+    return [[_in_line(path, *line, known) for line in part] for has_text, part in parts if has_text]
+
+
+def _in_line(path: Path, number: int, text: str, known: Container[str] | None) -> _Answer:
+    """Read SQL and, after a tab, the name of one of the known databases."""
+    sql, _, rest = text.partition("\t")
+    name = rest.strip().split("\t")[0]
+    return _Answer(
+        sql.strip() or None,
+        f"{path}:{number}",
+        name if name and (known is None or name in known) else None,
+    )

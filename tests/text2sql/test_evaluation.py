@@ -285,7 +285,7 @@ def test_a_file_with_one_interaction_is_one(tmp_path: Path) -> None:
         ("gold.txt", "SELECT 1\n", r"gold.txt:1: must be SQL, a tab"),
         ("gold.txt", "\n\n", "is empty"),
         ("gold.json", "{", "not JSON"),
-        ("gold.json", '[{"query": "a"}]', "entry 0: has no text under database_id"),
+        ("gold.json", '[{"query": "a"}]', "entry 0, turn 0: .* under database_id"),
         ("gold.json", '[{"db_id": "a", "interaction": [{}]}]', "entry 0, turn 0"),
         ("gold.json", '[{"db_id": "a", "interaction": 3}]', "entry 0: interaction"),
     ],
