@@ -211,6 +211,11 @@ class OrderedDataModule(pl.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
+    @property
+    def per_batch(self) -> int:
+        """Rows in a batch of all processes."""
+        return self.batch_size * self.place[1]
+
     def _say(self, words: str) -> None:
         """Print a line, in one of the processes."""
         if self.place[0] == 0:
@@ -226,8 +231,7 @@ class OrderedDataModule(pl.LightningDataModule):
 
         What their order depends on beside seed and batch size is `order`.
         """
-        per_batch = self.batch_size * self.place[1]
-        length = len(cast(Sized, dataset)) // per_batch
+        length = len(cast(Sized, dataset)) // self.per_batch
         batch: Callable[[int], Rows] = partial(self._rows, dataset)
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit > 0:  # the same few batches again and again
@@ -236,7 +240,7 @@ class OrderedDataModule(pl.LightningDataModule):
         order = {
             **order,
             "datamodule.seed": self.seed,
-            "datamodule.batch_size x devices": per_batch,
+            "datamodule.batch_size x devices": self.per_batch,
         }
         position = batches_trained(self.trainer)
         loader = EpochLoader(dataset, batch, length, self.num_workers, position, order)

@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -299,8 +300,12 @@ def _write(
             yield from ((conversation.part, rendering) for rendering in found)
 
     kinds = ("bin", "answers.bin", "ends.bin")
-    files = {(p, k): (folder / f"{p}.{k}").open("wb") for p in PARTS for k in kinds}
-    try:
+    with ExitStack() as opened:
+        files = {
+            (part, kind): opened.enter_context((folder / f"{part}.{kind}").open("wb"))
+            for part in PARTS
+            for kind in kinds
+        }
         remaining = renderings()
         while some := list(itertools.islice(remaining, RENDERED_AT_ONCE)):
             encoded = renderer.encode([rendering for _, rendering in some])
@@ -309,9 +314,6 @@ def _write(
                 ids.astype(dtype).tofile(files[part, "bin"])
                 marks.astype(np.uint8).tofile(files[part, "answers.bin"])
                 np.array([counts[part]["tokens"]], dtype=np.int64).tofile(files[part, "ends.bin"])
-    finally:
-        for file in files.values():
-            file.close()
     lines = left_out.lines
     (folder / BAD_ROWS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     empty = {"conversations": 0, "samples": 0, "tokens": 0}

@@ -342,9 +342,9 @@ class LanguageModelingDataModule(OrderedDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Return, after `setup`, what the data is and how large, for reports and run.json."""
-        train_blocks, val_blocks = len(self.blocks["train"]), len(self.blocks["val"])
-        _, world_size = self.place
-        per_batch = self.batch_size * world_size
+        train, val = self.record["train"], self.record["val"]
+        batches = len(self.blocks["train"]) // self.per_batch
+        per_batch = self.per_batch * self.context_length
         return {
             "source": self.settings["source"],
             "old_domain": None if self.old_domain is None else self.old_domain.describe(),
@@ -352,16 +352,16 @@ class LanguageModelingDataModule(OrderedDataModule):
             "tokenizer": self.pretrained
             or f"byte-level BPE, {self.vocab_size} tokens, trained here",
             "vocab_size": self.vocab_size,
-            "documents": self.record["train"]["documents"] + self.record["val"]["documents"],
-            "characters": self.record["train"]["characters"] + self.record["val"]["characters"],
-            "train_tokens": self.record["train"]["tokens"],
-            "val_tokens": self.record["val"]["tokens"],
+            "documents": train["documents"] + val["documents"],
+            "characters": train["characters"] + val["characters"],
+            "train_tokens": train["tokens"],
+            "val_tokens": val["tokens"],
             "context_length": self.context_length,
-            "train_blocks": train_blocks,
-            "val_blocks": val_blocks,
-            "tokens_per_batch": per_batch * self.context_length,
-            "batches_per_epoch": train_blocks // per_batch,
-            "tokens_per_epoch": train_blocks // per_batch * per_batch * self.context_length,
+            "train_blocks": len(self.blocks["train"]),
+            "val_blocks": len(self.blocks["val"]),
+            "tokens_per_batch": per_batch,
+            "batches_per_epoch": batches,
+            "tokens_per_epoch": batches * per_batch,
         }
 
     def train_dataloader(self) -> EpochLoader:

@@ -62,13 +62,10 @@ def list_modules(folders: list[Path]) -> tuple[list[Path], str]:
 
 
 def _python_files(folder: str) -> Iterator[tuple[str, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name not in SKIPPED_FOLDERS:
-                    yield from _python_files(entry.path)
-            elif entry.name.endswith(".py"):
-                yield entry.path, entry.stat().st_size
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        for path in (os.path.join(place, name) for name in names if name.endswith(".py")):
+            yield path, os.stat(path).st_size
 
 
 def read_documents(files: list[Path], workers: int) -> list[str]:
