@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from terminal import literal
@@ -156,8 +156,10 @@ def show_readings(verdicts: Mapping[str, Sequence[Verdict]], console: Console) -
 
 def _table(title: str | Text, first: str, others: Sequence[str]) -> Table:
     """An empty table; its columns but the first hold numbers."""
-    columns = (first, *(Column(name, justify="right") for name in others))
-    return Table(*columns, title=title, title_justify="left")
+    table = Table(first, title=title, title_justify="left")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
 
 
 def sample_row(
