@@ -67,7 +67,7 @@ coverage: setup ## The fast tests, with the share of our lines that they run
 fuzz: setup ## Generated configs and damaged files: one table; SEED=N draws others, ARGS=configs one kind
 	FRUGAL_FUZZ_SEED=$(SEED) $(PY) -m tests.fuzz $(ARGS)
 
-resilience: setup ## Kill every method's runs at random moments, fill the disk: one table; SEED=N
+resilience: setup ## Kill every method's runs at random moments, go on: one table; SEED=N
 	$(PY) -m tests.resilience --seed $(SEED) $(ARGS)
 
 audit: ## Known vulnerabilities of the pinned versions, by pip-audit; without a network says so

@@ -89,6 +89,7 @@ class Checkpointing(Checkpoint):
         self.monitor = monitor
         self.sign = 1.0 if mode == "min" else -1.0
         self.best_value = math.inf
+        self.best_step = -1
         self.validated_step = -1
         self.metrics: dict[str, float] = {}
         """What had been logged when the newest checkpoint was written."""
@@ -135,6 +136,8 @@ class Checkpointing(Checkpoint):
         self._seen_step = trainer.global_step
         saved: bool = trainer.strategy.broadcast(self._path(trainer.global_step).exists())
         self._saved_step = trainer.global_step if saved else -1
+        if saved and self.best_step == trainer.global_step:
+            self._save_best(trainer)  # a kill may have come between the two names of the file
         loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
         ended = batches.restarted_on_train_batch_end and batches.batch_progress.is_last_batch
         if loop.restarted_mid_epoch and ended:
@@ -176,9 +179,10 @@ class Checkpointing(Checkpoint):
         self.save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far, the step of the last validation, and what was logged."""
+        """Return the best value so far and its step, that of the last validation, what was logged."""
         return {
             "best_value": self.best_value,
+            "best_step": self.best_step,
             "validated_step": self.validated_step,
             "metrics": self.metrics,
         }
@@ -186,6 +190,7 @@ class Checkpointing(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them back."""
         self.best_value = state_dict["best_value"]
+        self.best_step = state_dict.get("best_step", -1)  # older files have none
         self.validated_step = state_dict["validated_step"]
         self.metrics = dict(state_dict["metrics"])
 
@@ -203,7 +208,7 @@ class Checkpointing(Checkpoint):
         # The processes need not agree to the last bit, and all of them must save or none.
         better: bool = trainer.strategy.broadcast(value < self.best_value)
         if better:
-            self.best_value = value
+            self.best_value, self.best_step = value, trainer.global_step
         return better
 
     def _save_best(self, trainer: pl.Trainer) -> None:
@@ -212,7 +217,8 @@ class Checkpointing(Checkpoint):
             self.metrics = logged(trainer)
             trainer.save_checkpoint(path)
         elif trainer.is_global_zero:
-            beside = path.with_name("best.ckpt.tmp")
+            newest, beside = self._path(trainer.global_step), path.with_name("best.ckpt.tmp")
             beside.unlink(missing_ok=True)
-            os.link(self._path(trainer.global_step), beside)
-            os.replace(beside, path)
+            if not path.exists() or not path.samefile(newest):  # of one file a rename does nothing
+                os.link(newest, beside)
+                os.replace(beside, path)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lightning_modules.optimization import remarks
+from runner.fit import is_language_model
+from runner.footprint import Footprint, Precision, footprint
 from runner.job import device_count, plans_steps
 from runner.parts import answer, best_precision, build, build_data, planned_steps
 from runner.validate import refuse_misfits
-
-BYTES = {"64": 8, "32": 4, "16": 2, "bf16": 2}
 
 
 def show(settings: dict[str, Any]) -> dict[str, float]:
@@ -40,31 +40,19 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
     trainer = {**settings["trainer"]}
     if plans_steps(settings):
         trainer["max_steps"] = planned_steps(module, datamodule, trainer["max_steps"])
-    # Without weights, at once and at any size; what is pretrained, or has such parts, is loaded.
-    with torch.device("meta" if known.get("architecture") else "cpu"):
-        module.configure_model()
-    parameters = sum(p.numel() for p in module.parameters())
-    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    cost = Cost.of(module, {**settings, "trainer": trainer})
     data = settings["datamodule"]
-    sequences = data.get("batch_size", 1) * trainer.get("accumulate_grad_batches", 1)
-    shape = (sequences * device_count(trainer), data.get("context_length", 1))
+    shape = (cost.sequences, cost.batch[1])
     tokens, unit = shape[0] * shape[1], "tokens" if "context_length" in data else "examples"
     title = Text(f"{settings['name']}, dry run")
     table = Table(title=title, title_justify="left", show_header=False)
-    table.add_row("parameters", f"{parameters:,}")
-    table.add_row("of these trained", f"{trainable:,}")
+    table.add_row("parameters", f"{cost.parameters:,}")
+    table.add_row("of these trained", f"{cost.trained:,}")
     table.add_row(f"{unit} per optimizer step", f"{tokens:,}")
     table.add_row("optimizer steps", f"{trainer['max_steps']:,}")
     table.add_row(f"{unit} in all", f"{tokens * trainer['max_steps']:,}")
     console.print(table)
-    precision = trainer.get("precision") or "32-true"
-    if precision == "auto":
-        precision = best_precision(str(trainer.get("accelerator", "auto")))
-    strategy = trainer.get("strategy")
-    split = isinstance(strategy, dict) and strategy["_target_"].endswith(".FullyShardedStrategy")
-    micro_batches = trainer.get("accumulate_grad_batches") or 1
-    spread = Spread(device_count(trainer), split, micro_batches)
-    console.print(memory(parameters, trainable, precision, spread))
+    console.print(memory(cost))
     for name, node in (settings["callbacks"] or {}).items():
         callback = build(f"callbacks.{name}", node)
         if (plan := answer(callback, "plan", module, shape, trainer["max_steps"])) is not None:
@@ -72,7 +60,7 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
     for line in remarks(getattr(module, "schedule_settings", None), trainer["max_steps"]):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print("Dry run: nothing was trained and nothing was written.")
-    return {"parameters": float(parameters), "tokens_per_step": float(tokens)}
+    return {"parameters": float(cost.parameters), "tokens_per_step": float(tokens)}
 
 
 @dataclass(frozen=True)
@@ -89,57 +77,116 @@ class Spread:
     split: bool = False
     micro_batches: int = 1
 
-    def kept(self, count: float) -> float:
-        """Return what one device keeps of so many bytes."""
-        return count / self.devices if self.split else count
-
-    def sent(self, parameters: float, gradients: float) -> float:
-        """Return the bytes that a device sends, and receives, in an optimizer step.
-
-        In a ring of N each collective moves (N - 1) / N of what it collects. DDP adds the gradients
-        up once and gathers the sums. FSDP2 gathers the parameters before the forward and before the
-        backward pass of each micro-batch, and adds its gradients up.
-        """
-        share = (self.devices - 1) / self.devices
-        if self.split:
-            return share * self.micro_batches * (2 * parameters + gradients)
-        return share * 2 * gradients
+    @classmethod
+    def of(cls, trainer: Mapping[str, Any]) -> Spread:
+        """Return what a trainer's node asks for."""
+        strategy = trainer.get("strategy")
+        split = isinstance(strategy, dict) and strategy["_target_"].endswith(
+            ".FullyShardedStrategy"
+        )
+        return cls(device_count(trainer), split, trainer.get("accumulate_grad_batches") or 1)
 
 
-def memory(parameters: int, trainable: int, precision: str, spread: Spread) -> Table:
-    """Return what training keeps in memory on each device, and what that sends the others.
+@dataclass(frozen=True)
+class Cost:
+    """What a training holds on each device, and sends.
 
     Args:
-        parameters: How many parameters the model has.
-        trainable: How many of them get a gradient.
-        precision: One of Lightning's names: mixed precision keeps the parameters in 32 bits.
+        parameters: How many the model has.
+        trained: How many of them get a gradient.
+        batch: Sequences of a micro-batch on one device, and tokens of each; 1 where it has none.
+        precision: Of the trainer.
         spread: How the devices share it.
+        step: What a step takes of a device; None for what is no language model.
     """
-    kind = "32" if precision.endswith("-mixed") else precision.split("-")[0]
-    size, name = BYTES.get(kind, 4), {"bf16": "bfloat16", "16": "float16", "64": "float64"}
-    table = Table(
-        "memory", "type", "", title="Memory on each device", caption="without activations"
-    )
+
+    parameters: int
+    trained: int
+    batch: tuple[int, int]
+    precision: Precision
+    spread: Spread
+    step: Footprint | None
+
+    @classmethod
+    def of(cls, module: Any, settings: Mapping[str, Any]) -> Cost:
+        """Build a module's parts, without content where it is a language model, and count.
+
+        Args:
+            module: As it is before `configure_model`.
+            settings: The checked config.
+        """
+        data, spread = settings["datamodule"], Spread.of(settings["trainer"])
+        batch = (data.get("batch_size", 1), data.get("context_length", 1))
+        precision, step = Precision.of(_precision(settings["trainer"])), None
+        if is_language_model(settings["module"]):
+            # Its sizes are enough: nothing is loaded, and nothing is compiled.
+            module.pretrained, module.compile_blocks = None, False
+            step = footprint(module, batch, precision, spread.devices, spread.split)
+        else:
+            module.configure_model()
+        counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
+        trained = sum(count for count, trains in counts if trains)
+        return cls(sum(c for c, _ in counts), trained, batch, precision, spread, step)
+
+    @property
+    def sequences(self) -> int:
+        """In an optimizer step, on all devices."""
+        return self.batch[0] * self.spread.micro_batches * self.spread.devices
+
+    @property
+    def kept(self) -> tuple[float, float, float]:
+        """Bytes of parameters, gradients and AdamW's moments that stay on one device."""
+        size = self.precision.kept.itemsize / (self.spread.devices if self.spread.split else 1)
+        return self.parameters * size, self.trained * size, 2 * self.trained * size
+
+    @property
+    def sent(self) -> float:
+        """The bytes that a device sends, and receives, in an optimizer step.
+
+        In a ring of N each collective moves (N - 1) / N of what it collects. DDP adds the gradients
+        up once and gathers the sums.
+        """
+        if self.spread.split:
+            assert self.step is not None, "only language models are split"
+            collected = self.spread.micro_batches * self.step.collected
+        else:
+            collected = 2.0 * self.trained * self.precision.kept.itemsize
+        return collected * (self.spread.devices - 1) / self.spread.devices
+
+
+def _precision(trainer: Mapping[str, Any]) -> str:
+    precision = trainer.get("precision") or "32-true"
+    if precision == "auto":
+        return best_precision(str(trainer.get("accelerator", "auto")))
+    return str(precision)
+
+
+def memory(cost: Cost) -> Table:
+    """Return what a device holds in a step, and what it sends the others."""
+    spread, name = cost.spread, str(cost.precision.kept).removeprefix("torch.")
+    table = Table("memory", "type", "", title="Memory on each device")
     table.columns[2].justify = "right"
-    rows = (
-        ("parameters", parameters * size),
-        ("gradients", trainable * size),
-        ("optimizer states (AdamW: two a parameter)", 2 * trainable * size),
-    )
-    for label, count in rows:
-        table.add_row(label, name.get(kind, "float32"), _size_in_words(spread.kept(count)))
+    labels = ("parameters", "gradients", "optimizer states (AdamW: two a parameter)")
+    for label, count in zip(labels, cost.kept, strict=True):
+        table.add_row(label, name, size_in_words(count))
+    if cost.step is None:
+        table.caption = "without activations"
+    else:
+        more = "activations" + (", whole blocks" if spread.split else "")
+        more += ", DDP's sums" if spread.devices > 1 and not spread.split else ""
+        besides = size_in_words(cost.step.peak - sum(cost.kept))
+        table.add_row(f"at the peak besides: {more}", "", besides)
+        table.caption = "a step of the whole model; without what CUDA and its allocator add"
     table.add_section()
-    table.add_row("in all", "", _size_in_words(sum(spread.kept(count) for _, count in rows)))
+    table.add_row("in all", "", size_in_words(cost.step.peak if cost.step else sum(cost.kept)))
     if spread.devices > 1:
-        if spread.split:
-            table.caption = "without activations, and the blocks that run, whole for that time"
-        sent = spread.sent(parameters * size, trainable * size)
         way = "FSDP2" if spread.split else "DDP"
         label = f"sent by each of {spread.devices} devices in an optimizer step ({way})"
-        table.add_row(label, "", _size_in_words(sent))
+        table.add_row(label, "", size_in_words(cost.sent))
     return table
 
 
-def _size_in_words(count: float) -> str:
+def size_in_words(count: float) -> str:
+    """Return a number of bytes with a unit in which it is short."""
     power = min(int(math.log(count, 1024)), 4) if count >= 1 else 0
     return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +26,9 @@ except ImportError:  # Windows: two processes in one run folder are then not not
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
+# All that a folder holds until its run.json is there; RUN_NAMES is what such folders are called.
+FIRST_FILES = {LOCK_FILE, "config.yaml", "config.yaml.tmp", f"{RUN_FILE}.tmp"}
+RUN_NAMES = "????-??-??_??-??-??-*"
 # Under it a checkpoint says which run has written it.
 CHECKPOINT_KEY = "frugal"
 
@@ -88,6 +93,39 @@ def is_locked(folder: Path) -> bool:
     except ConfigError:
         return True
     return False
+
+
+def open_folder(folder: Path, resumed: bool) -> TextIO:
+    """Make a run folder, or take one again, and hold it until the file that is returned is closed.
+
+    Beside it are removed folders whose process was killed before it had written run.json.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Between being made and being locked a folder looks like a dead one.
+    with _one_at_a_time(folder.parent):
+        for other in folder.parent.glob(RUN_NAMES):
+            begun = other.is_dir() and {file.name for file in other.iterdir()} <= FIRST_FILES
+            if begun and not is_locked(other):
+                shutil.rmtree(other, ignore_errors=True)
+        folder.mkdir(exist_ok=resumed)
+        return lock(folder)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for other processes that do this with the same folder."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def run_folder(path: Path) -> Path | None:

@@ -291,7 +291,10 @@ class _Run:
                 (self.start.folder / "traceback.txt").write_text(trace, encoding="utf-8")
         except OSError as second:  # the disk is full: the record stays as it was
             self._say(f"The record does not say so: {second}")
-        self._say(without_secrets(f"Failed: {reason.strip().splitlines()[0]}"))
+        line = without_secrets(f"Failed: {reason.strip().splitlines()[0]}")
+        self._say(line)
+        if not self.first and _of_others(error) is not None:  # the first may be the one
+            print(f"Process {self.trainer.global_rank}: {line}", file=sys.stderr, flush=True)
 
     def _sum_up(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return what the run's table shows; loggers with a summary get it, and what was saved."""

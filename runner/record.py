@@ -23,7 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from atomic import replacing
 from runner import machine, output
 from runner.errors import ConfigError
-from runner.folder import CHECKPOINT_KEY, Start, lock, run_folder
+from runner.folder import CHECKPOINT_KEY, Start, open_folder, run_folder
 from runner.job import Origin
 from runner.run_record import RunRecord, read_record, without_secrets, write_record
 
@@ -52,8 +52,7 @@ class Record:
     ) -> None:
         self.folder = start.folder
         with _refused_by_the_disk(start):
-            self.folder.mkdir(parents=True, exist_ok=start.resumed)
-            self._lock: TextIO = lock(self.folder)
+            self._lock: TextIO = open_folder(self.folder, start.resumed)
         before = read_record(self.folder) if start.resumed else None
         self.content = RunRecord(
             id=start.run_id,

@@ -86,8 +86,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses = []
             # A block in fp32 should stay in the cache: 2 MB on a CPU.
             size = 1 << (28 if hidden_ND.is_cuda else 21)
-            for rows in torch.arange(len(x_ND)).split(max(1, size // (4 * len(w_VD)))):
-                block = slice(int(rows[0]), int(rows[-1]) + 1)
+            rows = max(1, size // (4 * len(w_VD)))
+            for first in range(0, len(x_ND), rows):
+                block = slice(first, first + rows)
                 target_R1, predicted_R1 = targets_N1[block], predicted_N1[block]
                 log_p_RV = F.log_softmax(logits_NV[block], dim=1, dtype=torch.float32)
                 losses.append((log_p_RV.gather(1, target_R1) * predicted_R1).sum())

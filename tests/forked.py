@@ -1,12 +1,15 @@
 """Work in a process of its own that has everything imported already: forked, watched, ended.
 
 A training that is killed costs what it trained, not ten seconds of imports; what exhausts memory or
-ends the interpreter ends a child.
+ends the interpreter ends a child. What a child leaves running becomes a child of this process
+(Linux), which can see it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -20,6 +23,10 @@ from pathlib import Path
 REFUSED = 2
 CRASHED = 70  # an exception that nobody has put into words
 MEMORY = 6 << 30  # bytes of address space that a child may take beyond its parent's
+LEAVE = 30.0  # seconds in which what a killed child has started must have ended
+STACK = "most recent call first"  # in what faulthandler says
+PR_SET_CHILD_SUBREAPER = 36
+_AT_WORK: set[int] = set()  # children that nobody has waited for yet
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,13 @@ class Ended:
         code: Its exit code; negative: the signal that ended it; None: it was still at work.
         said: Its output and errors.
         seconds: How long it took.
+        survivors: What it had started and did not end with it.
     """
 
     code: int | None
     said: str
     seconds: float
+    survivors: tuple[str, ...] = ()
 
     @property
     def in_words(self) -> bool:
@@ -52,19 +61,29 @@ class Child:
     def __init__(self, work: Callable[[], int | None]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        faulthandler.register(signal.SIGUSR1, file=2)  # of the child's too
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._began, self._said = time.monotonic(), b""
         # A pipe and not a file, which a limit on files would stop as well.
         self._output, written = os.pipe()
+        self._others = _children()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._output)
             _do(work, written)
         os.close(written)
         os.set_blocking(self._output, False)
+        _AT_WORK.add(self.pid)
 
     def kill(self) -> None:
-        """End it and its children at once."""
-        os.killpg(self.pid, signal.SIGKILL)
+        """Kill it where it stands, and nothing that it has started; its stack is said before."""
+        os.kill(self.pid, signal.SIGUSR1)
+        until = time.monotonic() + 5
+        while STACK not in self._said.decode(errors="replace") and time.monotonic() < until:
+            if self.is_over():
+                return
+            time.sleep(0.001)
+        os.kill(self.pid, signal.SIGKILL)
 
     def is_over(self) -> bool:
         """Whether it has ended; it stays to be waited for."""
@@ -73,25 +92,56 @@ class Child:
         return ended is not None
 
     def wait(self, seconds: float) -> Ended:
-        """Wait for its end; one that is late is killed."""
+        """Wait for its end; one that is late is killed with all that it has started."""
         late = False
         while not self.is_over():
             if time.monotonic() - self._began > seconds:
-                self.kill()
+                os.killpg(self.pid, signal.SIGKILL)
                 late = True
                 break
             time.sleep(0.002)
         _, status = os.waitpid(self.pid, 0)
+        _AT_WORK.remove(self.pid)
         took = time.monotonic() - self._began
+        survivors = self._survivors()
         self._read()
         os.close(self._output)
         said = self._said.decode(errors="replace")
-        return Ended(None if late else os.waitstatus_to_exitcode(status), said, took)
+        code = None if late else os.waitstatus_to_exitcode(status)
+        return Ended(code, said, took, survivors)
+
+    def _survivors(self) -> tuple[str, ...]:
+        """Return the command lines of what it has started that goes on; these are ended here."""
+        until = time.monotonic() + LEAVE
+        while left := _children() - self._others - _AT_WORK:
+            for pid in left:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            if time.monotonic() > until:
+                break
+            time.sleep(0.02)
+        lines = []
+        for pid in left:
+            lines.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip())
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        return tuple(lines)
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._output, 1 << 16):
                 self._said += part
+
+
+def _children() -> set[int]:
+    """Return the processes whose parent this one is."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            _, parent, *_ = file.read_text().rpartition(")")[2].split()
+            if int(parent) == os.getpid():
+                found.add(int(file.parent.name))
+    return found
 
 
 def forked(work: Callable[[], int | None], seconds: float = 120) -> Ended:

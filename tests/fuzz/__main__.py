@@ -110,15 +110,14 @@ def try_runs(only: str | None, trains: bool = True) -> Tried:
 
             def use(given: configs.Changes, base=base, tally=tally) -> None:
                 ended = judge.run(base, given, place_, trains)
-                ends = {0: "ran", 1: "failed in words", 2: "refused", None: "hung"}
-                end = ends.get(ended.code, "traceback")
-                fault = "" if ended.code in (0, 1, 2) else ended.said
-                if end == "hung":
-                    fault = fault or "hung"
+                ends = {0: "ran", 1: "failed in words", 2: "refused"}
+                end = ends.get(ended.code, "traceback") if ended.in_words else "traceback"
+                end = "hung" if ended.code is None else end
+                fault = ended.said or end if end in ("traceback", "hung") else ""
                 tally.count(end, ended.seconds, fault, dict(given))
 
             keys = judge.harmless(configs.keys_of(base))
-            each(configs.changes(keys), examples(60), use, shrink=False)
+            each(configs.changes(keys), examples(63), use, shrink=False)  # 504 in all
             yield name, tally
 
 

@@ -67,15 +67,23 @@ def anything(allowed: tuple[Any, ...] = ()) -> SearchStrategy[Any]:
 
 
 def changes(keys: Mapping[str, tuple[Any, ...]]) -> SearchStrategy[Changes]:
-    """One to three keys with other values.
+    """One to three keys with other values; in half of the draws with values that are allowed there.
 
     Args:
         keys: What may be changed, each with values that are allowed there.
     """
-    one = st.sampled_from(sorted(keys))
-    some = one.map(lambda key: [key]) | st.lists(one, min_size=2, max_size=3, unique=True)
-    return some.flatmap(
-        lambda chosen: st.fixed_dictionaries({k: anything(keys[k]) for k in chosen})
+    allowed = {key: values for key, values in keys.items() if values}
+
+    def some(known: Mapping[str, tuple[Any, ...]]) -> SearchStrategy[list[str]]:
+        one = st.sampled_from(sorted(known))
+        return one.map(lambda key: [key]) | st.lists(one, min_size=2, max_size=3, unique=True)
+
+    return st.booleans().flatmap(
+        lambda tame: some(allowed if tame else keys).flatmap(
+            lambda chosen: st.fixed_dictionaries(
+                {k: st.sampled_from(keys[k]) if tame else anything(keys[k]) for k in chosen}
+            )
+        )
     )
 
 

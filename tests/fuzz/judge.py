@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -89,7 +90,7 @@ def small(experiment: str, inputs: Path) -> DictConfig:
 
 
 def run(config: DictConfig, given: Changes, inputs: Path, trains: bool = True) -> Ended:
-    """Start a config with changes in a child, and train a few steps; nothing of it stays.
+    """Check a config with changes here, and start it in a child; nothing of it stays.
 
     Args:
         config: Of `small`.
@@ -100,10 +101,13 @@ def run(config: DictConfig, given: Changes, inputs: Path, trains: bool = True) -
     Returns:
         Its code is 0 if it ran, 1 if it failed in words, 2 if it was refused.
     """
+    began = time.process_time()
     try:
         config = with_changes(config, given)
-    except OmegaConfBaseException as error:
-        return Ended(REFUSED, str(error), 0.0)
+        with contextlib.chdir(inputs):
+            validate.check(config)
+    except (ConfigError, OmegaConfBaseException) as error:
+        return Ended(REFUSED, str(error), time.process_time() - began)
     steps = OmegaConf.select(config, "trainer.max_steps", default=None)
     if type(steps) is int:
         config.trainer.max_steps = min(MAX_STEPS, steps)

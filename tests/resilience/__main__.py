@@ -1,6 +1,6 @@
-"""python -m tests.resilience: kill every method's runs, fill the disk; print one table.
+"""python -m tests.resilience: kill every method's runs and go on; print one table.
 
---kills says how many kills a method gets, --seed draws others.
+--kills says how many kills a method gets, --seed draws others. The tests fill disks as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tests.resilience.kills import RESUMABLE, Laboratory
 
-COLUMNS = ("killed", "resumed", "anew", "lost", "corrupt", "orphans", "tracebacks", "hangs")
+COLUMNS = ("runs", "killed", "resumed", "anew", "lost", "corrupt", "orphans", "tracebacks", "hangs")
 
 
 def main() -> int:
@@ -41,7 +41,8 @@ def main() -> int:
             shown = (getattr(record, column) for column in COLUMNS)
             cells = [str(len(v) if isinstance(v, list) else v) for v in shown]
             table.add_row(name, *cells, f"{time.monotonic() - began:.0f}")
-            print(name, *zip(COLUMNS, cells, strict=True), *record.faults, sep="\n  ", flush=True)
+            moments = ", ".join(f"{what} {n}" for what, n in record.moments.most_common())
+            print(f"{name}: {moments}", *record.faults, sep="\n  ", flush=True)
             faults += record.faults
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     return int(bool(faults))

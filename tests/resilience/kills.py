@@ -1,28 +1,56 @@
-"""Runs that are killed at a random moment, gone on with, and compared with one that was not.
+"""Runs that are killed at random moments, gone on with, and compared with one that was not.
 
 A moment is a time, or a number of things done to files: the process ends itself just before it
-opens a file for writing, renames, links or removes one.
+opens a file for writing, renames, links or removes one. A run that goes on after a kill is killed
+again, up to `LIVES` times, and then left alone.
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.forked import Child, Ended, forked
+from tests.forked import STACK, Child, Ended, forked
 from tests.fuzz.warm import inputs, warm_up
 from tests.golden.runs import RUNS
 
 SECONDS = 240.0  # for a run that takes a few, on a machine that does other things as well
+EVENT = "killed before"  # what a process says that ends itself
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir", "os.truncate")
 RESUMABLE = [name for name in RUNS if name != "end_to_end_sparc"]
+
+LIVES = 3
+
+# What a process did when it was killed: by the file that it was about to change, or by the
+# innermost of its frames that lies in one of these files.
+OF_FILE = {
+    "/cache/": "cache",
+    "/checkpoints/": "checkpoint",
+    "/run.json": "run.json",
+    "/config.yaml": "config.yaml",
+    "/metrics.csv": "metrics.csv",
+    "/wandb/": "W&B",
+    "": "other file",
+}
+OF_FRAME = {
+    "/datamodules/cache.py": "cache",
+    "/callbacks/checkpoint.py": "checkpoint",
+    "/runner/run_record.py": "run.json",
+    "/reports/figures.py": "plots",
+    "/loops/evaluation_loop.py": "validation",
+    "/loops/training_epoch_loop.py": "step",
+    "": "start or end",
+}
 
 # Beside the small runs' own: a checkpoint at every other step, so that a kill costs little.
 OFTEN = ["trainer.checkpoint_every=2", "trainer=cpu", "resume=auto"]
@@ -34,9 +62,11 @@ class Record:
 
     Args:
         name: The experiment.
-        killed: How many ended by a kill; the others had ended before it came.
-        resumed: How many of these went on from a checkpoint.
-        anew: How many had nothing to go on from, and said so.
+        runs: How many were begun, each killed once or more.
+        killed: How often one was killed; some had ended before the kill came.
+        resumed: How often one went on from a checkpoint.
+        anew: How often there was nothing to go on from, and it said so.
+        moments: What was going on when a kill came.
         lost: Ends that are not those of a run that was left alone.
         corrupt: Files or folders that a later run could not read.
         orphans: Files that nobody will remove, and processes that outlive theirs.
@@ -45,9 +75,11 @@ class Record:
     """
 
     name: str
+    runs: int = 0
     killed: int = 0
     resumed: int = 0
     anew: int = 0
+    moments: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
@@ -91,9 +123,9 @@ class Laboratory:
 
         return Child(work)
 
-    def events(self, name: str) -> tuple[int, float]:
+    def events(self, name: str, *more: str) -> tuple[int, float]:
         """Let a method run; return how much it does to files, and how long it takes."""
-        command = self.command(name, f"{name}/whole")
+        command = self.command(name, f"{name}/whole", *more)
         (self.folder / name).mkdir()
         counted = self.folder / name / "events"
 
@@ -112,54 +144,70 @@ class Laboratory:
         return int(counted.read_text()), ended.seconds
 
     def try_kills(self, name: str, kills: int, seed: int, *more: str) -> Record:
-        """Kill a method's run again and again, each time from its beginning.
+        """Kill a method's runs until there were so many kills; let each run end at last.
 
         Args:
             name: The experiment.
-            kills: How many times: the odd ones at an event, the others at a time.
+            kills: How many, half of them at an event, half at a time.
             seed: Draws the moments.
             more: Further overrides.
         """
         record, draw = Record(name), random.Random(f"{name} {seed}")
-        events, seconds = self.events(name)
-        expected = self.folder / name / "whole"
-        for number in range(kills):
-            place = self.folder / name / f"kill {number}"
+        events, seconds = self.events(name, *more)
+        while record.killed < kills:
+            place = self.folder / name / f"run {record.runs}"
+            record.runs += 1
             command = self.command(name, str(place.relative_to(self.folder)), *more)
-            moment: int | None = None
-            if number % 2:
-                moment = draw.randrange(events)
-                killed = self.start(command, moment).wait(SECONDS)
+            moments: list[str] = []
+            ended: Ended | None = None
+            for _ in range(LIVES):
+                if draw.random() < 0.5:
+                    ended = self.start(command, draw.randrange(events)).wait(SECONDS)
+                else:
+                    ended = _killed_after(self.start(command), draw.uniform(0.1, seconds))
+                self._judge_start(record, ended, moments)
+                if ended.code != -signal.SIGKILL:
+                    break
+                moments.append(moment_of(ended.said))
+                record.moments[moments[-1]] += 1
+                record.killed += 1
             else:
-                child = self.start(command)
-                _sleep_while(child, draw.uniform(0.2, seconds))
-                if not child.is_over():
-                    child.kill()
-                killed = child.wait(SECONDS)
-            about = f"event {moment}" if moment is not None else f"{killed.seconds:.2f} s"
-            if killed.code != -signal.SIGKILL:
-                _judge_end(record, killed, about)
-                continue
-            record.killed += 1
-            again = self.start(command).wait(SECONDS)
-            _judge_end(record, again, about)
-            if "Going on with" in again.said:
-                record.resumed += 1
-            elif "a new run" in again.said:
-                record.anew += 1
-            if "Skipped" in again.said:
-                line = next(x for x in again.said.splitlines() if "Skipped" in x)
-                record.corrupt.append(f"{about}: {line}")
-            if again.code == 0:
+                ended = self.start(command).wait(SECONDS)
+                self._judge_start(record, ended, moments)
+            about = f"run {record.runs - 1}, killed at: {', '.join(moments) or 'nothing'}"
+            _judge_end(record, ended, about)
+            if ended.code == 0:
+                expected = self.folder / name / "whole"
                 record.lost += [f"{about}: {key}" for key in differences(expected, place)]
                 record.orphans += [f"{about}: {file}" for file in orphans(place)]
         return record
 
+    def _judge_start(self, record: Record, ended: Ended, moments: list[str]) -> None:
+        """Count what a process said of the kills before it, and what it left running."""
+        record.resumed += "Going on with" in ended.said
+        record.anew += bool(moments) and "a new run" in ended.said
+        skipped = [line for line in ended.said.splitlines() if "Skipped" in line]
+        record.corrupt += [f"killed at {', '.join(moments)}: {line}" for line in skipped]
+        record.orphans += [f"process: {line}" for line in ended.survivors]
 
-def _sleep_while(child: Child, seconds: float) -> None:
+
+def _killed_after(child: Child, seconds: float) -> Ended:
     until = time.monotonic() + seconds
     while time.monotonic() < until and not child.is_over():
         time.sleep(0.005)
+    if not child.is_over():
+        child.kill()
+    return child.wait(SECONDS)
+
+
+def moment_of(said: str) -> str:
+    """Return what a killed process did, by what it said last: `OF_FILE` or `OF_FRAME`."""
+    *_, last = said.rpartition(EVENT)
+    if EVENT in said:
+        return next(what for part, what in OF_FILE.items() if part in last.splitlines()[0])
+    files = [line for line in said.rpartition(STACK)[2].splitlines() if 'File "' in line]
+    parts = (what for line in files for part, what in OF_FRAME.items() if part and part in line)
+    return next(parts, OF_FRAME[""])
 
 
 def _judge_end(record: Record, ended: Ended, about: str) -> None:
@@ -208,6 +256,7 @@ def _end_at(last: int, command: list[str]) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if _touches(event, arguments, places):
             if left[0] <= 0:
+                os.write(2, f"\n{EVENT} {event} {os.fsdecode(arguments[0])}\n".encode())
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
 
@@ -218,9 +267,17 @@ def _end_at(last: int, command: list[str]) -> None:
 
 
 def orphans(place: Path) -> Iterator[str]:
-    """Yield what should not be there once a run has ended: half-made files, folders of no run."""
+    """Yield what should not be there once a run has ended: half-made files, folders of no run.
+
+    A run that was given up, since it had come to no checkpoint, keeps its folder as it is.
+    """
+    given_up = [
+        file.parent
+        for file in place.glob("outputs/*/*/run.json")
+        if json.loads(file.read_text())["status"] == "running"
+    ]
     for path in sorted(place.rglob("*")):
-        if path.name.endswith((".tmp", ".partial")):
+        if path.name.endswith((".tmp", ".partial")) and not {*path.parents} & {*given_up}:
             yield str(path.relative_to(place))
     for folder in sorted(place.glob("outputs/*/*")):
         if folder.is_dir() and not (folder / "run.json").exists():
@@ -228,17 +285,31 @@ def orphans(place: Path) -> Iterator[str]:
 
 
 def differences(expected: Path, place: Path) -> list[str]:
-    """Return in what the last checkpoints of two places' newest runs differ; clocks apart."""
-    import torch
-
+    """Return in what two places' newest runs differ: status, losses, last checkpoint."""
     from tests.runner.test_resume import unequal
 
-    found = []
-    for each in (expected, place):
-        files = sorted(each.glob("outputs/*/*/checkpoints/step-*.ckpt"), key=lambda p: p.name)
-        if not files:
-            return ["no checkpoint"]
-        found.append(torch.load(files[-1], weights_only=True))
-    keys = ("state_dict", "optimizer_states", "lr_schedulers", "rng_states", "global_step")
-    first, second = ({key: each[key] for key in keys} for each in found)
+    first, second = (_reached(each) for each in (expected, place))
     return unequal(first, second)
+
+
+def _reached(place: Path) -> dict[str, Any]:
+    """Return all that a place's newest run has come to; clocks apart."""
+    import torch
+
+    files = sorted(place.glob("outputs/*/*/checkpoints/step-*.ckpt"), key=lambda file: file.name)
+    if not files:
+        return {"checkpoints": 0}
+    folder = files[-1].parents[1]
+    content = torch.load(files[-1], weights_only=True)
+    keys = ("state_dict", "optimizer_states", "lr_schedulers", "rng_states", "global_step")
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    return {
+        "best": best["global_step"],
+        "status": json.loads((folder / "run.json").read_text())["status"],
+        "losses": [
+            (row["step"], key, row[key]) for row in rows for key in row if key.endswith("loss")
+        ],
+        **{key: content[key] for key in keys},
+    }

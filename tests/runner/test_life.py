@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,9 +16,10 @@ import torch
 from reports.registry import find
 from runner.command import guard
 from runner.errors import ConfigError
-from runner.folder import lock, stored_config
+from runner.folder import lock, open_folder, stored_config
 from runner.record import MetricsFile
 from runner.run_record import write_json
+from tests.forked import Child
 from tests.runner.laboratory import ROOT, forked, run, wandb_run
 from tests.runner.tiny import TinyModule
 
@@ -165,6 +167,35 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     assert seen_by_another_process() == "True"
     held.close()
     assert seen_by_another_process() == "False"
+
+
+def test_a_folder_whose_process_died_at_once_goes_with_the_next_run(tmp_path: Path) -> None:
+    """Not that of a process which has only just begun, and nothing that somebody else has put."""
+    first, second, dead, foreign = (
+        tmp_path / f"2026-01-01_00-00-0{n}-aaaaaaaa" for n in range(4)
+    )
+    (dead / "config.yaml.tmp").parent.mkdir()
+    (dead / "config.yaml.tmp").touch()
+    (foreign / "thesis.txt").parent.mkdir()
+    (foreign / "thesis.txt").touch()
+    (tmp_path / "notes").mkdir()
+
+    def begin() -> None:
+        with open_folder(first, resumed=False):
+            (tmp_path / "begun").touch()
+            time.sleep(60)
+
+    beginning = Child(begin)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    open_folder(second, resumed=False).close()
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {
+        first.name, second.name, foreign.name, "notes"
+    }  # fmt: skip
+    beginning.kill()
+    beginning.wait(10)
+    open_folder(second, resumed=True).close()
+    assert not first.exists()
 
 
 def test_test_and_export_take_the_model_from_the_run(tmp_path: Path) -> None:

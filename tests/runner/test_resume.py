@@ -134,6 +134,20 @@ def losses(folder: Path) -> list[tuple[str, str, str]]:
         return [(row["step"], row["train/loss"], row.get("val/loss", "")) for row in rows]
 
 
+def test_a_kill_between_the_newest_and_the_best_checkpoint_costs_no_best(tmp_path: Path) -> None:
+    """They are two names of one file: the second is given when the run goes on."""
+    run(tmp_path / "whole")
+    whole, outputs = folder_of(tmp_path / "whole"), tmp_path / "killed"
+    assert torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 40
+    killed = outputs / "tiny" / whole.name
+    interrupted_at(whole, killed, 40)
+    best = killed / "checkpoints" / "best.ckpt"
+    best.rename(f"{best}.tmp")
+    run(outputs, "resume=auto")
+    assert torch.load(best, weights_only=True)["global_step"] == 40
+    assert not Path(f"{best}.tmp").exists()
+
+
 def test_sigkill_and_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "whole")
     kill = ["+callbacks.kill._target_=tests.runner.tiny.Kill", "+callbacks.kill.at=23"]

@@ -1,0 +1,80 @@
+"""What four models hold on each of several devices, and what these send each other.
+
+`python -m benchmarks.memory [--devices 8]` prints a Markdown table, in minutes and without a GPU:
+what `dry_run=true trainer=ddp` and `trainer=fsdp` count. Nothing is trained.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from runner.dry_run import Cost, size_in_words
+from runner.parts import build
+from runner.validate import checked
+
+SIZES_13B = {
+    "hidden_size": 5120,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "intermediate_size": 13824,
+}
+"""Llama-2 13B, arXiv 2307.09288."""
+MODELS: dict[str, tuple[str, Sequence[str]]] = {
+    "GPT2": ("est_gpt2_paper", ()),
+    "TinyLlama": ("est_tinyllama_paper", ()),
+    "Llama-2 7B": ("sat_cpt_llama2_paper", ()),
+    "Llama-2 13B": (
+        "sat_cpt_llama2_paper",
+        [f"module.architecture.{key}={value}" for key, value in SIZES_13B.items()],
+    ),
+}
+"""Each with the experiment whose batch and context it has, and what differs from that."""
+
+
+def cost(name: str, way: str, devices: int, *overrides: str) -> Cost:
+    """Return what a model costs in bf16-mixed.
+
+    Args:
+        name: A key of MODELS.
+        way: `ddp` or `fsdp`.
+        devices: How many share the training.
+        overrides: Further ones.
+    """
+    experiment, sizes = MODELS[name]
+    shared = [f"trainer={way}", f"trainer.devices={devices}", "trainer.precision=bf16-mixed"]
+    settings = checked([f"experiment={experiment}", *sizes, *shared, *overrides])
+    return Cost.of(build("module", {**settings["module"], "pretrained": None}), settings)
+
+
+def row(name: str, devices: int, recomputed: bool) -> str:
+    """Return a model's line of the table."""
+    override = f"module.gradient_checkpointing={str(recomputed).lower()}"
+    ddp, fsdp = (cost(name, way, devices, override) for way in ("ddp", "fsdp"))
+    cells = [name, f"{ddp.parameters / 1e9:.2f}B", f"{ddp.batch[0]} x {ddp.batch[1]:,}"]
+    cells.append("yes" if recomputed else "no")
+    for each in (ddp, fsdp):
+        assert each.step is not None, "all of them are language models"
+        kept, peak = sum(each.kept), each.step.peak
+        sent = each.sent / (each.spread.micro_batches if each.spread.split else 1)
+        cells += [size_in_words(count) for count in (kept, peak - kept, peak, sent)]
+    return f"| {' | '.join(cells)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    args = parser.parse_args(arguments)
+    heads = ["model", "parameters", "sequences x tokens", "recomputed"]
+    heads += [f"{way}: {what}" for way in ("DDP", "FSDP2") for what in ("kept", "besides", "peak")]
+    heads.insert(7, "DDP: sent in a step")
+    heads.append("FSDP2: sent in a micro-batch")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for name in args.models:
+        for recomputed in (False, True):
+            print(row(name, args.devices, recomputed), flush=True)
+
+
+if __name__ == "__main__":
+    main()
