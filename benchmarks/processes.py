@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +33,7 @@ def rate(args: argparse.Namespace, processes: int) -> float:
         command += [f"module.architecture.n_embd={args.width}"]
         command += [f"trainer.max_steps={args.steps}", "trainer.log_every_n_steps=1"]
         command += ["trainer.limit_val_batches=0", "trainer.num_sanity_val_steps=0"]
-        command += ["callbacks.samples=null", "callbacks.checkpoint.monitor=null"]
+        command += ["callbacks.checkpoint.monitor=null"]
         command += [f"trainer={'ddp' if processes > 1 else 'cpu'}", "trainer.accelerator=cpu"]
         command += [f"trainer.devices={processes}", *args.set]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--width", type=int, default=512, help="of the GPT-2")
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences, in each process")
+    parser.add_argument("--batch-size", type=int, default=32, help="sequences, in each process")
     parser.add_argument("--steps", type=int, default=20, help="of a run, more than 5")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--set", action="append", default=[], help="a further setting of the runs")
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if args.steps <= WARM_UP:
         parser.error(f"--steps {args.steps}: more than {WARM_UP}, which are not counted")
     load = os.getloadavg()[0]
-    arms = {n: lambda n=n: rate(args, n) for n in (1, args.processes)}  # type: ignore[misc]
+    arms = {n: partial(rate, args, n) for n in (1, args.processes)}
     rates = {n: median(found) for n, found in interleaved(arms, args.rounds).items()}
     result = {
         "tokens_per_second": rates,

@@ -131,13 +131,16 @@ class Checkpointing(Checkpoint):
         """Agree on one folder: only the first process knows the name of the run."""
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Name the best checkpoint, if a kill came between the two names of its file."""
+        if trainer.is_global_zero and self._path(self.best_step).exists():
+            self._name_best(self.best_step)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the step that was resumed from, which is saved already if its file is there."""
         self._seen_step = trainer.global_step
         saved: bool = trainer.strategy.broadcast(self._path(trainer.global_step).exists())
         self._saved_step = trainer.global_step if saved else -1
-        if saved and self.best_step == trainer.global_step:
-            self._save_best(trainer)  # a kill may have come between the two names of the file
         loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
         ended = batches.restarted_on_train_batch_end and batches.batch_progress.is_last_batch
         if loop.restarted_mid_epoch and ended:
@@ -179,7 +182,7 @@ class Checkpointing(Checkpoint):
         self.save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far and its step, that of the last validation, what was logged."""
+        """Return the best value and its step, that of the last validation, and what was logged."""
         return {
             "best_value": self.best_value,
             "best_step": self.best_step,
@@ -212,13 +215,16 @@ class Checkpointing(Checkpoint):
         return better
 
     def _save_best(self, trainer: pl.Trainer) -> None:
-        path = self.folder / "best.ckpt"
         if self._saved_step != trainer.global_step:
             self.metrics = logged(trainer)
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(self.folder / "best.ckpt")
         elif trainer.is_global_zero:
-            newest, beside = self._path(trainer.global_step), path.with_name("best.ckpt.tmp")
-            beside.unlink(missing_ok=True)
-            if not path.exists() or not path.samefile(newest):  # of one file a rename does nothing
-                os.link(newest, beside)
-                os.replace(beside, path)
+            self._name_best(trainer.global_step)
+
+    def _name_best(self, step: int) -> None:
+        path, beside = self.folder / "best.ckpt", self.folder / "best.ckpt.tmp"
+        beside.unlink(missing_ok=True)
+        if path.exists() and path.samefile(self._path(step)):
+            return  # and a rename of one name to the other would do nothing
+        os.link(self._path(step), beside)
+        os.replace(beside, path)

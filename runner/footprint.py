@@ -7,19 +7,25 @@ figure: precision, attention, adapters, recomputed activations, how FSDP2 splits
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
+
+from subnetworks import fused
 
 
 @dataclass(frozen=True)
@@ -75,18 +81,24 @@ def footprint(
             several, a second copy of the gradients, in which it adds them up.
     """
     mixed = precision.kept != precision.computed
+    if not split:
+        with torch.device("meta"):
+            module.configure_model()
     with _one_of(devices, module, split), FakeTensorMode():
-        module.configure_model()
-        module.to(precision.kept)
+        if split:
+            module.configure_model()
+            module.to(precision.kept)
+        else:
+            _materialize(module, precision.kept)
         trained = [p for p in module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, fused=True)
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # makes the moments
         ids = torch.zeros(shape, dtype=torch.long)
-        tracker = FSDPMemTracker(module.model, optimizer) if split else MemTracker()
+        tracker = _PeakOfSplit(module.model, optimizer) if split else _Peak()
         tracker.track_external(module, optimizer)
-        with _Collectives() as collectives, tracker:
+        with _Collectives() as collectives, _as_on_a_gpu(), tracker:
             with torch.autocast("cpu", precision.computed, enabled=mixed):
                 loss = module.training_step({"input_ids": ids}, 0)
             optimizer.zero_grad()  # Lightning keeps the last step's until the loss is there
@@ -94,9 +106,59 @@ def footprint(
             optimizer.step()
         (peak,) = (each["Total"] for each in tracker.get_tracker_snapshot("peak").values())
     buckets = sum(p.numel() for p in trained) * precision.kept.itemsize
-    return Footprint(
-        peak + (buckets if devices > 1 and not split else 0), collectives.collected
-    )
+    return Footprint(peak + (buckets if devices > 1 and not split else 0), collectives.collected)
+
+
+def _materialize(module: nn.Module, kept: torch.dtype) -> None:
+    """Put parameters and buffers of the meta device onto the CPU of the fake mode around this.
+
+    `Module.to` would do, but cannot swap fake tensors.
+    """
+    made: dict[int, torch.Tensor] = {}
+    for part in module.modules():
+        groups: tuple[Any, ...] = (part._parameters, part._buffers)
+        for tensors in groups:
+            for name, old in tensors.items():
+                if old is not None and id(old) not in made:  # a tied one stays one
+                    dtype = kept if old.is_floating_point() else old.dtype
+                    new = torch.zeros(old.shape, dtype=dtype, device="cpu")
+                    is_parameter = isinstance(old, nn.Parameter)
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+                if old is not None:
+                    tensors[name] = made[id(old)]
+
+
+class _Peak(MemTracker):
+    """Counts what is held in all, and not by module and kind, which takes most of the time."""
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        for device, held in self._curr_mem_snap.items():
+            if held["Total"] > self._peak_mem.get(device, 0):
+                self._peak_mem[device] = held["Total"]
+                self._peak_mem_snap[device] = {**held}
+
+    def _track_module_params_and_buffers(
+        self, module: nn.Module, install_grad_hooks: bool = True
+    ) -> tuple[int, int]:
+        # Hooks say of gradients what they are; a frozen parameter, beside an adapter, takes none.
+        return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
+
+
+class _PeakOfSplit(_Peak, FSDPMemTracker):
+    """The same of a model that FSDP2 has split."""
+
+
+@contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
+    """Let the loss take a GPU's blocks, and build no mask for packed sequences.
+
+    Hugging Face would build one where it cannot ask position ids for their values.
+    """
+    with (
+        patch.dict(fused.BLOCK_BYTES, {False: fused.BLOCK_BYTES[True]}),
+        patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None),
+    ):
+        yield
 
 
 class _Collectives(TorchDispatchMode):
@@ -129,6 +191,9 @@ def _one_of(devices: int, module: Any, split: bool) -> Iterator[None]:
     try:
         names = ("data_parallel", "tensor_parallel")
         module._device_mesh = init_device_mesh("cpu", (devices, 1), mesh_dim_names=names)
-        yield
+        with warnings.catch_warnings():
+            # Of what GPT-2 puts out; nothing changes it in place.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+            yield
     finally:
         dist.destroy_process_group()

@@ -57,6 +57,10 @@ PLAIN_NORMS = tuple(
 """Norms that compute weight x / rms(x) with `variance_epsilon`, and only before products."""
 
 
+# Of logits in fp32, by whether the device is CUDA: on a CPU a block should stay in the cache.
+BLOCK_BYTES = {False: 1 << 21, True: 1 << 28}
+
+
 def _autocast_dtype(x: Tensor) -> torch.dtype:
     """What a linear layer would cast `x` to here."""
     device = x.device.type
@@ -84,9 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             targets_N1 = labels_N.clamp_min(0)[:, None]
             logits_NV = torch.mm(x_ND, w_VD.T)
             losses = []
-            # A block in fp32 should stay in the cache: 2 MB on a CPU.
-            size = 1 << (28 if hidden_ND.is_cuda else 21)
-            rows = max(1, size // (4 * len(w_VD)))
+            rows = max(1, BLOCK_BYTES[hidden_ND.is_cuda] // (4 * len(w_VD)))
             for first in range(0, len(x_ND), rows):
                 block = slice(first, first + rows)
                 target_R1, predicted_R1 = targets_N1[block], predicted_N1[block]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 from pathlib import Path
 
@@ -30,7 +31,20 @@ def inputs(folder: Path) -> None:
         os.chdir(here)
 
 
-def warm_up() -> None:
-    """Import what runs import, so that a forked one begins at once."""
+def warm_up(*commands: list[str]) -> None:
+    """Do what is done once in a process, so that a forked one begins at once.
+
+    Args:
+        commands: Command lines of `run.py`, which are checked: classes' sources are read for that.
+    """
     for name in MODULES:
         importlib.import_module(name)
+    from matplotlib.figure import Figure
+
+    from runner.validate import asked
+
+    figure = Figure(layout="constrained")
+    figure.subplots().set_title("fonts")
+    figure.savefig(io.BytesIO())
+    for command in commands:
+        asked(command)

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.forked import Child, Ended
@@ -27,13 +27,12 @@ def try_sizes(laboratory: Laboratory, name: str, sizes: list[int]) -> Record:
         place = laboratory.folder / name / f"size {size}"
         command = laboratory.command(name, f"{name}/size {size}")
 
-        def work(size: int = size, command: list[str] = command) -> int:
-            from tests.runner.laboratory import command as do
+        run = laboratory.work(command)
 
-            os.chdir(laboratory.folder)
+        def work(size: int = size, run: Callable[[], int] = run) -> int:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-            return do(*command)
+            return run()
 
         _go_on(record, laboratory, command, Child(work).wait(SECONDS), place, f"{size} bytes")
     return record

@@ -7,6 +7,7 @@ again, up to `LIVES` times, and then left alone.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -15,11 +16,16 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from runner.command import guard
+from runner.explain import composed
 from tests.forked import STACK, Child, Ended, forked
 from tests.fuzz.warm import inputs, warm_up
 from tests.golden.runs import RUNS
@@ -29,7 +35,7 @@ EVENT = "killed before"  # what a process says that ends itself
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir", "os.truncate")
 RESUMABLE = [name for name in RUNS if name != "end_to_end_sparc"]
 
-LIVES = 3
+LIVES = 4
 
 # What a process did when it was killed: by the file that it was about to change, or by the
 # innermost of its frames that lies in one of these files.
@@ -102,39 +108,59 @@ class Laboratory:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._composed: dict[str, DictConfig] = {}
         inputs(folder)
-        warm_up()
 
     def command(self, name: str, place: str, *more: str) -> list[str]:
         """Return the command line of a method's small run whose files lie below a place."""
         own = [f"paths.output_dir={place}/outputs", f"paths.cache_dir={place}/cache"]
         return [f"experiment={name}", "debug=fast", *RUNS[name], *OFTEN, *own, *more]
 
-    def start(self, command: list[str], events: int | None = None) -> Child:
-        """Start a run in a child; it ends itself before the given number of events on files."""
+    def work(self, command: list[str], events: int | None = None) -> Callable[[], int]:
+        """Return what `python run.py COMMAND` does once Hydra has composed its config.
+
+        Args:
+            command: Composed here, once for all places.
+            events: The process ends itself before so many events on files.
+        """
+        places = [each.split("=") for each in command if each.startswith("paths.")]
+        key = " ".join(each for each in command if not each.startswith("paths."))
+        if key not in self._composed:
+            with contextlib.chdir(self.folder):
+                warm_up(command)
+            self._composed[key] = composed(command)
 
         def work() -> int:
-            from tests.runner.laboratory import command as do
+            import run
 
             os.chdir(self.folder)
             if events is not None:
-                _end_at(events, command)
-            return do(*command)
+                _end_at(events, self._places(command))
+            cfg = self._composed[key]
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                del cfg["hydra"]
+                for name, place in places:
+                    OmegaConf.update(cfg, name, place)
+            sys.argv = ["run.py", *command]
+            return guard(lambda: run.main(cfg))
 
-        return Child(work)
+        return work
+
+    def start(self, command: list[str], events: int | None = None) -> Child:
+        """Start a run in a child; it ends itself before the given number of events on files."""
+        return Child(self.work(command, events))
 
     def events(self, name: str, *more: str) -> tuple[int, float]:
-        """Let a method run; return how much it does to files, and how long it takes."""
+        """Let a method run and keep it; return its events on files, and its seconds."""
         command = self.command(name, f"{name}/whole", *more)
         (self.folder / name).mkdir()
         counted = self.folder / name / "events"
+        run = self.work(command)
 
         def work() -> int:
-            from tests.runner.laboratory import command as do
-
-            os.chdir(self.folder)
-            number = _count(command)
-            code = do(*command)
+            number = _count(self._places(command))
+            code = run()
             counted.write_text(str(number[0]))
             return code
 
@@ -142,6 +168,10 @@ class Laboratory:
         if ended.code != 0:
             raise AssertionError(f"{name}: {ended.said}")
         return int(counted.read_text()), ended.seconds
+
+    def _places(self, command: list[str]) -> tuple[str, ...]:
+        paths = [each.partition("=")[2] for each in command if each.startswith("paths.")]
+        return tuple(str(self.folder / path) for path in paths)
 
     def try_kills(self, name: str, kills: int, seed: int, *more: str) -> Record:
         """Kill a method's runs until there were so many kills; let each run end at last.
@@ -232,15 +262,9 @@ def _touches(event: str, arguments: tuple[Any, ...], places: tuple[str, ...]) ->
     return os.path.abspath(os.fsdecode(arguments[0])).startswith(places)
 
 
-def _places(command: list[str]) -> tuple[str, ...]:
-    return tuple(
-        os.path.abspath(each.partition("=")[2]) for each in command if each.startswith("paths.")
-    )
-
-
-def _count(command: list[str]) -> list[int]:
-    """Count events from here on; the list's only number is the count."""
-    places, number = _places(command), [0]
+def _count(places: tuple[str, ...]) -> list[int]:
+    """Count events below some folders from here on; the list's only number is the count."""
+    number = [0]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         number[0] += _touches(event, arguments, places)
@@ -249,9 +273,9 @@ def _count(command: list[str]) -> list[int]:
     return number
 
 
-def _end_at(last: int, command: list[str]) -> None:
+def _end_at(last: int, places: tuple[str, ...]) -> None:
     """Let this process end itself before an event."""
-    places, left = _places(command), [last]
+    left = [last]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if _touches(event, arguments, places):
@@ -304,9 +328,9 @@ def _reached(place: Path) -> dict[str, Any]:
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "rng_states", "global_step")
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    best = folder / "checkpoints" / "best.ckpt"  # some methods keep none
     return {
-        "best": best["global_step"],
+        "best": torch.load(best, weights_only=True)["global_step"] if best.exists() else None,
         "status": json.loads((folder / "run.json").read_text())["status"],
         "losses": [
             (row["step"], key, row[key]) for row in rows for key in row if key.endswith("loss")

@@ -75,8 +75,9 @@ def test_a_lost_loss_and_a_half_made_file_are_seen(tmp_path: Path) -> None:
         (folder / "run.json").write_text('{"status": "finished"}')
         (folder / "metrics.csv").write_text("step,val/loss\n1,2.5\n2,2.0\n")
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
-    (folder / "metrics.csv").write_text("step,val/loss\n2,2.0\n")
-    (folder / "checkpoints" / "best.ckpt.tmp").touch()
+    killed = tmp_path / "killed" / "outputs" / "est" / "run"
+    (killed / "metrics.csv").write_text("step,val/loss\n2,2.0\n")
+    (killed / "checkpoints" / "best.ckpt.tmp").touch()
     assert differences(tmp_path / "whole", tmp_path / "killed") == [".losses"]
     assert len(list(orphans(tmp_path / "killed"))) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +61,9 @@ def test_nothing_is_sent_alone() -> None:
 
 # --- a real step ---------------------------------------------------------------------------------
 
-TOLERANCE = 0.02  # of the peak; what is left are scratch of kernels and the batch itself
+# Of the peak: what is left are scratch of kernels and the batch itself. Where activations are
+# recomputed, the order in which they come and go is not quite that of the real tensors.
+TOLERANCE, RECOMPUTED = 0.002, 0.05
 SHAPE = (4, 96)
 GPT2_SMALL: dict[str, Any] = {
     "model_type": "gpt2",
@@ -92,6 +95,9 @@ MODULES: dict[str, dict[str, Any]] = {
 }
 
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
 class Meter(Callback):
     """Measures the most bytes that the second step allocates beyond those held before it."""
 
@@ -114,25 +120,38 @@ class Meter(Callback):
             self.most = max(self.most, held)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(name, precision, marks=() if at in (0, 3) else pytest.mark.slow)
+        for at, (name, precision) in enumerate(
+            itertools.product(MODULES, ("32-true", "bf16-mixed"))
+        )
+    ],
+)
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:.is_gradient_check")
 def test_the_peak_is_that_of_a_real_step(name: str, precision: str) -> None:
     """Of Lightning's second step, in which gradients and moments are there from the start."""
     if "lora" in name:
         pytest.importorskip("peft")
-    batches = DataLoader([{"input_ids": torch.arange(SHAPE[1])}] * 12, batch_size=SHAPE[0])  # type: ignore[arg-type]
+    batches: Any = DataLoader([{"input_ids": torch.arange(SHAPE[1])}] * 12, batch_size=SHAPE[0])
     module, meter = CausalLM(**MODULES[name]), Meter()
     off = dict.fromkeys(
         ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
     )
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=3, precision=precision, callbacks=[meter], **off  # type: ignore[arg-type]
+        accelerator="cpu",
+        max_steps=3,
+        precision=precision,
+        callbacks=[meter],
+        **off,
     )
     trainer.fit(module, batches)
     counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
     kept = sum(4 * count * (4 if trains else 1) for count, trains in counts)
     planned = footprint(CausalLM(**MODULES[name]), SHAPE, Precision.of(precision), 1, False).peak
-    assert planned == pytest.approx(kept + meter.most, rel=TOLERANCE)
+    tolerance = RECOMPUTED if "recomputed" in name else TOLERANCE
+    assert planned == pytest.approx(kept + meter.most, rel=tolerance)
     assert planned > 1.2 * kept  # the activations are what is tested
 
 
@@ -149,7 +168,9 @@ def test_devices_that_split_hold_less_and_send_blocks_three_times() -> None:
     kept = 16 * parameters
     assert one.peak - kept < eight.peak - kept / 8 < one.peak - kept / 8
     padding = 8 * 16 * 30  # rows of 8 devices, at most, for each of the parameters
-    assert eight.collected == pytest.approx(4 * (3 * blocks + 2 * (parameters - blocks)), abs=padding)
+    assert eight.collected == pytest.approx(
+        4 * (3 * blocks + 2 * (parameters - blocks)), abs=padding
+    )
     assert one.collected == 0
 
 

@@ -171,9 +171,7 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
 
 def test_a_folder_whose_process_died_at_once_goes_with_the_next_run(tmp_path: Path) -> None:
     """Not that of a process which has only just begun, and nothing that somebody else has put."""
-    first, second, dead, foreign = (
-        tmp_path / f"2026-01-01_00-00-0{n}-aaaaaaaa" for n in range(4)
-    )
+    first, second, dead, foreign = (tmp_path / f"2026-01-01_00-00-0{n}-aaaaaaaa" for n in range(4))
     (dead / "config.yaml.tmp").parent.mkdir()
     (dead / "config.yaml.tmp").touch()
     (foreign / "thesis.txt").parent.mkdir()
