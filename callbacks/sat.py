@@ -187,7 +187,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         """Remember what was trained, and write the gradients into the model's parameters."""
         for key, indices in self._sliced.units.items():
             if key not in self._trained:
-                total = self._sliced.anatomy.total(key[1])
+                total = self._sliced.anatomy.dimensions.total(key[1])
                 seen = torch.zeros(total, dtype=torch.bool, device=indices.device)
                 self._trained[key] = seen
         for key, seen in self._trained.items():

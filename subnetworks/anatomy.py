@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from subnetworks.families import Branch, Cut, Unit, architecture_of, sizes
+from subnetworks.families import Branch, Cut, architecture_of, sizes
 from subnetworks.spec import Dimensions
 
 
@@ -63,6 +64,11 @@ class Anatomy:
         self.parent = model.get_submodule(parent)
         self.layers = tuple(model.get_submodule(self.architecture.layers).children())
 
+    @property
+    def device(self) -> torch.device:
+        """The blocks'."""
+        return next(self.layers[0].parameters()).device
+
     def branch(self, layer: int, branch: Branch) -> nn.Module:
         """The attention or MLP module of a block."""
         return self.layers[layer].get_submodule(self.architecture.branches[branch])
@@ -79,25 +85,16 @@ class Anatomy:
         An adapter's first matrix reads what the projection reads, its second writes what the
         projection writes: each is cut on that side.
         """
-        for cut in self.architecture.cuts:
+        for cut, base in self.cuts(layer):
             if cut.branch != branch:
                 continue
-            projection = self.layers[layer].get_submodule(cut.path)
-            base = cast(nn.Module, getattr(projection, "base_layer", projection))
             consumes = cut.side == "in"
             yield Weight(cut, base, "weight", self.architecture.axis(cut), consumes)
             if base._parameters.get("bias") is not None:
                 yield Weight(cut, base, "bias", None if consumes else 0, False)
+            projection = self.layers[layer].get_submodule(cut.path)
             for adapter in getattr(projection, "lora_A", {}):
                 first = projection.get_submodule(f"lora_A.{adapter}")
                 second = projection.get_submodule(f"lora_B.{adapter}")
                 yield Weight(cut, first, "weight", 1 if consumes else None, consumes, True)
                 yield Weight(cut, second, "weight", None if consumes else 0, False, True)
-
-    def total(self, unit: Unit) -> int:
-        """Units of a kind in one layer."""
-        return self.dimensions.total(unit)
-
-    def by_unit(self, rows: Tensor, cut: Cut) -> Tensor:
-        """Sum a value of every row of a projection over each unit: (length,) -> (units,)."""
-        return rows.view(cut.fused, self.total(cut.unit), -1).sum((0, 2))

@@ -6,6 +6,7 @@ the units of a step for `SlicedModel.gather`.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -16,12 +17,12 @@ from transformers import PreTrainedModel
 
 from subnetworks.anatomy import Anatomy
 from subnetworks.context import predicting
-from subnetworks.families import BRANCHES, Branch, Unit
+from subnetworks.families import BRANCHES, UNITS, Branch, Unit
 from subnetworks.importance import SCORES
 from subnetworks.ladder import Selection
 from subnetworks.schedule import GroupedQueries
-from subnetworks.slicing import Units
-from subnetworks.spec import TIERS, LayerChoice
+from subnetworks.slicing import Place, Units
+from subnetworks.spec import TIERS, BranchChoice, Tier
 
 
 def select(
@@ -94,7 +95,7 @@ class UnitChooser:
         per_group = anatomy.dimensions.queries_per_group
         self._whole_groups = grouped_queries == "groups" or per_group == 1
         self.refresh_every, self.seed = refresh_every, seed
-        self.scores: dict[tuple[int, Branch], Tensor] = {}
+        self.scores: dict[Place, Tensor] = {}
         """Scores in force: of a layer's groups, (groups,), or query heads, (groups, queries); of
         its neurons, (neurons,)."""
         self.seconds = 0.0
@@ -118,50 +119,37 @@ class UnitChooser:
 
     @torch.no_grad()
     def choose(
-        self, layer: int, branch: Branch, counts: LayerChoice, branch_input: Tensor | None = None
-    ) -> tuple[Units, dict[str, Units]]:
-        """Choose a branch's units.
+        self, layer: int, branch: Branch, counts: BranchChoice, branch_input: Tensor | None = None
+    ) -> dict[Tier, Units]:
+        """Choose a branch's units: the most important ones are active, the next ones untrained.
 
         Args:
             layer: The layer.
             branch: `attention` or `mlp`.
-            counts: How many of each kind.
+            counts: How many of each tier; not all of them may be active.
             branch_input: What the branch reads, (batch, tokens, hidden), if its score is due and
                 needs it.
 
         Returns:
-            Ascending indices, of the kinds that are not whole, of the most important units, and, by
-            tier, of the next ones, which run untrained.
+            By tier, ascending indices of the kinds that are not whole.
         """
         started = perf_counter()
-        key = (layer, branch)
+        key, draws = (layer, branch), self._generator
         if not self.importance.probes and (self._due or key not in self.scores):
             # Not in autocast: it would copy each whole weight into the lower precision first.
-            with torch.autocast(self._device_type, enabled=False):
+            with torch.autocast(self.anatomy.device.type, enabled=False):
                 self.scores[key] = self._score(layer, branch, branch_input)
-        units = self._select(self.scores[key], branch, counts)
-        self.seconds += perf_counter() - started
-        return units
-
-    def _select(
-        self, scores: Tensor, branch: Branch, counts: LayerChoice
-    ) -> tuple[Units, dict[str, Units]]:
-        active = counts.units("neurons" if branch == "mlp" else "heads")
-        assert active is not None, "only a branch that leaves something out is chosen"
-        d, units_of_index = self.anatomy.dimensions, 1
+        d, units_of_index, scores = self.anatomy.dimensions, 1, self.scores[key]
         if branch == "attention":
             units_of_index = d.queries_per_group if self._whole_groups else d.n_kv_heads
-        tiers = [tier for tier in TIERS if counts.untrained(tier, branch)]
-        sizes = [len(active), *(len(counts.untrained(tier, branch)) for tier in tiers)]
+        sizes = {tier: len(units) for tier in TIERS if (units := counts.units(tier))}
         if self.importance.reads == "nothing":  # all tiers by chance
-            scores = torch.rand(scores.shape, generator=self._generator).to(scores.device)
-        chosen = [
-            self._to_units(indices, branch)
-            for indices in select(
-                scores, [n // units_of_index for n in sizes], self.selection, self._generator
-            )
-        ]
-        return chosen[0], dict(zip(tiers, chosen[1:], strict=True))
+            scores = torch.rand(scores.shape, generator=draws).to(scores.device)
+        places = [size // units_of_index for size in sizes.values()]
+        chosen = select(scores, places, self.selection, draws)
+        found = {tier: self._to_units(i, branch) for tier, i in zip(sizes, chosen, strict=True)}
+        self.seconds += perf_counter() - started
+        return found
 
     def _to_units(self, indices: Tensor, branch: Branch) -> Units:
         """Neurons, groups, (groups,), or query heads of every group, (groups, queries)."""
@@ -196,7 +184,8 @@ class UnitChooser:
             else:
                 assert statistic is not None, "this branch's input was asked for"
                 rows = self.importance.function(value, weight.axis, statistic.to(value.dtype))
-            units = self.anatomy.by_unit(rows, cut)
+            width = self.anatomy.dimensions.total(cut.unit), -1
+            units = rows.view(cut.fused, *width).sum((0, 2))
             pooled[cut.unit] = pooled[cut.unit] + units if cut.unit in pooled else units
         scores = self._of_branch(branch, pooled)
         return scores.sqrt() if self.importance.root else scores
@@ -221,10 +210,10 @@ class UnitChooser:
                 all the same: FSDP puts weights together on all ranks at once.
         """
         started = perf_counter()
-        outputs: dict[tuple[int, Branch], Tensor] = {}
+        outputs: dict[Place, Tensor] = {}
         with_gradients = self.importance.reads == "gradients"
 
-        def keep(key: tuple[int, Branch], args: tuple[Tensor, ...]) -> None:
+        def keep(key: Place, projection: Any, args: tuple[Tensor, ...]) -> None:
             if with_gradients and not args[0].requires_grad:
                 args[0].requires_grad_()
             outputs[key] = args[0]
@@ -233,41 +222,32 @@ class UnitChooser:
         model.eval()  # no dropout, whose draws would move the training's random state
         with ExitStack() as stack:
             stack.callback(model.train, was_training)
-            for layer in range(self.anatomy.dimensions.n_layers):
-                for cut, _ in self.anatomy.cuts(layer):
+            for layer, block in enumerate(self.anatomy.layers):
+                for cut in self.anatomy.architecture.cuts:
                     if cut.side == "in":
-                        projection = self.anatomy.layers[layer].get_submodule(cut.path)
-                        hook = projection.register_forward_pre_hook(
-                            lambda _, args, key=(layer, cut.branch): keep(key, args)
-                        )
+                        projection = block.get_submodule(cut.path)
+                        key = layer, cut.branch
+                        hook = projection.register_forward_pre_hook(partial(keep, key))
                         stack.callback(hook.remove)
             with torch.set_grad_enabled(with_gradients):
                 loss = model(**batch, use_cache=False).loss
-        keys = list(outputs)
-        gradients: tuple[Tensor, ...] = ()
-        share: Tensor | float = 1.0
+        read: list[tuple[Tensor, ...]] = [(output,) for output in outputs.values()]
+        share: Tensor | float = counts
         if with_gradients:
             gradients = torch.autograd.grad(loss, list(outputs.values()))
+            read = [*zip(outputs.values(), gradients, strict=True)]
             # Of the mean over all ranks' labels: each rank's own is over its own count.
             count = counts * predicting(batch["labels"]).sum().float()
             share = count / self._over_ranks(count.clone()).clamp_min(1.0)
         with torch.no_grad():
-            for index, key in enumerate(keys):
-                branch, values = key[1], outputs[key].detach()
-                unit: Unit = "neurons" if branch == "mlp" else "heads"
-                width = (self.anatomy.total(unit), -1)
-                read = [
-                    x.flatten(0, -2).unflatten(-1, width)
-                    for x in (values, *gradients[index : index + 1])
-                ]
-                units = self.importance.function(*read) * (share if with_gradients else counts)
+            for (layer, branch), values in zip(outputs, read, strict=True):
+                unit = UNITS[branch]
+                width = (self.anatomy.dimensions.total(unit), -1)
+                by_unit = (x.detach().flatten(0, -2).unflatten(-1, width) for x in values)
+                units = self.importance.function(*by_unit) * share
                 scores = self._over_ranks(self._of_branch(branch, {unit: units.float()}))
-                self.scores[key] = scores.sqrt() if self.importance.root else scores
+                self.scores[layer, branch] = scores.sqrt() if self.importance.root else scores
         self.seconds += perf_counter() - started
-
-    @property
-    def _device_type(self) -> str:
-        return next(self.anatomy.layers[0].parameters()).device.type
 
     @staticmethod
     def _over_ranks(values: Tensor) -> Tensor:
@@ -284,8 +264,7 @@ class UnitChooser:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on with saved scores."""
-        device = next(self.anatomy.layers[0].parameters()).device
         for layer in range(self.anatomy.dimensions.n_layers):
             for branch in BRANCHES:
                 if (scores := state.get(f"{layer}.{branch}")) is not None:
-                    self.scores[layer, branch] = scores.to(device)
+                    self.scores[layer, branch] = scores.to(self.anatomy.device)

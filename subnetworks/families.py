@@ -10,6 +10,8 @@ from typing import Any, Literal
 Unit = Literal["heads", "kv_heads", "neurons"]
 Branch = Literal["attention", "mlp"]
 BRANCHES: tuple[Branch, Branch] = ("attention", "mlp")
+UNITS: Mapping[Branch, Unit] = {"attention": "heads", "mlp": "neurons"}
+"""What the output of a branch is a sum over."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.module_tracker import ModuleTracker
 from transformers import PretrainedConfig
 
 from subnetworks.families import architecture_of
-from subnetworks.spec import SubnetworkSpec
+from subnetworks.spec import SubnetworkSpec, Tier
 
 ADAMW_FLOPS_PER_PARAMETER = 14
 """Decay 1, first moment 3, second moment 4, bias corrections 2, root, epsilon, division, update."""
@@ -130,26 +130,20 @@ def planned_flops(
         in_both_passes = trained_tokens
     per_weight = 4 if frozen_weights else 6
     both_passes = 6 if config._attn_implementation == "eager" else 7
+    costs: dict[Tier, tuple[int, int]] = {  # of a weight, and products of attention
+        "active": (per_weight, both_passes),
+        "frozen": (4, both_passes),
+        "forward": (2, 2),
+    }
     blocks = 0
     for layer in spec.active_layers:
-        choice = spec.choice(layer)
-        active = {
-            unit: d.total(unit) if (units := choice.units(unit)) is None else len(units)
-            for unit in ("heads", "kv_heads", "neurons")
-        }
-        running = [(per_weight, both_passes, active)]
-        for tier, per_untrained, products in (("frozen", 4, both_passes), ("forward", 2, 2)):
-            heads = choice.untrained(tier, "attention")
-            groups = {head // d.queries_per_group for head in heads}
-            neurons = len(choice.untrained(tier, "mlp"))
-            counts = {"heads": len(heads), "kv_heads": len(groups), "neurons": neurons}
-            running.append((per_untrained, products, counts))
-        for flops, products, counts in running:
+        for tier, (flops, products) in costs.items():
+            sizes = spec.sizes(layer, tier)
             for cut in architecture.cuts:
                 width = 1 if cut.unit == "neurons" else head_dim
                 each = 2 * tokens + (flops - 2) * in_both_passes
-                blocks += each * hidden * width * counts[cut.unit] * cut.fused
-            blocks += products * 2 * tokens * context_length * head_dim * counts["heads"]
+                blocks += each * hidden * width * sizes[cut.unit] * cut.fused
+            blocks += products * 2 * tokens * context_length * head_dim * sizes["heads"]
     return StepFlops(
         float(blocks), float(blocks + per_weight * tokens * hidden * config.vocab_size)
     )

@@ -1,14 +1,20 @@
 """Which layers, heads and neurons are active, and how they are drawn."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from typing import Literal
 
 import torch
 
+from subnetworks.families import BRANCHES, UNITS, Branch, Unit
 from subnetworks.schedule import GroupedQueries, LayerRescale, Rates, UnitOrder, active_count
+
+Tier = Literal["active", "frozen", "forward"]
+TIERS: tuple[Tier, ...] = ("active", "frozen", "forward")
+"""Units that are trained, that run in both passes untrained, and that run forward only: the more
+important ones first."""
 
 
 @dataclass(frozen=True)
@@ -25,75 +31,76 @@ class Dimensions:
         """Query heads that share one key/value head."""
         return self.n_heads // self.n_kv_heads
 
-    def total(self, kind: str) -> int:
-        """Units of a kind in one layer: `heads`, `kv_heads` or `neurons`."""
-        return {
+    def total(self, unit: Unit) -> int:
+        """Units of a kind in one layer."""
+        totals: dict[Unit, int] = {
             "heads": self.n_heads,
             "kv_heads": self.n_kv_heads,
             "neurons": self.intermediate_size,
-        }[kind]
+        }
+        return totals[unit]
+
+    def groups(self, heads: Iterable[int]) -> list[int]:
+        """The key/value heads that some query heads read, ascending."""
+        return sorted({head // self.queries_per_group for head in heads})
+
+
+@dataclass(frozen=True)
+class BranchChoice:
+    """What runs of one branch of a layer: of its query heads, or of its neurons.
+
+    The tiers are apart from each other, each of ascending indices. Query heads bring the key/value
+    heads that they read; each of these has as many query heads of a tier.
+
+    Args:
+        active: Units that are trained; `None` stands for all of them.
+        frozen: Units that run in both passes without being trained: they contribute, and pass the
+            gradient of their input on.
+        forward: Units that run in the forward pass only: they contribute.
+        scale: Factor on what the units contribute, before the output bias.
+    """
+
+    active: tuple[int, ...] | None = None
+    frozen: tuple[int, ...] = ()
+    forward: tuple[int, ...] = ()
+    scale: float = 1.0
+
+    def units(self, tier: Tier) -> tuple[int, ...] | None:
+        """The units of a tier."""
+        return getattr(self, tier)
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What is active in one layer; `None` stands for all units of the kind.
+    """What runs of one layer.
 
     Args:
-        heads: Ascending indices of query heads; under grouped queries as many in every kept group.
-        kv_heads: Ascending indices of key/value heads.
-        neurons: Ascending indices of intermediate neurons.
-        attention_scale: Factor on what the heads contribute, before the output bias.
-        mlp_scale: Factor on what the neurons contribute, before the output bias.
-        residual_scale: Factor on both branches of the layer, biases included.
-        frozen_heads: Query heads beside `heads` that run in both passes without being trained:
-            they contribute, and pass the gradient of their input on.
-        frozen_neurons: Intermediate neurons beside `neurons`, likewise.
-        forward_heads: Query heads beside these that run in the forward pass only: they contribute.
-        forward_neurons: Intermediate neurons, likewise.
+        attention: Of its query heads.
+        mlp: Of its neurons.
+        residual_scale: Factor on both branches, biases included.
     """
 
-    heads: tuple[int, ...] | None = None
-    kv_heads: tuple[int, ...] | None = None
-    neurons: tuple[int, ...] | None = None
-    attention_scale: float = 1.0
-    mlp_scale: float = 1.0
+    attention: BranchChoice = BranchChoice()
+    mlp: BranchChoice = BranchChoice()
     residual_scale: float = 1.0
-    frozen_heads: tuple[int, ...] = ()
-    frozen_neurons: tuple[int, ...] = ()
-    forward_heads: tuple[int, ...] = ()
-    forward_neurons: tuple[int, ...] = ()
 
-    def units(self, kind: str) -> tuple[int, ...] | None:
-        """Active units of a kind: `heads`, `kv_heads` or `neurons`."""
-        return getattr(self, kind)
+    def branch(self, branch: Branch) -> BranchChoice:
+        """What runs of a branch."""
+        return getattr(self, branch)
 
-    def untrained(self, tier: str, branch: str) -> tuple[int, ...]:
-        """Heads or neurons of a branch that are `frozen` or run `forward` only."""
-        return getattr(self, f"{tier}_{'heads' if branch == 'attention' else 'neurons'}")
-
-    def leaves_out(self, branch: str) -> bool:
-        """Whether some units of a branch, `attention` or `mlp`, are inactive."""
-        if branch == "mlp":
-            return self.neurons is not None
-        return self.heads is not None or self.kv_heads is not None
-
-    def scale(self, branch: str) -> float:
-        """Factor on what a branch's units contribute: `attention` or `mlp`."""
-        return self.residual_scale * (
-            self.attention_scale if branch == "attention" else self.mlp_scale
-        )
+    def scale(self, branch: Branch) -> float:
+        """Factor on what a branch's units contribute, before the output bias."""
+        return self.residual_scale * self.branch(branch).scale
 
 
 FULL_LAYER = LayerChoice()
-TIERS = ("frozen", "forward")
-"""Units that run without being trained, the more important ones first."""
 
 
 @dataclass(frozen=True)
 class SubnetworkSpec:
     """One sub-network of a model: a choice for every layer, `None` for a layer that is skipped.
 
-    It prints as its counts, hashes, compares, and rebuilds from `to_dict`.
+    It prints as its counts, hashes and compares.
 
     Args:
         dimensions: Of the model.
@@ -115,8 +122,9 @@ class SubnetworkSpec:
             )
         if not self.active_layers:
             raise ValueError("a sub-network needs at least one active layer")
-        for index in self.active_layers:
-            _check_choice(index, self.choice(index), self.dimensions)
+        for layer in self.active_layers:
+            for branch in BRANCHES:
+                _check(layer, branch, self.choice(layer).branch(branch), self.dimensions)
 
     @classmethod
     def full(cls, dimensions: Dimensions) -> "SubnetworkSpec":
@@ -132,7 +140,7 @@ class SubnetworkSpec:
     def scales(self) -> bool:
         """Whether a branch of an active layer is multiplied by a factor."""
         choices = (self.choice(layer) for layer in self.active_layers)
-        return any(c.scale(branch) != 1.0 for c in choices for branch in ("attention", "mlp"))
+        return any(choice.scale(branch) != 1.0 for choice in choices for branch in BRANCHES)
 
     @property
     def active_layers(self) -> tuple[int, ...]:
@@ -145,65 +153,49 @@ class SubnetworkSpec:
         assert choice is not None, f"layer {layer} is skipped"
         return choice
 
-    def count(self, kind: str) -> int:
-        """Active units of a kind over all layers: `layers`, `heads`, `kv_heads` or `neurons`."""
+    def sizes(self, layer: int, tier: Tier = "active") -> dict[Unit, int]:
+        """How many units of each kind an active layer has in a tier."""
+        d, choice = self.dimensions, self.choice(layer)
+        heads, neurons = choice.attention.units(tier), choice.mlp.units(tier)
+        return {
+            "heads": d.n_heads if heads is None else len(heads),
+            "kv_heads": d.n_kv_heads if heads is None else len(d.groups(heads)),
+            "neurons": d.intermediate_size if neurons is None else len(neurons),
+        }
+
+    def count(self, kind: Literal["layers"] | Unit, tier: Tier = "active") -> int:
+        """Layers that are active, or units of a kind that a tier has over all of them."""
         if kind == "layers":
             return len(self.active_layers)
-        every = self.dimensions.total(kind)
-        chosen = (self.choice(i).units(kind) for i in self.active_layers)
-        return sum(every if units is None else len(units) for units in chosen)
-
-    def count_untrained(self, tier: str, branch: str) -> int:
-        """Heads or neurons of a branch over all layers that are `frozen` or run `forward` only."""
-        return sum(len(self.choice(i).untrained(tier, branch)) for i in self.active_layers)
+        return sum(self.sizes(layer, tier)[kind] for layer in self.active_layers)
 
     @property
     def signature(self) -> str:
         """What sets a token's cost: how many layers have how many heads, groups and neurons."""
-        kinds = ("heads", "kv_heads", "neurons")
+        d = self.dimensions
 
-        def size(choice: LayerChoice) -> str:
-            active = ("all" if (u := choice.units(k)) is None else str(len(u)) for k in kinds)
-            beside = [
-                f" {tier} {len(choice.untrained(tier, 'attention'))}"
-                f"/{len(choice.untrained(tier, 'mlp'))}"
-                for tier in TIERS
-                if choice.untrained(tier, "attention") or choice.untrained(tier, "mlp")
-            ]
-            return "/".join(active) + "".join(beside)
+        def words(layer: int) -> str:
+            active = self.sizes(layer).items()
+            said = "/".join("all" if n == d.total(unit) else str(n) for unit, n in active)
+            for tier in TIERS[1:]:
+                beside = self.sizes(layer, tier)
+                if beside["heads"] or beside["neurons"]:
+                    said += f" {tier} {beside['heads']}/{beside['neurons']}"
+            return said
 
-        sizes = (size(self.choice(i)) for i in self.active_layers)
-        layers = " + ".join(f"{n} x {size}" for size, n in sorted(Counter(sizes).items()))
+        alike = Counter(words(layer) for layer in self.active_layers)
+        layers = " + ".join(f"{n} x {size}" for size, n in sorted(alike.items()))
         return layers + self._context
 
     @property
     def _context(self) -> str:
         return "; context forward only" if self.context_forward_only else ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers from which `from_dict` rebuilds the sub-network."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> "SubnetworkSpec":
-        """Rebuild a sub-network, also from a JSON round trip."""
-
-        def choice(saved: dict[str, Any]) -> LayerChoice:
-            lists_as_tuples: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in saved.items()
-            }
-            return LayerChoice(**lists_as_tuples)
-
-        layers = (None if saved is None else choice(saved) for saved in state["layers"])
-        dimensions = Dimensions(**state["dimensions"])
-        return cls(dimensions, tuple(layers), state["context_forward_only"])
-
     def __str__(self) -> str:
         d = self.dimensions
         beside = self._context
-        for tier, words in zip(TIERS, ("frozen", "forward only"), strict=True):
-            heads, neurons = (self.count_untrained(tier, b) for b in ("attention", "mlp"))
+        for tier, words in (("frozen", "frozen"), ("forward", "forward only")):
+            heads, neurons = self.count("heads", tier), self.count("neurons", tier)
             if heads or neurons:
                 beside += f"; {words} {heads} heads, {neurons} neurons"
         return (
@@ -213,41 +205,28 @@ class SubnetworkSpec:
         )
 
 
-def _check_choice(layer: int, choice: LayerChoice, dimensions: Dimensions) -> None:
-    for kind in ("heads", "kv_heads", "neurons"):
-        units, total = choice.units(kind), dimensions.total(kind)
-        if units is None:
-            continue
+def _check(layer: int, branch: Branch, choice: BranchChoice, dimensions: Dimensions) -> None:
+    unit = UNITS[branch]
+    total = dimensions.total(unit)
+    tiers = {tier: units for tier in TIERS if (units := choice.units(tier))}
+    if choice.active == () or (choice.active is None and tiers):
+        raise ValueError(f"layer {layer}: {unit} that are frozen or run forward need active ones")
+    for tier, units in tiers.items():
         ascending = all(a < b for a, b in pairwise(units))
-        if not units or not ascending or units[0] < 0 or units[-1] >= total:
+        if not ascending or units[0] < 0 or units[-1] >= total:
             raise ValueError(
-                f"layer {layer}: {kind} must be ascending, distinct and within 0..{total - 1}"
+                f"layer {layer}: {tier} {unit} must be ascending, distinct and within "
+                f"0..{total - 1}"
             )
-    heads = choice.heads or range(dimensions.n_heads)
-    kept = choice.kv_heads or range(dimensions.n_kv_heads)
-    per_group = Counter(head // dimensions.queries_per_group for head in heads)
-    if set(per_group) != set(kept) or len(set(per_group.values())) != 1:
-        raise ValueError(
-            f"layer {layer}: every kept key/value head needs the same number of query heads"
-        )
-    for kind, branch in (("heads", "attention"), ("neurons", "mlp")):
-        taken, total = choice.units(kind) or (), dimensions.total(kind)
-        for tier in TIERS:
-            units = choice.untrained(tier, branch)
-            if not units:
-                continue
-            ascending = all(a < b for a, b in pairwise(units))
-            if not taken or {*taken} & {*units} or not ascending or units[-1] >= total:
+        if branch == "attention":
+            per_group = Counter(head // dimensions.queries_per_group for head in units)
+            if len(set(per_group.values())) > 1:
                 raise ValueError(
-                    f"layer {layer}: {tier}_{kind} must be ascending, within 0..{total - 1}, and "
-                    f"beside the {kind} of the other tiers"
+                    f"layer {layer}: every key/value head of {tier} heads needs the same number "
+                    "of query heads"
                 )
-            taken += units
-            groups = Counter(unit // dimensions.queries_per_group for unit in units)
-            if kind == "heads" and len(set(groups.values())) > 1:
-                raise ValueError(
-                    f"layer {layer}: every key/value head of {tier}_heads needs as many query heads"
-                )
+    if len(tiers) > 1 and len({*chain(*tiers.values())}) < sum(map(len, tiers.values())):
+        raise ValueError(f"layer {layer}: {unit} can be of one tier only")
 
 
 @dataclass(frozen=True)
@@ -272,35 +251,18 @@ class _Counts:
         return cls(d.n_kv_heads, active_count(rates.heads, per_group), neurons)
 
 
-def _heads(d: Dimensions, groups: Iterable[int], queries: Iterable[int]) -> tuple[int, ...]:
+def _heads(d: Dimensions, groups: Iterable[int], queries: Iterable[int]) -> list[int]:
     """Return the query heads at the same places of several groups."""
     places = tuple(queries)
-    return tuple(group * d.queries_per_group + place for group in groups for place in places)
+    return [group * d.queries_per_group + place for group in groups for place in places]
 
 
-def _layer_choice(
-    d: Dimensions,
-    groups: Sequence[int],
-    heads: Sequence[int],
-    neurons: Sequence[int],
-    rescale_units: bool,
-    **further: Any,
-) -> LayerChoice:
-    """Return the choice of some units; `further` are fields that it has beside them.
-
-    With `rescale_units` a branch is multiplied by total / units that run in the forward pass.
-    """
-    running = {"heads": len(heads), "neurons": len(neurons)}
-    for kind in running:
-        running[kind] += sum(len(further.get(f"{tier}_{kind}", ())) for tier in TIERS)
-    return LayerChoice(
-        heads=None if len(heads) == d.n_heads else tuple(heads),
-        kv_heads=None if len(groups) == d.n_kv_heads else tuple(groups),
-        neurons=None if len(neurons) == d.intermediate_size else tuple(neurons),
-        attention_scale=d.n_heads / running["heads"] if rescale_units else 1.0,
-        mlp_scale=d.intermediate_size / running["neurons"] if rescale_units else 1.0,
-        **further,
-    )
+def _branch(total: int, rescale: bool, *tiers: Sequence[int]) -> BranchChoice:
+    """Return the choice of a branch from its tiers; rescaled by total / units that run forward."""
+    active, *beside = map(tuple, tiers)
+    choice = BranchChoice(None if len(active) == total else active, *beside)
+    running = sum(map(len, tiers))
+    return replace(choice, scale=total / running) if rescale else choice
 
 
 def planned_subnetwork(
@@ -338,53 +300,29 @@ def planned_subnetwork(
     d = dimensions
     factors = {layer % d.n_layers: factor for layer, factor in (layer_factors or {}).items()}
 
+    def tiers(active: int, total: int) -> list[range]:
+        left = total - active
+        shares = 0.0, frozen, min(1.0, frozen + forward_only)
+        ends = [0, *(active + round(share * left) for share in shares)]
+        return [range(*pair) for pair in pairwise(ends)]
+
     def of_layer(factor: float) -> LayerChoice:
         heads, neurons = (
             1 - min(1.0, factor * (1 - rate)) for rate in (rates.heads, rates.neurons)
         )
         n = _Counts.of(d, Rates(heads=heads, neurons=neurons), grouped_queries, multiple_of)
-
-        def tiers(active: int, total: int) -> tuple[range, range]:
-            left = total - active
-            ends = round(frozen * left), round(min(1.0, frozen + forward_only) * left)
-            return range(active, active + ends[0]), range(active + ends[0], active + ends[1])
-
-        groups, queries = range(n.groups), range(n.queries)
         if n.groups < d.n_kv_heads:
-            heads_beside = [_heads(d, g, queries) for g in tiers(n.groups, d.n_kv_heads)]
+            by_tier = [_heads(d, g, range(n.queries)) for g in tiers(n.groups, d.n_kv_heads)]
         else:
-            heads_beside = [_heads(d, groups, q) for q in tiers(n.queries, d.queries_per_group)]
-        neurons_beside = tiers(n.neurons, d.intermediate_size)
-        return _layer_choice(
-            d,
-            groups,
-            _heads(d, groups, queries),
-            range(n.neurons),
-            rescale_units,
-            **{f"{t}_heads": u for t, u in zip(TIERS, heads_beside, strict=True)},
-            **{f"{t}_neurons": tuple(u) for t, u in zip(TIERS, neurons_beside, strict=True)},
+            by_tier = [_heads(d, range(n.groups), q) for q in tiers(n.queries, d.queries_per_group)]
+        return LayerChoice(
+            _branch(d.n_heads, rescale_units, *by_tier),
+            _branch(d.intermediate_size, rescale_units, *tiers(n.neurons, d.intermediate_size)),
         )
 
     kinds = {factor: of_layer(factor) for factor in {1.0, *factors.values()}}
     layers = tuple(kinds[factors.get(i, 1.0)] for i in range(d.n_layers))
     return SubnetworkSpec(d, layers, context_forward_only)
-
-
-def _spread_layers(n_layers: int, count: int, exempt: Collection[int] = ()) -> list[int]:
-    """Layers spread over the depth, of which a lower count keeps a part.
-
-    Layers are taken away one at a time, each where the gap that it leaves is the smallest; the
-    first and the last one go last.
-    """
-    kept = list(range(n_layers))
-    while len(kept) > count:
-        inner = [i for i in range(1, len(kept) - 1) if kept[i] not in exempt]
-        if inner:
-            gone = min(inner, key=lambda i: kept[i + 1] - kept[i - 1])
-        else:
-            gone = max(i for i, layer in enumerate(kept) if layer not in exempt)
-        del kept[gone]
-    return kept
 
 
 def sample_subnetwork(
@@ -430,43 +368,50 @@ def sample_subnetwork(
             return range(count)
         return torch.randperm(total, generator=generator)[:count].sort().values.tolist()
 
-    def draw_layer(residual_scale: float) -> LayerChoice:
+    def draw_layer() -> LayerChoice:
         groups = draw(n.groups, d.n_kv_heads)
         heads = [h for g in groups for h in _heads(d, [g], draw(n.queries, d.queries_per_group))]
         neurons = draw(n.neurons, d.intermediate_size)
-        return _layer_choice(
-            d, groups, heads, neurons, rescale_units, residual_scale=residual_scale
+        return LayerChoice(
+            _branch(d.n_heads, rescale_units, heads),
+            _branch(d.intermediate_size, rescale_units, neurons),
         )
 
     exempt = {layer % d.n_layers for layer in exempt_layers}
-    drawn = _drawn_layers(d.n_layers, rates.layers, exempt, None if units == "nested" else draw)
-    inverse = (d.n_layers - len(exempt)) / len(drawn) if drawn else 1.0
-    scales = dict.fromkeys(exempt, 1.0)
-    scales |= dict.fromkeys(drawn, inverse if layer_rescale == "inverse" else 1.0)
-    common = draw_layer(1.0) if shared_indices else None
-    layers: list[LayerChoice | None] = [None] * d.n_layers
-    for layer in sorted(scales):
-        scale = scales[layer]
-        layers[layer] = (
-            draw_layer(scale) if common is None else replace(common, residual_scale=scale)
+    others = [layer for layer in range(d.n_layers) if layer not in exempt]
+    count = len(others)
+    if rates.layers < 1.0:
+        count = active_count(rates.layers, d.n_layers) - len(exempt)
+    if count < 0:
+        raise ValueError(
+            f"rates.layers={rates.layers} keeps {count + len(exempt)} of {d.n_layers} layers, "
+            f"fewer than the {len(exempt)} exempt ones; raise the rate or exempt fewer layers"
         )
+    if units == "nested":
+        drawn = {*_spread_layers(d.n_layers, count + len(exempt), exempt)} - exempt
+    else:
+        drawn = {others[i] for i in draw(count, len(others))}
+    inverse = len(others) / count if layer_rescale == "inverse" and count else 1.0
+    common = draw_layer() if shared_indices else None
+    layers: list[LayerChoice | None] = [None] * d.n_layers
+    for layer in sorted(exempt | drawn):
+        scale = inverse if layer in drawn else 1.0
+        layers[layer] = replace(common or draw_layer(), residual_scale=scale)
     return SubnetworkSpec(d, tuple(layers))
 
 
-def _drawn_layers(
-    n_layers: int,
-    rate: float,
-    exempt: Collection[int],
-    draw: Callable[[int, int], Sequence[int]] | None,
-) -> set[int]:
-    """Layers that are active beside the exempt ones; spread over the depth if nothing draws."""
-    others = [layer for layer in range(n_layers) if layer not in exempt]
-    count = len(others) if rate == 1.0 else active_count(rate, n_layers) - len(exempt)
-    if count < 0 or (count == 0 and not exempt):
-        raise ValueError(
-            f"rates.layers={rate} keeps {count + len(exempt)} of {n_layers} layers, fewer than "
-            f"the {len(exempt)} exempt ones; raise the rate or exempt fewer layers"
-        )
-    if draw is None:
-        return {*_spread_layers(n_layers, count + len(exempt), exempt)} - {*exempt}
-    return {others[i] for i in draw(count, len(others))}
+def _spread_layers(n_layers: int, count: int, exempt: Collection[int] = ()) -> list[int]:
+    """Layers spread over the depth, of which a lower count keeps a part.
+
+    Layers are taken away one at a time, each where the gap that it leaves is the smallest; the
+    first and the last one go last.
+    """
+    kept = list(range(n_layers))
+    while len(kept) > count:
+        inner = [i for i in range(1, len(kept) - 1) if kept[i] not in exempt]
+        if inner:
+            gone = min(inner, key=lambda i: kept[i + 1] - kept[i - 1])
+        else:
+            gone = max(i for i, layer in enumerate(kept) if layer not in exempt)
+        del kept[gone]
+    return kept

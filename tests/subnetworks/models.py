@@ -155,7 +155,7 @@ def masked(model: PreTrainedModel, spec: SubnetworkSpec) -> PreTrainedModel:
         for cut, projection in anatomy.cuts(index):
             if cut.side == "out":
                 continue
-            active = choice.units(cut.unit)
+            active = choice.branch(cut.branch).active
             keep = torch.zeros(d.total(cut.unit), width if cut.branch == "attention" else 1)
             keep[slice(None) if active is None else list(active)] = 1.0
             projection.register_forward_pre_hook(
@@ -195,16 +195,16 @@ class SmallModel(nn.Module):
                 choice = spec.layers[layer]
                 if choice is None:
                     continue
-                heads = choice.heads or tuple(range(spec.dimensions.n_heads))
-                groups = choice.kv_heads or tuple(range(spec.dimensions.n_kv_heads))
+                heads = choice.attention.active or tuple(range(spec.dimensions.n_heads))
+                groups = sorted({head // spec.dimensions.queries_per_group for head in heads})
                 neurons = torch.tensor(
-                    choice.neurons or tuple(range(spec.dimensions.intermediate_size))
+                    choice.mlp.active or tuple(range(spec.dimensions.intermediate_size))
                 )
                 q_rows = torch.cat([h * self.head_dim + every(self.head_dim) for h in heads])
                 kv_rows = torch.cat([g * self.head_dim + every(self.head_dim) for g in groups])
                 weight = parts[-1] == "weight"
-                attention_scale = choice.attention_scale * choice.residual_scale
-                mlp_scale = choice.mlp_scale * choice.residual_scale
+                attention_scale = choice.attention.scale * choice.residual_scale
+                mlp_scale = choice.mlp.scale * choice.residual_scale
                 module = parts[-2]
                 if gpt2 and module == "c_attn":
                     rows = torch.cat([q_rows, width + q_rows, 2 * width + q_rows])

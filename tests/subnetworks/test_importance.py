@@ -116,8 +116,9 @@ def test_untrained_units_contribute_and_are_not_trained(
         output.loss.backward()
     chosen, anatomy = sliced.chosen, Anatomy(oracle)
     assert chosen.signature == spec.signature
-    for tier, share in zip(TIERS, shares, strict=True):
-        assert bool(chosen.count_untrained(tier, "mlp")) == bool(share)
+    untrained = TIERS[1:]
+    for tier, share in zip(untrained, shares, strict=True):
+        assert bool(chosen.count("neurons", tier)) == bool(share)
     assert planned_flops(model.config, spec, *ids.shape) == count.flops
 
     for layer in range(dimensions.n_layers):
@@ -127,7 +128,7 @@ def test_untrained_units_contribute_and_are_not_trained(
                 continue
             branch, total = anatomy.branch(layer, cut.branch), dimensions.total(cut.unit)
             constants = []
-            for tier in TIERS:
+            for tier in untrained:
                 constant = copy.deepcopy(branch).requires_grad_(False)
                 for part, norm in branch.named_children():  # of all heads: frozen ones train it too
                     if part.endswith("norm"):
@@ -135,7 +136,7 @@ def test_untrained_units_contribute_and_are_not_trained(
                 read = constant.get_submodule(cut.path.rpartition(".")[2])
                 if read.bias is not None:
                     read.bias.zero_()
-                units = choice.untrained(tier, cut.branch)
+                units = choice.branch(cut.branch).units(tier)
                 read.register_forward_pre_hook(masked_to(units, total))
                 constants.append((tier, constant))
 
@@ -147,7 +148,7 @@ def test_untrained_units_contribute_and_are_not_trained(
                 return out
 
             branch.register_forward_hook(add, with_kwargs=True)
-            active = choice.units(cut.unit)
+            active = choice.branch(cut.branch).active
             projection.register_forward_pre_hook(
                 masked_to(range(total) if active is None else active, total)
             )
@@ -174,9 +175,9 @@ def inputs_of_branches(model: Any, sliced: SlicedModel) -> dict[tuple[int, Branc
             choice = spec.choice(layer)
             block = masked.model.layers[layer]
             head_dim = masked.config.head_dim
-            for head in set(range(8)) - set(choice.heads or range(8)):
+            for head in set(range(8)) - set(choice.attention.active or range(8)):
                 block.self_attn.o_proj.weight[:, head * head_dim : (head + 1) * head_dim] = 0
-            for neuron in set(range(40)) - set(choice.neurons or range(40)):
+            for neuron in set(range(40)) - set(choice.mlp.active or range(40)):
                 block.mlp.down_proj.weight[:, neuron] = 0
             for branch in branches:
 

@@ -1,5 +1,6 @@
 """Schedules do what their data says, save what the papers report, and refuse what cannot run."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from runner.validate import bind
+from subnetworks.families import UNITS
 from subnetworks.schedule import Rates, Schedule, check
 from subnetworks.spec import Dimensions, SubnetworkSpec, sample_subnetwork
 
@@ -66,14 +68,14 @@ def test_draws_are_exact_uniform_and_repeatable(grouped_queries: Any) -> None:
         assert spec.count("kv_heads") == (6 if grouped_queries == "groups" else 12)
         layers.update(spec.active_layers)
         for layer in spec.active_layers:
-            heads.update(spec.choice(layer).heads)
+            heads.update(spec.choice(layer).attention.active)
     # 400 draws at probability one half: the standard deviation is 10 for layers, 17 for heads.
     assert all(abs(layers[i] - 200) < 50 for i in range(6))
     assert all(abs(heads[i] - 600) < 85 for i in range(8))
     assert draw(7) == draw(7)
     assert hash(draw(7)) == hash(draw(7))
     assert draw(7) != draw(8)
-    assert SubnetworkSpec.from_dict(draw(7).to_dict()) == draw(7)
+    assert pickle.loads(pickle.dumps(draw(7))) == draw(7)
 
 
 def test_layers_differ_unless_shared_and_exempt_layers_stay() -> None:
@@ -81,8 +83,8 @@ def test_layers_differ_unless_shared_and_exempt_layers_stay() -> None:
     generator = torch.Generator().manual_seed(0)
     own = sample_subnetwork(dimensions, Rates(1.0, 0.5, 0.5), generator)
     shared = sample_subnetwork(dimensions, Rates(1.0, 0.5, 0.5), generator, shared_indices=True)
-    assert len({choice.neurons for choice in own.layers}) == 6
-    assert len({choice.neurons for choice in shared.layers}) == 1
+    assert len({choice.mlp.active for choice in own.layers}) == 6
+    assert len({choice.mlp.active for choice in shared.layers}) == 1
     for _ in range(50):
         spec = sample_subnetwork(
             dimensions,
@@ -129,9 +131,10 @@ def test_nested_subnetworks_contain_those_of_lower_rates(
         assert spec.count("layers") == round(11 * rate)
         assert {layer % 11 for layer in exempt} <= set(spec.active_layers)
         for layer in before.active_layers if before else ():
-            for kind in ("heads", "kv_heads", "neurons"):
-                every = range(dimensions.total(kind))
-                inner, outer = (s.choice(layer).units(kind) or every for s in (before, spec))
+            for branch, unit in UNITS.items():
+                every = range(dimensions.total(unit))
+                choices = (s.choice(layer).branch(branch) for s in (before, spec))
+                inner, outer = (choice.active or every for choice in choices)
                 assert set(inner) <= set(outer)
         before = spec
     assert before is not None
@@ -239,4 +242,4 @@ def test_branches_are_multiplied_by_the_inverse_of_what_runs() -> None:
     for rescale, scales in ((True, (4.0, 2.0)), (False, (1.0, 1.0))):
         rates, generator = Rates(heads=0.25, neurons=0.5), torch.Generator()
         spec = sample_subnetwork(dimensions, rates, generator, rescale_units=rescale)
-        assert (spec.choice(0).attention_scale, spec.choice(0).mlp_scale) == scales
+        assert (spec.choice(0).attention.scale, spec.choice(0).mlp.scale) == scales

@@ -16,7 +16,7 @@ from subnetworks.families import ARCHITECTURES, fits
 from subnetworks.flops import FlopCount, planned_flops
 from subnetworks.schedule import Rates
 from subnetworks.slicing import FreezeUnsampled, SlicedModel, activate
-from subnetworks.spec import LayerChoice, SubnetworkSpec, sample_subnetwork
+from subnetworks.spec import BranchChoice, LayerChoice, SubnetworkSpec, sample_subnetwork
 from tests.subnetworks.models import (
     CONFIGS,
     FAMILIES,
@@ -212,7 +212,7 @@ def test_inactive_rows_under_adamw(freeze: bool) -> None:
     optimizer.step()
 
     active, skipped = spec.active_layers[0], next(i for i in range(4) if spec.layers[i] is None)
-    rows = list(spec.choice(active).neurons)
+    rows = list(spec.choice(active).mlp.active)
     others = [i for i in range(spec.dimensions.intermediate_size) if i not in rows]
     name = f"model.layers.{active}.mlp.gate_proj.weight"
     after = dict(model.named_parameters())
@@ -302,10 +302,19 @@ def test_a_spec_of_another_model_is_refused() -> None:
         pass
 
 
-def test_a_choice_that_splits_groups_unevenly_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("heads", "words"),
+    [
+        (BranchChoice((0, 1, 2)), "same number of query heads"),
+        (BranchChoice((0, 1), frozen=(2,), forward=(4, 5, 6)), "forward heads needs the same"),
+        (BranchChoice((2, 0)), "active heads must be ascending"),
+        (BranchChoice((0, 8)), r"within 0\.\.7"),
+        (BranchChoice((0, 1), forward=(1, 2)), "one tier only"),
+        (BranchChoice(frozen=(0,)), "need active ones"),
+        (BranchChoice(()), "need active ones"),
+    ],
+)
+def test_a_choice_that_does_not_fit_the_model_is_refused(heads: BranchChoice, words: str) -> None:
     dimensions = dimensions_of(CONFIGS["llama"])
-    with pytest.raises(ValueError, match="same number of query heads"):
-        SubnetworkSpec(
-            dimensions,
-            (LayerChoice(heads=(0, 1, 2), kv_heads=(0, 1)),) * dimensions.n_layers,
-        )
+    with pytest.raises(ValueError, match=words):
+        SubnetworkSpec(dimensions, (LayerChoice(heads),) * dimensions.n_layers)
