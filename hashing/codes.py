@@ -62,7 +62,7 @@ def update_new_codes(
         similarity_MN: Label similarity of the sampled and the new items.
         places_M: int64: which new item a sampled one is, -1 for an old one; none twice.
         all_items: N_all, how many items the objective's similarities are over, old ones included.
-        alpha: Weight of the distance to the codes, as in `IncrementWeights`.
+        alpha: Weight of the distance to the codes, as in `hashing.losses.Weights`.
         shared: One code for both modalities of an item; else one for each.
         sweeps: Passes over the bits; it ends before if none changed.
 

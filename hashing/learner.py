@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hashing.codes import first_codes, output_codes, update_new_codes
-from hashing.losses import FirstWeights, IncrementWeights, first_session_loss, increment_loss
+from hashing.losses import Weights, first_session_loss, increment_loss
 from hashing.networks import HashNetworks, binarise, encode
 from hashing.pairs import MODALITIES, PairData, Rows
 from hashing.sessions import Session
@@ -29,8 +29,7 @@ class Learner:
         data: Whose retrieval part is learned from.
         codes: int8 (n, bits), by modality; 0 where an item has none yet.
         outputs: Of `image`, `text` and `label`, (n, bits).
-        first: Weights of a session that learns as the first one does.
-        increment: Weights of a lifelong session.
+        weights: Of the losses.
         shared: One code for both modalities of a new item.
     """
 
@@ -39,8 +38,7 @@ class Learner:
     data: PairData
     codes: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
-    first: FirstWeights
-    increment: IncrementWeights
+    weights: Weights
     shared: bool
 
     @property
@@ -73,9 +71,9 @@ class Learner:
         own = {m: self.codes[m][batch["rows"]] for m in MODALITIES}
         if is_first:
             buffers = {m: self.outputs[m][known] for m in outputs}
-            return first_session_loss(outputs, buffers, similarity, own, self.first)
+            return first_session_loss(outputs, buffers, similarity, own, self.weights)
         codes = {m: self.codes[m][known] for m in MODALITIES}
-        return increment_loss(outputs, codes, similarity, own, self.increment)
+        return increment_loss(outputs, codes, similarity, own, self.weights)
 
     def _keep(
         self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
@@ -113,7 +111,7 @@ class Learner:
             similarity,
             place[sample],
             len(self.session.rows),
-            self.increment.alpha,
+            self.weights.alpha,
             self.shared,
         )
         for m in MODALITIES:

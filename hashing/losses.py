@@ -13,29 +13,20 @@ from torch.nn.functional import mse_loss, normalize, relu
 
 
 @dataclass(frozen=True)
-class FirstWeights:
-    """Weights of the first session's losses.
+class Weights:
+    """Weights of the losses: gamma, eta and mu of the first session's, alpha and beta of the other.
 
     Args:
         gamma: Of the label network's agreement with the texts.
         eta: Of a network's agreement with itself.
         mu: Of the distance between outputs and codes.
+        alpha: Of the distance between outputs and codes in an increment.
+        beta: Of the balance of the bits.
     """
 
     gamma: float = 10.0
     eta: float = 10.0
     mu: float = 1.0
-
-
-@dataclass(frozen=True)
-class IncrementWeights:
-    """Weights of an increment's objective.
-
-    Args:
-        alpha: Of the distance between outputs and codes.
-        beta: Of the balance of the bits.
-    """
-
     alpha: float = 0.01
     beta: float = 0.1
 
@@ -67,7 +58,7 @@ def first_session_loss(
     buffers: Mapping[str, Tensor],
     similarity_BN: Tensor,
     codes: Mapping[str, Tensor],
-    weights: FirstWeights,
+    weights: Weights,
 ) -> Tensor:
     """Sum of the label, the image and the text network's losses on the original data.
 
@@ -78,7 +69,7 @@ def first_session_loss(
         buffers: Likewise, each (N, K).
         similarity_BN: Label similarity of the batch and the buffers' items.
         codes: The batch's codes, `image` and `text`, each (B, K).
-        weights: See `FirstWeights`.
+        weights: See `Weights`.
     """
 
     def match(one: str, other: str) -> Tensor:
@@ -99,7 +90,7 @@ def increment_loss(
     known: Mapping[str, Tensor],
     similarity_BN: Tensor,
     codes: Mapping[str, Tensor],
-    weights: IncrementWeights,
+    weights: Weights,
 ) -> Tensor:
     """Sum of the modalities' objectives of an increment, on a batch of the sample.
 
@@ -111,7 +102,7 @@ def increment_loss(
         known: Codes of all items, old ones (fixed) and new ones, each (N, K).
         similarity_BN: Label similarity of the batch and all items.
         codes: The batch's codes, each (B, K).
-        weights: See `IncrementWeights`.
+        weights: See `Weights`.
     """
     loss = similarity_BN.new_zeros(())
     for modality, outputs_BK in outputs.items():

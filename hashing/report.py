@@ -71,7 +71,13 @@ class Retrieval:
         return {"all": groups >= 0, "old": old, "new": new}
 
     def maps(self) -> dict[str, float]:
-        """Return mean average precisions, see `LifelongHashing.score`."""
+        """Return mean average precisions of the queries, against all codes so far.
+
+        Returns:
+            `map_{all|old|new|original|original_alone}_{i2t|t2i}`: all queries whose classes have
+            arrived; those of earlier sessions; of the last; of the first; of the first, against the
+            items of the first alone.
+        """
         alone = self.counted(0)
         figures: dict[str, float] = {}
         for direction, (counts, groups) in self.counted(self.session).items():

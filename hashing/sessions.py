@@ -11,9 +11,9 @@ from time import perf_counter
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
+from hashing.pairs import Rows
+
 Strategy = Literal["lifelong", "no_update", "fine_tune", "retrain"]
 
 
@@ -155,7 +155,7 @@ class SessionPlan:
 
     def __init__(
         self,
-        groups: NDArray[np.int64],
+        groups: Rows,
         strategy: Strategy,
         lengths: Lengths,
         batch_size: int,

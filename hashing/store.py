@@ -9,13 +9,12 @@ kill, finds the store as it was.
 
 import hashlib
 import json
-import mmap
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from atomic import replacing
 
-CHUNK_ITEMS = 1 << 20  # packed or compared at once
+CHUNK_ITEMS = 1 << 20  # packed or written at once
 FORMAT = 1  # of the folder
 Packed = NDArray[np.uint8]
 
@@ -113,14 +112,17 @@ class CodeStore:
     """
 
     def __init__(self, codes: Tensor | NDArray[Any], names: Sequence[str] | None = None) -> None:
-        packed = pack(codes)
-        if not packed.size:
+        self._codes = pack(codes)
+        if not self._codes.size:
             raise ValueError(f"codes of shape {tuple(codes.shape)}: a store needs at least one")
-        self._codes = packed
-        self._names: Sequence[str] | None = None
-        if names is not None:
-            self._names = _checked_names(names, len(packed))
-        self.parts: tuple[Part, ...] = (_part(packed, self._names),)
+        self._names = None if names is None else _checked_names(names, len(self._codes))
+        self.parts: tuple[Part, ...] = (_part(self._codes, self._names),)
+
+    @classmethod
+    def _of(cls, codes: Packed, names: list[str] | None, parts: tuple[Part, ...]) -> "CodeStore":
+        store = cls.__new__(cls)
+        store._codes, store._names, store.parts = codes, names, parts
+        return store
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -140,7 +142,7 @@ class CodeStore:
     @property
     def names(self) -> Sequence[str]:
         """Name of each item, `row 17` where it was given none."""
-        return self._names if self._names is not None else _Rows(len(self))
+        return [f"row {i}" for i in range(len(self))] if self._names is None else self._names
 
     def append(
         self, codes: Tensor | NDArray[Any], names: Sequence[str] | None = None
@@ -157,14 +159,7 @@ class CodeStore:
         new = CodeStore(codes, names)
         if new.bits != self.bits:
             raise ValueError(f"codes of {new.bits} bits do not fit a store of {self.bits}")
-        if (names is None) != (self._names is None):
-            raise ValueError(
-                "the store has names and the new items have none"
-                if names is None
-                else "the new items have names and the store has none"
-            )
-        longer = CodeStore.__new__(CodeStore)
-        longer._names = None
+        both: list[str] | None = None
         if self._names is not None and new._names is not None:
             arriving = set(new._names)
             again = next((name for name in self._names if name in arriving), None)
@@ -173,10 +168,13 @@ class CodeStore:
                     f"{again!r} is stored already, and what is stored is not changed; leave it "
                     "out, or build a new store"
                 )
-            longer._names = [*self._names, *new._names]
-        longer._codes = np.concatenate([self._codes, new._codes])
-        longer.parts = (*self.parts, *new.parts)
-        return longer
+            both = [*self._names, *new._names]
+        elif self._names is not None:
+            raise ValueError("the store has names and the new items have none")
+        elif new._names is not None:
+            raise ValueError("the new items have names and the store has none")
+        longer = np.concatenate([self._codes, new._codes])
+        return self._of(longer, both, (*self.parts, *new.parts))
 
     def check_unchanged(self, codes: Tensor | NDArray[Any]) -> None:
         """Compare codes with those of the first items here, bit by bit.
@@ -187,21 +185,18 @@ class CodeStore:
         Raises:
             ValueError: A code differs; the message names its item.
         """
-        other = CodeStore(codes)
-        if other.bits != self.bits or len(other) > len(self):
+        theirs = pack(codes)
+        items, width = theirs.shape
+        if 8 * width != self.bits or items > len(self):
             raise ValueError(
-                f"{len(other)} codes of {other.bits} bits are not the first of {len(self)} of "
-                f"{self.bits}"
+                f"{items} codes of {8 * width} bits are not the first of {len(self)} of {self.bits}"
             )
-        for start in range(0, len(other), CHUNK_ITEMS):
-            theirs = other._codes[start : start + CHUNK_ITEMS]
-            differs = np.any(theirs != self._codes[start : start + len(theirs)], axis=1)
-            if differs.any():
-                name = self.names[start + int(differs.argmax())]
-                raise ValueError(
-                    f"the code of {name!r} is not the one that is stored: what is stored is not "
-                    "changed"
-                )
+        differs = np.any(theirs != self._codes[:items], axis=1)
+        if differs.any():
+            raise ValueError(
+                f"the code of {self.names[int(differs.argmax())]!r} is not the one that is stored: "
+                "what is stored is not changed"
+            )
 
     def save(self, folder: str | Path) -> None:
         """Write what the folder does not hold yet: everything, or the parts that were appended.
@@ -215,32 +210,26 @@ class CodeStore:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        codes, names = folder / "codes.bin", folder / "names.txt"
         with FileLock(folder / "store.lock"):
-            old = _read_parts(folder)
-            if old is None:
-                saved: tuple[Part, ...] = ()
-            else:
-                bits, saved = old
-                if bits != self.bits or saved != self.parts[: len(saved)]:
-                    raise ValueError(
-                        f"{folder} holds other codes than the first of this store: what is stored "
-                        "is not changed; load it and append to it, or choose another folder"
-                    )
-                _check_size(folder / "codes.bin", sum(part.items for part in saved), bits)
+            bits, saved = _read_record(folder) or (self.bits, ())
+            if bits != self.bits or saved != self.parts[: len(saved)]:
+                raise ValueError(
+                    f"{folder} holds other codes than the first of this store: what is stored "
+                    "is not changed; load it and append to it, or choose another folder"
+                )
             done = sum(part.items for part in saved)
-            if old is not None and done == len(self):
-                return
-            _write_behind(folder / "codes.bin", done * self.bits // 8, [self._codes[done:]])
+            _write_behind(codes, done * bits // 8, [self._codes[done:]])
             if self._names is not None:
-                start = 0 if not done else _names_end(folder, done)
-                _write_behind(folder / "names.txt", start, _lines(self._names, done, CHUNK_ITEMS))
-            record = {"format": FORMAT, "bits": self.bits, "parts": [asdict(p) for p in self.parts]}
+                end = sum(map(len, _lines(self._names[:done])))
+                _write_behind(names, end, _lines(self._names[done:]))
+            record = {"format": FORMAT, "bits": bits, "parts": [asdict(p) for p in self.parts]}
             with replacing(folder / "store.json") as stream:
                 json.dump(record, stream, indent=1)
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> "CodeStore":
-        """Open a saved store; codes and names stay on disk and are read when they are used.
+        """Open a saved store; codes stay on disk and are read when they are used.
 
         Args:
             folder: Written by `save`.
@@ -250,39 +239,30 @@ class CodeStore:
             ValueError: There is no store, or it is damaged; the message names the file.
         """
         folder = Path(folder)
-        found = _read_parts(folder)
+        found = _read_record(folder)
         if found is None:
             raise ValueError(f"{folder} holds no store of codes (store.json is missing)")
         bits, parts = found
         items, width = sum(part.items for part in parts), bits // 8
-        file = folder / "codes.bin"
-        _check_size(file, items, bits)
-        store = cls.__new__(cls)
-        store.parts = parts
-        store._codes = np.memmap(file, np.uint8, mode="r", shape=(items, width))
-        named = any(part.names is not None for part in parts)
-        store._names = _NamesFile(folder / "names.txt", items) if named else None
-        if verify:
-            start = 0
-            for part in parts:
-                stop = start + part.items
-                if _digest([store._codes[start:stop]]) != part.codes:
-                    raise ValueError(f"{file}: codes {start} to {stop - 1} were changed: damaged")
-                if part.names is not None:
-                    assert store._names is not None, "named"
-                    if _digest(_lines(store._names[start:stop])) != part.names:
-                        raise ValueError(
-                            f"{folder / 'names.txt'}: lines {start + 1} to {stop} were changed: "
-                            "damaged"
-                        )
-                start = stop
-        return store
+        file, lines = folder / "codes.bin", folder / "names.txt"
+        _check_size(file, items * width)
+        codes = np.memmap(file, np.uint8, mode="r", shape=(items, width))
+        names = None if parts[0].names is None else _read_names(lines, items)
+        end = 0
+        for part in parts if verify else ():
+            start, end = end, end + part.items
+            there = _part(codes[start:end], names and names[start:end])
+            if there.codes != part.codes:
+                raise ValueError(f"{file}: codes {start} to {end - 1} were changed: damaged")
+            if there.names != part.names:
+                raise ValueError(f"{lines}: lines {start + 1} to {end} were changed: damaged")
+        return cls._of(codes, names, parts)
 
 
 # --- files -------------------------------------------------------------------------------------
 
 
-def _read_parts(folder: Path) -> tuple[int, tuple[Part, ...]] | None:
+def _read_record(folder: Path) -> tuple[int, tuple[Part, ...]] | None:
     file = folder / "store.json"
     if not file.exists():
         return None
@@ -314,20 +294,30 @@ def _check_part(part: Part, named: bool) -> None:
         raise ValueError(f"names {part.names!r}: the first part has none")
 
 
-def _check_size(file: Path, items: int, bits: int) -> None:
-    if not file.is_file() or file.stat().st_size < items * bits // 8:
-        raise ValueError(f"{file} is shorter than store.json says ({items} codes): damaged")
+def _read_names(file: Path, items: int) -> list[str]:
+    """Read the names of so many items; behind them an unfinished write may have left anything."""
+    try:
+        *lines, _ = file.read_bytes().split(b"\n", items)
+        if len(lines) < items:
+            raise ValueError(f"has {len(lines)} lines, not {items}")
+        return [line.decode() for line in lines]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: {error}: the store is damaged") from error
 
 
-def _write_behind(file: Path, start: int, blocks: Any) -> None:
+def _check_size(file: Path, size: int) -> None:
+    if (file.stat().st_size if file.is_file() else 0) < size:
+        raise ValueError(f"{file} is shorter than store.json says: damaged")
+
+
+def _write_behind(file: Path, start: int, blocks: Iterable[Any]) -> None:
     """Write at `start`, over what an unfinished write may have left there, and down to the disk."""
+    _check_size(file, start)
     with file.open("r+b" if file.exists() else "w+b") as stream:
         stream.seek(start)
         stream.truncate()
         for block in blocks:
-            stream.write(
-                np.ascontiguousarray(block).data if isinstance(block, np.ndarray) else block
-            )
+            stream.write(_bytes(block))
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -336,16 +326,20 @@ def _part(codes: Packed, names: Sequence[str] | None) -> Part:
     return Part(len(codes), _digest([codes]), None if names is None else _digest(_lines(names)))
 
 
-def _digest(blocks: Any) -> str:
+def _digest(blocks: Iterable[Any]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for block in blocks:
-        digest.update(np.ascontiguousarray(block).data if isinstance(block, np.ndarray) else block)
+        digest.update(_bytes(block))
     return digest.hexdigest()
 
 
-def _lines(names: Sequence[str], start: int = 0, step: int = CHUNK_ITEMS) -> Iterator[bytes]:
-    for first in range(start, len(names), step):
-        yield "".join(f"{name}\n" for name in names[first : first + step]).encode()
+def _bytes(block: Packed | bytes) -> Any:
+    return np.ascontiguousarray(block).data if isinstance(block, np.ndarray) else block
+
+
+def _lines(names: Sequence[str]) -> Iterator[bytes]:
+    for first in range(0, len(names), CHUNK_ITEMS):
+        yield "".join(f"{name}\n" for name in names[first : first + CHUNK_ITEMS]).encode()
 
 
 def _checked_names(names: Sequence[str], items: int) -> list[str]:
@@ -360,60 +354,3 @@ def _checked_names(names: Sequence[str], items: int) -> list[str]:
             raise ValueError(f"name of row {row}, {name!r}: another row has it too")
         seen.add(name)
     return checked
-
-
-class _Rows(Sequence[str]):
-    """Names of items that were given none."""
-
-    def __init__(self, items: int) -> None:
-        self._items = range(items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[str]: ...
-    def __getitem__(self, row: int | slice) -> str | Sequence[str]:
-        if isinstance(row, slice):
-            return [f"row {i}" for i in self._items[row]]
-        return f"row {self._items[row]}"
-
-
-class _NamesFile(Sequence[str]):
-    """The lines of a file: where they end is found once, what they say is read when asked for."""
-
-    def __init__(self, file: Path, items: int) -> None:
-        self._items, self._file = items, file
-        try:
-            with file.open("rb") as stream:
-                self._text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # absent, or empty
-            raise ValueError(f"{file}: {error}: the store is damaged") from error
-        ends = np.flatnonzero(np.frombuffer(self._text, np.uint8) == ord("\n"))
-        if len(ends) < items:
-            raise ValueError(f"{file} has {len(ends)} lines, not {items}: the store is damaged")
-        self._ends = ends[:items]
-
-    def __len__(self) -> int:
-        return self._items
-
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[str]: ...
-    def __getitem__(self, row: int | slice) -> str | Sequence[str]:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(self._items))]
-        row = range(self._items)[row]
-        start = int(self._ends[row - 1]) + 1 if row else 0
-        try:
-            return self._text[start : int(self._ends[row])].decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self._file}, line {row + 1}: {error}: damaged") from error
-
-
-def _names_end(folder: Path, items: int) -> int:
-    """Where the lines of the first items end, in bytes."""
-    return int(_NamesFile(folder / "names.txt", items)._ends[-1]) + 1

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hashing.gallery import Gallery, read_further
 from hashing.learner import ALL, Learner
-from hashing.losses import FirstWeights, IncrementWeights
+from hashing.losses import Weights
 from hashing.networks import binarise
 from hashing.pairs import MODALITIES, PairData
 from hashing.plots import Cell, retrieval_grid
@@ -36,8 +36,8 @@ class Optimizer(TypedDict, total=False):
     weight_decay: Weight
 
 
-class Weights(TypedDict, total=False):
-    """Weights of the losses, see `hashing.losses`."""
+class LossWeights(TypedDict, total=False):
+    """Weights of the losses, see `hashing.losses.Weights`."""
 
     gamma: Weight
     eta: Weight
@@ -133,19 +133,19 @@ class LifelongHashing(CodedPairs):
 
     def __init__(
         self,
-        strategy: Literal["lifelong", "no_update", "fine_tune", "retrain"] = "lifelong",
+        strategy: Strategy = "lifelong",
         bits: Annotated[int, Ge(8), MultipleOf(8)] = 32,
         text_width: Annotated[int, Ge(1)] = 1024,
         codes: Literal["shared", "per_modality"] = "shared",
         optimizer: Optimizer | None = None,
-        weights: Weights | None = None,
+        weights: LossWeights | None = None,
         lengths: SessionLengths | None = None,
         evaluate: Literal["validation", "query"] = "validation",
         seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
     ) -> None:
         super().__init__(bits, text_width, seed)
         self.save_hyperparameters()
-        self.strategy: Strategy = strategy
+        self.strategy = strategy
         self.shared_codes = codes == "shared"
         self.optimizer_settings: dict[str, Any] = {
             "name": "adam",
@@ -155,16 +155,12 @@ class LifelongHashing(CodedPairs):
             "weight_decay": 0.0,
             **(optimizer or {}),
         }
-        given: dict[str, Any] = {"alpha": 0.01, "beta": 0.1, **(weights or {})}
-        self.first_weights = FirstWeights(
-            **{k: v for k, v in given.items() if k in ("gamma", "eta", "mu")}
-        )
-        self.increment_weights = IncrementWeights(given["alpha"], given["beta"])
+        self.weights = Weights(**(weights or {}))
         self.lengths = Lengths(**(lengths or {}))
         self.evaluate = evaluate
         self.history: list[dict[str, float]] = []
-        self._found: list[dict[str, Any]] = []  # what was drawn of queries with pictures
         """Metrics of each finished session, by name."""
+        self._found: list[dict[str, Any]] = []  # what was drawn of queries with pictures
         self.clock = SessionClock(lambda: self.data.seconds)
 
     # --- what is trained, and for how long --------------------------------------------------
@@ -281,8 +277,7 @@ class LifelongHashing(CodedPairs):
             self.data,
             {m: self.codes(m) for m in MODALITIES},
             {m: self.outputs(m) for m in ALL},
-            self.first_weights,
-            self.increment_weights,
+            self.weights,
             self.shared_codes,
         )
 
@@ -291,7 +286,7 @@ class LifelongHashing(CodedPairs):
     def _finish(self, session: Session) -> None:
         """Score the session, on items that no session learns from, and stop its clock."""
         self.clock.pause()
-        reached = self.score(self.evaluate)
+        reached = self.retrieval(self.evaluate, self.encoded(self.evaluate)).maps()
         figures = {
             "steps": float(session.steps),
             **self.clock.figures(),
@@ -304,19 +299,6 @@ class LifelongHashing(CodedPairs):
         for logger in self.trainer.loggers:
             logger.log_metrics(named, step=session.end)
         self.clock.start()
-
-    def score(self, part: str) -> dict[str, float]:
-        """Mean average precision of the queries of one part, against all codes so far.
-
-        Args:
-            part: `validation` or `query`.
-
-        Returns:
-            `map_{all|old|new|original|original_alone}_{i2t|t2i}`: all queries whose classes have
-            arrived; those of earlier sessions; of the last; of the first; of the first, against the
-            items of the first alone.
-        """
-        return self.retrieval(part, self.encoded(part)).maps()
 
     def on_validation_start(self) -> None:
         """Leave the time of a validation out of the session's."""

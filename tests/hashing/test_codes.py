@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashing.codes import first_codes, output_codes, update_new_codes
-from hashing.losses import IncrementWeights, increment_loss, similarity_loss
+from hashing.losses import Weights, increment_loss, similarity_loss
 from hashing.networks import HashNetworks, binarise, image_network
 from hashing.similarity import label_similarity
 
@@ -16,7 +16,7 @@ def objective(
     codes: dict[str, torch.Tensor],
     similarity: torch.Tensor,
     rows: torch.Tensor,
-    weights: IncrementWeights,
+    weights: Weights,
 ) -> float:
     """An increment's objective over the whole sample and both modalities: what must not rise."""
     own = {m: codes[m][rows] for m in codes}
@@ -45,7 +45,7 @@ def test_the_objective_never_rises(
     if shared:
         codes["text"][old:] = codes["image"][old:]
     places = torch.where(sample >= old, sample - old, -1)
-    weights = IncrementWeights(alpha, beta=0.3)
+    weights = Weights(alpha=alpha, beta=0.3)
     before = objective(outputs, codes, similarity, sample, weights)
     for _ in range(3):
         found = update_new_codes(
@@ -77,7 +77,7 @@ def test_one_bit_is_the_best_of_both() -> None:
         codes: dict[str, torch.Tensor] = {}
         for bit in (-1, 1):
             codes = {m: torch.full((1, 1), bit, dtype=torch.int8) for m in outputs}
-            weights = IncrementWeights(0.0, 0.0)
+            weights = Weights(alpha=0.0, beta=0.0)
             values[bit] = objective(outputs, codes, similarity, sample, weights)
         found = update_new_codes(codes, outputs, similarity, torch.full((5,), -1), 1, 0.0)
         assert int(found["image"]) == min(values, key=lambda bit: values[bit])
