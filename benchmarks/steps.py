@@ -29,7 +29,8 @@ from benchmarks.arena import (
     write,
 )
 from callbacks.subnetwork import SubnetworkTraining
-from lightning_modules.causal_lm import CausalLM, Lora
+from lightning_modules.causal_lm import CausalLM
+from lightning_modules.hugging_face import Lora
 from runner.parts import build
 from runner.validate import checked
 from subnetworks.flops import FlopCount, StepFlops

@@ -9,6 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+Losses = dict[str, tuple[Tensor, Tensor | int]]
+"""Means over a micro-batch, by name, each with the count that it is over."""
+Figures = dict[str, tuple[float, int]]
+"""Likewise what is only logged."""
 _UNIT = 1024.0
 """What sums are divided by in the backward pass: their gradients are then about as large as a
 mean's, which fp16 asks for."""
@@ -20,7 +24,8 @@ class CountedLoss(pl.LightningModule):
     Lightning averages a step's micro-batches and ranks as if each counted the same. Here each goes
     into the backward pass with its sum; before the gradients are clipped they are divided by the
     step's whole count, over all micro-batches (at the end of an epoch there may be fewer) and
-    ranks. `train/loss` is the step's mean likewise. The host waits for no device.
+    ranks. `train/loss` is the step's mean likewise, and what else is logged that of one rank's part
+    of it. The host waits for no device.
 
     A step that counts nothing has gradients and a `train/loss` of 0: AdamW then moves weights by
     momentum and decay alone.
@@ -29,6 +34,7 @@ class CountedLoss(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._totals: dict[str, Tensor] = {}
+        self._figures: Figures = {}
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The losses that a step adds up, by name, each with the module that no other one trains.
@@ -37,13 +43,17 @@ class CountedLoss(pl.LightningModule):
         """
         return {"train/loss": self}
 
-    def counted(self, losses: Mapping[str, tuple[Tensor, Tensor | int]]) -> Tensor:
-        """Take a micro-batch's losses into its step; `training_step` returns the result.
+    def counted(self, losses: Losses, figures: Figures | None = None) -> Tensor:
+        """Take a micro-batch into its step; `training_step` returns the result.
 
         Args:
-            losses: Of `parts`, each with its mean over the micro-batch and the count of that. Those
-                left out count nothing; their parameters have a gradient of 0.
+            losses: Of `parts`. Those left out count nothing; their parameters have a gradient of 0.
+            figures: What else is logged.
         """
+        for name, (mean, count) in (figures or {}).items():
+            before, counted = self._figures.get(name, (0.0, 0))
+            share = count / (counted + count)
+            self._figures[name] = before + (mean - before) * share, counted + count
         summed = []
         for name, part in self.parts().items():
             if name not in losses:
@@ -60,7 +70,7 @@ class CountedLoss(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Forget micro-batches of a training that was broken off."""
-        self._totals = {}
+        self._totals, self._figures = {}, {}
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Divide the gradients by the step's counts, after callbacks have written theirs."""
@@ -81,3 +91,5 @@ class CountedLoss(pl.LightningModule):
         self.log("train/loss", means.sum(), prog_bar=True)
         if len(parts) > 1:
             self.log_dict(dict(zip(parts, means, strict=True)))
+        self.log_dict({name: mean for name, (mean, _) in self._figures.items()})
+        self._figures = {}

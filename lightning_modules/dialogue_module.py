@@ -1,10 +1,11 @@
 """What DELTA's modules share: batches of turns, and a validation that forgets the one before."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, cast
 
 from lightning_modules.counted_loss import CountedLoss
-from text2sql.dialogue import DialogueData
+from text2sql.dialogue import DialogueData, Example
 
 
 class DialogueModule(CountedLoss, ABC):
@@ -25,6 +26,14 @@ class DialogueModule(CountedLoss, ABC):
         return batch
 
     @abstractmethod
+    def evaluate_batch(self, split: str, batch: Sequence[Example]) -> None:
+        """Take a batch into the running validation (`val`) or `test`."""
+
+    @abstractmethod
+    def finish(self, split: str) -> None:
+        """Log what a validation (`val`) or `test` has found."""
+
+    @abstractmethod
     def forget(self) -> None:
         """Drop what the last validation or test has written and judged."""
 
@@ -33,3 +42,19 @@ class DialogueModule(CountedLoss, ABC):
         self.forget()
 
     on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: Sequence[Example], batch_idx: int) -> None:
+        """Take a batch into the validation."""
+        self.evaluate_batch("val", batch)
+
+    def test_step(self, batch: Sequence[Example], batch_idx: int) -> None:
+        """Take a batch into the test."""
+        self.evaluate_batch("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what it has found."""
+        self.finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what it has found."""
+        self.finish("test")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -54,10 +54,7 @@ class LanguageTasks:
         seed: int,
         prompt: str | None = None,
         max_new_tokens: Annotated[int, Ge(1)] = 128,
-        temperature: Annotated[float, Gt(0)] = 0.8,
-        top_k: Annotated[int, Ge(1)] | None = None,
-        top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0,
-        greedy: bool = False,
+        sampling: Sampling,
     ) -> dict[str, float]:
         """Write how a text goes on, until the model ends it.
 
@@ -67,10 +64,7 @@ class LanguageTasks:
             seed: Of what is drawn.
             prompt: The text's beginning; control tokens in it are text.
             max_new_tokens: How many tokens are written at most.
-            temperature: What logits are divided by.
-            top_k: Draw from so many of the likeliest tokens only.
-            top_p: Draw from the likeliest tokens that have this probability together.
-            greedy: Always take the likeliest token.
+            sampling: How it chooses each of them.
 
         Returns:
             `tokens`, `seconds_to_first_token` and `tokens_per_second`.
@@ -81,9 +75,7 @@ class LanguageTasks:
         if prompt is None:
             raise ValueError('prompt: task=generate needs a beginning, such as prompt="Once upon"')
         tokenizer = self._tokenizer(ckpt_path)
-        writer = self._writer(
-            tokenizer, Sampling(temperature, top_k, top_p, greedy), max_new_tokens
-        )
+        writer = self._writer(tokenizer, sampling, max_new_tokens)
         ids = text_ids(tokenizer, prompt)
         if writer.context is not None and len(ids) >= writer.context:
             raise ValueError(
@@ -111,10 +103,7 @@ class LanguageTasks:
         seed: int,
         system: str | None = None,
         max_new_tokens: Annotated[int, Ge(1)] = 512,
-        temperature: Annotated[float, Gt(0)] = 0.8,
-        top_k: Annotated[int, Ge(1)] | None = None,
-        top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0,
-        greedy: bool = False,
+        sampling: Sampling,
     ) -> dict[str, float]:
         """Hold a conversation by the model's own chat template, see `language.talk`.
 
@@ -124,10 +113,7 @@ class LanguageTasks:
             seed: Of what is drawn.
             system: What the model is told before the first turn.
             max_new_tokens: How many tokens an answer has at most.
-            temperature: What logits are divided by.
-            top_k: Draw from so many of the likeliest tokens only.
-            top_p: Draw from the likeliest tokens that have this probability together.
-            greedy: Always take the likeliest token.
+            sampling: How it chooses each of them.
 
         Returns:
             `turns`, the longest `seconds_to_first_token`, `tokens` and `tokens_per_second`.
@@ -142,7 +128,6 @@ class LanguageTasks:
                 "conversations. Take task=generate, or train it on some: datamodule=instruction"
             )
         renderer = ChatRenderer(tokenizer)
-        sampling = Sampling(temperature, top_k, top_p, greedy)
         writer = self._writer(tokenizer, sampling, max_new_tokens, renderer.ends())
         conversation = Talk(writer, renderer, Console(highlight=False), system)
         torch.manual_seed(seed)

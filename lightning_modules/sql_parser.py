@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_modules.checkpoints import read_checkpoint
+from lightning_modules.counted_loss import Losses
 from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
@@ -23,7 +24,7 @@ from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from
 from text2sql.evaluation import Judge, Scores, Verdict
 from text2sql.metrics import Matches
 from text2sql.parser import Features, Featuriser, ParserNetwork
-from text2sql.parsing import Confidence, Parser, Question, Scored
+from text2sql.parsing import Confidence, Parser, Question
 from text2sql.reports import show_scores
 from text2sql.sql import SqlError
 
@@ -82,6 +83,8 @@ class SqlParser(DialogueModule):
         "encoder_dropout": "pretrained_dropout", "seconds": "sql_timeout",
     }  # fmt: skip
     """What arguments were called in older runs, and what they are called now."""
+    adjustable: ClassVar[tuple[str, ...]] = ("beam", "sql_timeout")
+    """Arguments on which no weight depends: tasks that read a run may set them anew."""
 
     # What a callback may monitor.
     validated: ClassVar[tuple[str, ...]] = (
@@ -231,8 +234,8 @@ class SqlParser(DialogueModule):
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """Negative log-likelihood of the gold derivations: nats per choice of the whole step."""
         found = self.learnable(batch)
-        self.log("train/left_out", float(len(batch) - len(found)), batch_size=len(batch))
-        return self.counted({"train/loss": self.likelihood_loss(found)} if found else {})
+        losses: Losses = {"train/loss": self.likelihood_loss(found)} if found else {}
+        return self.counted(losses, {"train/left_out": (len(batch) - len(found), 1)})
 
     def learnable(self, batch: Sequence[Example]) -> list[Features]:
         """Return the features of those examples that there is something to learn from.
@@ -266,32 +269,10 @@ class SqlParser(DialogueModule):
             features = [redrawn(each, self.shuffle_schema) for each in features]
         return self.reader.loss(features)
 
-    # --- use
-
-    def parse(self, questions: Sequence[Question], beam: int | None = None) -> list[str]:
-        """Return the SQL of each question; see `best`."""
-        return [sql for sql, _ in self.best(questions, beam)]
-
-    def best(self, questions: Sequence[Question], beam: int | None = None) -> list[Scored]:
-        """Return the SQL of each question with its log-likelihood in nats.
-
-        Args:
-            questions: What is asked, the schema, and the SQLite file whose cells are looked up.
-            beam: Derivations kept at every step; None: the module's.
-        """
-        return self.reader.best(questions, beam or self.beam)
-
     # --- validation and test
 
-    def validation_step(self, batch: Sequence[Example], batch_idx: int) -> None:
+    def evaluate_batch(self, split: str, batch: Sequence[Example]) -> None:
         """Parse and judge a batch."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Sequence[Example], batch_idx: int) -> None:
-        """Parse and judge a batch."""
-        self._evaluate("test", batch)
-
-    def _evaluate(self, split: str, batch: Sequence[Example]) -> None:
         known = [f for f in map(self._of, batch) if f is not None]
         if known:
             cast(MeanMetric, self.losses[split]).update(*self.likelihood_loss(known))
@@ -315,11 +296,21 @@ class SqlParser(DialogueModule):
         """Drop what the last validation or test has written and judged."""
         self.samples, self.verdicts, self.judged = [], [], []
 
-    def on_validation_epoch_end(self) -> None:
-        """Log loss, question and interaction match, and learn how likely answers are right."""
-        self._log("val")
-        if not self.trainer.sanity_checking:
+    def finish(self, split: str) -> None:
+        """Log loss, question and interaction match.
+
+        A validation learns how likely answers are right, a test prints match by turn and hardness.
+        """
+        loss = cast(MeanMetric, self.losses[split])
+        if loss.update_called:
+            self.log(f"{split}/loss", loss.compute(), sync_dist=True, prog_bar=True)
+            loss.reset()
+        for name, share in self.matches.pop(split).items():
+            self.log(name, share, sync_dist=True, prog_bar=name.endswith("/exact"))
+        if split == "val" and not self.trainer.sanity_checking:
             self.calibrate(self.judged)
+        if split == "test" and self.trainer.is_global_zero and self.verdicts:
+            show_scores(Scores(tuple(self.verdicts)), "test", Console())
 
     def calibrate(self, judged: Sequence[tuple[float, bool]]) -> None:
         """Learn from answers how likely those of some likelihood are right.
@@ -330,20 +321,6 @@ class SqlParser(DialogueModule):
         if judged:
             scores, right = zip(*judged, strict=True)
             self.confidence = Confidence.fit(scores, right)
-
-    def on_test_epoch_end(self) -> None:
-        """Log them, and print match by turn and hardness."""
-        self._log("test")
-        if self.trainer.is_global_zero and self.verdicts:
-            show_scores(Scores(tuple(self.verdicts)), "test", Console())
-
-    def _log(self, split: str) -> None:
-        loss = cast(MeanMetric, self.losses[split])
-        if loss.update_called:
-            self.log(f"{split}/loss", loss.compute(), sync_dist=True, prog_bar=True)
-            loss.reset()
-        for name, share in self.matches.pop(split).items():
-            self.log(name, share, sync_dist=True, prog_bar=name.endswith("/exact"))
 
     # --- optimizer
 

@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lightning_modules.checkpoints import Part, built, restored
+from lightning_modules.counted_loss import Figures, Losses
 from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
@@ -27,7 +28,7 @@ from text2sql.dialogue import Example
 from text2sql.evaluation import Judge, Verdict
 from text2sql.execute import Limits
 from text2sql.metrics import Matches
-from text2sql.parsing import ParserVerdict, Scored
+from text2sql.parsing import ParserVerdict
 from text2sql.reports import notes, sample_row, score_files, show_readings, show_scores
 from text2sql.rewrites import (
     TOGETHER,
@@ -89,6 +90,11 @@ class TextToSql(DialogueModule):
     """Arguments that take a run in place of a checkpoint; the runner looks it up."""
     renamed: ClassVar[dict[str, str]] = {"seconds": "sql_timeout", "nats": "max_nll"}
     """What arguments were called in older runs, and what they are called now."""
+    adjustable: ClassVar[tuple[str, ...]] = (
+        "recursive", "tables", "missing", "keep_distinct", "sql_timeout", "megabytes", "hypotheses",
+        "max_nll", "parser.beam", "rewriter.beam",
+    )  # fmt: skip
+    """Arguments on which no weight depends: tasks that read a run may set them anew."""
     # The runner's tasks of this module; none needs a checkpoint: its parts may bring theirs.
     tasks: ClassVar[dict[str, bool]] = {
         "evaluate": False, "chat": False, "annotate": False, "test": False
@@ -199,10 +205,11 @@ class TextToSql(DialogueModule):
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """The parser's loss and the rewriter's; they share no parameter."""
-        losses: dict[str, tuple[Tensor, Tensor | int]] = {}
+        losses: Losses = {}
+        figures: Figures = {}
         if parser := _trained(self.parser):
             learnable = parser.learnable(batch)
-            self.log("train/left_out", float(len(batch) - len(learnable)), batch_size=len(batch))
+            figures["train/left_out"] = len(batch) - len(learnable), 1
             if learnable:
                 losses["train/parser_loss"] = parser.likelihood_loss(learnable)
         if rewriter := _trained(self.rewriter):
@@ -210,8 +217,8 @@ class TextToSql(DialogueModule):
             if later:
                 learned, found = rewriter.learn(later)
                 losses |= learned
-                self.log_dict(found, batch_size=len(later))
-        return self.counted(losses)
+                figures |= found
+        return self.counted(losses, figures)
 
     def parts(self) -> Mapping[str, nn.Module]:
         """Those of the parts that are trained here."""
@@ -273,10 +280,6 @@ class TextToSql(DialogueModule):
             return example
         return replace(example, history=(self._rewrites[example.interaction, example.turn - 1],))
 
-    def _best(self, batch: Sequence[Example], questions: Sequence[str]) -> list[Scored]:
-        asked = zip(questions, batch, strict=True)
-        return self._parser.best([(question, e.about, e.database) for question, e in asked])
-
     @property
     def _parser(self) -> SqlParser:
         assert self.parser is not None, "configure_model builds the parts"
@@ -284,15 +287,8 @@ class TextToSql(DialogueModule):
 
     # --- validation and test
 
-    def validation_step(self, batch: Sequence[Example], batch_idx: int) -> None:
+    def evaluate_batch(self, split: str, batch: Sequence[Example]) -> None:
         """Parse each turn in three readings and judge them."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Sequence[Example], batch_idx: int) -> None:
-        """Parse each turn in three readings and judge them."""
-        self._evaluate("test", batch)
-
-    def _evaluate(self, split: str, batch: Sequence[Example]) -> None:
         asked = [e for e in batch if e.is_judged]
         questions = {
             "raw": [(e, e.utterance) for e in asked],
@@ -301,7 +297,9 @@ class TextToSql(DialogueModule):
         }
         # A first turn is its own rewrite: what is asked in several readings is parsed once.
         every = list(dict.fromkeys(pair for pairs in questions.values() for pair in pairs))
-        best = dict(zip(every, self._best(*zip(*every, strict=True)), strict=True)) if every else {}
+        parser = self._parser
+        sql = parser.reader.best([(text, e.about, e.database) for e, text in every], parser.beam)
+        best = dict(zip(every, sql, strict=True))
         found: dict[str, dict[Example, Verdict]] = {}
         for reading, pairs in questions.items():
             judged = [self.judge(pair[0], best[pair][0]) for pair in pairs]
@@ -320,22 +318,19 @@ class TextToSql(DialogueModule):
         """Drop what the last validation or test has written and judged."""
         self.verdicts, self.samples, self.judged, self._rewrites = {}, [], [], {}
 
-    def on_validation_epoch_end(self) -> None:
-        """Log match of the three readings; the parser learns how likely its answers are right."""
-        self._log("val")
-        if not self.trainer.sanity_checking:
-            self._parser.calibrate(self.judged)
+    def finish(self, split: str) -> None:
+        """Log match of the three readings.
 
-    def on_test_epoch_end(self) -> None:
-        """Log them, and print them side by side, by turn and by hardness."""
-        self._log("test")
-        if self.trainer.is_global_zero:
-            show_readings(self.verdicts, Console())
-
-    def _log(self, split: str) -> None:
+        In a validation the parser learns how likely its answers are right; a test prints the
+        readings side by side, by turn and by hardness.
+        """
         for reading in READINGS:
             for name, share in self.matches.pop(f"{split}/{reading}").items():
                 self.log(name, share, sync_dist=True, prog_bar=name.endswith("/exact"))
+        if split == "val" and not self.trainer.sanity_checking:
+            self._parser.calibrate(self.judged)
+        if split == "test" and self.trainer.is_global_zero:
+            show_readings(self.verdicts, Console())
 
     # --- task=chat
 

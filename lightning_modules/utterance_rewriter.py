@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_modules.checkpoints import read_checkpoint
+from lightning_modules.counted_loss import Figures, Losses
 from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
@@ -24,8 +25,6 @@ from text2sql.dual_learning import Baseline, dual_step
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.metrics import RewriteScores
 from text2sql.rewards import (
-    Fluency,
-    PretrainedFluency,
     Rewards,
     RewardWeights,
     TrigramModel,
@@ -76,7 +75,6 @@ class Dual(TypedDict, total=False):
     reconstruction: Weight
     supervised: Weight
     values: bool
-    language_model: str | None
 
 
 class UtteranceRewriter(DialogueModule):
@@ -101,8 +99,7 @@ class UtteranceRewriter(DialogueModule):
             of the `turn`'s other samples; weights of the reward's parts `database`, `pronoun`,
             `fluency`, `parser` and `reconstruction`; what the parser's `verdict` on a turn with a
             query is, see `TextToSql.verify`; the weight of `supervised` learning beside; `values`
-            (whether cell values are database words); `language_model` (a causal one for fluency;
-            null: trigrams of the training data's complete questions).
+            (whether cell values are database words).
         optimizer: As in `CausalLM`.
         schedule: As in `CausalLM`.
         beam: Hypotheses of the search that writes rewrites.
@@ -120,6 +117,8 @@ class UtteranceRewriter(DialogueModule):
     """Its course is a share of the whole training's steps."""
     checkpoints: ClassVar[tuple[str, ...]] = ("init",)
     """Arguments that take a run in place of a checkpoint; the runner looks it up."""
+    adjustable: ClassVar[tuple[str, ...]] = ("beam", "scored_rewrites")
+    """Arguments on which no weight depends: tasks that read a run may set them anew."""
 
     # What a callback may monitor.
     validated: ClassVar[tuple[str, ...]] = (
@@ -127,6 +126,8 @@ class UtteranceRewriter(DialogueModule):
         "val/schema_share", "val/schema_share_gold",
     )  # fmt: skip
 
+    unread: ClassVar[dict[str, str]] = {"dual.language_model": ""}
+    """Keys of older runs that nothing reads any more."""
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {
         "dual": ("mode", ("dual",)), "seed": ("mode", ("dual",)),
         "network.vocab_size": ("network.pretrained", False),
@@ -167,7 +168,6 @@ class UtteranceRewriter(DialogueModule):
             "verdict": "match",
             "supervised": 1.0,
             "values": True,
-            "language_model": None,
             **(dual or {}),
         }
         self.optimizer_settings, self.schedule_settings = optimization(
@@ -294,19 +294,14 @@ class UtteranceRewriter(DialogueModule):
             raise ValueError("datamodule: no turn of the training data has a rewrite to learn from")
         if self.mode == "supervised":
             return
-        d = self.dual_settings
-        model: Fluency | None = None
-        if self.reward_weights.fluency:
-            name = d["language_model"]
-            model = TrigramModel(complete_questions(known)) if name is None else _fluency(name)
-        share = natural_share(known, d["values"]) if self.reward_weights.database else 1.0
-        self._rewards = Rewards(self.reward_weights, share, model, self.verify, d["values"])
+        weights, values = self.reward_weights, self.dual_settings["values"]
+        trigrams = TrigramModel(complete_questions(known)) if weights.fluency else None
+        share = natural_share(known, values) if weights.database else 1.0
+        self._rewards = Rewards(weights, share, trigrams, self.verify, values)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        losses, found = self.learn(batch)
-        self.log_dict(found, batch_size=len(batch))
-        return self.counted(losses)
+        return self.counted(*self.learn(batch))
 
     def parts(self) -> Mapping[str, nn.Module]:
         """Supervised, each network has a loss of its own; dual learning has one of both."""
@@ -317,19 +312,15 @@ class UtteranceRewriter(DialogueModule):
             "train/simplifier_loss": self.simplifier,
         }
 
-    def learn(
-        self, batch: Batch
-    ) -> tuple[dict[str, tuple[Tensor, Tensor | int]], dict[str, float]]:
-        """Return the losses of a batch with what they count, and what else there is to log."""
+    def learn(self, batch: Batch) -> tuple[Losses, Figures]:
+        """Return the losses of a batch, and what else there is to log."""
         return self._dual_loss(batch) if self.mode == "dual" else (self._supervised(batch), {})
 
-    def _supervised(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | int]]:
+    def _supervised(self, batch: Batch) -> Losses:
         pairs = [example for example in batch if example.rewrite]
         if not pairs:
             return {}
-        losses: dict[str, tuple[Tensor, Tensor | int]] = {
-            "train/rewriter_loss": self.rewriting_loss(pairs)
-        }
+        losses: Losses = {"train/rewriter_loss": self.rewriting_loss(pairs)}
         if self.simplifier is not None:
             sources = [to_simplify(e, e.complete, self.schema_words) for e in pairs]
             losses["train/simplifier_loss"] = self.simplifier.counted_loss(
@@ -337,19 +328,13 @@ class UtteranceRewriter(DialogueModule):
             )
         return losses
 
-    @property
-    def _simplifier(self) -> Rewriter:
-        assert self.simplifier is not None, "dual learning has both models"
-        return self.simplifier
-
     def rewriting_loss(self, pairs: Batch) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihood of gold rewrites, in nats per word piece, and the pieces."""
         sources = [to_rewrite(example, self.schema_words) for example in pairs]
         return self.rewriter.counted_loss(sources, [example.complete for example in pairs])
 
-    def _dual_loss(
-        self, batch: Batch
-    ) -> tuple[dict[str, tuple[Tensor, Tensor | int]], dict[str, float]]:
+    def _dual_loss(self, batch: Batch) -> tuple[Losses, Figures]:
+        assert self.simplifier is not None, "dual learning has both models"
         assert self._rewards is not None, "on_fit_start makes the rewards"
         draws = torch.Generator()
         # By step, batch and rank: a resumed run draws what the first one would have.
@@ -357,7 +342,7 @@ class UtteranceRewriter(DialogueModule):
         draws.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         step = dual_step(
             self.rewriter,
-            self._simplifier,
+            self.simplifier,
             batch,
             self._rewards,
             self.dual_settings["samples"],
@@ -365,26 +350,24 @@ class UtteranceRewriter(DialogueModule):
             schema_words=self.schema_words,
             generator=draws,
         )
-        named = {f"dual/{name}": value for name, value in step.metrics().items()}
         weights = self.reward_weights.reconstruction, self.dual_settings["supervised"]
         # Means of turns, of which each batch has its own baseline.
-        return {"train/rewriter_loss": (step.loss(*weights), len(batch))}, named
+        figures = {f"dual/{name}": (value, len(batch)) for name, value in step.metrics().items()}
+        return {"train/rewriter_loss": (step.loss(*weights), len(batch))}, figures
 
     # --- what was reached -----------------------------------------------------------------------
 
     @torch.no_grad()
-    def rewrite(self, examples: Sequence[Example], beam: int | None = None) -> list[str]:
+    def rewrite(self, examples: Sequence[Example]) -> list[str]:
         """Write each turn as a question that stands alone; a first turn stands as it is.
 
         Of the hypotheses the likeliest counts that says all of the turn: see `most_faithful`.
 
         Args:
             examples: Turns; their rewrites and queries are not read.
-            beam: Hypotheses of the search; None: the module's.
         """
-        beam = self.beam if beam is None else beam
         later = [example for example in examples if example.history]
-        found = hypotheses(self.rewriter, later, beam, self.schema_words)
+        found = hypotheses(self.rewriter, later, self.beam, self.schema_words)
         written = {example: most_faithful(example, texts) for example, texts in found.items()}
         return [written.get(example, example.utterance) for example in examples]
 
@@ -398,15 +381,8 @@ class UtteranceRewriter(DialogueModule):
         """Drop what the last validation or test has written and judged."""
         self.samples = []
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the loss, and the first rewrites to the scores."""
-        self._evaluate("val", batch, self.scored_rewrites)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the loss and the scores."""
-        self._evaluate("test", batch, None)
-
-    def _evaluate(self, split: str, batch: Batch, most: int | None) -> None:
+    def evaluate_batch(self, split: str, batch: Batch) -> None:
+        """Add a batch to the loss, and its rewrites to the scores: in validation the first ones."""
         pairs = [example for example in batch if example.rewrite]
         if not pairs:
             return
@@ -415,7 +391,8 @@ class UtteranceRewriter(DialogueModule):
         self.log(f"{split}/loss", loss, on_epoch=True, prog_bar=True, batch_size=len(pairs))
         # First turns are complete as they are: they would only make the scores look better.
         later = [example for example in pairs if example.history]
-        later = later if most is None else later[: max(0, most - len(self.samples))]
+        if split == "val":
+            later = later[: max(0, self.scored_rewrites - len(self.samples))]
         if not later:
             return
         texts, golds = self.rewrite(later), [e.complete for e in later]
@@ -434,26 +411,11 @@ class UtteranceRewriter(DialogueModule):
             for example, text, gold in zip(later, texts, golds, strict=True)
         ]
 
-    def on_validation_epoch_end(self) -> None:
+    def finish(self, split: str) -> None:
         """Log the scores of the rewrites."""
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the scores of the rewrites."""
-        self._log_scores("test")
-
-    def _log_scores(self, split: str) -> None:
         scores = cast(RewriteScores, self.scores[split])
         if scores.update_called:
             # The metric has summed over the ranks; `sync_dist` averages equal values.
             named = {f"{split}/{name}": value for name, value in scores.compute().items()}
             self.log_dict(named, sync_dist=True)
         scores.reset()
-
-
-def _fluency(name: str) -> Fluency:
-    try:
-        return PretrainedFluency(name)
-    except ValueError as error:
-        words = str(error).removeprefix("pretrained=")
-        raise ValueError(f"module.dual.language_model={words}") from error

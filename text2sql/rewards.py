@@ -15,11 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from text2sql.dialogue import Example
-from text2sql.encoder import load_pretrained
 from text2sql.linking import cells
 from text2sql.schema import Schema
 from text2sql.words import words_of
@@ -114,16 +110,12 @@ def pronouns(text: str) -> int:
 # --- fluency -------------------------------------------------------------------------------------
 
 
-Fluency = Callable[[Sequence[str]], list[float]]
-"""A frozen language model: mean log-probability of each text, in nats per word or token."""
-
-
 class TrigramModel:
     """A language model that counts: interpolated trigrams of words of complete questions [D].
 
     P(w | u v) is the sum of the relative frequencies after two, one and no words, with weights 0.6,
     0.25 and 0.1, and 0.05 over a vocabulary of which unseen words are one. Small, exact, and
-    nothing is downloaded; `PretrainedFluency` takes any causal language model instead.
+    nothing is downloaded.
     """
 
     WEIGHTS = (0.1, 0.25, 0.6)
@@ -160,32 +152,6 @@ class TrigramModel:
         return total / (len(words) - 2)
 
 
-class PretrainedFluency:
-    """A frozen causal language model of Hugging Face.
-
-    Raises:
-        ValueError: There is no such model.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.model, self.tokenizer = load_pretrained(AutoModelForCausalLM, name)
-        self.model.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> list[float]:
-        """Mean log-probability of each text, in nats per token, its end included."""
-        end = self.tokenizer.eos_token_id
-        rows = [[end, *self.tokenizer.encode(t, add_special_tokens=False), end] for t in texts]
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[end] * (longest - len(row))] for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(longest) < lengths[:, None]
-        logits = self.model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].float()
-        scored = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] * mask[:, 1:]
-        means: list[float] = (scored.sum(1) / (lengths - 1)).tolist()
-        return means
-
-
 # --- the reward ----------------------------------------------------------------------------------
 
 # Says how good a rewritten question is for a parser, in [0, 1]: whether it gives valid SQL, or the
@@ -200,7 +166,7 @@ class RewardWeights:
     Args:
         database: Of `naturalness` of the share of database words; falls for the simplifier.
         pronoun: Taken off for each pronoun of a rewrite; given once to a simplified text with one.
-        fluency: Of the mean log-probability by the frozen language model.
+        fluency: Of the mean log-probability by the trigrams.
         parser: Of the verdict on the rewrite.
         reconstruction: Of the dual model's mean log-probability of what the text was made from.
     """
@@ -224,14 +190,14 @@ class Rewards:
     Args:
         weights: See `RewardWeights`.
         natural_share: Share of database words in complete questions, see `natural_share`.
-        fluency: A frozen language model; None to leave it out.
+        fluency: Trigrams of complete questions; None to leave them out.
         verify: A parser's verdict; None to leave it out.
         values: Whether cell values count as database words.
     """
 
     weights: RewardWeights = field(default_factory=RewardWeights)
     natural_share: float = 0.3
-    fluency: Fluency | None = None
+    fluency: TrigramModel | None = None
     verify: Verify | None = None
     values: bool = True
 

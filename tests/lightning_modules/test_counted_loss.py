@@ -92,7 +92,7 @@ def trained(module: CausalLM, batches: list[Batch], accumulate: int, **options: 
         accelerator="cpu",
         max_epochs=1,
         accumulate_grad_batches=accumulate,
-        callbacks=[seen],
+        callbacks=[seen, *options.pop("callbacks", ())],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -191,7 +191,10 @@ class TwoParts(CountedLoss):
             if values := batch[name]:
                 mean = part(torch.tensor(values)[:, None]).mean()
                 losses[f"train/{name}"] = (mean, len(values))
-        return self.counted(losses)
+        figures = {"seen": (sum(map(len, batch.values())), 1)}
+        if batch["left"]:
+            figures["left"] = (sum(batch["left"]) / len(batch["left"]), len(batch["left"]))
+        return self.counted(losses, figures)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 1e-30)
@@ -206,10 +209,18 @@ def test_each_part_of_a_loss_is_a_mean_of_its_own() -> None:
         {"left": [10.0], "right": []},
         {"left": [], "right": [8.0]},
     ]
-    seen = trained(made, batches, 2)
+    logged = []
+
+    class Log(Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            logged.append({key: float(v) for key, v in trainer.callback_metrics.items()})
+
+    seen = trained(made, batches, 2, callbacks=[Log()])
     (first, second), (third, fourth) = seen.gradients
     assert [float(g) for g in (first, second, third, fourth)] == pytest.approx([4, 5, 0, 8])
     assert seen.losses == pytest.approx([9, 8])
+    assert (logged[1]["seen"], logged[1]["left"]) == (2.5, 4.0)
+    assert logged[2]["seen"] == 1.0
 
 
 def test_what_was_left_of_a_broken_off_training_is_forgotten(module: CausalLM) -> None:

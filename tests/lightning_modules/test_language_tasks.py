@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from language.generation import Sampling
 from lightning_modules.causal_lm import CausalLM
 from tests.language.test_chat_rendering import CHATML, byte_level, fast
 from tests.subnetworks.models import FAMILIES
@@ -44,8 +45,14 @@ def test_a_lora_run_talks(
     def said(of: CausalLM) -> str:
         lines: Iterator[str] = iter(["The fox", "The dog", "/quit"])
         monkeypatch.setattr("builtins.input", lambda prompt="": next(lines))
-        settings: Any = {"seed": 0, "greedy": True, "max_new_tokens": 12}
-        assert of.talk(None, ckpt_path=str(tmp_path), **settings)["turns"] == 2
+        spoken = of.talk(
+            None,
+            ckpt_path=str(tmp_path),
+            seed=0,
+            max_new_tokens=12,
+            sampling=Sampling(greedy=True),
+        )
+        assert spoken["turns"] == 2
         return capsys.readouterr().out
 
     answers = said(trained)

@@ -218,7 +218,10 @@ def test_a_checkpoint_alone_says_what_the_parts_are(trained: tuple[Path, Path]) 
     module = restored(path)
     turns = dialogues(Schema.from_sqlite(database), database)
     assert module.rewrite(turns[:1]) == [turns[0].utterance]
-    assert len(module._best(turns, module.rewrite(turns))) == len(turns)
+    assert module.parser is not None
+    texts = module.rewrite(turns)
+    asked = [(text, e.about, e.database) for e, text in zip(turns, texts, strict=True)]
+    assert len(module.parser.reader.best(asked, 1)) == len(turns)
 
 
 def test_parts_of_runs_of_their_own_stay_as_they_are(

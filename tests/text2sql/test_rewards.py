@@ -4,11 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.text2sql.rewriters import tokenizer, turns
+from tests.text2sql.rewriters import turns
 from text2sql.rewards import (
-    PretrainedFluency,
     Rewards,
     RewardWeights,
     TrigramModel,
@@ -160,18 +158,3 @@ def test_trigrams_are_a_distribution_and_prefer_what_they_have_seen() -> None:
     assert math.isfinite(empty)
     with pytest.raises(ValueError, match="no text to fit"):
         TrigramModel([])
-
-
-def test_a_pretrained_language_model_scores_a_batch_as_each_text_alone(tmp_path: Path) -> None:
-    words = tokenizer()
-    words.eos_token = "[SEP]"
-    words.save_pretrained(tmp_path)
-    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": len(words)}
-    config = AutoConfig.for_model("gpt2", **sizes, bos_token_id=3, eos_token_id=3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model = PretrainedFluency(str(tmp_path))
-    texts = ["Which singers are from France?", "Who?"]
-    assert model(texts) == pytest.approx([model([text])[0] for text in texts], abs=1e-5)
-    assert not any(p.requires_grad for p in model.model.parameters())
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        PretrainedFluency(str(tmp_path / "nothing"))
