@@ -59,8 +59,7 @@ class ChatRenderer:
             ValueError: The template refuses the conversation, leaves something of it out, or writes
                 prompts that are no beginning of the answered conversation.
         """
-        messages = [self._in_form(message) for message in conversation.messages]
-        where, tools = conversation.where, conversation.tools
+        messages, where, tools = conversation.messages, conversation.where, conversation.tools
         template = self.tokenizer.get_chat_template(tools=tools)
         for field, used in (
             ("tools", tools is not None),
@@ -95,7 +94,7 @@ class ChatRenderer:
                 renderings.append(Rendering(text, answers))
                 answers = ()
             text, answers = answered, (*answers, (begin, len(answered)))
-        self._refuse_omissions(messages, tools, where, text)
+        self.refuse_omissions(messages, where, tools, text)
         return [*renderings, Rendering(text, answers)]
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], where: str) -> list[int]:
@@ -108,14 +107,14 @@ class ChatRenderer:
         Raises:
             ValueError: The template refuses them.
         """
-        text = self._text([self._in_form(each) for each in messages], None, where, prompt=True)
+        text = self._text(messages, None, where, prompt=True)
         (ids,) = self.encoder.encode([text])
         return [int(token) for token in ids]
 
     def ends(self) -> set[int]:
         """Return the control token that the template writes behind an answer, if it writes one."""
         said = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
-        text = self._text([self._in_form(each) for each in said], None, "a conversation")
+        text = self._text(said, None, "a conversation")
         (ids,) = self.encoder.encode([text.rpartition(PROBE)[2]])
         added = self.tokenizer.added_tokens_decoder.items()
         controls = {number for number, token in added if token.content in self.encoder.names}
@@ -159,26 +158,32 @@ class ChatRenderer:
             content = [{"type": "text", "text": content}]
         return {**message, "content": content}
 
-    def refuse_omissions(self, messages: Sequence[Mapping[str, Any]], where: str) -> None:
-        """Refuse messages of which the template passes over one, such as a system prompt.
+    def refuse_omissions(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        where: str,
+        tools: list[Any] | None = None,
+        text: str | None = None,
+    ) -> None:
+        """Refuse messages of which the template passes over one in silence, say a system prompt.
+
+        Args:
+            messages: The messages.
+            where: What they are, for an error.
+            tools: Functions that the assistant may call.
+            text: What the template makes of them, if that is known.
 
         Raises:
             ValueError: It does, or it refuses them.
         """
-        formed = [self._in_form(each) for each in messages]
-        self._refuse_omissions(formed, None, where, self._text(formed, None, where))
-
-    def _refuse_omissions(
-        self, messages: list[dict[str, Any]], tools: Any, where: str, text: str
-    ) -> None:
-        """Refuse what the template passes over in silence, such as a role that it does not know."""
+        text = self._text(messages, tools, where) if text is None else text
         for number, message in enumerate(messages):
             said = text_of(message).strip()
             # Every template takes a user; an omission of others shows if they say another thing.
             is_user = message["role"] == "user"
             if message["role"] == "assistant" or not said or (is_user and said in text):
                 continue
-            other = self._in_form({**message, "content": PROBE + said})
+            other = {**message, "content": PROBE + said}
             others = [*messages[:number], other, *messages[number + 1 :]]
             if self._text(others, tools, where) == text:
                 raise ValueError(
@@ -189,9 +194,10 @@ class ChatRenderer:
     # --- whose control token it is ---------------------------------------------------------------
 
     def _text(
-        self, messages: list[dict[str, Any]], tools: Any, where: str, prompt: bool = False
+        self, messages: Sequence[Mapping[str, Any]], tools: Any, where: str, prompt: bool = False
     ) -> str:
         """Render messages for the encoder."""
+        messages = [self._in_form(message) for message in messages]
         try:
             plain = self._apply(messages, tools, prompt)
         except ValueError as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
@@ -24,15 +25,15 @@ class Sampling:
     """How the next token is chosen.
 
     Args:
-        temperature: What logits are divided by, above 0.
-        top_k: Only so many of the likeliest tokens; None: all.
-        top_p: Only the likeliest tokens that have this much probability together, in (0, 1].
-        greedy: Always the likeliest token; the others then mean nothing.
+        temperature: What logits are divided by.
+        top_k: Draw from so many of the likeliest tokens only.
+        top_p: Draw from the likeliest tokens that have this probability together.
+        greedy: Always take the likeliest token; the others then mean nothing.
     """
 
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float = 1.0
+    temperature: Annotated[float, Gt(0)] = 0.8
+    top_k: Annotated[int, Ge(1)] | None = None
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     greedy: bool = False
 
     def settings(self) -> dict[str, Any]:

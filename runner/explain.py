@@ -47,10 +47,11 @@ def composed(overrides: list[str]) -> DictConfig:
 
 
 def with_new_keys(arguments: list[str]) -> list[str]:
-    """Let tasks, and values in braces, bring keys of their own, for which Hydra wants a `++`.
+    """Let tasks, values in braces and a run's module bring keys, for which Hydra wants a `++`.
 
     Args:
-        arguments: Of the command line, `key={name: value}` and keys of SHORT among them.
+        arguments: Of the command line, `key={name: value}`, keys of SHORT, and `module.key=value`
+            beside a `ckpt_path` that says which module it is.
 
     Returns:
         The same with `++key={name: value}`, and in full what is written short. What nothing reads
@@ -59,7 +60,10 @@ def with_new_keys(arguments: list[str]) -> list[str]:
     arguments = with_task_keys(arguments)
     for short, (full, _) in SHORT.items():
         arguments = [re.sub(rf"^{short}=", f"{full}=", each) for each in arguments]
-    return [f"++{each}" if re.match(r"[\w.]+=\{", each) else each for each in arguments]
+    named = {each.partition("=")[0] for each in arguments}
+    of_run = "ckpt_path" in named and not {"experiment", "module"} & named
+    new = r"[\w.]+=\{|module\." if of_run else r"[\w.]+=\{"
+    return [f"++{each}" if re.match(new, each) else each for each in arguments]
 
 
 def experiments() -> dict[str, str]:

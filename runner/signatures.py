@@ -139,8 +139,9 @@ def fields(definition: Definition) -> Signature:
         for statement in ancestor.body:
             if isinstance(statement, ast.AnnAssign):
                 required = statement.value is None and keywords.get("total") != "False"
+                default = ast.unparse(statement.value) if statement.value else ""
                 found[ast.unparse(statement.target)] = Parameter(
-                    required, statement.annotation, ancestor.source
+                    required, statement.annotation, ancestor.source, default
                 )
     return Signature(found)
 
@@ -186,6 +187,15 @@ def keywords(function: str) -> dict[str, Parameter] | None:
     names = [argument.arg for argument in found.node.args.kwonlyargs]
     parameters = _arguments(found.source, found.node, skip_first=False).parameters
     return {name: parameters[name] for name in names}
+
+
+def dataclass_of(parameter: Parameter) -> Definition | None:
+    """Return the dataclass that an argument takes, None if it takes anything else."""
+    if parameter.source is None or not isinstance(parameter.annotation, ast.Name):
+        return None
+    found = _resolve(parameter.annotation, parameter.source)
+    kinds = _decorators(found.node) if found else ()
+    return found if any("dataclass" in name for name in kinds) else None
 
 
 def fields_of(target: str) -> dict[str, Parameter]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from runner import signatures
 from runner.errors import ConfigError
 from runner.folder import run_folder, stored_config
-from runner.job import INDIFFERENT, difference, listed, methods
+from runner.job import INDIFFERENT, at, difference, listed, methods
 
 # Settings of modules that nothing but training reads.
 OF_TRAINING = ("optimizer", "schedule")
@@ -21,10 +23,11 @@ OF_TRAINING = ("optimizer", "schedule")
 def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the config of a task that reads a run, completed from that run.
 
-    A task that reads a checkpoint takes the model, and what is OF_TRAINING, from the run. A module
-    that is `bound_to_data` takes all its settings and the data's from the run, the data's also to
-    go on with it. What the command line itself sets must not differ, apart from where the data lies
-    and what is INDIFFERENT; the module then compares the data.
+    A task that reads a checkpoint takes the model, and what is OF_TRAINING, from the run; keys of a
+    module that is not named change the run's. A module that is `bound_to_data` takes all its
+    settings and the data's from the run, the data's also to go on with it. What the command line
+    itself sets must not differ, apart from what the module lists in `adjustable`, where the data
+    lies, and what is INDIFFERENT; the module then compares the data.
 
     Args:
         settings: The resolved config.
@@ -55,16 +58,25 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     if trains:
         return settings
     asked = settings["module"] or stored["module"]
+    if "_target_" not in asked:
+        asked = OmegaConf.to_container(OmegaConf.merge(stored["module"], asked), resolve=False)
+        assert isinstance(asked, dict)
     same = bound and asked["_target_"] == target
+    changes = difference({"module": stored["module"]}, {"module": asked})
+    adjustable = [f"module.{each}" for each in signatures.attribute(target, "adjustable") or ()]
     against = {
         name: change
-        for name, change in difference({"module": stored["module"]}, {"module": asked}).items()
+        for name, change in changes.items()
         if _is_given(name) or not (same or name.split(".")[1] in OF_TRAINING)
+        if name not in adjustable
     }
     if against:
         lines = "\n".join(listed(against))
         raise ConfigError(f"ckpt_path={path}: that run's model is another one\n{lines}")
-    chosen = {"module": stored["module"], "name": stored["name"]}
+    chosen = {"module": deepcopy(stored["module"]), "name": stored["name"]}
+    for name in filter(_is_given, changes.keys() & adjustable):
+        parent, _, leaf = name.rpartition(".")
+        at(chosen, parent)[leaf] = at({"module": asked}, name)
     if settings["task"] in (signatures.attribute(target, "without_data") or ()):
         chosen["datamodule"] = None
     elif not settings["datamodule"]:

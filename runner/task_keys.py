@@ -2,8 +2,9 @@
 
 A task is a function. Its keyword-only arguments are its keys on the command line: their
 annotations are the keys' types, their defaults the keys' defaults, their lines under `Args:` what
-`--help` says. An argument that is named like a key of conf/config.yaml (`ckpt_path`, `seed`) gets
-that key's value. Everything is read from the source; nothing is imported to know it.
+`--help` says. Of an argument that takes a dataclass, the dataclass's fields are the keys. An
+argument that is named like a key of conf/config.yaml (`ckpt_path`, `seed`) gets that key's value.
+Everything is read from the source; nothing is imported to know it.
 
 * A task of a module is a method that is listed in the class's `tasks`, with whether it needs a
   checkpoint. It is called with the datamodule, None if none is chosen or `without_data` names it.
@@ -52,16 +53,32 @@ def function_of(task: str, module: Mapping[str, Any] | None) -> str | None:
 
 
 def arguments(task: str, module: Mapping[str, Any] | None) -> dict[str, signatures.Parameter]:
-    """Return the keyword-only arguments of a task, those named like other settings included."""
+    """Return the keys that a task reads, those of conf/config.yaml included."""
     function = function_of(task, module)
-    accepted = signatures.keywords(function) if function else None
-    return accepted or {}
+    return _arguments(function) if function else {}
 
 
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that settings give to their task."""
-    names = arguments(settings["task"], settings["module"])
-    return {name: settings[name] for name in names if name in settings}
+    function = function_of(settings["task"], settings["module"])
+    accepted = signatures.keywords(function) if function else None
+    found = {}
+    for name, parameter in (accepted or {}).items():
+        if kind := signatures.dataclass_of(parameter):
+            made = getattr(importlib.import_module(kind.source.module), kind.kinds[0])
+            keys = signatures.fields(kind).parameters
+            found[name] = made(**{key: settings[key] for key in keys if key in settings})
+        elif name in settings:
+            found[name] = settings[name]
+    return found
+
+
+def _arguments(function: str) -> dict[str, signatures.Parameter]:
+    found: dict[str, signatures.Parameter] = {}
+    for name, parameter in (signatures.keywords(function) or {}).items():
+        kind = signatures.dataclass_of(parameter)
+        found |= signatures.fields(kind).parameters if kind else {name: parameter}
+    return found
 
 
 def run_free(settings: Mapping[str, Any]) -> dict[str, float]:
@@ -144,8 +161,7 @@ def _functions() -> Iterator[tuple[str, str]]:
 
 def _keys(function: str) -> dict[str, signatures.Parameter]:
     top = signatures.fields_of(TOP_LEVEL)
-    found = signatures.keywords(function) or {}
-    return {name: parameter for name, parameter in found.items() if name not in top}
+    return {name: key for name, key in _arguments(function).items() if name not in top}
 
 
 def listed() -> str:
@@ -162,22 +178,26 @@ def listed() -> str:
     return "\n".join(lines)
 
 
-def _docstring(function: str) -> str:
-    found = signatures.find(function)
-    if found is None or not isinstance(found.node, ast.FunctionDef):
+def _docstring(found: signatures.Definition | None) -> str:
+    if found is None or not isinstance(found.node, ast.FunctionDef | ast.ClassDef):
         return ""
     return ast.get_docstring(found.node) or ""
 
 
 def _summary(function: str) -> str:
-    return _docstring(function).partition("\n")[0]
+    return _docstring(signatures.find(function)).partition("\n")[0]
 
 
 def _described(function: str) -> dict[str, str]:
-    """Return what a Google docstring says of each argument."""
-    section = re.search(r"(?ms)^Args:\n(.*?)(?:^\S|\Z)", _docstring(function))
-    parts = re.split(r"(?m)^    (\w+): ", section[1] if section else "")
-    return {n: " ".join(t.split()) for n, t in zip(parts[1::2], parts[2::2], strict=True)}
+    """Return what Google docstrings say of each argument, and of the fields of its dataclass."""
+    kinds = map(signatures.dataclass_of, (signatures.keywords(function) or {}).values())
+    described: dict[str, str] = {}
+    for found in (signatures.find(function), *kinds):
+        section = re.search(r"(?ms)^Args:\n(.*?)(?:^\S|\Z)", _docstring(found))
+        parts = re.split(r"(?m)^    (\w+): ", section[1] if section else "")
+        said = (" ".join(text.split()) for text in parts[2::2])
+        described |= zip(parts[1::2], said, strict=True)
+    return described
 
 
 def problems(settings: Mapping[str, Any]) -> list[str]:

@@ -99,9 +99,10 @@ def check(cfg: DictConfig) -> Job:
     paths = signatures.fields_of("runner.ranges.Paths")
     problems = signatures.bind("", given, signatures.Signature(top))
     problems += signatures.bind("paths", settings["paths"], signatures.Signature(paths))
-    _refuse(problems + _nodes(settings))
+    _refuse(problems + _nodes(settings, "datamodule", "trainer"))
     settings["name"] = _name(settings)
     settings = with_stored(settings)
+    _refuse(_nodes(settings, "module"))
     problems += task_keys.problems(settings)
     for key, node in targets(settings):
         problems += bind(key, node)
@@ -220,9 +221,9 @@ def _groups(cfg: DictConfig) -> list[str]:
     ]
 
 
-def _nodes(settings: dict[str, Any]) -> list[str]:
-    """Check that what will be built are nodes with a `_target_`."""
-    nodes = {key: settings[key] for key in ("module", "datamodule", "trainer")}
+def _nodes(settings: dict[str, Any], *keys: str) -> list[str]:
+    """Check that what will be built are nodes with a `_target_`: at these keys, and of groups."""
+    nodes = {key: settings[key] for key in keys}
     for group in ("callbacks", "logger"):
         members = settings[group] if isinstance(settings[group], dict) else {"": settings[group]}
         nodes |= {f"{group}.{name}".strip("."): node for name, node in members.items()}

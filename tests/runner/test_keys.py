@@ -222,6 +222,7 @@ def test_what_a_class_says_of_its_keys_is_about_keys_that_it_has() -> None:
         assert accepted is not None
         conditions = signatures.attribute(target, "read_where") or {}
         names = {*conditions, *(other for other, _ in conditions.values())}
+        names |= {*(signatures.attribute(target, "adjustable") or ())}
         assert {name.split(".")[0] for name in names} <= accepted.parameters.keys(), target
     for path in signatures.attribute(PIPELINE, "unread"):
         part, name = path.split(".")
@@ -233,6 +234,8 @@ def test_an_older_runs_config_is_read_with_the_keys_of_today(tmp_path: Path) -> 
     node: Any = OmegaConf.to_container(composed(["experiment=delta"]).module, resolve=False)
     older = {**node, "parser": {**node["parser"], "optimizer": {"lr": 1.0}, "seconds": 3.0}}
     older["parser"]["encoder"] = older["parser"].pop("pretrained")
+    dual = {**node["rewriter"]["dual"], "language_model": None}
+    older["rewriter"] = {**node["rewriter"], "dual": dual}
     older["nats"], older["seconds"] = older.pop("max_nll"), older.pop("sql_timeout")
     assert with_keys_of_today(older) == node
     assert older["parser"]["seconds"] == 3.0

@@ -217,6 +217,28 @@ def test_test_and_export_take_the_model_from_the_run(tmp_path: Path) -> None:
         run(tmp_path, "task=test", f"ckpt_path={folder}", "module.width=8")
 
 
+class Louder(TinyModule):
+    """What it says of its loss in a test may be set anew."""
+
+    adjustable: ClassVar[tuple[str, ...]] = ("loudness",)
+
+    def __init__(self, loudness: float = 1.0, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.loudness = loudness
+
+    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self.log("test/loss", self.loudness * self._loss(batch))
+
+
+def test_what_no_weight_depends_on_may_differ_from_the_run(tmp_path: Path) -> None:
+    """A test takes it from the command line, else from the run: not from an experiment."""
+    louder = f"module._target_={__name__}.Louder"
+    run(tmp_path, louder, "+module.loudness=2", "trainer.max_steps=10")
+    again = (louder, "task=test", f"ckpt_path={folder_of(tmp_path)}")
+    as_it_was = run(tmp_path, *again)["test/loss"]
+    assert run(tmp_path, *again, "+module.loudness=6")["test/loss"] == pytest.approx(3 * as_it_was)
+
+
 def test_a_validation_looks_at_what_the_run_looked_at(tmp_path: Path) -> None:
     """One of two batches, as the run's own validations did: the figure is the run's."""
     metrics = run(tmp_path, "trainer.limit_val_batches=1", "trainer.max_steps=10")
