@@ -43,7 +43,6 @@ def update_new_codes(
     all_items: int,
     alpha: float,
     shared: bool = True,
-    sweeps: int = 1,
 ) -> dict[str, Tensor]:
     """Discrete coordinate descent on the codes of the new items; the objective never rises.
 
@@ -64,7 +63,6 @@ def update_new_codes(
         all_items: N_all, how many items the objective's similarities are over, old ones included.
         alpha: Weight of the distance to the codes, as in `hashing.losses.Weights`.
         shared: One code for both modalities of an item; else one for each.
-        sweeps: Passes over the bits; it ends before if none changed.
 
     Returns:
         The codes after, of -1 and 1, in new tensors.
@@ -82,14 +80,10 @@ def update_new_codes(
             gram_KK += outputs[m].T @ outputs[m]
         gram_KK.fill_diagonal_(0)
         found_NK = codes[modalities[0]].to(linear_NK.dtype)
-        for _ in range(sweeps):
-            before_NK = found_NK.clone()
-            for bit in range(bits):
-                argument_N = linear_NK[:, bit] - found_NK @ gram_KK[:, bit]
-                kept_N = torch.where(found_NK[:, bit] == 0, 1, found_NK[:, bit])
-                found_NK[:, bit] = torch.where(argument_N == 0, kept_N, argument_N.sign())
-            if torch.equal(found_NK, before_NK):
-                break
+        for bit in range(bits):
+            argument_N = linear_NK[:, bit] - found_NK @ gram_KK[:, bit]
+            kept_N = torch.where(found_NK[:, bit] == 0, 1, found_NK[:, bit])
+            found_NK[:, bit] = torch.where(argument_N == 0, kept_N, argument_N.sign())
         assert (found_NK.abs() == 1).all(), "a bit without a sign"
         result |= dict.fromkeys(modalities, found_NK.to(torch.int8))
     return result

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-Losses = dict[str, tuple[Tensor, Tensor | int]]
-"""Means over a micro-batch, by name, each with the count that it is over."""
-Figures = dict[str, tuple[float, int]]
-"""Likewise what is only logged."""
+Loss = tuple[Tensor, Tensor | int]
+"""A mean over a micro-batch, and the count that it is over."""
+Figure = tuple[float, int]
+"""Likewise, of what is only logged."""
 _UNIT = 1024.0
 """What sums are divided by in the backward pass: their gradients are then about as large as a
 mean's, which fp16 asks for."""
@@ -34,7 +34,7 @@ class CountedLoss(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._totals: dict[str, Tensor] = {}
-        self._figures: Figures = {}
+        self._figures: dict[str, Figure] = {}
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The losses that a step adds up, by name, each with the module that no other one trains.
@@ -43,7 +43,9 @@ class CountedLoss(pl.LightningModule):
         """
         return {"train/loss": self}
 
-    def counted(self, losses: Losses, figures: Figures | None = None) -> Tensor:
+    def counted(
+        self, losses: Mapping[str, Loss], figures: Mapping[str, Figure] | None = None
+    ) -> Tensor:
         """Take a micro-batch into its step; `training_step` returns the result.
 
         Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_modules.checkpoints import read_checkpoint
-from lightning_modules.counted_loss import Losses
+from lightning_modules.counted_loss import Loss
 from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
@@ -234,7 +234,7 @@ class SqlParser(DialogueModule):
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """Negative log-likelihood of the gold derivations: nats per choice of the whole step."""
         found = self.learnable(batch)
-        losses: Losses = {"train/loss": self.likelihood_loss(found)} if found else {}
+        losses: dict[str, Loss] = {"train/loss": self.likelihood_loss(found)} if found else {}
         return self.counted(losses, {"train/left_out": (len(batch) - len(found), 1)})
 
     def learnable(self, batch: Sequence[Example]) -> list[Features]:

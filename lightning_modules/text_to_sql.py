@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lightning_modules.checkpoints import Part, built, restored
-from lightning_modules.counted_loss import Figures, Losses
+from lightning_modules.counted_loss import Figure, Loss
 from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
@@ -205,8 +205,8 @@ class TextToSql(DialogueModule):
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """The parser's loss and the rewriter's; they share no parameter."""
-        losses: Losses = {}
-        figures: Figures = {}
+        losses: dict[str, Loss] = {}
+        figures: dict[str, Figure] = {}
         if parser := _trained(self.parser):
             learnable = parser.learnable(batch)
             figures["train/left_out"] = len(batch) - len(learnable), 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_modules.checkpoints import read_checkpoint
-from lightning_modules.counted_loss import Figures, Losses
+from lightning_modules.counted_loss import Figure, Loss
 from lightning_modules.dialogue_module import DialogueModule
 from lightning_modules.optimization import (
     Optimizer,
@@ -312,15 +312,15 @@ class UtteranceRewriter(DialogueModule):
             "train/simplifier_loss": self.simplifier,
         }
 
-    def learn(self, batch: Batch) -> tuple[Losses, Figures]:
+    def learn(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Figure]]:
         """Return the losses of a batch, and what else there is to log."""
         return self._dual_loss(batch) if self.mode == "dual" else (self._supervised(batch), {})
 
-    def _supervised(self, batch: Batch) -> Losses:
+    def _supervised(self, batch: Batch) -> dict[str, Loss]:
         pairs = [example for example in batch if example.rewrite]
         if not pairs:
             return {}
-        losses: Losses = {"train/rewriter_loss": self.rewriting_loss(pairs)}
+        losses: dict[str, Loss] = {"train/rewriter_loss": self.rewriting_loss(pairs)}
         if self.simplifier is not None:
             sources = [to_simplify(e, e.complete, self.schema_words) for e in pairs]
             losses["train/simplifier_loss"] = self.simplifier.counted_loss(
@@ -333,7 +333,7 @@ class UtteranceRewriter(DialogueModule):
         sources = [to_rewrite(example, self.schema_words) for example in pairs]
         return self.rewriter.counted_loss(sources, [example.complete for example in pairs])
 
-    def _dual_loss(self, batch: Batch) -> tuple[Losses, Figures]:
+    def _dual_loss(self, batch: Batch) -> tuple[dict[str, Loss], dict[str, Figure]]:
         assert self.simplifier is not None, "dual learning has both models"
         assert self._rewards is not None, "on_fit_start makes the rewards"
         draws = torch.Generator()

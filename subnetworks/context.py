@@ -18,9 +18,14 @@ from subnetworks.anatomy import Anatomy
 IGNORED = -100
 
 
+def predicted(labels: Tensor) -> Tensor:
+    """The label that each token predicts: that of the token after it, (batch, tokens)."""
+    return F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+
+
 def predicting(labels: Tensor) -> Tensor:
-    """Which tokens have a label to predict: that of the token after them, (batch, tokens)."""
-    return F.pad(labels, (0, 1), value=IGNORED)[..., 1:] != IGNORED
+    """Which tokens have a label to predict, (batch, tokens)."""
+    return predicted(labels) != IGNORED
 
 
 class ContextForwardOnly:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from subnetworks.context import IGNORED
+from subnetworks.context import IGNORED, predicted
 
 PLAIN_HEADS = (
     "arcee",
@@ -159,8 +159,7 @@ def loss_from_hidden(model: PreTrainedModel) -> Iterator[None]:
     usual = model.loss_function
 
     def loss_of(logits: Tensor, labels: Tensor, vocab_size: int, **_: Any) -> Tensor:
-        shifted = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
-        return linear_cross_entropy(logits, head.weight, shifted)
+        return linear_cross_entropy(logits, head.weight, predicted(labels))
 
     head.forward = _identity  # type: ignore[assignment, method-assign]
     model.loss_function = loss_of

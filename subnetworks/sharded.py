@@ -32,7 +32,7 @@ def whole_weights(parameters: Iterable[tuple[nn.Module, str]]) -> Iterator[None]
     shards = [(module, name, value) for module, name, value in found if isinstance(value, DTensor)]
     try:
         for module, name, shard in shards:
-            whole = nn.Parameter(shard.detach().full_tensor(), requires_grad=shard.requires_grad)
+            whole = nn.Parameter(cast(DTensor, shard.detach()).full_tensor(), shard.requires_grad)
             cast(Any, whole).shard = shard
             module._parameters[name] = whole
         yield

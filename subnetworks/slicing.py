@@ -339,6 +339,7 @@ class SlicedModel:
         choice = self.spec.choice(layer).branch(branch)
         weights = ((weight.module, weight.name) for weight in self.anatomy.weights(layer, branch))
         with sharded.whole_weights(weights):
+            tiers: Mapping[Tier, Units]
             if self._chooser is None or choice.active is None:
                 tiers = self._to_tensors(choice, branch)
             else:

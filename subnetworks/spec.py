@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -259,10 +259,11 @@ def _heads(d: Dimensions, groups: Iterable[int], queries: Iterable[int]) -> list
 
 def _branch(total: int, rescale: bool, *tiers: Sequence[int]) -> BranchChoice:
     """Return the choice of a branch from its tiers; rescaled by total / units that run forward."""
-    active, *beside = map(tuple, tiers)
-    choice = BranchChoice(None if len(active) == total else active, *beside)
+    units: dict[str, Any] = dict(zip(TIERS, map(tuple, tiers), strict=False))
+    if len(tiers[0]) == total:
+        units["active"] = None
     running = sum(map(len, tiers))
-    return replace(choice, scale=total / running) if rescale else choice
+    return BranchChoice(**units, scale=total / running if rescale else 1.0)
 
 
 def planned_subnetwork(
