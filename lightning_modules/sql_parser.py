@@ -189,20 +189,23 @@ class SqlParser(DialogueModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a tokenizer that was trained here, what it learned from, and how sure it may be."""
         if self.pretrained is None:
-            tokenizer = self.reader.featuriser.tokenizer
-            checkpoint["parser_tokenizer"] = tokenizer.backend_tokenizer.to_str()
+            checkpoint["parser_tokenizer"] = self._written()
         checkpoint["parser_trained_on"] = self.trained_on
         if self.confidence is not None:
             checkpoint["parser_confidence"] = asdict(self.confidence)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network before its weights are loaded outside of a trainer."""
+        """Build the network that the checkpoint's weights are of, with its tokenizer."""
         self.init = None  # the checkpoint says all
         self.trained_on = checkpoint.get("parser_trained_on", {})
         if "parser_confidence" in checkpoint:
             self.confidence = Confidence(**checkpoint["parser_confidence"])
-        if not hasattr(self, "network"):
-            self._build(checkpoint.get("parser_tokenizer"))
+        written = checkpoint.get("parser_tokenizer")
+        if not hasattr(self, "network") or (written is not None and written != self._written()):
+            self._build(written)
+
+    def _written(self) -> str:
+        return self.reader.featuriser.tokenizer.backend_tokenizer.to_str()
 
     def question(self, example: Example) -> str:
         """Return what is read of an example: the turn and, newest first, turns before it."""

@@ -117,6 +117,21 @@ def test_a_training_goes_on_from_another_ones_network(data: Concerts, tmp_path: 
         module(init=str(tmp_path / "nowhere.ckpt")).configure_model()
 
 
+def test_a_checkpoint_is_tested_on_other_data_with_its_own_word_pieces(
+    data: Concerts, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, 1, limit_val_batches=0)
+    first = module()
+    run.fit(first, datamodule=data)
+    run.save_checkpoint(tmp_path / "first.ckpt")
+    data.turns = [replace(e, utterance=f"zyx wvu {e.utterance} tsr") for e in data.turns]
+    second, tested = module(), trainer(tmp_path, 1)
+    tested.test(second, datamodule=data, ckpt_path=tmp_path / "first.ckpt")
+    assert second._written() == first._written()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
 def test_an_older_checkpoints_settings_are_read_by_their_names_of_today() -> None:
     settings = dict(module().hparams)
     older = {"encoder": settings.pop("pretrained"), "seconds": settings.pop("sql_timeout")}

@@ -190,7 +190,8 @@ def test_the_parser_chooses_rewrites_for_turns_that_have_none(
     unjudged = restored(path, max_nll=None)
     assert unjudged.annotate(data, json=str(target))["annotated"] == 1.0
     words = {t.rewrite for d in read_dialogues(target).interactions for t in d.turns[1:]}
-    assert words == set(unjudged.rewriter.rewrite([e for e in data.turns if e.history], 4))
+    unjudged.rewriter.beam = 4
+    assert words == set(unjudged.rewriter.rewrite([e for e in data.turns if e.history]))
     # Rewrites that are there stay as they are; what is about no database is left out.
     data.turns = [replace(e, rewrite="As it was?") for e in data.turns]
     data.turns.append(replace(data.turns[0], interaction=99, schema=None, database=None))
@@ -304,9 +305,9 @@ def test_recursive_rewriting_reads_the_rewrite_before(
     seen: list[tuple[str, ...]] = []
     inner = module.rewriter.rewrite
 
-    def watched(examples: Any, beam: int | None = None) -> list[str]:
+    def watched(examples: Any) -> list[str]:
         seen.extend(example.history for example in examples)
-        return inner(examples, beam)
+        return inner(examples)
 
     monkeypatch.setattr(module.rewriter, "rewrite", watched)
     written = module.rewrite(data.turns[:3])

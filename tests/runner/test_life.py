@@ -19,6 +19,7 @@ from runner.errors import ConfigError
 from runner.folder import lock, open_folder, stored_config
 from runner.record import MetricsFile
 from runner.run_record import write_json
+from runner.validate import checked
 from tests.forked import Child
 from tests.runner.laboratory import ROOT, forked, run, wandb_run
 from tests.runner.tiny import TinyModule
@@ -226,17 +227,17 @@ class Louder(TinyModule):
         super().__init__(**rest)
         self.loudness = loudness
 
-    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        self.log("test/loss", self.loudness * self._loss(batch))
-
 
 def test_what_no_weight_depends_on_may_differ_from_the_run(tmp_path: Path) -> None:
-    """A test takes it from the command line, else from the run: not from an experiment."""
+    """A test takes it from the command line, else from the run."""
     louder = f"module._target_={__name__}.Louder"
     run(tmp_path, louder, "+module.loudness=2", "trainer.max_steps=10")
-    again = (louder, "task=test", f"ckpt_path={folder_of(tmp_path)}")
-    as_it_was = run(tmp_path, *again)["test/loss"]
-    assert run(tmp_path, *again, "+module.loudness=6")["test/loss"] == pytest.approx(3 * as_it_was)
+    again = ("task=test", f"ckpt_path={folder_of(tmp_path)}")
+    assert checked([*again])["module"]["loudness"] == 2
+    module = checked([*again, "module.loudness=6"])["module"]
+    assert (module["loudness"], module["width"]) == (6, 16)
+    with pytest.raises(ConfigError, match=r"module\.width: 16 -> 8"):
+        checked([*again, "module.width=8"])
 
 
 def test_a_validation_looks_at_what_the_run_looked_at(tmp_path: Path) -> None:
