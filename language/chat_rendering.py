@@ -197,12 +197,12 @@ class ChatRenderer:
         self, messages: Sequence[Mapping[str, Any]], tools: Any, where: str, prompt: bool = False
     ) -> str:
         """Render messages for the encoder."""
-        messages = [self._in_form(message) for message in messages]
+        formed = [self._in_form(message) for message in messages]
         try:
-            plain = self._apply(messages, tools, prompt)
+            plain = self._apply(formed, tools, prompt)
         except ValueError as error:
             raise ValueError(f"{where}: the chat template refuses it: {error}") from error
-        given: list[Any] = [*messages, tools]
+        given: list[Any] = [*formed, tools]
         spelled = [
             (place, token)
             for place, value in enumerate(given)

@@ -52,10 +52,10 @@ class CountedLoss(pl.LightningModule):
             losses: Of `parts`. Those left out count nothing; their parameters have a gradient of 0.
             figures: What else is logged.
         """
-        for name, (mean, count) in (figures or {}).items():
+        for name, (figure, of) in (figures or {}).items():
             before, counted = self._figures.get(name, (0.0, 0))
-            share = count / (counted + count)
-            self._figures[name] = before + (mean - before) * share, counted + count
+            share = of / (counted + of)
+            self._figures[name] = before + (figure - before) * share, counted + of
         summed = []
         for name, part in self.parts().items():
             if name not in losses:

@@ -28,12 +28,12 @@ def whole_weights(parameters: Iterable[tuple[nn.Module, str]]) -> Iterator[None]
     Args:
         parameters: Modules, and names of their parameters.
     """
-    found = [(module, name, module._parameters[name]) for module, name in parameters]
+    found = [(module, name, cast(Any, module._parameters[name])) for module, name in parameters]
     shards = [(module, name, value) for module, name, value in found if isinstance(value, DTensor)]
     try:
         for module, name, shard in shards:
-            whole = nn.Parameter(cast(DTensor, shard.detach()).full_tensor(), shard.requires_grad)
-            cast(Any, whole).shard = shard
+            whole: Any = nn.Parameter(shard.detach().full_tensor(), shard.requires_grad)
+            whole.shard = shard
             module._parameters[name] = whole
         yield
     finally:

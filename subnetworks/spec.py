@@ -194,10 +194,11 @@ class SubnetworkSpec:
     def __str__(self) -> str:
         d = self.dimensions
         beside = self._context
-        for tier, words in (("frozen", "frozen"), ("forward", "forward only")):
+        words: dict[Tier, str] = {"frozen": "frozen", "forward": "forward only"}
+        for tier, said in words.items():
             heads, neurons = self.count("heads", tier), self.count("neurons", tier)
             if heads or neurons:
-                beside += f"; {words} {heads} heads, {neurons} neurons"
+                beside += f"; {said} {heads} heads, {neurons} neurons"
         return (
             f"{self.count('layers')}/{d.n_layers} layers, "
             f"{self.count('heads')}/{d.n_layers * d.n_heads} heads, "

@@ -191,7 +191,7 @@ class TwoParts(CountedLoss):
             if values := batch[name]:
                 mean = part(torch.tensor(values)[:, None]).mean()
                 losses[f"train/{name}"] = (mean, len(values))
-        figures = {"seen": (sum(map(len, batch.values())), 1)}
+        figures: dict[str, tuple[float, int]] = {"seen": (sum(map(len, batch.values())), 1)}
         if batch["left"]:
             figures["left"] = (sum(batch["left"]) / len(batch["left"]), len(batch["left"]))
         return self.counted(losses, figures)
