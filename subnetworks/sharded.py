@@ -32,7 +32,8 @@ def whole_weights(parameters: Iterable[tuple[nn.Module, str]]) -> Iterator[None]
     shards = [(module, name, value) for module, name, value in found if isinstance(value, DTensor)]
     try:
         for module, name, shard in shards:
-            whole: Any = nn.Parameter(shard.detach().full_tensor(), shard.requires_grad)
+            tensor = cast(DTensor, shard.detach()).full_tensor()
+            whole: Any = nn.Parameter(tensor, shard.requires_grad)
             whole.shard = shard
             module._parameters[name] = whole
         yield
