@@ -34,7 +34,10 @@ def main(home: Path = ROOT / ".venv" / "audit", service: str = SERVICE) -> int:
     python = home / "bin" / "python"
     if not (home / "bin" / "pip-audit").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", TOOL], check=True)
+        installed = subprocess.run([str(python), "-m", "pip", "install", "--quiet", TOOL])
+        if installed.returncode:
+            print(f"audit: not done, pip cannot install {TOOL}, see above")
+            return installed.returncode
     pins = ["--requirement", str(ROOT / "constraints.txt"), "--no-deps", "--disable-pip"]
     command = [str(python), "-m", "pip_audit", *pins, "--progress-spinner", "off"]
     return subprocess.run(command).returncode

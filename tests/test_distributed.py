@@ -98,6 +98,7 @@ def test_two_processes_are_one(name: str, strategy: str, fit: Fit, tmp_path: Pat
             extra=(Diary(diaries[diary]),),
             batch_size=8 // processes,
             max_steps=STEPS,
+            save_every=10,
             resume=resume,
             **options,
         )

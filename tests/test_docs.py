@@ -4,7 +4,6 @@
 fast test has each command checked as `run.py` checks it; the slow one runs it, with fewer steps.
 """
 
-import itertools
 import json
 import re
 import shlex
@@ -112,14 +111,15 @@ class Reader:
         overrides = [each for each in overrides if "interval(" not in each]  # a search's
         if (overrides[0][0] == "-" and overrides[0] != "-m") or "--cfg" in overrides:
             return
-        lists = [
-            [f"{key}={value}" for value in values.split(",")]
-            for key, _, values in (each.partition("=") for each in overrides if each != "-m")
-        ]
-        jobs = itertools.product(*lists) if "-m" in overrides else [overrides]
+        lists = [[each] for each in overrides]
+        if "-m" in overrides:
+            swept = (each.partition("=") for each in overrides if each != "-m")
+            lists = [[f"{key}={value}" for value in values.split(",")] for key, _, values in swept]
+        # Of a sweep as many jobs as it takes to have each value in one.
+        jobs = range(max(map(len, lists))) if "-m" in overrides else range(1)
         for job in jobs:
             try:
-                settings = checked(list(job))
+                settings = checked([values[job % len(values)] for values in lists])
             except (
                 MissingPackage
             ):  # the page says how to install it: what it brings is not known here
@@ -278,8 +278,36 @@ ELSEWHERE = (
 )
 
 
+# Is started once a page: imports of libraries take ten seconds, and a command forks it.
+PROGRAMS = """
+import json, os, runpy, sys
+import datasets, pytorch_lightning, torch, transformers, wandb
+sys.path.insert(0, os.getcwd())
+for line in sys.stdin:
+    arguments, said = json.loads(line)
+    if os.fork() == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdin = open(0)
+        for stream in (1, 2):
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        sys.argv = ["run.py", *arguments]
+        runpy.run_path(os.path.abspath("run.py"), run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
 class Typist(Reader):
-    """A reader who runs the commands, each shortened."""
+    """A reader who runs the commands, each shortened.
+
+    Args:
+        folder: A clone of the repository, with what `given` puts there.
+        programs: A process of PROGRAMS in it.
+    """
+
+    def __init__(self, folder: Path, programs: "subprocess.Popen[str]") -> None:
+        super().__init__(folder)
+        self.programs = programs
 
     def run(self, line: str, overrides: list[str]) -> None:
         """Run it; remember what it exports."""
@@ -294,7 +322,7 @@ class Typist(Reader):
             # Keys of what is swept over are not there yet when Hydra looks for them.
             short = tuple(f"++{each}" if "." in each else each for each in short)
         options = {"--cfg", "--help", "-sc"} & {*overrides}
-        self.call(sys.executable, "run.py", *overrides, *(() if options else short))
+        self.program(*overrides, *(() if options else short))
         written = re.findall(r"exported: (\S+)", self.said)
         self.exported = self.folder / written[-1] if written else self.exported
 
@@ -313,6 +341,18 @@ class Typist(Reader):
             return
         (self.folder / ".venv").mkdir(exist_ok=True)
         self.call("make", "-n", *arguments)
+
+    def program(self, *arguments: str) -> None:
+        """Do what `python run.py ARGUMENTS` does."""
+        stdin, stdout, file = self.programs.stdin, self.programs.stdout, self.folder / "said.txt"
+        assert stdin is not None
+        assert stdout is not None
+        file.unlink(missing_ok=True)
+        stdin.write(json.dumps([arguments, str(file)]) + "\n")
+        stdin.flush()
+        code = int(stdout.readline())
+        self.said = file.read_text()
+        assert code == 0, f"run.py {shlex.join(arguments)}\n{self.said}"
 
     def call(self, *command: str) -> None:
         done = subprocess.run(
@@ -334,6 +374,8 @@ def test_every_command_of_a_page_runs(page: str, tmp_path: Path) -> None:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, tmp_path / name)
     given(tmp_path)
-    typist = Typist(tmp_path)
-    for line in commands(page):
-        typist.type(line)
+    command, piped = [sys.executable, "-c", PROGRAMS], subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdin=piped, stdout=piped, text=True) as programs:
+        typist = Typist(tmp_path, programs)
+        for line in commands(page):
+            typist.type(line)

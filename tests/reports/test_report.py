@@ -117,7 +117,10 @@ def test_control_characters_are_written_as_escapes(tmp_path: Path) -> None:
     assert "c" in markdown("t", lines)
 
 
-def test_a_name_with_markup_goes_through_figures_and_documents(tmp_path: Path) -> None:
+def test_a_name_with_markup_goes_through_figures_and_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reports.report._WIDTHS", (("", 2, ("svg",)), ("-narrow", 1, ("svg",))))
     for seed in (1, 2):
         make_run(tmp_path, "_a_$x^$ <b>&%", seed)
     arms, _ = arms_of(find([tmp_path])[0])

@@ -79,10 +79,14 @@ def run(outputs: Path, *overrides: str) -> dict[str, float]:
 
 
 def wandb_run(offline: Path) -> dict[str, Any]:
-    """Return what W&B kept of a run, read by its own program."""
-    tool = [sys.executable, "-m", "wandb", "leet", "inspect"]
+    """Return what W&B kept of a run, read by the program that `wandb leet inspect` starts."""
+    from wandb.util import get_core_path  # a second, of which every process here would pay
+
+    (file,) = offline.glob("run-*.wandb")
+    tool = [get_core_path(), "leet", "inspect", "--no-observability", "--json"]
+    place = ["--run-file", str(file), str(offline.parent)]
     said = [
-        subprocess.run([*tool, *options, "--json", str(offline)], capture_output=True, check=True)
+        subprocess.run([*tool, *options, *place], capture_output=True, check=True)
         for options in ([], ["--summary"])
     ]
     records = [json.loads(line) for line in said[0].stdout.splitlines()]

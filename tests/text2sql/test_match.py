@@ -3,6 +3,7 @@
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ def _schema() -> Schema:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.deferred(lambda: queries(_schema())), st.integers(0, 10**6))
+@given(st.deferred(lambda: queries(_schema(), 1)), st.integers(0, 10**6))
 def test_order_case_and_aliases_do_not_matter(query: Query, seed: int) -> None:
     schema, rng = _schema(), random.Random(seed)
     shuffled = Query(
@@ -167,11 +168,17 @@ def test_order_case_and_aliases_do_not_matter(query: Query, seed: int) -> None:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.deferred(lambda: st.tuples(queries(_schema()), queries(_schema()))))
-def test_components_agree_with_the_whole(pair: tuple[Query, Query]) -> None:
-    schema = _schema()
-    one, other = (normal_form(query, schema) for query in pair)
-    assert all(partial_match(one, other).values()) == (one == other)
+@given(
+    st.deferred(lambda: st.tuples(queries(_schema(), 1), queries(_schema(), 1))),
+    st.sampled_from(Query.__slots__),
+)
+def test_components_agree_with_the_whole(pair: tuple[Query, Query], part: str) -> None:
+    """Of two queries, and of one and the same with one part of the other."""
+    one, other = pair
+    mixed = replace(one, **{part: getattr(other, part)})
+    form, *others = (normal_form(query, _schema()) for query in (one, other, mixed))
+    for compared in others:
+        assert all(partial_match(form, compared).values()) == (form == compared)
 
 
 # --- execution -----------------------------------------------------------------------------------

@@ -186,14 +186,13 @@ def _schema() -> Schema:
     return _SCHEMA[0]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.deferred(lambda: queries(_schema())))
 def test_every_tree_becomes_sql_that_parses_back_and_that_sqlite_takes(query: Query) -> None:
     schema = _schema()
     text = to_sql(query, schema)
     again = parse(text, schema)
     assert normal_form(again, schema) == normal_form(query, schema), text
-    assert normal_form(again, schema) == normal_form(query, schema)
     assert to_sql(again, schema) == text
     sqlglot.parse_one(text, read="sqlite")
     with closing(sqlite3.connect(":memory:")) as db:
