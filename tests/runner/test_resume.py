@@ -84,7 +84,7 @@ def interrupted_at(source: Path, target: Path, step: int) -> None:
 @pytest.mark.parametrize(
     ("extra", "cuts"),
     [
-        # 16 batches an epoch. 10: a validation is due; 16: an epoch ends; 40: nothing is left to do.
+        # 16 batches an epoch. 10: a validation is due; 16: an epoch ends; 40: nothing is left.
         pytest.param([], [(7, 10), (16,), (40,)], id="plain"),
         # 15 batches an epoch, so that every fourth step takes 3 micro-batches and not 4.
         pytest.param(
