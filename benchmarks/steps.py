@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch._subclasses import FakeTensorMode
@@ -37,57 +38,10 @@ from subnetworks.flops import FlopCount, StepFlops
 from subnetworks.slicing import activate
 from subnetworks.spec import SubnetworkSpec
 
-_PLAIN_GPT2: dict[str, Any] = {
-    "model_type": "gpt2",
-    "activation_function": "gelu_pytorch_tanh",
-    **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-    **dict.fromkeys(("bos_token_id", "eos_token_id"), 0),
-}
-# Hidden size 512: the size from which the realised ratio is promised.
-_GPT2 = _PLAIN_GPT2 | {"n_embd": 512, "n_head": 8, "n_positions": 256, "vocab_size": 2048}
-_LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "max_position_embeddings": 256,
-    "vocab_size": 2048,
-}
 SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2": _GPT2 | {"n_layer": 6},
-    "gpt2-quick": _GPT2 | {"n_layer": 2},
-    "gpt2-base": _PLAIN_GPT2
-    | {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50304},
-    "llama": _LLAMA | {"num_hidden_layers": 6},
-    "llama-quick": _LLAMA | {"num_hidden_layers": 2},
-    # Twice as wide: what no sub-network makes smaller (norms, residual additions) weighs half.
-    "llama-wide": _LLAMA
-    | {
-        "num_hidden_layers": 4,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "hidden_size": 1024,
-        "intermediate_size": 2816,
-    },
-    "tinyllama": _LLAMA
-    | {
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "max_position_embeddings": 2048,
-        "vocab_size": 32000,
-    },
-    "tiny-gpt2": _GPT2 | {"n_embd": 32, "n_layer": 2, "n_positions": 32},
-    "tiny-llama": _LLAMA
-    | {
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "max_position_embeddings": 32,
-    },
+    name: shape
+    for name, shape in yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_text()).items()
+    if not name.startswith("_")
 }
 EXPERIMENTS = ("est_gpt2", "est_gpt2_paper", "sat_cpt", "sat_sft")
 

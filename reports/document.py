@@ -11,9 +11,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from urllib.parse import quote
 
 from terminal import literal
+
+PAGE, PAPER = (Path(__file__).with_name(name) for name in ("page.html", "page.tex"))
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _md_block(block: Block) -> str:
 
 # --- LaTeX
 
-_TEX = {
+_TEX: dict[str, str | int | None] = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
@@ -146,19 +149,11 @@ _TEX = {
 def latex(title: str, blocks: Sequence[Block]) -> str:
     """Return a document in LaTeX; its tables can be copied into a paper that loads booktabs."""
     body = "\n\n".join(map(_tex_block, blocks))
-    return (
-        "\\documentclass{article}\n"
-        "\\usepackage[a4paper,margin=2cm]{geometry}\n"
-        "\\usepackage[T1]{fontenc}\n"
-        "\\usepackage{textcomp,booktabs,longtable,array,graphicx,hyperref}\n"
-        "\\setlength{\\parindent}{0pt}\n"
-        f"\\title{{{_tex(title)}}}\n\\author{{}}\n\\date{{}}\n"
-        f"\\begin{{document}}\n\\maketitle\n\n{body}\n\n\\end{{document}}\n"
-    )
+    return Template(PAPER.read_text(encoding="utf-8")).substitute(title=_tex(title), body=body)
 
 
 def _tex(words: str) -> str:
-    return "".join(_TEX.get(character, character) for character in plain(words))
+    return plain(words).translate(str.maketrans(_TEX))
 
 
 def _tex_cell(cell: Cell) -> str:
@@ -203,54 +198,14 @@ def _tex_block(block: Block) -> str:
 
 # --- HTML
 
-_CSS = """
-:root { color-scheme: light; --ink: #1a1a1a; --soft: #5c6470; --line: #dfe3e8; --link: #0b5cad; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; color: var(--ink);
-  background: #fff; font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
-a { color: var(--link); }
-ul { padding-left: 1.1rem; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: .5rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, .left { text-align: left; }
-thead th { border-bottom: 2px solid var(--ink); font-weight: 600; white-space: normal;
-  vertical-align: bottom; }
-tbody td { border-bottom: 1px solid var(--line); }
-td.group { font-weight: 600; padding-top: .9rem; white-space: normal; }
-td:first-child { white-space: normal; min-width: 7rem; }
-.note, figcaption { color: var(--soft); font-size: .85rem; }
-code { font: .8rem/1.4 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap;
-  overflow-wrap: anywhere; display: inline-block; min-width: 18rem; }
-figure { margin: 1rem 0; }
-figure svg { width: 100%; height: auto; display: block; }
-.narrow { display: none; }
-@media (max-width: 40rem) {
-  .narrow { display: block; } .roomy { display: none; }
-  body { padding-top: 1rem; } h1 { font-size: 1.3rem; }
-  table { font-size: .78rem; } th, td { padding: .3rem; white-space: normal; }
-}
-@media print { .wide { overflow: visible; } }
-"""
-
 
 def webpage(title: str, blocks: Sequence[Block], folder: Path) -> str:
     """Return a document as one HTML file: styles and figures are in it, nothing is fetched.
 
-    Args:
-        title: The title.
-        blocks: The content.
-        folder: The document's folder, in which the figures are.
+    `folder` is the document's own, in which the figures are.
     """
     body = "\n".join(_html_block(block, folder) for block in blocks)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_html(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        f"<h1>{_html(title)}</h1>\n{body}\n</body>\n</html>\n"
-    )
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(title=_html(title), body=body)
 
 
 def _html(words: str) -> str:
