@@ -28,11 +28,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Save to `path`; after a crash at any moment the old file or the new one is there.
 
-        Args:
-            checkpoint: What to save.
-            path: Where to.
-            storage_options: Not supported; None.
-
         Raises:
             ValueError: Storage options were given.
         """

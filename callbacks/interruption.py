@@ -59,11 +59,7 @@ class Interruption(pl.Callback):
 
     @contextmanager
     def listen(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Answer SIGTERM and SIGINT from here until the block ends; main thread only.
-
-        Args:
-            trainer: The trainer of the run.
-        """
+        """Answer SIGTERM and SIGINT from here until the block ends; main thread only."""
         self._trainer = trainer
         before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
         try:

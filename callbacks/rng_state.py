@@ -33,12 +33,7 @@ def capture(device: torch.device) -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any], device: torch.device) -> None:
-    """Set the random states to what `capture` returned.
-
-    Args:
-        state: What `capture` returned.
-        device: The device of this process.
-    """
+    """Set the random states of this process, on this device, to what `capture` returned."""
     random.setstate(state["python"])
     position, has_gauss, gauss = state["numpy_rest"]
     key = state["numpy"].cpu().numpy().astype(np.uint32)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
@@ -13,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from annotated_types import Ge
 from pytorch_lightning.strategies import ModelParallelStrategy
+from torch.nn.utils.rnn import pad_sequence
 
 from subnetworks.families import longest_context
 
@@ -89,8 +91,7 @@ class GenerationSamples(_SamplesFile):
         self.prompts, self.test_prompts = prompts, test_prompts
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.pattern = pattern
-        self._has_said = False
-        self._said: set[str] = set()  # of which splits it was said that prompts are shortened
+        self._said: set[str] = set()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write samples of the validation part."""
@@ -111,14 +112,12 @@ class GenerationSamples(_SamplesFile):
         kept, room = share_context(limit, self.max_new_tokens)
         long = sum(kept is not None and len(prompt.ids) > kept for prompt in prompts)
         if long or room < self.max_new_tokens:
-            if trainer.is_global_zero and split not in self._said:
-                self._said.add(split)
-                print(
-                    f"Samples of {split}: the model's context is {limit} tokens long. {long} of "
-                    f"{len(prompts)} prompts are shortened to their last {kept} tokens; an answer "
-                    f"has {room} at most.",
-                    flush=True,
-                )
+            self._say_once(
+                trainer,
+                f"Samples of {split}: the model's context is {limit} tokens long. {long} of "
+                f"{len(prompts)} prompts are shortened to their last {kept} tokens; an answer "
+                f"has {room} at most.",
+            )
             prompts = [replace(prompt, ids=prompt.ids[-cast(int, kept) :]) for prompt in prompts]
         mine = prompts[trainer.global_rank :: trainer.world_size]
         # Where each process has a part of the weights, all of them must generate equally often.
@@ -157,12 +156,14 @@ class GenerationSamples(_SamplesFile):
         """Return the answer pattern if every reference has a final answer by it."""
         if self.pattern is None or all(map(self.pattern.search, references)):
             return self.pattern
-        if trainer.is_global_zero and not self._has_said:
-            print(
-                f"No exact_match: not all answers end as {self.pattern.pattern!r} says.", flush=True
-            )
-            self._has_said = True
+        words = f"No exact_match: not all answers end as {self.pattern.pattern!r} says."
+        self._say_once(trainer, words)
         return None
+
+    def _say_once(self, trainer: pl.Trainer, words: str) -> None:
+        if trainer.is_global_zero and words not in self._said:
+            self._said.add(words)
+            print(words, flush=True)
 
 
 class ModuleSamples(_SamplesFile):
@@ -209,12 +210,8 @@ def _write(
 def share_context(limit: int | None, max_new_tokens: int) -> tuple[int | None, int]:
     """Divide a model's context between prompt and answer, which gets no more than half of it.
 
-    Args:
-        limit: Tokens that the model holds; None: any number.
-        max_new_tokens: Tokens of an answer that are asked for.
-
     Returns:
-        Tokens of a prompt and of an answer at most.
+        Tokens of a prompt and of an answer at most; None where the context has no limit.
     """
     if limit is None:
         return None, max_new_tokens
@@ -245,13 +242,10 @@ def generate(
     filler = (
         tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     )
-    longest = max(map(len, prompts))
     device = next(model.parameters()).device
-    ids = torch.full((len(prompts), longest), filler, dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, longest - len(prompt) :] = 1
+    rows = [torch.tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    ids, mask = pad(rows, padding_value=filler), pad([torch.ones_like(row) for row in rows])
     was_training = model.training
     model.eval()
     try:
@@ -267,17 +261,16 @@ def generate(
         )
     finally:
         model.train(was_training)
-    answers: list[str] = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+    answers: list[str] = tokenizer.batch_decode(
+        written[:, ids.shape[1] :], skip_special_tokens=True
+    )
     return [answer.strip() for answer in answers]
 
 
 def exact_match(answer: str, reference: str, pattern: re.Pattern[str]) -> bool:
-    """Whether the final answers of two texts are equal.
+    """Whether the final answers of two texts are equal: the pattern's last match, its first group.
 
-    Args:
-        answer: What the model wrote; without a final answer it is wrong.
-        reference: What is right.
-        pattern: Its first group is the final answer; its last match counts.
+    An answer without one is wrong.
     """
     found = [pattern.findall(text) for text in (answer, reference)]
     if not all(found):
