@@ -7,7 +7,7 @@ row of its own, so that no convention hides behind another.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 from rich.table import Table
@@ -119,13 +119,9 @@ class Ledger:
             flat |= {f"{_slug(line.metric)}_{name}": value for name, value in figures.items()}
         return {f"{prefix}/{key}": value for key, value in flat.items() if value is not None}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain containers, equal to what comes back from JSON."""
-        return {k: v if isinstance(v, str) else list(v) for k, v in asdict(self).items()}
-
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild the ledger that `to_dict` took apart."""
+        """Rebuild the ledger that `asdict` and JSON took apart."""
         savings = tuple(Saving(**row) for row in content["savings"])
         quality = tuple(Quality(**row) for row in content["quality"])
         rows = {"savings": savings, "quality": quality, "notes": tuple(content["notes"])}

@@ -33,6 +33,7 @@ from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import SubnetworkSpec
 
 Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 
 
 def interleaved(
@@ -52,6 +53,15 @@ def interleaved(
         for key, turn in arms.items():
             seconds[key].append(turn())
     return seconds
+
+
+def timed(call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
+    """Return what a call returns and its seconds, a GPU's part of them as well."""
+    start = perf_counter()
+    result = call(*arguments)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return result, perf_counter() - start
 
 
 class Stepper:

@@ -21,11 +21,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arena import interleaved, versions, write
+from benchmarks.arena import interleaved, timed, versions, write
 from lightning_modules.sql_parser import SqlParser
 from lightning_modules.text_to_sql import TextToSql
 from lightning_modules.utterance_rewriter import UtteranceRewriter
-from runner.folder import checkpoint_of
+from runner.folder import checkpoint_of, fill
 from runner.parts import build
 from runner.validate import checked
 from text2sql.dialogue import Example
@@ -40,9 +40,7 @@ def load(run: Path, device: str) -> tuple[SqlParser, UtteranceRewriter, list[Exa
     """Return a run's parser and rewriter, and the turns of its test part that have SQL."""
     settings = checked(["task=test", f"ckpt_path={run}"])
     module: TextToSql = build("module", settings["module"])
-    content = torch.load(checkpoint_of("run", run), map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"])
+    fill(module, checkpoint_of("run", run))
     datamodule = build("datamodule", settings["datamodule"])
     datamodule.prepare_data()
     datamodule.setup("test")
@@ -60,13 +58,8 @@ def in_batches(
     return [text for part in parts for text in written(part)]
 
 
-def seconds_of(call: Callable[..., object], *arguments: Any) -> float:
-    """Return how long a call takes; a GPU's part of it as well."""
-    start = perf_counter()
-    call(*arguments)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return perf_counter() - start
+def _duration(call: Callable[..., object], *arguments: Any) -> float:
+    return timed(call, *arguments)[1]
 
 
 def speed(
@@ -89,8 +82,8 @@ def speed(
         asked = [(q, e.schema, e.database) for q, e in zip(questions, turns, strict=True)]
         written = in_batches(parse, asked, size)
         arms: dict[str, Callable[[], float]] = {
-            "rewriting": partial(seconds_of, in_batches, rewriter.rewrite, turns, size),
-            "parsing": partial(seconds_of, in_batches, parse, asked, size),
+            "rewriting": partial(_duration, in_batches, rewriter.rewrite, turns, size),
+            "parsing": partial(_duration, in_batches, parse, asked, size),
         }
         times = interleaved(arms, rounds)
         spent = {kind: median(values) for kind, values in times.items()}
@@ -112,29 +105,28 @@ def grammar_share(parser: SqlParser, turns: Sequence[Example], size: int) -> flo
     whole = network = 0.0
     for start in range(0, len(features), size):
         for _, collated in batches(features[start : start + size], parser.device):
-            with timed(parser.network, "encode", "_next") as seconds:
-                whole += seconds_of(parser.network.parse, collated, parser.beam)
+            with watched(parser.network, "encode", "_next") as seconds:
+                whole += _duration(parser.network.parse, collated, parser.beam)
             network += sum(seconds.values())
     return 1 - network / whole
 
 
 @contextmanager
-def timed(network: torch.nn.Module, *names: str) -> Iterator[dict[str, float]]:
+def watched(network: torch.nn.Module, *names: str) -> Iterator[dict[str, float]]:
     """Add up the seconds that methods of a network take, by name."""
     seconds = dict.fromkeys(names, 0.0)
 
-    def watched(name: str) -> Callable[..., Any]:
+    def clocked(name: str) -> Callable[..., Any]:
         method = getattr(network, name)
 
         def call(*given: Any) -> Any:
-            results: list[Any] = []
-            seconds[name] += seconds_of(lambda: results.append(method(*given)))
-            return results[0]
+            result, taken = timed(method, *given)
+            seconds[name] += taken
+            return result
 
         return call
 
-    watching = {name: watched(name) for name in names}
-    vars(network).update(watching)
+    vars(network).update({name: clocked(name) for name in names})
     try:
         yield seconds
     finally:

@@ -19,15 +19,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from benchmarks.arena import versions, write
 from lightning_modules.causal_lm import CausalLM
-from reports.figures import COLOURS
-from runner.folder import checkpoint_of, load, stored_config
+from reports.figures import COLOURS, panels_of, save, styled
+from runner.folder import checkpoint_of, fill, stored_config
 from runner.parts import build, prepare
 from subnetworks.anatomy import dimensions_of
 from subnetworks.slicing import SlicedModel, activate
@@ -52,13 +51,7 @@ class Noise:
 def gradients(
     sliced: SlicedModel, batches: Iterable[Tensor], specs: Iterable[SubnetworkSpec]
 ) -> Iterator[tuple[float, Tensor]]:
-    """Yield each step's loss and its gradient of all parameters, end to end.
-
-    Args:
-        sliced: The model.
-        batches: Token ids (B, T) of each step.
-        specs: The sub-network of each step.
-    """
+    """Yield each step's loss and its gradient of all parameters, end to end, by batch and spec."""
     model = sliced.anatomy.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     for ids, spec in zip(batches, specs, strict=True):
@@ -86,11 +79,7 @@ def measure(steps: Iterable[tuple[float, Tensor]]) -> Noise:
 
 
 def of_run(run: Path, count: int) -> Noise:
-    """Measure a run's draws of the steps before the checkpoint that stands for it.
-
-    Args:
-        run: The folder of a language model's run.
-        count: Steps, at least 2.
+    """Measure a run's draws of at least two steps before the checkpoint that stands for it.
 
     Raises:
         ValueError: The run has fewer steps, or no language model.
@@ -100,10 +89,8 @@ def of_run(run: Path, count: int) -> Noise:
     if not isinstance(module, CausalLM):
         raise ValueError(f"{run}: its module is no language model")
     prepare(datamodule)
-    module.configure_model()
-    content = load(checkpoint_of("run", run))
-    module.load_state_dict(content["state_dict"])
-    config, end = module.hf_config, content["global_step"]
+    end = fill(module, checkpoint_of("run", run))["global_step"]
+    config = module.hf_config
     if count > end:
         raise ValueError(f"{run}: its checkpoint has {end} steps, fewer than {count}")
     est = (settings["callbacks"] or {}).get("est")
@@ -119,23 +106,15 @@ def of_run(run: Path, count: int) -> Noise:
 
 
 def draw(found: Mapping[str, Noise], path: Path) -> None:
-    """Draw each arm's noise and the deviation of its loss.
-
-    Args:
-        found: Figures by arm.
-        path: An SVG or PNG file.
-    """
-    figure, (noise, loss) = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
+    """Draw each arm's noise and the deviation of its loss into an SVG or PNG file."""
     names = list(found)[::-1]
-    noise.barh(names, [found[name].noise for name in names], color=COLOURS[0])
-    noise.set_xlabel("noise / signal of a step's gradient")
-    loss.barh(names, [found[name].loss_deviation for name in names], color=COLOURS[1])
-    loss.set_xlabel("standard deviation of a step's loss, nats")
-    for plot in (noise, loss):
-        plot.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with styled():
+        figure, (noise, loss) = panels_of(2, 2, sharey=True)
+        noise.barh(names, [found[name].noise for name in names], color=COLOURS[0])
+        noise.set_xlabel("noise / signal of a step's gradient")
+        loss.barh(names, [found[name].loss_deviation for name in names], color=COLOURS[1])
+        loss.set_xlabel("standard deviation of a step's loss, nats")
+    save(figure, path.with_suffix(""), (path.suffix[1:],))
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Noise]:

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import faiss
@@ -28,7 +27,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arena import interleaved, process_of_its_own, resident_bytes, versions, write
+from benchmarks.arena import (
+    interleaved,
+    process_of_its_own,
+    resident_bytes,
+    timed,
+    versions,
+    write,
+)
 from hashing.metrics import mean_average_precision
 from hashing.networks import binarise
 from hashing.search import Hits, nearest
@@ -56,19 +62,11 @@ def build(items: int, bits: int, queries: int, folder: Path) -> dict[str, Any]:
     flips = draw.random(asked.shape) < np.where(np.arange(queries) % 2, 0.1, 0.5)[:, None]
     np.save(folder / "queries.npy", pack(np.where(flips, -asked, asked)))
 
-    start_time = perf_counter()
-    store = CodeStore(signs)
-    built = perf_counter() - start_time
-    start_time = perf_counter()
-    store.save(folder / "store")
-    saved = perf_counter() - start_time
-    start_time = perf_counter()
+    store, built = timed(CodeStore, signs)
+    _, saved = timed(store.save, folder / "store")
     index = faiss.IndexBinaryFlat(bits)
-    index.add(np.packbits(signs > 0, axis=1, bitorder="little"))
-    faiss_built = perf_counter() - start_time
-    start_time = perf_counter()
-    faiss.write_index_binary(index, str(folder / "faiss.index"))
-    faiss_saved = perf_counter() - start_time
+    _, faiss_built = timed(lambda: index.add(np.packbits(signs > 0, axis=1, bitorder="little")))
+    _, faiss_saved = timed(faiss.write_index_binary, index, str(folder / "faiss.index"))
     np.save(folder / "codes.npy", store.packed)
     size = sum(file.stat().st_size for file in (folder / "store").iterdir())
     faiss_size = (folder / "faiss.index").stat().st_size
@@ -105,17 +103,12 @@ def resident() -> dict[str, float]:
 
 def load_seconds(arm: str, folder: Path) -> float:
     """Open an arm; return its seconds."""
-    start = perf_counter()
-    open_arm(arm, folder)
-    return perf_counter() - start
+    return timed(open_arm, arm, folder)[1]
 
 
 def search_seconds(arm: str, folder: Path, top: int) -> float:
     """Search once, and keep what was found in `folder`; return the search's seconds."""
-    find, queries = open_arm(arm, folder), queries_in(folder)
-    start = perf_counter()
-    hits = find(queries, top)
-    seconds = perf_counter() - start
+    hits, seconds = timed(open_arm(arm, folder), queries_in(folder), top)
     np.savez(folder / f"{arm}.npz", rows=hits.rows, distances=hits.distances)
     return seconds
 
@@ -159,9 +152,8 @@ def measure(
         arms = {arm: built.get(arm, {}) | row for arm, row in run_arms(folder, top, rounds).items()}
         found = {arm: np.load(folder / f"{arm}.npz") for arm in ARMS}
         few = np.load(folder / "queries.npy")[: max(1, queries // 50)]
-        start = perf_counter()
-        plain = nearest(few, CodeStore.load(folder / "store", verify=False).packed, top, "numpy")
-        numpy_s = (perf_counter() - start) / len(few)
+        packed = CodeStore.load(folder / "store", verify=False).packed
+        plain, numpy_s = timed(nearest, few, packed, top, "numpy")
         same = np.array_equal(plain.rows, found["store"]["rows"][: len(few)]) and all(
             np.array_equal(found[arm][key], found["store"][key])
             for arm in ARMS
@@ -174,7 +166,7 @@ def measure(
         "search_ratio_to_flat": arms["store"]["search_s"] / arms["flat"]["search_s"],
         "memory_ratio_to_faiss": arms["store"]["peak_bytes"] / faiss_bytes,
         "same_results": same,
-        "numpy_ms_per_query": 1000 * numpy_s,
+        "numpy_ms_per_query": 1000 * numpy_s / len(few),
         "items": items,
         "bits": bits,
         "queries": queries,
@@ -199,21 +191,21 @@ def mean_average_precisions(
         binarise(labels.float() @ directions + 4 * torch.randn(len(labels), bits, generator=draw))
         for _ in ("image", "text")
     ]
-    seconds: list[float] = []
-    found: list[float] = []
-    for _ in range(rounds):
-        start = perf_counter()
-        found = [
+
+    def score() -> list[float]:
+        return [
             mean_average_precision(asking[items:], labels[items:], searched[:items], labels[:items])
             for asking, searched in (codes, codes[::-1])
         ]
-        seconds.append(perf_counter() - start)
+
+    turns = [timed(score) for _ in range(rounds)]
+    found = turns[0][0]
     return {
         "items": items,
         "queries": queries,
         "bits": bits,
         "classes": classes,
-        "seconds": median(seconds),
+        "seconds": median(seconds for _, seconds in turns),
         "peak_bytes": resident_bytes("VmHWM"),
         "i2t": found[0],
         "t2i": found[1],

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from matplotlib.figure import Figure
+
 from ledger import Ledger
 from reports.figures import COLOURS as PALETTE
+from reports.figures import save, styled
 from reports.registry import Run, find
 
 # The method's arm first, in the warm one of the first two.
@@ -63,7 +66,7 @@ def table(arms: dict[str, list[Run]], ledger: Ledger) -> list[tuple[str, str]]:
     """Return the lines of the final table: each arm's last loss by seed, then what was saved."""
     lines = []
     for name, runs in arms.items():
-        losses = [run.metrics["val/loss"] for run in runs]
+        losses = [run.figures["val/loss"] for run in runs]
         lines.append((name, "  ".join(f"{loss:.3f}" for loss in losses)))
     saved = [row for row in ledger.savings if row.quantity.startswith("FLOPs counted")]
     return lines + [
@@ -78,30 +81,21 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
 
     The first arm has a ledger; the path is that of an SVG or PNG file.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     ledger, dense_step = ledger_of(next(iter(arms.values()))[0])
-    # A fixed salt and no date: the same runs give the same file.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frugal", "font.size": 10}):
-        figure, (plot, text) = plt.subplots(
-            1, 2, figsize=(10, 3.6), width_ratios=[3, 2], layout="constrained"
-        )
+    with styled():
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        plot, text = figure.subplots(1, 2, width_ratios=[3, 2])
         for (name, runs), colour in zip(arms.items(), COLOURS, strict=False):
             points = [over_flops(run, dense_step / 1e12) for run in runs]
             for seed in points:
-                plot.plot(*zip(*seed, strict=True), "o", color=colour, alpha=0.35, markersize=4)
+                plot.plot(*zip(*seed, strict=True), "o", color=colour, alpha=0.35)
             means = [
                 (column[0][0], mean(y for _, y in column)) for column in zip(*points, strict=True)
             ]
             plot.plot(*zip(*means, strict=True), color=colour, linewidth=2, label=name)
         plot.set_xlabel("TFLOPs spent in the transformer blocks")
         plot.set_ylabel("validation loss, nats per token")
-        plot.legend(frameon=False)
-        plot.spines[["top", "right"]].set_visible(False)
-        plot.grid(alpha=0.3)
+        plot.legend()
         text.set_axis_off()
         seeds = " ".join(str(run.seed) for run in next(iter(arms.values())))
         lines = [("last validation loss", f"seeds {seeds}"), *table(arms, ledger)]
@@ -109,9 +103,7 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
             weight = "bold" if place else "normal"
             text.text(0, 0.92 - 0.13 * place, name, va="top")
             text.text(1, 0.92 - 0.13 * place, value, va="top", ha="right", weight=weight)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-        plt.close(figure)
+    save(figure, path.with_suffix(""), (path.suffix[1:],))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,14 +10,13 @@ stays empty.
 """
 
 import argparse
-import csv
 import json
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -26,9 +25,10 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from reports import registry
+from reports.configs import config_hash
 from runner.errors import ConfigError
 from runner.explain import explain
-from runner.job import config_hash
 from runner.validate import checked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,8 @@ RULE = (
     "Same: as far from the paper's figure as the row allows, or better. Same direction: on the "
     "paper's side of no effect. Different: neither. Not run at this scale: a run is missing."
 )
-
+KEPT = ("id", "config_hash", "git", "versions", "ended")
+"""What a result keeps of each run's record."""
 
 MARKS = ("<!-- written by make reproduce -->", "<!-- end of what it writes -->")
 
@@ -170,15 +171,7 @@ def _made(kind: type, node: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One training that a table asks for.
-
-    Args:
-        arm: Whose.
-        seed: Which.
-        overrides: The command line of `run.py`.
-        digest: The hash of the config that they compose.
-        folder: Its run folder lies here.
-    """
+    """One training that a table asks for, whose run folder lies in `folder`."""
 
     arm: str
     seed: int
@@ -186,12 +179,12 @@ class Run:
     digest: str
     folder: Path
 
-    def find(self) -> Path | None:
+    def find(self) -> registry.Run | None:
         """Return the newest finished run of this config, None if there is none."""
         for file in sorted(self.folder.glob("*/run.json"), reverse=True):
-            record = json.loads(file.read_text(encoding="utf-8"))
-            if record["status"] == "finished" and record["config_hash"] == self.digest:
-                return file.parent
+            run = registry.read(file.parent)
+            if run.status == "finished" and run.config_hash == self.digest:
+                return run
         return None
 
     def start(self) -> int:
@@ -200,12 +193,7 @@ class Run:
 
 
 def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
-    """Return the runs that a table asks for, the arms of one seed after each other.
-
-    Args:
-        table: The table.
-        scale: One of its scales.
-        folder: Where the run folders lie.
+    """Return the runs that a table asks for, below a folder, the arms of one seed after each other.
 
     Raises:
         ConfigError: One of them cannot run.
@@ -263,31 +251,29 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
+Runs = Mapping[tuple[str, int], registry.Run]
+"""What was run, by arm and seed."""
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 
-def figure_of(cell: Cell, folder: Path) -> float | None:
+def figure_of(cell: Cell, run: registry.Run) -> float | None:
     """Return what a cell is of one run; None where the run has no such figure."""
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if cell.ledger is not None:
         name, quantity = cell.ledger
-        rows = record["ledgers"].get(name, {}).get("savings", ())
-        row = next((row for row in rows if row["quantity"] == quantity), None)
-        return 1 - row["spent"] / row["baseline"] if row and row["baseline"] else None
+        rows = run.ledgers[name].savings if name in run.ledgers else ()
+        return next((row.saved for row in rows if row.quantity == quantity), None)
     paths = (cell.value,) if isinstance(cell.value, str) else cell.value
-    found = [_at(record, folder, path) for path in paths]
-    values = [value for value in found if value is not None]
-    return mean(values) if values and len(values) == len(found) else None
+    values = [value for path in paths if (value := _at(run, path)) is not None]
+    return mean(values) if values and len(values) == len(paths) else None
 
 
-def _at(record: Mapping[str, Any], folder: Path, paths: str) -> float | None:
+def _at(run: registry.Run, paths: str) -> float | None:
     for path in paths.split(" | "):
         if path.startswith("lowest."):
-            column = path.removeprefix("lowest.")
-            with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-                written = [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
-            return min(written, default=None)
-        node: Any = record
+            return min(run.series(path.removeprefix("lowest.")).values(), default=None)
+        node: Any = vars(run)
         for key in path.split("."):
             node = node.get(key) if isinstance(node, dict) else None
         if isinstance(node, int | float):
@@ -295,9 +281,7 @@ def _at(record: Mapping[str, Any], folder: Path, paths: str) -> float | None:
     return None
 
 
-def fill(
-    table: Table, runs: Mapping[tuple[str, int], Path]
-) -> dict[str, dict[str, dict[int, float]]]:
+def fill(table: Table, runs: Runs) -> dict[str, dict[str, dict[int, float]]]:
     """Return the figure of every arm, cell and seed that was run."""
     arms = [name for name in table.arms if any(name == arm for arm, _ in runs)]
     filled: dict[str, dict[str, dict[int, float]]] = {arm: {} for arm in arms}
@@ -344,15 +328,9 @@ def verdict(claim: Claim, value: float | None) -> str:
 # --- what is written -----------------------------------------------------------------------------
 
 
-def result_of(
-    table: Table, name: str, scale: Scale, runs: Mapping[tuple[str, int], Path]
-) -> dict[str, Any]:
+def result_of(table: Table, name: str, scale: Scale, runs: Runs) -> dict[str, Any]:
     """Return all that is known of a table at a scale of some name, as JSON data."""
     filled = fill(table, runs)
-    records = {
-        f"{arm}, seed {seed}": json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        for (arm, seed), folder in runs.items()
-    }
     claims = []
     for claim in table.paper:
         found = filled.get(claim.arm, {}).get(claim.cell)
@@ -372,12 +350,10 @@ def result_of(
         "arms": {arm: filled.get(arm, {}) for arm in scale.arms or table.arms},
         "paper": claims,
         "rule": RULE,
-        "seconds": sum(record["metrics"].get("seconds", 0.0) for record in records.values()),
+        "seconds": sum(run.figures.get("seconds", 0.0) for run in runs.values()),
         "runs": {
-            name: {
-                key: record.get(key) for key in ("id", "config_hash", "git", "versions", "ended")
-            }
-            for name, record in records.items()
+            f"{arm}, seed {seed}": {key: asdict(run)[key] for key in KEPT}
+            for (arm, seed), run in runs.items()
         },
     }
 
@@ -409,12 +385,7 @@ def markdown(table: Table, result: Mapping[str, Any]) -> str:
 
 
 def page_with(text: str, folder: Path) -> str:
-    """Return a page with its section on the papers' claims as the results of a folder have them.
-
-    Args:
-        text: The page, in which `MARKS` enclose the section.
-        folder: Of the results.
-    """
+    """Return a page whose section between `MARKS` says what the results of a folder say."""
     lines = ["", *_rows(("table", "scale", "the paper says", "paper", "ours", "verdict", "seeds"))]
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -495,23 +466,20 @@ def reproduce(table: Table, scale: Scale, runs: Sequence[Run], args: argparse.Na
     """Run what is missing of a table and write it; return how many runs failed."""
     place = args.results / f"{table.name}-{args.scale}"
     place.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[tuple[str, int], Path] = {}
+    found: dict[tuple[str, int], registry.Run] = {}
     failed = 0
     for number, run in enumerate(runs, 1):
-        folder = run.find()
-        if folder is None and not args.read_only:
-            print(
-                f"{place.name}, run {number} of {len(runs)}: {run.arm}, seed {run.seed}", flush=True
-            )
+        words = f"{run.arm}, seed {run.seed}"
+        finished = run.find()
+        if finished is None and not args.read_only:
+            print(f"{place.name}, run {number} of {len(runs)}: {words}", flush=True)
             code = run.start()
-            folder = run.find()
-            if folder is None:
+            finished = run.find()
+            if finished is None:
                 failed += 1
-                print(
-                    f"{place.name}: {run.arm}, seed {run.seed} ended with code {code}", flush=True
-                )
-        if folder is not None:
-            found[run.arm, run.seed] = folder
+                print(f"{place.name}: {words} ended with code {code}", flush=True)
+        if finished is not None:
+            found[run.arm, run.seed] = finished
         # After each run: whoever stops here has a table of what there is.
         result = result_of(table, args.scale, scale, found)
         place.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

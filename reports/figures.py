@@ -72,9 +72,7 @@ class Curve:
 def curve(runs: Sequence[Run], metric: str) -> Curve | None:
     """Return a metric of an arm; None if fewer than two steps were logged by each of its runs.
 
-    Args:
-        runs: The arm's runs.
-        metric: A logged metric; what is of training is smoothed.
+    What is of training is smoothed.
     """
     series = {run.folder: run.series(metric) for run in runs}
     runs = [run for run in runs if len(series[run.folder]) > 1]
@@ -132,21 +130,12 @@ def _through(x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.floa
 
 def workload(run: Run) -> str:
     """Return what decides the cost of a dense step, as a key: the model and the batch."""
-    module, data = _node(run, "module"), _node(run, "datamodule")
+    module, data, trainer = (run.config.get(k) or {} for k in ("module", "datamodule", "trainer"))
     model = {key: module.get(key) for key in ("_target_", "architecture", "pretrained", "lora")}
     batch = {key: data.get(key) for key in ("batch_size", "context_length")}
-    processes = [_trainer(run, key) for key in ("accumulate_grad_batches", "devices", "num_nodes")]
+    keys = ("accumulate_grad_batches", "devices", "num_nodes")
+    processes = [trainer.get(key) or 1 for key in keys]
     return json.dumps([model, batch, processes], sort_keys=True, default=str)
-
-
-def _node(run: Run, key: str) -> Mapping[str, Any]:
-    node = run.config.get(key)
-    return node if isinstance(node, Mapping) else {}
-
-
-def _trainer(run: Run, key: str) -> float:
-    value = _node(run, "trainer").get(key)
-    return float(value) if isinstance(value, int | float) else 1.0
 
 
 def metrics_of(arms: Sequence[Arm]) -> list[str]:
@@ -180,8 +169,8 @@ def arms_figure(curves: Mapping[str, Curve], label: str, marked: bool, columns: 
         columns: Panels side by side.
     """
     axes = [axis for axis in AXES if all(axis in each.x for each in curves.values())]
-    with _styled():
-        figure, panels = _panels(len(axes), columns, sharey=True)
+    with styled():
+        figure, panels = panels_of(len(axes), columns, sharey=True)
         for axis, panel in zip(axes, panels, strict=True):
             for place, (name, each) in enumerate(curves.items()):
                 _line(panel, each, axis, place, name, marked)
@@ -204,9 +193,9 @@ def differences_figure(
         base: The baseline's label.
         columns: Panels side by side.
     """
-    with _styled():
+    with styled():
         rows = [label for label in labels if any(label in each for each in gaps.values())]
-        figure, panels = _panels(len(gaps), columns, sharey=True, height=0.8 + 0.3 * len(rows))
+        figure, panels = panels_of(len(gaps), columns, sharey=True, height=0.8 + 0.3 * len(rows))
         for (metric, found), panel in zip(gaps.items(), panels, strict=True):
             panel.axvline(0.0, color="#000000", lw=0.8)
             for label, gap in found.items():
@@ -227,7 +216,7 @@ def run_figure(run: Run, curves: Sequence[str] = (), dense: Run | None = None) -
     Args:
         run: The run.
         curves: Further logged metrics, a panel each.
-        dense: The run without a method that it is compared with, drawn beside it.
+        dense: The run without a method that it is compared with.
 
     Returns:
         None if nothing was logged twice.
@@ -244,8 +233,8 @@ def run_figure(run: Run, curves: Sequence[str] = (), dense: Run | None = None) -
     further = [(name, c) for name in curves if (c := curve([run], name)) is not None]
     if not known and not further:
         return None
-    with _styled():
-        figure, panels = _panels(len(known) + len(further), min(2, len(known) + len(further)))
+    with styled():
+        figure, panels = panels_of(len(known) + len(further), min(2, len(known) + len(further)))
         for axis, panel in zip(known, panels, strict=False):
             if axis == "steps" and (raw := run.series("train/loss")):
                 panel.plot(*zip(*raw.items(), strict=True), color=COLOURS[0], alpha=0.2, lw=0.8)
@@ -300,27 +289,18 @@ def label_of(metric: str, runs: Sequence[Run]) -> str:
     """Return a metric's name for an axis, with its unit where that is known."""
     split, _, name = metric.rpartition("/")
     words = {"val": "validation ", "train": "training ", "test": "test "}.get(split, f"{split} ")
-    nats = name == "loss" and any("val/perplexity" in run.metrics for run in runs)
+    nats = name == "loss" and any("val/perplexity" in run.figures for run in runs)
     return f"{words.lstrip()}{name.replace('_', ' ')}" + (" (nats per token)" if nats else "")
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = FORMATS) -> Path:
-    """Write a figure in some formats; equal content gives equal files.
-
-    Args:
-        figure: What was drawn.
-        path: Without a suffix.
-        formats: Names of formats.
-
-    Returns:
-        The path of the first format.
-    """
+    """Write a figure in some formats, and return the first one; equal content gives equal files."""
     import matplotlib as mpl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     # Ids of an SVG's parts follow from the salt: several SVGs in one page must not share any.
-    with _styled(), mpl.rc_context({"svg.hashsalt": path.stem}), warnings.catch_warnings():
+    with styled(), mpl.rc_context({"svg.hashsalt": path.stem}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out by now: once, and not for each format
@@ -330,16 +310,18 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = FORMATS) -> Path:
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
+    """Give what is drawn inside the style of all figures."""
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE):
         yield
 
 
-def _panels(
+def panels_of(
     count: int, columns: int, sharey: bool = False, height: float = 2.5
 ) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels, `columns` of them side by side."""
     from matplotlib.figure import Figure  # not pyplot: it keeps figures and picks a window system
 
     columns = min(columns, count)

@@ -81,13 +81,9 @@ def report(
 
 
 def write(folder: Path, arms: Sequence[Arm], base: Arm | None, left_out: Sequence[str]) -> None:
-    """Write a report of some arms into a folder.
+    """Write a report of some arms, compared with `base` if there is one, into a folder.
 
-    Args:
-        folder: Is made if it is not there.
-        arms: What is compared.
-        base: The arm that the others are compared with; None: no differences are shown.
-        left_out: A line for each run or folder that is not in it.
+    `left_out` has a line for each run or folder that is not in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{len(arms)} arms, {sum(len(arm.runs) for arm in arms)} runs"
@@ -134,7 +130,7 @@ def reported(arms: Sequence[Arm]) -> list[str]:
     unless it was measured in a test or validation. Of many files with a mean the mean is shown.
     """
     runs = [run for arm in arms for run in arm.runs]
-    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    names = list(dict.fromkeys(name for run in runs for name in run.figures))
     splits = ("test", "val", *MEASURED, "train", "perf", "seconds")
     kept = [name for name in names if name.partition("/")[0] in splits]
     means = [name.removesuffix("/mean") for name in kept if name.endswith("/mean")]
@@ -142,7 +138,7 @@ def reported(arms: Sequence[Arm]) -> list[str]:
     kept = [name for name in kept if name.endswith("/mean") or not name.startswith(each)]
 
     def varies(name: str) -> bool:
-        values = [run.metrics[name] for run in runs if name in run.metrics]
+        values = [run.figures[name] for run in runs if name in run.figures]
         return name.startswith(("test/", "val/")) or len(runs) == 1 or len(set(values)) > 1
 
     return sorted(filter(varies, kept), key=lambda name: splits.index(name.partition("/")[0]))
@@ -307,7 +303,7 @@ def runs_table(arms: Sequence[Arm], folder: Path) -> Table:
     for arm in arms:
         rows.append([arm.label])
         rows += [
-            [_link(run, folder), str(run.seed), duration(run.seconds), Code(run.command or "")]
+            [_link(run, folder), str(run.seed), duration(run.seconds), Code(run.own_command or "")]
             for run in arm.runs
         ]
     return Table(["run", "seed", "time", "command"], rows, left=(3,))

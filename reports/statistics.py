@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ledger import Ledger
-from reports.registry import Run, arm_of, differences
+from reports.configs import arm_hash, differences
+from reports.registry import Run
 
 CONFIDENCE = 0.95
 
@@ -35,19 +36,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs whose settings differ by the seed alone.
-
-    Args:
-        label: What it is called in tables and legends.
-        runs: One finished run for each seed.
-    """
+    """Runs whose settings differ by the seed alone: a finished one for each seed."""
 
     label: str
     runs: tuple[Run, ...]
 
     def values(self, metric: str) -> dict[int | None, float]:
         """Return the last figure of a metric by seed."""
-        return {run.seed: run.metrics[metric] for run in self.runs if metric in run.metrics}
+        return {run.seed: run.figures[metric] for run in self.runs if metric in run.figures}
 
     def ledgers(self) -> list[Ledger]:
         """Return what its runs' methods saved."""
@@ -65,10 +61,6 @@ def paired(ours: Mapping[int | None, float], base: Mapping[int | None, float]) -
     """Return ours minus the baseline's over the seeds that both have; None if they share none.
 
     The interval is Student's t: it takes the differences of pairs for normally distributed.
-
-    Args:
-        ours: A value for each seed.
-        base: Likewise, of what is compared with.
     """
     gaps = [ours[seed] - base[seed] for seed in ours if seed in base]
     if not gaps:
@@ -86,9 +78,6 @@ def paired(ours: Mapping[int | None, float], base: Mapping[int | None, float]) -
 def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     """Group finished runs by arm; what a test of a run's checkpoint found is added to that run.
 
-    Args:
-        runs: Any runs, oldest first.
-
     Returns:
         The arms by label, and a line for each run that is in none and why.
     """
@@ -98,20 +87,19 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     written = all(run.arm for run in finished)
     groups: dict[str, dict[int | None, Run]] = {}
     for run in _with_tests(finished):
-        key = run.arm if written else arm_of(run.config) if run.config else str(run.folder)
+        key = run.arm if written else arm_hash(run.config) if run.config else str(run.folder)
         seeds = groups.setdefault(key, {})
         if run.seed in seeds:
             older = seeds[run.seed].folder
             left_out.append(f"{older}: {run.id} is newer, of the same arm and seed")
         seeds[run.seed] = run
-    members = [sorted(each.values(), key=_by_seed) for each in groups.values()]
+    members = [
+        sorted(each.values(), key=lambda run: (run.seed is None, run.seed or 0))
+        for each in groups.values()
+    ]
     labels = _labels(members)
     arms = [Arm(label, tuple(runs)) for label, runs in zip(labels, members, strict=True)]
     return sorted(arms, key=lambda arm: arm.label), left_out
-
-
-def _by_seed(run: Run) -> tuple[bool, int]:
-    return (run.seed is None, run.seed or 0)
 
 
 def _with_tests(runs: Sequence[Run]) -> list[Run]:
@@ -161,12 +149,9 @@ def _name(runs: Sequence[Run]) -> str:
 
 
 def baseline_of(arms: Sequence[Arm], wanted: str | None = None) -> Arm | None:
-    """Return the arm that the others are compared with.
+    """Return the arm that the others are compared with: the one of a label, or of a run's id.
 
-    Args:
-        arms: All arms.
-        wanted: Its label or the id of one of its runs. None: the arm without a method, the shortest
-            label first; without such an arm there is none.
+    None wanted: the arm without a method, the shortest label first, if there is one.
 
     Raises:
         ValueError: No arm is called so.

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ledger import Ledger
-from reports.registry import Run, differences
+from reports.configs import differences
+from reports.registry import Run
 from terminal import literal
 
 COLOURS = {
@@ -25,13 +26,7 @@ COLOURS = {
 
 
 def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> None:
-    """Print runs, a line each, newest last, and which folders are none.
-
-    Args:
-        console: Where to.
-        runs: The runs, oldest first.
-        skipped: A line for each folder that was skipped.
-    """
+    """Print runs, a line each, newest last, and a line for each folder that was skipped."""
     table = Table(box=None, pad_edge=False)
     for heading in ("id", "name", "task", "seed", "status", "started", "time", "result"):
         table.add_column(heading, justify="right" if heading in ("seed", "time") else "left")
@@ -42,7 +37,7 @@ def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> 
             literal(run.task),
             "" if run.seed is None else str(run.seed),
             Text(run.status, COLOURS.get(run.status, "")),
-            run.started[:16].replace("T", " "),
+            (run.started or "")[:16].replace("T", " "),
             duration(run.seconds),
             literal(_result(run)),
         )
@@ -52,12 +47,7 @@ def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> 
 
 
 def show_run(console: Console, run: Run) -> None:
-    """Print all that the record of a run says.
-
-    Args:
-        console: Where to.
-        run: The run.
-    """
+    """Print all that the record of a run says."""
     facts = {
         "folder": run.folder,
         "experiment": run.experiment,
@@ -65,7 +55,7 @@ def show_run(console: Console, run: Run) -> None:
         "seed": run.seed,
         "started": run.started,
         "time": duration(run.seconds),
-        "command": run.command,
+        "command": run.own_command,
         "checkpoint": run.checkpoint,
     }
     title = f"{run.name} {run.id}, {run.task}"
@@ -74,7 +64,7 @@ def show_run(console: Console, run: Run) -> None:
         if value not in (None, ""):
             table.add_row(name, literal(value))
     console.print(table)
-    reached(console, "", run.metrics, run.ledgers.values(), {})
+    reached(console, "", run.figures, run.ledgers.values(), {})
     for name in run.not_finite:
         console.print(literal(f"{name}: not a finite number"))
 
@@ -86,15 +76,7 @@ def reached(
     ledgers: Iterable[Ledger],
     places: Mapping[str, Path | None],
 ) -> None:
-    """Print what a run reached, what it saved, and where its files are.
-
-    Args:
-        console: Where to.
-        title: The run's name and id.
-        metrics: Its last metrics.
-        ledgers: What its methods saved.
-        places: Its files by name.
-    """
+    """Print what a run reached, what its methods saved, and where its files are."""
     table = Table(title=literal(title), title_justify="left", show_header=False)
     for name in sorted(metrics, key=_rank):
         table.add_row(literal(name), f"{metrics[name]:.6g}")
@@ -107,13 +89,9 @@ def reached(
 
 
 def without_constants(metrics: Mapping[str, float], run: Run) -> dict[str, float]:
-    """Leave out what a run logged at several steps with always the same value.
+    """Leave out metrics that a run logged at several steps with always the same value.
 
     Figures of validation and test stay: that these do not change is a result.
-
-    Args:
-        metrics: Its last metrics.
-        run: The run, with its metrics.csv.
     """
     series = {name: run.series(name) for name in metrics}
     constant = {name for name, each in series.items() if len(each) > 1 == len(set(each.values()))}
@@ -125,14 +103,9 @@ def without_constants(metrics: Mapping[str, float], run: Run) -> dict[str, float
 
 
 def compare(console: Console, runs: Sequence[Run]) -> None:
-    """Print in which settings runs differ, and what each reached, beside each other.
-
-    Args:
-        console: Where to.
-        runs: At least two.
-    """
+    """Print in which settings runs differ, and what each reached, beside each other."""
     settings = differences([run.config for run in runs])
-    metrics = sorted({name for run in runs for name in run.metrics}, key=_rank)
+    metrics = sorted({name for run in runs for name in run.figures}, key=_rank)
     table = Table(row_styles=("", "dim") if len(metrics) > 12 else None)
     table.add_column()
     for run in runs:
@@ -144,26 +117,27 @@ def compare(console: Console, runs: Sequence[Run]) -> None:
         table.add_row(literal(key), *map(_setting, values))
     table.add_section()
     for name in metrics:
-        table.add_row(literal(name), *(_figure(run.metrics.get(name)) for run in runs))
-    saved = {
-        f"{ledger.method}: {row.quantity}, saved": None
+        table.add_row(literal(name), *(_figure(run.figures.get(name)) for run in runs))
+    saved = [
+        {
+            f"{ledger.method}: {row.quantity}, saved": row.saved
+            for ledger in run.ledgers.values()
+            for row in ledger.savings
+        }
         for run in runs
-        for ledger in run.ledgers.values()
-        for row in ledger.savings
-    }
+    ]
     table.add_section()
-    for name in saved:
-        table.add_row(literal(name), *(_saved(run, name) for run in runs))
+    for name in dict.fromkeys(name for each in saved for name in each):
+        table.add_row(
+            literal(name), *(_share(each[name]) if name in each else "" for each in saved)
+        )
     console.print(table)
 
 
 def jobs(console: Console, runs: Sequence[Run], without: Mapping[int, str]) -> None:
     """Print one table of all jobs of a sweep: what differs between them, and what each reached.
 
-    Args:
-        console: Where to.
-        runs: The jobs' runs, in their order.
-        without: How jobs ended that have left no run, by their numbers.
+    `without` says how jobs ended that have left no run, by their numbers.
     """
     ends = [*(run.status for run in runs), *without.values()]
     counts = ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends))
@@ -192,7 +166,7 @@ def jobs(console: Console, runs: Sequence[Run], without: Mapping[int, str]) -> N
             str(run.seed),
             Text(run.status, COLOURS.get(run.status, "")),
             duration(run.seconds),
-            *(_figure(run.metrics.get(name)) for name in metrics),
+            *(_figure(run.figures.get(name)) for name in metrics),
         )
     for number, end in sorted(without.items()):
         table.add_row(str(number), "", *("" for _ in shown), "", Text(end, COLOURS.get(end, "")))
@@ -209,7 +183,7 @@ def _at(config: Mapping[str, Any], key: str) -> object:
 
 def _shared_metrics(runs: Sequence[Run]) -> list[str]:
     """Return at most three metrics: of test, else of validation, else of training."""
-    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    names = dict.fromkeys(name for run in runs for name in run.figures)
     for split in ("test/", "val/", "train/"):
         if found := [name for name in names if name.startswith(split)]:
             return found[:3]
@@ -218,7 +192,7 @@ def _shared_metrics(runs: Sequence[Run]) -> list[str]:
 
 def _result(run: Run) -> str:
     names = _shared_metrics([run])[:2]
-    return ", ".join(f"{name} {_figure(run.metrics[name])}" for name in names)
+    return ", ".join(f"{name} {_figure(run.figures[name])}" for name in names)
 
 
 def _setting(value: object) -> Text:
@@ -229,12 +203,8 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _saved(run: Run, name: str) -> str:
-    for ledger in run.ledgers.values():
-        for row in ledger.savings:
-            if name == f"{ledger.method}: {row.quantity}, saved":
-                return "not measured" if row.saved is None else f"{100 * row.saved:.1f} %"
-    return ""
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.1f} %"
 
 
 def _rank(metric: str) -> tuple[int, str]:

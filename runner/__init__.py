@@ -32,17 +32,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
 
 def do(job: Job) -> dict[str, float]:
-    """Do what a checked config asks for: a run that leaves a folder, or another task.
-
-    Args:
-        job: What was asked for.
-
-    Returns:
-        The run's last metrics.
-
-    Raises:
-        ConfigError: See `run`, as Interrupted.
-    """
+    """Do what a checked config asks for, as `run` does: a run with a folder, or another task."""
     from runner import output
     from runner.resume import choose
     from runner.task_keys import FREE_TASKS, run_free

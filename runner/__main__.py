@@ -10,20 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from reports import tables
-from reports.registry import NoRun, find, resolve
+from reports.registry import find, resolve
+from reports.run_record import NoRun
 from runner import output
 
 
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
-    """Do what a command line says.
-
-    Args:
-        arguments: Its words; None: those of the process.
-        console: Where to print; None: the terminal, or as wide as it takes if there is none.
-
-    Returns:
-        The exit code: 2 where a run or folder is not there.
-    """
+    """Do what a command line says; return the exit code: 2 where a run or folder is not there."""
     parser = argparse.ArgumentParser(prog="python -m runner", description="Looks at runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     ls = commands.add_parser("ls", help="list the runs below a folder, newest last")

@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pytorch_lightning as pl
 
 AXES = ("step", "tokens", "FLOPs")
 
 
-@runtime_checkable
-class CountsFlops(Protocol):
-    """A callback that counts what the training has cost so far."""
-
-    def flops(self) -> float:
-        """Return the FLOPs of the steps that this process has taken."""
-
-
-@runtime_checkable
-class PlansFlops(Protocol):
-    """A module that knows what a step of it costs where no method makes it cheaper."""
-
-    def flops_of_step(self, sequences: int, context_length: int) -> float | None:
-        """Return a process's FLOPs of an optimizer step, None where they are not known."""
-
-
 class Axes:
     """What a run has spent by a step, as far as it is known.
 
-    Args:
-        callbacks: Of the run.
+    A callback may say by `flops()` what the steps of its process have cost so far, the module by
+    `flops_of_step(sequences, context_length)` what a step costs where no method makes it cheaper.
     """
 
     def __init__(self, callbacks: Sequence[pl.Callback]) -> None:
-        self._counting = next((cb for cb in callbacks if isinstance(cb, CountsFlops)), None)
+        self._counting: Any = next((cb for cb in callbacks if hasattr(cb, "flops")), None)
         self._of_step: dict[str, float] | None = None
 
     def at(self, step: int, trainer: pl.Trainer) -> dict[str, float]:
-        """Return `tokens` and `FLOPs` by a step; without what nobody knows.
-
-        Args:
-            step: Optimizer steps taken.
-            trainer: Whose data is set up.
-        """
+        """Return the `tokens` and `FLOPs` of so many optimizer steps; without what nobody knows."""
         if self._of_step is None:
             self._of_step = _of_step(trainer)
         found = {axis: step * cost for axis, cost in self._of_step.items()}
@@ -60,8 +39,8 @@ def _of_step(trainer: pl.Trainer) -> dict[str, float]:
     if not (batch and context):
         return {}
     tokens = batch * trainer.accumulate_grad_batches
-    module, processes = trainer.lightning_module, trainer.world_size
-    flops = None
-    if isinstance(module, PlansFlops):
-        flops = module.flops_of_step(tokens // context // processes, context)
-    return {"tokens": float(tokens)} | ({} if flops is None else {"FLOPs": processes * flops})
+    module: Any = trainer.lightning_module
+    sequences = tokens // context // trainer.world_size
+    flops = module.flops_of_step(sequences, context) if hasattr(module, "flops_of_step") else None
+    cost = {} if flops is None else {"FLOPs": trainer.world_size * flops}
+    return {"tokens": float(tokens), **cost}

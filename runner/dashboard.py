@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from runner.errors import ConfigError, MissingPackage
+from runner.explain import experiments
 
 DASHBOARDS = Path(__file__).with_name("dashboards.yaml")
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "conf" / "experiment"
 
 
 def dashboard(settings: Mapping[str, Any], *, dry: bool = False) -> dict[str, float]:
@@ -57,8 +57,7 @@ def dashboards() -> list[dict[str, Any]]:
 
 def experiments_of(node: Mapping[str, Any]) -> list[str]:
     """Return the names of the experiments whose runs a dashboard shows."""
-    names = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
-    return [name for name in names if any(fnmatch(name, each) for each in node["experiments"])]
+    return [n for n in experiments() if any(fnmatch(n, each) for each in node["experiments"])]
 
 
 def _workspace(node: Mapping[str, Any], entity: str, project: str) -> Any:

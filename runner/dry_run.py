@@ -14,8 +14,8 @@ from rich.text import Text
 from lightning_modules.optimization import remarks
 from runner.fit import is_language_model
 from runner.footprint import Footprint, Precision, footprint
-from runner.job import device_count, plans_steps
-from runner.parts import answer, best_precision, build, build_data, planned_steps
+from runner.job import device_count
+from runner.parts import answer, best_precision, build, build_data, trainer_node
 from runner.validate import refuse_misfits
 
 
@@ -37,9 +37,7 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
     module = build("module", known)
     if not known.get("architecture"):
         refuse_misfits(settings, getattr(module, "hf_config", None))
-    trainer = {**settings["trainer"]}
-    if plans_steps(settings):
-        trainer["max_steps"] = planned_steps(module, datamodule, trainer["max_steps"])
+    trainer = trainer_node(settings, module, datamodule)
     cost = Cost.of(module, {**settings, "trainer": trainer})
     data = settings["datamodule"]
     shape = (cost.sequences, cost.batch[1])

@@ -15,8 +15,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from runner import machine
-from runner.errors import ConfigError
-from runner.run_record import first_line
+from runner.errors import ConfigError, first_line
 
 # Tells a job which process has started it.
 STARTER = "FRUGAL_STARTER"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -26,9 +27,6 @@ class Refusal(SystemExit):
     """What was asked for cannot run: an error that Hydra lets through as it is.
 
     Hydra turns a callback's other errors into warnings, and prints lines of its own above a job's.
-
-    Args:
-        error: Why.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -36,16 +34,36 @@ class Refusal(SystemExit):
         self.error = error
 
 
-def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return " Did you mean X?" for the closest known word, else what is known.
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Let what data, module or task refuse be a refusal of the config that names them.
 
-    Args:
-        word: What was written.
-        known: What could have been.
-        prefix: Put before each of them, e.g. "trainer.".
+    Raises:
+        ConfigError: In place of a ValueError, an ImportError, or a file that is missing, may not be
+            read or cannot be written.
     """
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"a file cannot be read or written: {error}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def close(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return " Did you mean PREFIXword?" for the closest known word, "" if none is close."""
+    found = difflib.get_close_matches(word, sorted(set(known)), n=1, cutoff=0.6)
+    return f" Did you mean {prefix}{found[0]}?" if found else ""
+
+
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return the same as `close`, or else what is known."""
     options = sorted(set(known))
-    if close := difflib.get_close_matches(word, options, n=1, cutoff=0.6):
-        return f" Did you mean {prefix}{close[0]}?"
     shown = ", ".join(f"{prefix}{option}" for option in options[:20])
-    return f" There are: {shown}{', ...' if len(options) > 20 else ''}." if options else ""
+    there_are = f" There are: {shown}{', ...' if len(options) > 20 else ''}." if options else ""
+    return close(word, options, prefix) or there_are

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import signatures
-from runner.errors import nearest
+from runner.errors import close, nearest
 from runner.task_keys import readers, with_task_keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,11 +32,7 @@ SHORT = {
 
 
 def composed(overrides: list[str]) -> DictConfig:
-    """Compose what `python run.py OVERRIDES` would, whatever Hydra is doing just now.
-
-    Args:
-        overrides: Of the command line.
-    """
+    """Compose what `python run.py OVERRIDES` would, whatever Hydra is doing just now."""
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -49,13 +45,8 @@ def composed(overrides: list[str]) -> DictConfig:
 def with_new_keys(arguments: list[str]) -> list[str]:
     """Let tasks, values in braces and a run's module bring keys, for which Hydra wants a `++`.
 
-    Args:
-        arguments: Of the command line, `key={name: value}`, keys of SHORT, and `module.key=value`
-            beside a `ckpt_path` that says which module it is.
-
-    Returns:
-        The same with `++key={name: value}`, and in full what is written short. What nothing reads
-        is refused by `runner.validate`.
+    So do `key={name: value}`, and `module.key=value` beside a `ckpt_path` that says which module it
+    is. Keys of SHORT are written in full. What nothing reads is refused by `runner.validate`.
     """
     arguments = with_task_keys(arguments)
     for short, (full, _) in SHORT.items():
@@ -77,19 +68,13 @@ def experiments() -> dict[str, str]:
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
-    """Return what Hydra refused in words, with the nearest key or option.
-
-    Args:
-        error: What composing raised.
-        arguments: The command line.
-    """
+    """Return in words what Hydra refused of a command line, with the nearest key or option."""
     message = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = list(error.options or _options(group))
         listed = f" Options: {', '.join(options)}." if options else f" There is no group {group!r}."
-        close = nearest(option, options, f"{group}=")
-        return f"{group}={option}: no such option.{close if 'mean' in close else ''}{listed}"
+        return f"{group}={option}: no such option.{close(option, options, f'{group}=')}{listed}"
     if message.startswith("Config group override must be"):
         given = ", ".join(a for a in arguments if a.endswith("=null")) or "a group"
         return f"{given}: a group takes one of its options; ~GROUP leaves it out"
@@ -113,12 +98,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
 def quoted(key: str, value: str) -> str | None:
     """Return `key=value` as a shell needs it written, so that Hydra takes the value as it is.
 
-    Args:
-        key: The config key, with a `+` before it perhaps.
-        value: Any text.
-
-    Returns:
-        None where no quoting makes Hydra take it.
+    None where no quoting makes Hydra do so.
     """
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a quote, and backslashes before one
     escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped).replace("${", r"\${")
@@ -137,8 +117,7 @@ def _meant(override: str) -> str:
     """Say what an argument may have meant: an experiment's name, or a value that is text."""
     key, sign, value = override.partition("=")
     if not sign:
-        hint = nearest(override, experiments(), "experiment=").strip()
-        return hint if "mean" in hint else ""
+        return close(override, experiments(), "experiment=").strip()
     word = quoted(key, value) if re.fullmatch(r"[+~]*[\w./@-]+", key) else None
     return f"As text, in a shell: {word}" if word else ""
 
@@ -188,9 +167,8 @@ def _nearest_key(key: str, base: dict[str, Any]) -> str:
     if isinstance(parent, dict):
         known = [str(k) for k in parent if k != "_target_"] + (groups if len(path) == 1 else [])
         prefix = key.removesuffix(name)
-        hint = nearest(name, known, prefix)
-        if "mean" in hint or len(path) > 1:
-            return hint
+        if len(path) > 1 or close(name, known):
+            return nearest(name, known, prefix)
     every = list(_flat(base))
     tails = [k for k in every if k.rpartition(".")[2] == name]
     return f" Did you mean {tails[0]}?" if tails else nearest(key, every)

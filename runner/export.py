@@ -22,12 +22,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 from rich.text import Text
 
-from ledger import Ledger
+from reports.run_record import RunRecord, run_folder
 from runner.errors import ConfigError
-from runner.folder import checkpoint_of, load, run_folder, stored_config
+from runner.folder import checkpoint_of, fill, read_record, stored_config
 from runner.parts import build
-from runner.run_record import RunRecord, read_record
 from subnetworks.families import longest_context
+
+CARD = Path(__file__).with_name("card.md")
 
 MEASURED = ("test", "val", "old")
 """Splits whose metrics are of the whole model as it stands; training's are of a step before it."""
@@ -57,9 +58,7 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
             f"task=export: {type(module).__name__} writes nothing that other programs read. Its "
             "checkpoint is the model: see the tasks in its card in docs/methods"
         )
-    module.configure_model()
-    content = load(checkpoint)
-    module.load_state_dict(content["state_dict"])
+    content = fill(module, checkpoint)
     files: list[Any] = []
     if (folder / "tokenizer").exists():
         from transformers import AutoTokenizer
@@ -80,16 +79,7 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
 
 
 def measured(record: RunRecord, checkpoint: Path, content: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics that were measured on a checkpoint's weights.
-
-    Args:
-        record: The run's run.json.
-        checkpoint: The checkpoint.
-        content: What it holds.
-
-    Returns:
-        By name; empty if nothing was measured on it.
-    """
+    """Return the metrics that were measured on the weights of a checkpoint with some content."""
     metrics: Mapping[str, float | None] = {}
     for state in content["callbacks"].values():
         if isinstance(state, Mapping) and state.get("validated_step") == content["global_step"]:
@@ -117,7 +107,7 @@ def card(
 
     Args:
         record: The run's run.json.
-        settings: Its resolved config.
+        settings: The run's config.
         checkpoint: What was exported.
         content: What the checkpoint holds.
         config: The model's Hugging Face config; None for a module without one.
@@ -129,87 +119,44 @@ def card(
     module, node = settings["module"] or {}, settings["datamodule"] or {}
     base, base_card = _base(module.get("pretrained"))
     data = _data(node, record.data)
-    hub_sets = [each["path"] for each in (node.get("datasets") or {}).values()]
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=str(node.get("source", "unknown")),
+            dataset_name=f"{data}, {metric.partition('/')[0]}",
+            metric_type=metric.partition("/")[2],
+            metric_value=value,
+        )
+        for metric, value in reached.items()
+    ]
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=[kind, "frugal", *record.ledgers],
         base_model=base if _is_hub_id(base) else None,
         license=getattr(base_card, "license", None),
-        datasets=hub_sets or None,
+        datasets=[each["path"] for each in (node.get("datasets") or {}).values()] or None,
         model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=str(node.get("source", "unknown")),
-                dataset_name=f"{data}, {metric.partition('/')[0]}",
-                metric_type=metric.partition("/")[2],
-                metric_value=value,
-            )
-            for metric, value in reached.items()
-        ]
-        or None,
+        eval_results=results or None,
     )
-    rows = _origin(record, content["global_step"], checkpoint, base, data, front.license, config)
-    about = "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value is not None)
-    return str(
-        ModelCard(
-            f"""---
-{front.to_yaml()}
----
-
-# {name}
-
-A {kind} model, trained by the Frugal laboratory.
-
-| | |
-|---|---|
-{about}
-{_results(reached)}
-{_saved(record)}
-## Limits
-
-Only what stands above was measured. Licence and contents of the training data were not checked.
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{hub or "PATH_OF_THIS_FOLDER"}")
-tokenizer = AutoTokenizer.from_pretrained("{hub or "PATH_OF_THIS_FOLDER"}")
-```
-"""
-        )
+    rows = ((ledger, row) for ledger in record.ledgers.values() for row in ledger.savings)
+    made = ModelCard.from_template(
+        front,
+        str(CARD),
+        name=name,
+        kind=kind,
+        record=record,
+        checkpoint=checkpoint,
+        step=content["global_step"],
+        base=base,
+        licence=front.license,
+        data=data,
+        context=longest_context(config),
+        reached=reached,
+        savings=[(ledger, row) for ledger, row in rows if row.saved is not None],
+        place=hub or "PATH_OF_THIS_FOLDER",
     )
-
-
-def _origin(
-    record: RunRecord,
-    step: int,
-    checkpoint: Path,
-    base: str | None,
-    data: str,
-    licence: str | None,
-    config: Any,
-) -> dict[str, Any]:
-    """What a model goes back to, by name; None where it does not apply."""
-    commit = (record.git.commit or "unknown")[:12]
-    return {
-        "run": f"`{record.id}`",
-        "experiment": f"`{record.name}`",
-        "checkpoint": f"`{checkpoint.name}`",
-        "optimizer steps": f"{step:,}",
-        "base model": base or "none: trained from scratch",
-        "licence of the base model": licence,
-        "data": data,
-        "context": f"{limit:,} tokens" if (limit := longest_context(config)) else None,
-        "seed": record.seed,
-        "code": f"`{commit}`{', with changes' if record.git.dirty else ''}",
-        "config hash": f"`{record.config_hash}`",
-        "torch": record.versions.get("torch"),
-        "transformers": record.versions.get("transformers"),
-    }
+    return str(made)
 
 
 def _base(named: str | None) -> tuple[str | None, Any]:
@@ -240,38 +187,11 @@ def _data(node: Mapping[str, Any], described: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _results(reached: Mapping[str, float]) -> str:
-    if not reached:
-        return "Nothing was measured on this checkpoint.\n"
-    rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in sorted(reached.items()))
-    return f"Measured on this checkpoint:\n\n| | |\n|---|---|\n{rows}"
-
-
-def _saved(record: RunRecord) -> str:
-    ledgers = [Ledger.from_dict(content) for content in record.ledgers.values()]
-    rows = "".join(
-        f"| {row.quantity} | {100 * row.saved:.1f} % | {ledger.method}; {ledger.baseline} |\n"
-        for ledger in ledgers
-        for row in ledger.savings
-        if row.saved is not None
-    )
-    if not rows:
-        return ""
-    return f"Saved by the whole run:\n\n| | saved | by, against |\n|---|---|---|\n{rows}"
-
-
 # --- the hub ----------------------------------------------------------------------------------
 
 
 def refuse_push(hub: str) -> None:
-    """Refuse to push before anything is exported, where it cannot work.
-
-    Args:
-        hub: OWNER/NAME of the repository.
-
-    Raises:
-        ConfigError: That is no such name, or nobody is logged in here.
-    """
+    """Refuse a repository that is not OWNER/NAME, or to which nobody is logged in here."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise ConfigError(f"hub={hub}: must be OWNER/NAME, of letters, digits, '.', '_' and '-'")
     if get_token() is None:
@@ -281,14 +201,7 @@ def refuse_push(hub: str) -> None:
 
 
 def push(folder: Path, hub: str) -> str:
-    """Upload a folder; a repository that is not there yet is made, private.
-
-    Args:
-        folder: Whole by now.
-        hub: OWNER/NAME of the repository.
-
-    Returns:
-        Its address.
+    """Upload a folder and return its address; a repository that is not there is made, private.
 
     Raises:
         ConfigError: The hub cannot be reached, or refuses it; the folder stays.

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from runner import signatures
-from runner.errors import ConfigError, MissingPackage, nearest
+from runner.errors import ConfigError, MissingPackage, close
 
 # What `pretrained` may begin with, see runner.pretrained.
 EXPERIMENT, PACKAGE = "experiment:", "package:"
@@ -33,9 +33,6 @@ def is_language_model(module: Mapping[str, Any] | None) -> bool:
 
 def model_config(module: Mapping[str, Any] | None) -> Any:
     """Return what is known of a module's model without loading it.
-
-    Args:
-        module: The config node.
 
     Returns:
         An object with the attributes of its Hugging Face config, defaults and aliases included;
@@ -58,21 +55,24 @@ def model_config(module: Mapping[str, Any] | None) -> Any:
             ) from error
     if not stated or "model_type" not in stated:
         return None
-    found = configuration(stated)
-    aliases = (signatures.attribute(found, "attribute_map") or {}) if found else {}
-    values = {**(field_defaults(found) if found else {}), **stated}
-    values |= {key: stated[name] for name, key in aliases.items() if name in stated}
+    return SimpleNamespace(**_values(stated), name_or_path=named)
+
+
+def _values(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that the config of a model says, its class's defaults and aliases included."""
+    found = configuration(architecture)
+    if found is None:
+        return dict(architecture)
+    aliases = signatures.attribute(found, "attribute_map") or {}
+    values = {name: signatures.attribute(found, name) for name in signatures.fields_of(found)}
+    values |= architecture
+    values |= {key: architecture[name] for name, key in aliases.items() if name in architecture}
     values |= {name: values[key] for name, key in aliases.items() if key in values}
-    return SimpleNamespace(**values, name_or_path=named)
+    return values
 
 
 def problems(settings: Mapping[str, Any], config: Any) -> list[str]:
-    """Return what does not fit a model, each with its config key.
-
-    Args:
-        settings: The resolved config.
-        config: Of the model, see `model_config`; with `None` nothing is asked.
-    """
+    """Return what does not fit a model, each with its config key; nothing of one that is None."""
     if config is None:
         return []
     return _attention(settings["module"], config) + answers(settings, "fits", config)
@@ -90,7 +90,7 @@ def answers(settings: Mapping[str, Any], promise: str, about: Any) -> list[str]:
     found = []
     callbacks = {f"callbacks.{name}": n for name, n in (settings["callbacks"] or {}).items()}
     for key, node in {"datamodule": settings["datamodule"], **callbacks}.items():
-        named = signatures.attribute(node["_target_"], promise) if node else None
+        named = signatures.promise(node, promise)
         if named is None:
             continue
         place, _, function = named.partition(":")
@@ -114,13 +114,6 @@ def configuration(architecture: Mapping[str, Any]) -> str | None:
         if signatures.attribute(path, "model_type") == kind:
             return path
     return None
-
-
-def field_defaults(target: str) -> dict[str, Any]:
-    """Return the defaults that a config class states as literals."""
-    found = signatures.find(target)
-    names = signatures.fields(found).parameters if found else {}
-    return {name: signatures.attribute(target, name) for name in names}
 
 
 def _attention(module: Mapping[str, Any], config: Any) -> list[str]:
@@ -172,14 +165,13 @@ def _architectures(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _keys_of_architecture(key: str, architecture: dict[str, Any]) -> list[str]:
     found = configuration(architecture)
-    definition = signatures.find(found) if found else None
-    if found is None or definition is None:
+    if found is None:
         kinds = signatures.submodules("transformers.models")
-        hint = nearest(str(architecture["model_type"]), kinds)
-        known = hint if "mean" in hint else " transformers has no such model."
-        return [f"{key}.model_type={architecture['model_type']}:{known}"]
+        kind = architecture["model_type"]
+        hint = close(str(kind), kinds) or " transformers has no such model."
+        return [f"{key}.model_type={kind}:{hint}"]
     aliases = signatures.attribute(found, "attribute_map") or {}
-    names = {**signatures.fields(definition).parameters}
+    names = signatures.fields_of(found)
     for name, parameter in signatures.fields_of("runner.ranges.Architecture").items():
         if aliases.get(name, name) in names:
             names[aliases.get(name, name)] = parameter
@@ -191,7 +183,7 @@ def _keys_of_architecture(key: str, architecture: dict[str, Any]) -> list[str]:
 
 def _sizes_fit(key: str, architecture: dict[str, Any]) -> list[str]:
     """Check that a model's heads divide what they share."""
-    sizes = {n: size for n, size in (_sizes(architecture) or {}).items() if isinstance(size, int)}
+    sizes = {name: size for name, size in _values(architecture).items() if isinstance(size, int)}
     heads, groups = sizes.get("num_attention_heads"), sizes.get("num_key_value_heads")
     width = sizes.get("hidden_size")
     if width and heads and "head_dim" not in sizes and width % heads:
@@ -199,18 +191,6 @@ def _sizes_fit(key: str, architecture: dict[str, Any]) -> list[str]:
     if heads and groups and heads % groups:
         return [f"{key}: {heads} heads cannot be shared by {groups} key/value heads"]
     return []
-
-
-def _sizes(architecture: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a model has of each key of `ranges.Architecture`; None of an unknown model."""
-    if not architecture or not (found := configuration(architecture)):
-        return None
-    aliases = signatures.attribute(found, "attribute_map") or {}
-    values = {**field_defaults(found), **architecture}
-    return {
-        name: architecture.get(name, values.get(aliases.get(name, name)))
-        for name in signatures.fields_of("runner.ranges.Architecture")
-    }
 
 
 def made_models(node: Any, key: str = "module") -> list[tuple[str, str]]:

@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.errors import ConfigError
-from runner.job import RUN_DIR, replaced, with_keys_of_today
-from runner.run_record import RUN_FILE, first_line, read_record
+from reports import run_record
+from reports.configs import RUN_DIR, replaced
+from reports.run_record import RUN_FILE, NoRun, RunRecord, run_folder
+from runner.errors import ConfigError, first_line
+from runner.job import with_keys_of_today
 
 try:
     import fcntl
@@ -125,12 +127,16 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def run_folder(path: Path) -> Path | None:
-    """Return the run folder that a path is, or lies in; None if it is in none."""
-    for folder in (path, *path.resolve().parents):
-        if (folder / RUN_FILE).exists():
-            return folder
-    return None
+def read_record(folder: Path) -> RunRecord:
+    """Return the run.json of a run.
+
+    Raises:
+        ConfigError: It is missing, damaged, or no record of a run.
+    """
+    try:
+        return run_record.read_record(folder)
+    except NoRun as error:
+        raise ConfigError(str(error)) from error
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
@@ -169,12 +175,10 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def checkpoint_of(key: str, place: str | Path) -> Path:
-    """Return the checkpoint that is meant where a model is asked for: the one rule for all keys.
+    """Return the checkpoint that is meant where a key asks for a model: the one rule for all keys.
 
-    Args:
-        key: Whose value it is.
-        place: A checkpoint; or a run folder, whose best checkpoint is meant if it keeps one and
-            that is whole, else its newest whole one.
+    A run folder means its best checkpoint if it keeps one and that is whole, else its newest whole
+    one.
 
     Raises:
         ConfigError: There is none, or it is damaged.
@@ -235,6 +239,14 @@ def load(checkpoint: Path) -> dict[str, Any]:
 
     content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     assert isinstance(content, dict)
+    return content
+
+
+def fill(module: Any, checkpoint: Path) -> dict[str, Any]:
+    """Load a checkpoint into a module outside of a trainer; return what it holds."""
+    content = load(checkpoint)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
     return content
 
 

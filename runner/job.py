@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -18,15 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from runner import signatures
+from reports.configs import HOW, RUN_DIR, differing
+from reports.run_record import SweepJob
 from runner.errors import ConfigError, MissingValue
-from runner.run_record import SweepJob
-
-# Stands for the run folder, whose name is not known yet.
-RUN_DIR = "<run folder>"
-
-# Settings that say how a run is started and found, and change nothing in what it learns.
-HOW = ("name", "resume", "stretch", "dry_run", "tags")
+from runner.signatures import promise
 
 # Settings of the data that change how fast it comes, not what comes.
 INDIFFERENT = ("cache_dir", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
@@ -98,13 +92,17 @@ def origin() -> Origin:
         return Origin()
     hydra = HydraConfig.get()
     job = this_job()
-    own = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     return Origin(
-        own if job is None else _sweep().get("command", own),
+        _sweep().get("command", command_line()) if job is not None else command_line(),
         tuple(hydra.overrides.task),
         hydra.runtime.choices.get("experiment"),
         job,
     )
+
+
+def command_line() -> str:
+    """Return the words that have started this process."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def this_job() -> SweepJob | None:
@@ -131,59 +129,17 @@ def _sweep() -> dict[str, Any]:
     return told
 
 
-def config_hash(settings: Mapping[str, Any]) -> str:
-    """Return a hash of all that decides a result: where files go and who logs is left out."""
-    decisive = {key: value for key, value in settings.items() if key not in ("paths", "logger")}
-    if cache := (settings.get("paths") or {}).get("cache_dir"):
-        decisive = replaced(decisive, str(cache), "cache_dir")  # datamodules name it too
-    text = json.dumps(decisive, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def arm_hash(settings: Mapping[str, Any]) -> str:
-    """Return the hash of what is compared: `config_hash` without any `seed`, and without HOW."""
-    return config_hash(_unseeded({k: v for k, v in settings.items() if k not in HOW}))
-
-
-def _unseeded(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {key: _unseeded(value) for key, value in node.items() if key != "seed"}
-    return [_unseeded(value) for value in node] if isinstance(node, list) else node
-
-
-def replaced(node: Any, old: str, new: str) -> Any:
-    """Return plain containers with a part of every text in them replaced."""
-    if isinstance(node, Mapping):
-        return {key: replaced(value, old, new) for key, value in node.items()}
-    if isinstance(node, list):
-        return [replaced(value, old, new) for value in node]
-    return node.replace(old, new) if isinstance(node, str) else node
-
-
 def difference(
     stored: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
     """Return the keys whose values differ, with the stored and the new value.
 
-    Paths, loggers and what says how to start (resume, stretch, dry_run, task) are not compared.
+    Paths, loggers and what says how to start (resume, stretch, dry_run, task) are not compared. A
+    node that only one of them has is one key.
     """
-    skipped = ("paths", "logger", "name", "ckpt_path", "task", *HOW)
-    before, after = (
-        dict(_flat({key: value for key, value in config.items() if key not in skipped}))
-        for config in (stored, settings)
-    )
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return {key: (before.get(key), after.get(key)) for key in keys}
-
-
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for name, value in node.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list | tuple):
-        yield key, json.dumps(node, default=str)
-    else:
-        yield key, node
+    skipped = ("paths", "logger", "ckpt_path", "task", *HOW)
+    both = [{k: v for k, v in config.items() if k not in skipped} for config in (stored, settings)]
+    return {key: (before, after) for key, (before, after) in differing(both)}
 
 
 def listed(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
@@ -191,21 +147,17 @@ def listed(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [f"  {key}: {before} -> {after}" for key, (before, after) in changes.items()]
 
 
-def plain(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
-    """Return the config as plain containers, which is all that a module ever sees.
-
-    Args:
-        cfg: The composed config, unchanged by this.
-        run_dir: The run folder.
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as plain containers, which is all that a module ever sees.
 
     Raises:
         ConfigError: An interpolation leads nowhere, or a required value is missing.
     """
     copy = cfg.copy()
     with open_dict(copy):
-        copy.paths.run_dir = run_dir
-        if _needs_no_data(copy):
-            copy.datamodule = None
+        copy.paths.run_dir = RUN_DIR
+        if copy.get("task") in (promise(copy.get("module"), "without_data") or ()):
+            copy.datamodule = None  # its root may be open
     try:
         plain = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -217,14 +169,6 @@ def plain(cfg: DictConfig, run_dir: str) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key}: {message}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _needs_no_data(cfg: DictConfig) -> bool:
-    """Whether the module says that the task does without the datamodule, whose root may be open."""
-    target = (cfg.get("module") or {}).get("_target_")
-    return bool(target) and cfg.get("task") in (
-        signatures.attribute(str(target), "without_data") or ()
-    )
 
 
 def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -241,11 +185,11 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 def methods(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the callbacks that are methods: those that make the promises of one."""
-    found = {}
-    for name, node in (settings.get("callbacks") or {}).items():
-        if node and signatures.attribute(node["_target_"], "leaves_parameters_unused") is not None:
-            found[name] = node
-    return found
+    return {
+        name: node
+        for name, node in (settings.get("callbacks") or {}).items()
+        if promise(node, "leaves_parameters_unused") is not None
+    }
 
 
 def part_checkpoints(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -257,15 +201,14 @@ def part_checkpoints(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
     if settings["ckpt_path"] is not None and settings["task"] not in ("validate", "test"):
         return
     for key, node in targets(settings["module"], "module"):
-        for name in signatures.attribute(str(node["_target_"]), "checkpoints") or ():
+        for name in promise(node, "checkpoints") or ():
             if node.get(name) is not None:
                 yield f"{key}.{name}", node, name
 
 
 def plans_steps(settings: dict[str, Any]) -> bool:
     """Return whether the chosen module says itself how long its training is, once it has data."""
-    node = settings.get("module")
-    return bool(node and signatures.attribute(node["_target_"], "plans_steps"))
+    return bool(promise(settings.get("module"), "plans_steps"))
 
 
 def device_count(trainer: Mapping[str, Any]) -> int:
@@ -282,11 +225,11 @@ def with_keys_of_today(node: Any) -> Any:
     """
     copy = deepcopy(node)
     for _, each in targets(copy):
-        for old, new in (signatures.attribute(str(each["_target_"]), "renamed") or {}).items():
+        for old, new in (promise(each, "renamed") or {}).items():
             if old in each:
                 each[new] = each.pop(old)
     for _, each in targets(copy):
-        for path in signatures.attribute(str(each["_target_"]), "unread") or {}:
+        for path in promise(each, "unread") or {}:
             parent, _, name = path.rpartition(".")
             (at(each, parent) or {}).pop(name, None)
     return copy

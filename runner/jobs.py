@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from rich.console import Console
 
 from reports import registry, tables
+from reports.registry import Run
+from reports.run_record import RUN_FILE, NoRun
 from runner.engines import Command, Engine, follow
-from runner.errors import ConfigError, FailedRun
+from runner.errors import FailedRun
 from runner.folder import is_locked
-from runner.job import SWEEP, Job
-from runner.run_record import RUN_FILE, first_line, read_record
-from runner.validate import check
+from runner.job import SWEEP, Job, command_line
+from runner.validate import check_apart
 
 # Seconds that a job has to save and stop after the worker that ran it was killed.
 GRACE = 60.0
@@ -47,31 +47,27 @@ class Sweep:
     jobs: int | None = None
     ended: dict[int, str] = field(default_factory=dict)
 
-    def folders(self) -> list[tuple[int, Path]]:
-        """Return the run folders of its jobs, each with its job's number, in their order."""
-        found: list[tuple[int, Path]] = []
+    def runs(self) -> list[Run]:
+        """Return the runs of its jobs, in their order."""
+        found: list[Run] = []
         for file in self.output_dir.glob(f"*/*/{RUN_FILE}"):
             try:
-                sweep = read_record(file.parent).sweep
-            except ConfigError:  # damaged, or somebody else's
+                run = registry.read(file.parent)
+            except NoRun:  # damaged, or somebody else's
                 continue
-            if sweep is not None and sweep.id == self.id:
-                found.append((sweep.job or 0, file.parent))
-        return sorted(found)
-
-    def told(self) -> str:
-        """Return what its jobs' processes are told of it."""
-        command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-        return json.dumps({"id": self.id, "jobs": self.jobs, "command": command})
+            if run.sweep is not None and run.sweep.id == self.id:
+                found.append(run)
+        return sorted(found, key=lambda run: (run.job or 0, run.folder))
 
 
 _running: list[Sweep] = []
 
 
 def begin(sweep: Sweep) -> None:
-    """Make a sweep the one that this process is at."""
+    """Make a sweep the one that this process is at, and tell the processes of its jobs."""
     _running[:] = [sweep]
-    os.environ[SWEEP] = sweep.told()
+    told = {"id": sweep.id, "jobs": sweep.jobs, "command": command_line()}
+    os.environ[SWEEP] = json.dumps(told)
 
 
 def forget() -> None:
@@ -92,13 +88,10 @@ def show(sweep: Sweep) -> None:
 
     A job whose process is gone though its record says that it runs was killed.
     """
-    runs = [registry.read(folder) for _, folder in sweep.folders()]
-    runs = [
-        replace(run, status="killed")
-        if run.status == "running" and not is_locked(run.folder)
-        else run
-        for run in runs
-    ]
+    runs = sweep.runs()
+    for run in runs:
+        if run.status == "running" and not is_locked(run.folder):
+            run.status = "killed"
     if runs or sweep.ended:
         numbers = {*range(1, (sweep.jobs or 0) + 1)} - {run.job for run in runs}
         tables.jobs(Console(), runs, {n: sweep.ended.get(n, "not started") for n in numbers})
@@ -113,13 +106,10 @@ def launch(
         engine: Where they run.
         config: The sweep's config.
         jobs: Each one's overrides.
-        first: How many jobs of the sweep there were before.
+        first: How many jobs the sweep had before.
 
     Returns:
         What Hydra wants of each, in their order: the metric that is watched, or the failure.
-
-    Raises:
-        SystemExit: A signal came.
     """
     (sweep,) = _running
     place = Path(config.hydra.sweep.dir)
@@ -134,8 +124,8 @@ def launch(
     for job, code in follow(engine, iter(commands)):
         overrides = list(jobs[job.number - first - 1])
         own = " ".join(each for each in overrides if each not in shared)
-        folder = dict(sweep.folders()).get(job.number)
-        end = end_of(folder, job.log, code)
+        folders = {run.job: run.folder for run in sweep.runs()}
+        end = end_of(folders.get(job.number), job.log, code)
         sweep.ended[job.number] = end.status
         print(f"job {job.number}/{sweep.jobs} {own}: {end.words}", flush=True)
         returns[job.number] = JobReturn(overrides=overrides)
@@ -153,17 +143,9 @@ def command(
     overrides: Sequence[str],
     number: int,
     log: Path,
-    told: Mapping[str, str] | None = None,
+    **variables: str,
 ) -> Command:
-    """Return the command line that is one job of a sweep.
-
-    Args:
-        config: The sweep's config.
-        overrides: The job's.
-        number: Its number, from 1.
-        log: Where its output goes.
-        told: Further variables for it.
-    """
+    """Return the command line that is one job of a sweep; `variables` are for its process."""
     given, _ = get_args_parser().parse_known_args(sys.argv[1:])
     options = [
         f"--{name.replace('_', '-')}={getattr(given, name)}"
@@ -172,30 +154,24 @@ def command(
     ]
     further = [each for each in config.hydra.overrides.hydra if not each.startswith(_OF_THE_SWEEP)]
     words = [sys.executable, str(Path(sys.argv[0]).resolve()), *options, *overrides, *further]
-    variables = {name: value for name, value in os.environ.items() if name.startswith("FRUGAL_")}
     words += [f"hydra.job.num={number - 1}"]
-    return Command(number, tuple(words), {**variables, **(told or {})}, log)
+    ours = {name: value for name, value in os.environ.items() if name.startswith("FRUGAL_")}
+    return Command(number, tuple(words), {**ours, **variables}, log)
+
+
+def overrides_of(config: DictConfig) -> list[Override]:
+    """Return what a sweep's config and then its command line set, those with several values too."""
+    loader = GlobalHydra.instance().config_loader()
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    return OverridesParser.create(config_loader=loader).parse_overrides(
+        [*given, *config.hydra.overrides.task]
+    )
 
 
 def checked(config: DictConfig, overrides: Sequence[str]) -> Job:
-    """Compose and check one job of a sweep.
-
-    Args:
-        config: The sweep's config.
-        overrides: The job's.
-
-    Raises:
-        ConfigError: It cannot run.
-    """
-    cached = HydraConfig.instance().cfg
-    composed = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
-    HydraConfig.instance().set_config(composed)
-    with open_dict(composed):
-        del composed["hydra"]
-    try:
-        return check(composed)
-    finally:
-        HydraConfig.instance().cfg = cached
+    """Compose and check one job of a sweep; ConfigError says why it cannot run."""
+    loader = GlobalHydra.instance().config_loader()
+    return check_apart(loader.load_sweep_config(config, list(overrides)))
 
 
 @dataclass(frozen=True)
@@ -214,23 +190,19 @@ class End:
 
 
 def end_of(folder: Path | None, log: Path, code: int) -> End:
-    """Return what became of a job whose process has ended, as its run folder says.
-
-    Args:
-        folder: Its run folder; None or not there if it has left none.
-        log: Where its output is.
-        code: Its exit code, below 0 if it was killed.
-    """
+    """Return what became of a job with an exit code, as its run folder says, if there is one."""
     status = "finished" if code == 0 else "failed" if code > 0 else "killed"
     words, value = status, None
     if folder is not None and (folder / RUN_FILE).exists():
         wait_for(folder)
-        record, monitor = read_record(folder), monitored(folder)
-        status = record.status if record.status != "running" else "killed"
-        value = record.metrics.get(monitor or "")
-        words = f"{status} in {tables.duration(record.seconds)}" if status == "finished" else status
-        words += f", {monitor} {value:.4g}" if status == "finished" and value is not None else ""
-        words += f": {first_line(ValueError(record.reason))}" if record.reason else ""
+        run = registry.read(folder)
+        status = words = run.status if run.status != "running" else "killed"
+        monitor = ((run.config.get("callbacks") or {}).get("checkpoint") or {}).get("monitor")
+        value = run.figures.get(str(monitor))
+        if status == "finished":
+            words += f" in {tables.duration(run.seconds)}"
+            words += "" if value is None else f", {monitor} {value:.4g}"
+        words += f": {run.reason.splitlines()[0]}" if run.reason else ""
     return End(status, words if code == 0 else f"{words}\n  its output: {log}", value)
 
 
@@ -239,10 +211,3 @@ def wait_for(folder: Path) -> None:
     until = time.monotonic() + GRACE
     while is_locked(folder) and time.monotonic() < until:
         time.sleep(0.2)
-
-
-def monitored(folder: Path) -> str | None:
-    """Return the name of the metric that a run watched."""
-    config: Any = OmegaConf.load(folder / "config.yaml")
-    name = OmegaConf.select(config, "callbacks.checkpoint.monitor")
-    return None if name is None else str(name)

@@ -27,38 +27,31 @@ from callbacks.interruption import Interruption, stop_behind
 from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
 from reports import registry
+from reports.configs import RUN_DIR, arm_hash, replaced
 from reports.figures import draw_run
+from reports.run_record import without_secrets
 from reports.tables import reached, without_constants
 from runner import machine
 from runner.axes import Axes
 from runner.errors import FailedRun
 from runner.folder import Start, checkpoint_of, load, retire_newer, to_json
-from runner.job import RUN_DIR, Job, arm_hash, config_hash, plans_steps, replaced
+from runner.job import Job
 from runner.parts import (
     answer,
-    best_precision,
     build,
     build_data,
     check_data,
     check_devices,
-    planned_steps,
     prepare,
+    trainer_node,
 )
 from runner.record import Identity, MetricsFile, Record, experiment_of, now
 from runner.resume import CHILD
-from runner.run_record import without_secrets
 from runner.validate import refuse_misfits
 
 
 def run(job: Job, start: Start) -> dict[str, float]:
-    """Train, validate or test, and leave a run folder.
-
-    Args:
-        job: What was asked for; what its `pretrained` names is made.
-        start: Where the run lies and what it goes on from.
-
-    Returns:
-        The run's last metrics.
+    """Train, validate or test, and leave a run folder; return the last metrics.
 
     Raises:
         ConfigError: Something cannot be built as it was asked for.
@@ -95,18 +88,12 @@ class _CountsStepsTaken(_LoggerConnector):
 
 
 class _Run:
-    """A run that leaves a folder: train, validate or test.
-
-    Args:
-        job: What was asked for.
-        start: Where the run lies and what it goes on from.
-    """
+    """A run that leaves a folder: train, validate or test."""
 
     def __init__(self, job: Job, start: Start) -> None:
         self.began = time.perf_counter()
         machine.forget_peak()
         self.job = job
-        self.recorded = replaced(job.recorded, RUN_DIR, str(start.folder))
         self.settings = settings = replaced(job.settings, RUN_DIR, str(start.folder))
         self.start = start
         self.task = job.task
@@ -144,7 +131,7 @@ class _Run:
         listening = [cb for cb in self.callbacks if isinstance(cb, Interruption)]
         interruption = listening[0] if listening else Interruption()
         with interruption.listen(self.trainer), _told_to_children(self.start):
-            self.record = self._record() if self.first else None
+            self.record = Record(self.start, self.job) if self.first else None
             began = time.perf_counter()
             self.phases["preparation"] = began - self.began
             if (words := self.job.origin.words(self.settings["seed"])) is not None:
@@ -164,7 +151,7 @@ class _Run:
             except BaseException as error:
                 stop = stop_behind(error)
                 if stop is None:
-                    words = not_finite_behind(error) or _of_disk(error) or _of_others(error)
+                    words = not_finite_behind(error) or _cause(error)
                     self._failed(error, words)
                     if words is not None:
                         raise FailedRun(words) from error
@@ -182,13 +169,9 @@ class _Run:
                     self.record.close()
         # Last of all: a terminal that is gone by now must not fail a run that is done.
         if self.first:
-            title, ledgers = self._title(), self.ledgers.values()
-            reached(self.console, title, shown, ledgers, self.places)
+            title = f"{self.settings['name']} {self.start.run_id}, {self.task}"
+            reached(self.console, title, shown, self.ledgers.values(), self.places)
         return metrics
-
-    def _record(self) -> Record:
-        hashes = config_hash(self.job.recorded), arm_hash(self.job.recorded)
-        return Record(self.start, self.recorded, *hashes, self.job.origin)
 
     def _train(self) -> dict[str, float]:
         checkpoint = self.checkpoint
@@ -268,7 +251,7 @@ class _Run:
         last, best = (next((getattr(cb, w) for cb in saving), None) for w in ("last", "best"))
         self.record.update(
             metrics=metrics,
-            ledgers={name: ledger.to_dict() for name, ledger in self.ledgers.items()},
+            ledgers=self.ledgers,
             checkpoint=None if last is None else str(last.relative_to(folder)),
             best_checkpoint=None if best is None else str(best.relative_to(folder)),
             data=self._data(),
@@ -333,9 +316,6 @@ class _Run:
         finally:
             self.phases[phase] = time.perf_counter() - began
 
-    def _title(self) -> str:
-        return f"{self.settings['name']} {self.start.run_id}, {self.task}"
-
     def _loggers(self) -> list[Any]:
         found = []
         for name, node in (self.settings["logger"] or {}).items():
@@ -363,22 +343,16 @@ class _Run:
             "group": self.settings["name"],
             "job_type": self.task,
             "config": {
-                **without_secrets(self.recorded),
-                "experiment": self.job.origin.experiment
-                or experiment_of(self.settings["ckpt_path"]),
+                **without_secrets(replaced(self.job.recorded, RUN_DIR, str(self.start.folder))),
+                "experiment": experiment_of(self.job),
                 "arm": arm_hash(self.job.recorded),
             },
         }
 
     def _trainer(self) -> pl.Trainer:
-        node = {**self.settings["trainer"]}
-        if self.task == "train" and plans_steps(self.settings):
-            node["max_steps"] = planned_steps(self.module, self.datamodule, node["max_steps"])
-        if node.get("precision") == "auto":
-            node["precision"] = best_precision(str(node.get("accelerator", "auto")))
         trainer = build(
             "trainer",
-            node,
+            trainer_node(self.settings, self.module, self.datamodule),
             callbacks=self.callbacks,
             logger=self.loggers or False,
             plugins=[AtomicCheckpointIO()],
@@ -398,34 +372,24 @@ class _Run:
 @contextmanager
 def _told_to_children(start: Start) -> Iterator[None]:
     """Tell processes that Lightning starts with the same command which run they belong to."""
-    before = os.environ.get(CHILD)
     os.environ[CHILD] = to_json(start)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[CHILD]
-        else:
-            os.environ[CHILD] = before
+        del os.environ[CHILD]
 
 
-def _of_disk(error: BaseException) -> str | None:
-    """Say what the disk refused, None if that is not what ended the run."""
-    if not isinstance(error, OSError) or error.errno not in DISK:
-        return None
-    place = f": {error.filename}" if error.filename else ""
-    return f"the disk does not take what the run writes: {error.strerror}{place}"
-
-
-def _of_others(error: BaseException) -> str | None:
-    """Say that another process of the run has ended, None if that is not what ended this one."""
-    gone = isinstance(error, ProcessExitedException) or (
-        isinstance(error, RuntimeError | ProcessRaisedException)
-        and any(sign in str(error) for sign in GONE)
+def _cause(error: BaseException) -> str | None:
+    """Say what outside of this process ended a run, None if nothing did."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        place = f": {error.filename}" if error.filename else ""
+        return f"the disk does not take what the run writes: {error.strerror}{place}"
+    is_gone = isinstance(error, RuntimeError | ProcessRaisedException) and any(
+        sign in str(error) for sign in GONE
     )
-    if not gone:
-        return None
-    return "another process of this run has ended; resume=auto goes on from the last checkpoint"
+    if is_gone or isinstance(error, ProcessExitedException):
+        return "another process of this run has ended; resume=auto goes on from the last checkpoint"
+    return None
 
 
 def _start_wandb(loggers: list[Any]) -> None:

@@ -12,7 +12,7 @@ from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 
-from runner.run_record import Git, Hardware, PeakMemory
+from reports.run_record import Git, Hardware, PeakMemory
 
 PACKAGES = (
     "datasets",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, refusing
 from runner.fit import is_language_model, made_models
 from runner.folder import load
-from runner.job import Job
+from runner.job import Job, plans_steps
 from runner.validate import RUNNER_KEYS
 
 
@@ -53,33 +52,11 @@ def build(key: str, node: Any, **further: Any) -> Any:
         raise ConfigError(words if words.startswith(key) else f"{key}: {words}") from error
 
 
-@contextmanager
-def refusing() -> Iterator[None]:
-    """Let what data or module refuse be a refusal of the config that names them.
-
-    Raises:
-        ConfigError: In place of a ValueError, an ImportError, or a file that is missing, may not be
-            read or cannot be written.
-    """
-    try:
-        yield
-    except (ValueError, ImportError) as error:
-        raise ConfigError(str(error)) from error
-    except OSError as error:
-        raise ConfigError(f"a file cannot be read or written: {error}") from error
-
-
 def rehearse(job: Job) -> None:
     """Build a run's parts without their weights and folder, and read the user's own files.
 
     What cannot be built is thereby refused before a base model is trained, and before the first job
     of a sweep.
-
-    Args:
-        job: What was asked for.
-
-    Raises:
-        ConfigError: A part cannot be built as it was asked for.
     """
     settings = job.settings
     check_devices(settings["trainer"])
@@ -129,31 +106,33 @@ def without_weights(job: Job) -> dict[str, Any]:
 
 
 def prepare(datamodule: Any, opened: bool = True) -> None:
-    """Have the data made, so that what is wrong with it is refused before anything starts.
-
-    Args:
-        datamodule: The data.
-        opened: Whether it is to be opened as well.
-
-    Raises:
-        ConfigError: The data cannot be used.
-    """
+    """Have the data made, and opened unless told otherwise; ConfigError says what is wrong."""
     with refusing():
         datamodule.prepare_data()
         if opened:
             datamodule.setup("fit")
 
 
-def planned_steps(module: Any, datamodule: Any, limit: int) -> int:
-    """Ask a module that plans its steps how many there are; `limit` at most, unless it is -1.
+def trainer_node(settings: dict[str, Any], module: Any, datamodule: Any) -> dict[str, Any]:
+    """Return the trainer's node with the length and the precision that are left to the program.
 
-    Raises:
-        ConfigError: The data cannot be used, or do not fit the module.
+    A module that plans its steps is asked how many there are, once the data is prepared.
     """
-    prepare(datamodule)
-    with refusing():
-        steps: int = module.max_steps(datamodule, None if limit == -1 else limit)
-    return steps
+    node = {**settings["trainer"]}
+    if plans_steps(settings) and (settings["task"] == "train" or settings["dry_run"]):
+        prepare(datamodule)
+        limit = None if node["max_steps"] == -1 else node["max_steps"]
+        with refusing():
+            node["max_steps"] = module.max_steps(datamodule, limit)
+    if node.get("precision") == "auto":
+        node["precision"] = best_precision(str(node.get("accelerator", "auto")))
+    return node
+
+
+def best_precision(accelerator: str) -> str:
+    """Return what trainer.precision=auto means on this machine."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def check_data(module: Any, datamodule: Any, checkpoint: Path) -> None:
@@ -166,9 +145,3 @@ def check_data(module: Any, datamodule: Any, checkpoint: Path) -> None:
         prepare(datamodule)
         with refusing():
             module.check_data(datamodule, load(checkpoint))
-
-
-def best_precision(accelerator: str) -> str:
-    """Return what trainer.precision=auto means on this machine."""
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.cache import build_once
+from reports.configs import config_hash, replaced
 from runner import life
 from runner.export import export
 from runner.fit import EXPERIMENT, gguf_file, made_models
 from runner.folder import checkpoint_of
-from runner.job import Job, config_hash, part_checkpoints, replaced
+from runner.job import Job, part_checkpoints
 from runner.parts import build, rehearse, without_weights
 from runner.resume import choose
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import shutil
 import sys
@@ -21,11 +20,13 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from atomic import replacing
+from reports.configs import RUN_DIR, arm_hash, config_hash, replaced
+from reports.registry import read_rows
+from reports.run_record import RunRecord, run_folder, without_secrets, write_record
 from runner import machine, output
 from runner.errors import ConfigError
-from runner.folder import CHECKPOINT_KEY, Start, open_folder, run_folder
-from runner.job import Origin
-from runner.run_record import RunRecord, read_record, without_secrets, write_record
+from runner.folder import CHECKPOINT_KEY, Start, open_folder, read_record
+from runner.job import Job
 
 
 def now() -> str:
@@ -36,21 +37,13 @@ def now() -> str:
 class Record:
     """A run's folder and its run.json, from before the first step until the run has ended.
 
-    Args:
-        start: Where the run lies and what it goes on from.
-        settings: The resolved config.
-        digest: Its hash.
-        arm: That of the arm it belongs to.
-        origin: Who asked for it.
-
     Raises:
         ConfigError: Another process is at work in the folder, or it cannot be written to.
     """
 
-    def __init__(
-        self, start: Start, settings: dict[str, Any], digest: str, arm: str, origin: Origin
-    ) -> None:
+    def __init__(self, start: Start, job: Job) -> None:
         self.folder = start.folder
+        settings = replaced(job.recorded, RUN_DIR, str(start.folder))
         with _refused_by_the_disk(start):
             self._lock: TextIO = open_folder(self.folder, start.resumed)
         before = read_record(self.folder) if start.resumed else None
@@ -59,14 +52,14 @@ class Record:
             task=settings["task"],
             status="running",
             name=start.folder.parent.name,
-            experiment=origin.experiment or experiment_of(settings["ckpt_path"]),
+            experiment=experiment_of(job),
             started=before.started if before else now(),
             seed=settings["seed"],
-            command=origin.command,
-            overrides=list(origin.overrides),
-            sweep=origin.job,
-            config_hash=digest,
-            arm=arm,
+            command=job.origin.command,
+            overrides=list(job.origin.overrides),
+            sweep=job.origin.job,
+            config_hash=config_hash(job.recorded),
+            arm=arm_hash(job.recorded),
             git=machine.git(),
             versions=machine.versions(),
             hardware=machine.hardware(),
@@ -105,10 +98,13 @@ def _refused_by_the_disk(start: Start) -> Iterator[None]:
         raise ConfigError(f"paths.output_dir: {start.folder} cannot be written: {error}") from error
 
 
-def experiment_of(checkpoint: str | None) -> str | None:
-    """Return the experiment of the run that a checkpoint is of, None if nothing tells."""
-    folder = run_folder(Path(checkpoint)) if checkpoint else None
-    return read_record(folder).experiment if folder else None
+def experiment_of(job: Job) -> str | None:
+    """Return the experiment of a job or of the run that it looks at, None if nothing tells."""
+    checkpoint = job.recorded["ckpt_path"]
+    if job.origin.experiment is not None or checkpoint is None:
+        return job.origin.experiment
+    folder = run_folder(Path(checkpoint))
+    return None if folder is None else read_record(folder).experiment
 
 
 def quiet() -> None:
@@ -129,12 +125,7 @@ def quiet() -> None:
 
 
 class Identity(pl.Callback):
-    """Writes the run's id into its checkpoints, and the tokenizer beside them.
-
-    Args:
-        folder: The run folder.
-        identity: The run's id and experiment.
-    """
+    """Writes the run's identity into its checkpoints, and the tokenizer into its folder."""
 
     def __init__(self, folder: Path, identity: dict[str, str]) -> None:
         self.folder = folder
@@ -164,9 +155,6 @@ class MetricsFile(Logger):
 
     Each row is on disk as soon as it is logged. Lightning's CSVLogger keeps rows in memory and
     deletes the file of a run that is resumed.
-
-    Args:
-        folder: The run folder.
     """
 
     def __init__(self, folder: str) -> None:
@@ -200,38 +188,26 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def keep_to(self, step: int) -> None:
-        """Drop rows after a step: a resumed run writes them anew.
-
-        Args:
-            step: The optimizer steps that the checkpoint holds.
-        """
+        """Drop rows after an optimizer step: a resumed run writes them anew."""
         self._rewrite(self._header(), [row for row in self.rows() if _step(row) <= step])
 
     def rows(self) -> list[dict[str, str]]:
-        """Return what the file holds, cells as text; nothing before the first row.
-
-        A row that is not whole, which a process that was killed may leave, is left out.
+        """Return what the file holds, see `registry.read_rows`; nothing before the first row.
 
         Raises:
             ConfigError: The file is damaged.
         """
         try:
-            with self._opened() as file:
-                text = file.read()
-            found = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-            return [row for row in found if None not in row and None not in row.values()]
+            return read_rows(self.path) if self.path.exists() else []
         except (UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(f"{self.path}: {error}; take it away to go on") from error
 
     def _header(self) -> list[str]:
         """Return the columns: read each time, for a spawned process may have added some."""
-        with self._opened() as file:
-            return next(csv.reader(file), [])
-
-    def _opened(self) -> TextIO:
         if not self.path.exists():
-            return io.StringIO()
-        return self.path.open(newline="", encoding="utf-8")
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
 
     def _rewrite(self, header: list[str], rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runner import signatures
+from reports.run_record import RUN_FILE, run_folder
 from runner.errors import ConfigError
 from runner.folder import (
     Start,
@@ -18,12 +18,12 @@ from runner.folder import (
     from_json,
     is_locked,
     newest_whole,
-    run_folder,
+    read_record,
     stored_config,
     to_json,
 )
 from runner.job import INDIFFERENT, difference, listed, methods
-from runner.run_record import RUN_FILE, read_record
+from runner.signatures import promise
 
 # Tells a process that Lightning or a search has started what its parent has decided.
 CHILD = "FRUGAL_START"
@@ -46,11 +46,7 @@ def choose(settings: Mapping[str, Any]) -> Start:
 
 
 def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
-    """Find the run that `resume` means.
-
-    Args:
-        settings: The resolved config of the new command.
-        experiment: The folder that holds this experiment's runs.
+    """Find the run that `resume` means among those of an experiment's folder.
 
     Returns:
         The run to go on with, or a sentence that says why there is none (auto only).
@@ -110,8 +106,7 @@ def changes_of_length(
     None, if nothing in it follows its length (learning rate, stages), or `stretch` asks for it.
     """
     nodes = [settings["module"], *(settings["callbacks"] or {}).values()]
-    targets = [node["_target_"] for node in nodes if node is not None]
-    if settings["stretch"] or not any(signatures.attribute(t, "follows_length") for t in targets):
+    if settings["stretch"] or not any(promise(node, "follows_length") for node in nodes):
         return []
     keys = {"trainer.max_steps", "trainer.max_epochs"}
     if any((config["trainer"].get("max_epochs") or -1) > 0 for config in (stored, settings)):

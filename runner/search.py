@@ -16,23 +16,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from reports import registry
+from reports.run_record import RUN_FILE
 from reports.tables import duration
 from runner import jobs
 from runner.engines import Command, Engine, Running, follow
 from runner.errors import ConfigError
-from runner.folder import Start, from_json, lock, newest_whole, to_json
+from runner.folder import Start, from_json, lock, newest_whole, read_record, to_json
 from runner.job import Job, difference, listed
 from runner.jobs import End, Sweep
 from runner.resume import CHILD, choose
-from runner.run_record import RUN_FILE, read_record
 from terminal import literal
 
 STUDY_FILE = "study.db"
@@ -65,20 +63,8 @@ class Space:
 
 
 def space_of(config: DictConfig) -> Space:
-    """Return what a sweep's config and command line search.
-
-    Args:
-        config: The sweep's config.
-
-    Raises:
-        ConfigError: They search nothing.
-    """
-    loader = GlobalHydra.instance().config_loader()
-    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(
-        [*given, *config.hydra.overrides.task]
-    )
-    overrides = {each.get_key_element(): each for each in parsed}  # the command line's come last
+    """Return what a sweep's config and command line search; ConfigError if it is nothing."""
+    overrides = {each.get_key_element(): each for each in jobs.overrides_of(config)}
     searched = tuple(each for each in overrides.values() if each.is_sweep_override())
     if not searched:
         raise ConfigError(
@@ -97,13 +83,7 @@ def _ends(override: Override) -> list[str]:
 
 
 def search(config: DictConfig, engine: Engine, space: Space, plan: Mapping[str, Any]) -> None:
-    """Go on with a study, or begin one, until it has as many trials as are wanted.
-
-    Args:
-        config: The sweep's config.
-        engine: Where trials run.
-        space: What is searched.
-        plan: The sweeper's settings.
+    """Go on with a study, or begin one, until it has as many trials as the sweeper's plan wants.
 
     Raises:
         ConfigError: The study is of another search, or another process is at work on it.
@@ -132,14 +112,7 @@ def search(config: DictConfig, engine: Engine, space: Space, plan: Mapping[str, 
 
 
 class _Study:
-    """Optuna's study: what was tried, what came of it, what to try next.
-
-    Args:
-        folder: Its folder.
-        job: What is done with the first corner of the space.
-        space: What is searched.
-        plan: The sweeper's settings.
-    """
+    """Optuna's study: what was tried, what came of it, what to try next."""
 
     def __init__(self, folder: Path, job: Job, space: Space, plan: Mapping[str, Any]) -> None:
         import optuna
@@ -240,9 +213,8 @@ class _Study:
 
     def best(self) -> Any:
         """Return the best trial, None if none is complete."""
-        complete = [each for each in self.trials() if each.state.name == "COMPLETE"]
-        sign = -1 if self.study.direction.name == "MAXIMIZE" else 1
-        return min(complete, key=lambda each: sign * each.value, default=None)
+        is_complete = any(each.state.name == "COMPLETE" for each in self.trials())
+        return self.study.best_trial if is_complete else None
 
     def show(self) -> None:
         """Print a table of all trials, and the command that repeats the best one."""
@@ -264,15 +236,15 @@ class _Study:
         console.print(table)
         console.print(f"The study: {self.folder / STUDY_FILE}", highlight=False, soft_wrap=True)
         if best is not None:
-            words = [*self.space.fixed, *overrides_of(best.params)]
+            words = [*self.space.fixed, *_settings_of(best)]
             again = shlex.join(["python", "run.py", *words])
             console.print(f"The best, trial {best.number + 1}:", highlight=False)
             console.print(again, highlight=False, markup=False, soft_wrap=True)
 
 
-def overrides_of(params: Mapping[str, Any]) -> list[str]:
+def _settings_of(trial: Any) -> list[str]:
     """Return a trial's settings as overrides."""
-    return [f"{key}={value}" for key, value in params.items()]
+    return [f"{key}={value}" for key, value in trial.params.items()]
 
 
 def _short(value: Any) -> str:
@@ -291,14 +263,7 @@ class _Trial:
 
 
 class _Search:
-    """Runs trials until there are enough, and tells the study what came of each.
-
-    Args:
-        config: The sweep's config.
-        engine: Where trials run.
-        study: The study.
-        count: How many trials it is to have in all.
-    """
+    """Runs trials until the study has `count` of them, and tells it what came of each."""
 
     def __init__(self, config: DictConfig, engine: Engine, study: _Study, count: int) -> None:
         self.config, self.engine, self.study, self.count = config, engine, study, count
@@ -345,9 +310,9 @@ class _Search:
         trial.set_user_attr("start", to_json(start))
         steps = set(self.study.trials()[trial.number].intermediate_values)
         self.running[number] = _Trial(trial, start.folder, steps=steps)
-        overrides = [*self.study.space.fixed, *overrides_of(trial.params)]
+        overrides = [*self.study.space.fixed, *_settings_of(trial)]
         log = self.study.folder / f"trial-{number}.log"
-        return jobs.command(self.config, overrides, number, log, {CHILD: to_json(start)})
+        return jobs.command(self.config, overrides, number, log, **{CHILD: to_json(start)})
 
     def _look(self, running: Mapping[int, Running]) -> None:
         """Report what trials have reached since the last look; stop those without prospects."""
@@ -380,5 +345,5 @@ class _Search:
         elif trial.pruned:
             self.study.tell(number - 1, "PRUNED")
         words = "pruned" if trial.pruned and end.status == "interrupted" else end.words
-        own = " ".join(overrides_of(trial.asked.params))
+        own = " ".join(_settings_of(trial.asked))
         print(f"trial {number}/{self.count} {own}: {words}", flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import math
+import operator
 import re
 import sys
 import typing
@@ -39,6 +40,14 @@ PLAIN: dict[Any, tuple[type, ...]] = {
     **dict.fromkeys((list, tuple, Sequence, Iterable, Collection), (list,)),
     **dict.fromkeys((dict, Mapping), (dict,)),
     float: (int, float),
+}
+
+# Whether a value keeps a bound, by the name of annotated_types' field.
+HOLDS: dict[str, Callable[[Any, Any], bool]] = {
+    **{name: getattr(operator, name) for name in ("gt", "ge", "lt", "le")},
+    "multiple_of": lambda value, unit: value % unit == 0,
+    "min_length": lambda value, least: len(value) >= least,
+    "max_length": lambda value, most: len(value) <= most,
 }
 
 
@@ -129,6 +138,11 @@ def attribute(target: str, name: str) -> Any:
                 except ValueError:
                     return None
     return None
+
+
+def promise(node: Any, name: str) -> Any:
+    """Return what the class of a config node says under a name; None if it or the node does not."""
+    return attribute(str(node.get("_target_")), name) if node else None
 
 
 def fields(definition: Definition) -> Signature:
@@ -428,7 +442,8 @@ def _problems(key: str, value: Any, hint: Any) -> list[str]:
         found = _problems(key, value, options[0])
         if found == [f"{key}={value!r} must be {words(options[0])}"]:
             return wrong
-        return found or ([] if _within(value, _bounds(hint)) else wrong)
+        bounds = _bounds(hint).items() if value is not None else ()
+        return found or ([] if all(HOLDS[name](value, bound) for name, bound in bounds) else wrong)
     if origin in (typing.Required, typing.NotRequired, typing.ClassVar):
         return _problems(key, value, options[0])
     if isinstance(hint, type) and issubclass(hint, _Group):
@@ -467,19 +482,6 @@ def _bounds(hint: Any) -> dict[str, Any]:
                 (name,) = part.__slots__
                 found[name] = getattr(part, name)
     return found
-
-
-def _within(value: Any, bounds: Mapping[str, Any]) -> bool:
-    holds: dict[str, Callable[[Any], bool]] = {
-        "gt": lambda least: value > least,
-        "ge": lambda least: value >= least,
-        "lt": lambda most: value < most,
-        "le": lambda most: value <= most,
-        "multiple_of": lambda unit: value % unit == 0,
-        "min_length": lambda least: len(value) >= least,
-        "max_length": lambda most: len(value) <= most,
-    }
-    return value is None or all(holds[name](bound) for name, bound in bounds.items())
 
 
 def _range(bounds: Mapping[str, Any]) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from runner import signatures
+from reports.run_record import run_folder
 from runner.errors import ConfigError
-from runner.folder import run_folder, stored_config
+from runner.folder import stored_config
 from runner.job import INDIFFERENT, at, difference, listed, methods
+from runner.signatures import promise
 
 # Settings of modules that nothing but training reads.
 OF_TRAINING = ("optimizer", "schedule")
@@ -52,7 +53,7 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     if not stored["module"]:
         raise ConfigError(f"{key}={path}: {folder / 'config.yaml'} names no module")
     target = stored["module"]["_target_"]
-    bound = bool(signatures.attribute(target, "bound_to_data"))
+    bound = bool(promise(stored["module"], "bound_to_data"))
     if bound:
         settings = {**settings, "datamodule": _data_of(stored, settings, f"{key}={path}")}
     if trains:
@@ -63,7 +64,7 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
         assert isinstance(asked, dict)
     same = bound and asked["_target_"] == target
     changes = difference({"module": stored["module"]}, {"module": asked})
-    adjustable = [f"module.{each}" for each in signatures.attribute(target, "adjustable") or ()]
+    adjustable = [f"module.{each}" for each in promise(stored["module"], "adjustable") or ()]
     against = {
         name: change
         for name, change in changes.items()
@@ -77,14 +78,12 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     for name in filter(_is_given, changes.keys() & adjustable):
         parent, _, leaf = name.rpartition(".")
         at(chosen, parent)[leaf] = at({"module": asked}, name)
-    if settings["task"] in (signatures.attribute(target, "without_data") or ()):
+    if settings["task"] in (promise(stored["module"], "without_data") or ()):
         chosen["datamodule"] = None
     elif not settings["datamodule"]:
         chosen["datamodule"] = stored["datamodule"]
     needed = {
-        name: node
-        for name, node in methods(stored).items()
-        if signatures.attribute(node["_target_"], "changes_shapes")
+        name: node for name, node in methods(stored).items() if promise(node, "changes_shapes")
     }
     chosen["callbacks"] = {**needed, **(settings["callbacks"] or {})}
     limit = (stored.get("trainer") or {}).get("limit_val_batches")
@@ -116,4 +115,5 @@ def _is_given(key: str) -> bool:
         return False
     given = [re.split("[=@]", o.lstrip("+~"))[0] for o in HydraConfig.get().overrides.task]
     leaf = key.rpartition(".")[2]
-    return any(g == leaf or ("." in g and f"{key}.".startswith(f"{g}.")) for g in given)
+    inside = ("." in g and f"{key}.".startswith(f"{g}.") for g in given)
+    return any(inside) or any(g == leaf or g.startswith(f"{key}.") for g in given)

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -30,11 +27,7 @@ class CheckJobs(Callback):
     """Gives a sweep its id, and checks every job before the first one starts."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a launcher or sweeper where there is no sweep.
-
-        Raises:
-            Refusal: One was chosen.
-        """
+        """Refuse a launcher or sweeper where there is no sweep."""
         for name in ("launcher", "sweeper"):
             if str(config.hydra[name]._target_).startswith(OUR_PLUGINS):
                 chosen = config.hydra.runtime.choices[f"hydra/{name}"]
@@ -46,17 +39,12 @@ class CheckJobs(Callback):
                 )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compose and check the jobs that the sweeper will make of the command line.
-
-        Raises:
-            Refusal: A job cannot run.
-        """
+        """Compose and check the jobs that the sweeper will make of the command line."""
         sweep = Sweep(
             f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}",
             Path(config.paths.output_dir),
         )
         jobs.begin(sweep)
-        cached = HydraConfig.instance().cfg
         try:
             for name in ("launcher", "sweeper"):
                 _check_plugin(config, name)
@@ -65,8 +53,6 @@ class CheckJobs(Callback):
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             jobs.forget()
             raise Refusal(error) from error
-        finally:
-            HydraConfig.instance().cfg = cached
         if given:
             jobs.begin(replace(sweep, jobs=len(given)))
 
@@ -92,7 +78,7 @@ def _check_plugin(config: DictConfig, name: str) -> None:
 def _jobs(config: DictConfig) -> list[Sequence[str]]:
     """Return the overrides of each job that will be started, of a search those at its corners.
 
-    None for another sweeper, whose values are not known: each job is checked when it starts.
+    None of another sweeper, whose values are not known: each job is checked when it starts.
     """
     target = str(config.hydra.sweeper._target_)
     if target.startswith(OUR_PLUGINS):
@@ -103,12 +89,7 @@ def _jobs(config: DictConfig) -> list[Sequence[str]]:
         return list(space_of(config).corners())
     if not target.endswith(".BasicSweeper"):
         return []
-    loader = GlobalHydra.instance().config_loader()
-    given = [f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()]
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(
-        given + list(config.hydra.overrides.task)
-    )
-    return list(BasicSweeper.split_arguments(overrides, None)[0])
+    return list(BasicSweeper.split_arguments(jobs.overrides_of(config), None)[0])
 
 
 def _check(config: DictConfig, overrides: Sequence[Sequence[str]]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import signatures
-from runner.errors import ConfigError
+from runner.errors import refusing
 
 # The groups of conf/ that are nodes of the config; one that was not chosen is None.
 GROUPS = ("module", "datamodule", "callbacks", "trainer", "logger", "paths")
@@ -41,15 +41,16 @@ FREE_TASKS = {"report": "reports.report.report", "dashboard": "runner.dashboard.
 
 def own_tasks(module: Mapping[str, Any] | None) -> dict[str, bool]:
     """Return the tasks that a module's node adds, each with whether it needs a checkpoint."""
-    return (signatures.attribute(module["_target_"], "tasks") or {}) if module else {}
+    return signatures.promise(module, "tasks") or {}
 
 
 def function_of(task: str, module: Mapping[str, Any] | None) -> str | None:
     """Return the dotted name of the function whose keywords a task reads; None: of no such one."""
     if function := {**KEYED, **FREE_TASKS}.get(task):
         return function
-    listed = module is not None and task in own_tasks(module) and task not in TASKS
-    return f"{module['_target_']}.{task}" if module is not None and listed else None
+    if module is not None and task in own_tasks(module) and task not in TASKS:
+        return f"{module['_target_']}.{task}"
+    return None
 
 
 def arguments(task: str, module: Mapping[str, Any] | None) -> dict[str, signatures.Parameter]:
@@ -84,19 +85,13 @@ def _arguments(function: str) -> dict[str, signatures.Parameter]:
 def run_free(settings: Mapping[str, Any]) -> dict[str, float]:
     """Do a task of FREE_TASKS; nothing is imported for it but what it imports itself.
 
-    Args:
-        settings: The resolved config.
-
     Raises:
         ConfigError: The function refuses what it was given, by a ValueError.
     """
     module, _, name = FREE_TASKS[settings["task"]].rpartition(".")
-    try:
-        metrics: dict[str, float] = getattr(importlib.import_module(module), name)(
-            settings, **given(settings)
-        )
-    except (ValueError, ImportError) as error:
-        raise ConfigError(str(error)) from error
+    with refusing():
+        do = getattr(importlib.import_module(module), name)
+        metrics: dict[str, float] = do(settings, **given(settings))
     return metrics
 
 
@@ -109,12 +104,8 @@ def named_in(overrides: list[str]) -> str | None:
 def with_task_keys(overrides: list[str]) -> list[str]:
     """Let keys of a task be written like those of conf/, where Hydra wants a `++`.
 
-    Args:
-        overrides: Of the command line, `task=NAME` among them or not.
-
-    Returns:
-        The same with `++key=value` for every bare word that no file of conf/ names. Those that the
-        task does not read are refused by `runner.validate`.
+    It is put before every bare word that no file of conf/ names. Those that the task does not read
+    are refused by `runner.validate`.
     """
     if named_in(overrides) is None:
         return overrides
@@ -205,17 +196,14 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
 
     Those that the task reads are bound to its arguments; those in the module's `shortcuts` to the
     module's argument of that name, which an experiment sets by them.
-
-    Args:
-        settings: The resolved config.
     """
     task, module = settings["task"], settings["module"]
     top = signatures.fields_of(TOP_LEVEL)
     wanted = {n: p for n, p in arguments(task, module).items() if n not in top}
-    target = module["_target_"] if module else ""
-    taken = signatures.signature(target) if target else None
-    for name in (signatures.attribute(target, "shortcuts") or ()) if taken else ():
-        wanted[name] = replace(taken.parameters[name], required=False) if taken else wanted[name]
+    taken = signatures.signature(module["_target_"]) if module else None
+    if taken is not None:
+        for name in signatures.promise(module, "shortcuts") or ():
+            wanted[name] = replace(taken.parameters[name], required=False)
     further = {name: value for name, value in settings.items() if name not in (*top, *GROUPS)}
     if task not in (*TASKS, *FREE_TASKS, *own_tasks(module)):
         return []  # what it would read is unknown

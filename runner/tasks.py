@@ -8,23 +8,18 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.text import Text
 
+from reports.run_record import run_folder, write_json
 from runner import dry_run, task_keys
+from runner.errors import refusing
 from runner.export import export
-from runner.folder import checkpoint_of, load, run_folder
+from runner.folder import checkpoint_of, fill
 from runner.job import Job
-from runner.parts import build, check_data, refusing
+from runner.parts import build, check_data
 from runner.record import now
-from runner.run_record import write_json
 
 
 def run(job: Job) -> dict[str, float]:
-    """Do what leaves no run folder.
-
-    Args:
-        job: What was asked for; what its `pretrained` names is made, where a task needs it.
-
-    Returns:
-        What the task came to, by name.
+    """Do what leaves no run folder; return what it came to, by name.
 
     Raises:
         ConfigError: Something cannot be built, or the task refuses what it was given.
@@ -53,9 +48,7 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
     if settings["ckpt_path"] is not None:
         checkpoint = checkpoint_of("ckpt_path", settings["ckpt_path"])
         check_data(module, datamodule, checkpoint)
-        content = load(checkpoint)
-        module.on_load_checkpoint(content)
-        module.load_state_dict(content["state_dict"])
+        fill(module, checkpoint)
     module.eval()
     with refusing():
         metrics: dict[str, float] = getattr(module, task)(datamodule, **given)

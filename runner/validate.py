@@ -29,7 +29,6 @@ from runner.explain import composed, explain
 from runner.explain import experiments as experiments
 from runner.job import (
     OUR_PLUGINS,
-    RUN_DIR,
     Job,
     at,
     methods,
@@ -40,6 +39,7 @@ from runner.job import (
     targets,
     this_job,
 )
+from runner.signatures import promise
 from runner.stored import with_stored
 from runner.task_keys import FREE_TASKS, GROUPS, TASKS, TOP_LEVEL, own_tasks
 from subnetworks.families import sizes
@@ -93,7 +93,7 @@ def check(cfg: DictConfig) -> Job:
     _refuse(_groups(cfg))
     if cfg.paths.get("run_dir") is not None:
         raise ConfigError("paths.run_dir is the runner's to fill in: set paths.output_dir instead.")
-    settings = {**dict.fromkeys(GROUPS), **plain(cfg, RUN_DIR)}
+    settings = {**dict.fromkeys(GROUPS), **plain(cfg)}
     top = signatures.fields_of(TOP_LEVEL)
     given = {name: value for name, value in settings.items() if name in top}
     paths = signatures.fields_of("runner.ranges.Paths")
@@ -119,15 +119,13 @@ def check(cfg: DictConfig) -> Job:
 
 
 def asked(overrides: list[str]) -> Job:
-    """Compose and check what `python run.py OVERRIDES` would, whatever Hydra is doing just now.
+    """Compose and check what `python run.py OVERRIDES` would, whatever Hydra is doing just now."""
+    return check_apart(composed(overrides))
 
-    Args:
-        overrides: Of the command line.
 
-    Raises:
-        ConfigError: It cannot run.
-    """
-    config, cfg = HydraConfig.instance().cfg, composed(overrides)
+def check_apart(cfg: DictConfig) -> Job:
+    """Check a config that Hydra is not at just now; its own node in it is taken out."""
+    config = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
@@ -292,17 +290,16 @@ def _task(settings: dict[str, Any]) -> list[str]:
 
 def _needs_of_trainer(settings: dict[str, Any]) -> list[str]:
     """Check the settings of the trainer for which the module takes one value only."""
-    if settings["task"] != "train" or not settings["module"]:
+    if settings["task"] != "train":
         return []
-    target = settings["module"]["_target_"]
     problems = []
-    for key, needed in (signatures.attribute(target, "needs_of_trainer") or {}).items():
+    for key, needed in (promise(settings["module"], "needs_of_trainer") or {}).items():
         given = settings["trainer"].get(key, needed)
         count = len(given) if isinstance(given, list) else given
         if isinstance(count, int | float) and count != needed:
             problems.append(
-                f"trainer.{key}={given}: {target} plans its own batches and needs {needed}; "
-                "shorten the training by trainer.max_steps"
+                f"trainer.{key}={given}: {settings['module']['_target_']} plans its own batches "
+                f"and needs {needed}; shorten the training by trainer.max_steps"
             )
     return problems
 
@@ -325,28 +322,27 @@ def _strategy(settings: dict[str, Any]) -> list[str]:
     is_ddp = name.startswith("ddp") or (name == "auto" and several)
     splits = name == "fullysharded"
     problems = []
-    if splits and settings["module"]:
-        target = settings["module"]["_target_"]
-        if not signatures.attribute(target, "splits_parameters"):
+    if splits and (module := settings["module"]):
+        if not promise(module, "splits_parameters"):
             problems.append(
-                f"trainer=fsdp with module {target}: this module does not split its parameters. "
-                "Take trainer=ddp"
+                f"trainer=fsdp with module {module['_target_']}: this module does not split its "
+                "parameters. Take trainer=ddp"
             )
-        if settings["module"].get("lora"):
+        if module.get("lora"):
             problems.append(
                 "trainer=fsdp with module.lora: adapters are too few to be worth splitting. Take "
                 "trainer=ddp, or module.lora=null"
             )
-    for method in methods(settings):
-        key, node = f"callbacks.{method}", settings["callbacks"][method]
-        if not signatures.attribute(node["_target_"], "leaves_parameters_unused"):
+    for method, node in methods(settings).items():
+        key = f"callbacks.{method}"
+        if not promise(node, "leaves_parameters_unused"):
             continue
         if splits and node.get("freeze_unsampled"):
             problems.append(
                 f"trainer=fsdp with {key}.freeze_unsampled=true: rows cannot be put back where "
                 "they are split over the devices. Take trainer=ddp, or false"
             )
-        runs_split = signatures.attribute(node["_target_"], "runs_on_split_parameters")
+        runs_split = promise(node, "runs_on_split_parameters")
         if is_ddp and not finds_unused:
             problems.append(
                 f"trainer.strategy={name} with {key}: the method leaves parameters without a "
@@ -416,11 +412,7 @@ def _bases(settings: dict[str, Any]) -> dict[str, Job]:
 
 
 def refuse_misfits(settings: dict[str, Any], config: Any) -> None:
-    """Ask again whether all fits the model, once the model is known.
-
-    Args:
-        settings: The checked config; what `pretrained` names is a folder or a hub id by now.
-        config: The model's Hugging Face config; `None` asks nothing.
+    """Ask again whether all fits the model, once its Hugging Face config is known.
 
     Raises:
         ConfigError: All that does not fit it.
@@ -437,15 +429,13 @@ def _unread(key: str, node: dict[str, Any]) -> list[str]:
     """
     problems = [
         f"{key}.{path}: nothing reads it here{f'; {key}.{instead} does' if instead else ''}"
-        for path, instead in (signatures.attribute(node["_target_"], "unread") or {}).items()
+        for path, instead in (promise(node, "unread") or {}).items()
         if at(node, path) is not None
     ]
     if not HydraConfig.initialized() or this_job() is not None:
         return problems
     overrides = [each.lstrip("+").partition("=")[0] for each in HydraConfig.get().overrides.task]
-    for path, (other, values) in (
-        signatures.attribute(node["_target_"], "read_where") or {}
-    ).items():
+    for path, (other, values) in (promise(node, "read_where") or {}).items():
         if isinstance(values, str):  # where the values stand
             place, _, name = values.partition(":")
             values = getattr(importlib.import_module(place), name)
@@ -478,7 +468,7 @@ def _monitors(settings: dict[str, Any]) -> list[str]:
         return []
     nodes = {f"callbacks.{name}": node for name, node in (settings["callbacks"] or {}).items()}
     sources = [node for node in (settings["module"], *nodes.values()) if node]
-    said = [signatures.attribute(node["_target_"], "validated") for node in sources]
+    said = [promise(node, "validated") for node in sources]
     if settings["module"] is None or said[0] is None:
         return []
     known = [name for names in said for name in names or ()]

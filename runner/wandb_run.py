@@ -63,10 +63,9 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_summary(self, metrics: Mapping[str, float]) -> None:
-        """Leave these figures in the summary, and pictures and tables, and nothing else.
+        """Leave what the run came to in the summary, and pictures and tables, and nothing else.
 
-        Args:
-            metrics: What the run came to. One that was never opened came to nothing.
+        A run that was never opened came to nothing.
         """
         if self._experiment is None:
             return

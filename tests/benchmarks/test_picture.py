@@ -36,7 +36,7 @@ def test_losses_and_savings_are_those_of_the_records(tmp_path: Path) -> None:
     run_folder(tmp_path / "est" / "3", {5: 1.0}, 0.4, status="failed")
     run_folder(tmp_path / "dense" / "1", {5: 5.0, 10: 4.0}, None)
     arms = [f"EST={tmp_path}/est", f"dense={tmp_path}/dense"]
-    pictures = [tmp_path / "a.svg", tmp_path / "b.svg"]
+    pictures = [tmp_path / name / "picture.svg" for name in ("a", "b")]
     for path in pictures:
         picture.main([*arms, "--out", str(path)])
     drawn = pictures[0].read_text()

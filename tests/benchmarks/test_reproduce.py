@@ -2,7 +2,7 @@
 
 import json
 import pydoc_data.topics
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import yaml
 
 from benchmarks import reproduce
 from benchmarks.reproduce import TABLES, Arm, Cell, Claim, Run, Scale, Table, figure_of, verdict
+from ledger import Ledger
+from reports import registry
 
 SMALL = Table(
     name="small",
@@ -30,11 +32,14 @@ SMALL = Table(
 )
 
 
-def run_folder(folder: Path, loss: float, seconds: float, digest: str = "x", **more: Any) -> Path:
+def run_folder(
+    folder: Path, loss: float, seconds: float, digest: str = "x", **more: Any
+) -> registry.Run:
     """What a run leaves, as far as a table reads it."""
     folder.mkdir(parents=True)
     record = {
         "id": folder.name,
+        "task": "train",
         "status": "finished",
         "config_hash": digest,
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
@@ -44,11 +49,12 @@ def run_folder(folder: Path, loss: float, seconds: float, digest: str = "x", **m
     }
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "metrics.csv").write_text("step,val/loss\n1,3.5\n2,\n3,2.5\n4,3.0\n")
-    return folder
+    return registry.read(folder)
 
 
 def ledger(spent: float, baseline: float | None) -> dict[str, Any]:
-    return {"est": {"savings": [{"quantity": "FLOPs", "spent": spent, "baseline": baseline}]}}
+    row = {"quantity": "FLOPs", "unit": "FLOPs", "spent": spent, "baseline": baseline}
+    return {"est": asdict(Ledger("EST", "dense")) | {"savings": [row]}}
 
 
 def test_cells_equal_a_computation_by_hand(tmp_path: Path) -> None:
@@ -99,12 +105,12 @@ def test_what_was_not_run_stays_empty(tmp_path: Path) -> None:
 
 def test_figures_of_a_run(tmp_path: Path) -> None:
     more = {"data": {"annotated": {"query": 7}}}
-    folder = run_folder(tmp_path / "run", 3.0, 1.0, **more)
-    assert figure_of(Cell(value="data.annotated.query"), folder) == 7
-    assert figure_of(Cell(value="lowest.val/loss"), folder) == 2.5
-    assert figure_of(Cell(value="lowest.val/none"), folder) is None
-    assert figure_of(Cell(value=("metrics.val/loss", "metrics.seconds")), folder) == 2.0
-    assert figure_of(Cell(value=("metrics.val/loss", "metrics.none")), folder) is None
+    run = run_folder(tmp_path / "run", 3.0, 1.0, **more)
+    assert figure_of(Cell(value="data.annotated.query"), run) == 7
+    assert figure_of(Cell(value="lowest.val/loss"), run) == 2.5
+    assert figure_of(Cell(value="lowest.val/none"), run) is None
+    assert figure_of(Cell(value=("metrics.val/loss", "metrics.seconds")), run) == 2.0
+    assert figure_of(Cell(value=("metrics.val/loss", "metrics.none")), run) is None
 
 
 @pytest.mark.parametrize(

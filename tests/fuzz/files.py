@@ -378,7 +378,7 @@ def _read_database(folder: Path) -> object:
 def _write_run(folder: Path) -> None:
     import torch
 
-    from runner.run_record import RunRecord, write_json
+    from reports.run_record import RunRecord, write_json
 
     write_json(folder / "run.json", asdict(RunRecord("abcdefgh", "train", "running", "tiny")))
     module = {"_target_": "lightning_modules.causal_lm.CausalLM", "optimizer": {"lr": 0.1}}
@@ -392,9 +392,8 @@ def _write_run(folder: Path) -> None:
 
 def _read_run(folder: Path) -> object:
     from reports import registry
-    from runner.folder import newest_whole, stored_config
+    from runner.folder import newest_whole, read_record, stored_config
     from runner.record import MetricsFile
-    from runner.run_record import read_record
 
     record, config = read_record(folder), stored_config(folder)
     run = registry.read(folder)

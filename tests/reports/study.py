@@ -1,6 +1,7 @@
 """Run folders as the runner leaves them, made in milliseconds."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def make_run(
         "seconds": 12.0,
         "command": f"python run.py name={name} seed={seed}",
         "metrics": {"train/loss": loss, "val/loss": loss + 0.5, "val/perplexity": 9.0},
-        "ledgers": {"est": Ledger("EST", "dense", savings).to_dict()} if method else {},
+        "ledgers": {"est": asdict(Ledger("EST", "dense", savings))} if method else {},
     }
     (folder / "run.json").write_text(json.dumps({**content, **(record or {})}))
     return folder

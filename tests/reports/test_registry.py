@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from reports.registry import NoRun, arm_of, differences, find, read, resolve
+from reports.configs import arm_hash, differences
+from reports.registry import find, read, resolve
+from reports.run_record import NoRun
 from reports.tables import jobs, without_constants
 from runner.__main__ import main
 from tests.reports.study import make_run, make_study
@@ -77,7 +79,7 @@ def test_records_of_older_versions_are_read(tmp_path: Path) -> None:
         row["savings"] = [{k: v for k, v in s.items() if k != "estimated"} for s in row["savings"]]
     (folder / "run.json").write_text(json.dumps(content))
     run = read(folder)
-    assert (run.name, run.experiment, run.command) == ("old", None, None)
+    assert (run.name, run.experiment, run.own_command) == ("old", None, None)
 
 
 def test_the_command_of_a_sweeps_job_is_its_own(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_the_command_of_a_sweeps_job_is_its_own(tmp_path: Path) -> None:
     run = read(
         make_run(tmp_path, "a", 2, record={**record, "command": "python run.py -m seed=1,2"})
     )
-    assert run.command == "python run.py experiment=est 'name=a b' seed=2"
+    assert run.own_command == "python run.py experiment=est 'name=a b' seed=2"
 
 
 def test_an_arm_is_the_config_without_seeds_names_and_places() -> None:
@@ -103,10 +105,10 @@ def test_an_arm_is_the_config_without_seeds_names_and_places() -> None:
         "module": {"lr": 1.0, "parts": [{"seed": 2}]},
         "callbacks": {"checkpoint": {"folder": "/out/b/2/checkpoints"}},
     }
-    assert arm_of(config) == arm_of(other)
+    assert arm_hash(config) == arm_hash(other)
     other["module"] = {"lr": 2.0, "parts": [{"seed": 2}]}
     other["callbacks"] = {"checkpoint": None}
-    assert arm_of(config) != arm_of(other)
+    assert arm_hash(config) != arm_hash(other)
     found = differences([config, other])
     assert found["module.lr"] == [1.0, 2.0]
     assert set(found) == {"module.lr", "callbacks.checkpoint"}

@@ -107,4 +107,4 @@ def test_what_was_not_finite_is_no_value(tmp_path: Path) -> None:
     make_run(tmp_path, "a", 1, record={"metrics": {"val/loss": None, "train/loss": 1.0}})
     (run,), _ = find([tmp_path])
     assert isinstance(run, Run)
-    assert (dict(run.metrics), run.not_finite) == ({"train/loss": 1.0}, ("val/loss",))
+    assert (run.figures, run.not_finite) == ({"train/loss": 1.0}, ["val/loss"])

@@ -51,7 +51,7 @@ OF_FILE = {
 OF_FRAME = {
     "/datamodules/cache.py": "cache",
     "/callbacks/checkpoint.py": "checkpoint",
-    "/runner/run_record.py": "run.json",
+    "/reports/run_record.py": "run.json",
     "/reports/figures.py": "plots",
     "/loops/evaluation_loop.py": "validation",
     "/loops/training_epoch_loop.py": "step",

@@ -9,10 +9,10 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from ledger import Ledger, Saving
+from reports.run_record import Git, RunRecord
 from runner import export
 from runner.errors import ConfigError
 from runner.export import card, measured
-from runner.run_record import Git, RunRecord
 from tests.runner.laboratory import run
 
 RECORD = RunRecord(
@@ -22,7 +22,7 @@ RECORD = RunRecord(
     status="finished",
     checkpoint="checkpoints/step-00000060.ckpt",
     metrics={"val/loss": 4.25, "train/loss": 4.0, "seconds": 9.0},
-    ledgers={"sat": Ledger("SAT", "dense", (Saving("FLOPs", "FLOPs", 1.0, 2.0),)).to_dict()},
+    ledgers={"sat": Ledger("SAT", "dense", (Saving("FLOPs", "FLOPs", 1.0, 2.0),))},
     git=Git("0" * 40, True),
     seed=3,
     config_hash="feed",

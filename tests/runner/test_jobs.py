@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from reports.run_record import RUN_FILE, RunRecord, SweepJob, write_record
 from runner import jobs, validate
 from runner.errors import FailedRun
 from runner.jobs import Sweep, end_of
-from runner.run_record import RUN_FILE, RunRecord, SweepJob, write_record
 from tests.runner.laboratory import CONF, finish, start
 
 
@@ -38,7 +38,7 @@ def test_the_command_of_a_job_has_the_options_but_not_the_sweeps_settings(
     given = ["hydra/launcher=pool", "hydra.launcher.workers=3", f"hydra.searchpath=[file://{CONF}]"]
     with initialize_config_dir(str(validate.CONF), version_base="1.3"):
         config = compose("config", [*given, "experiment=tiny"], return_hydra_config=True)
-    made = jobs.command(config, ["experiment=tiny", "seed=2"], 2, tmp_path / "log", {"A": "b"})
+    made = jobs.command(config, ["experiment=tiny", "seed=2"], 2, tmp_path / "log", A="b")
     program = [sys.executable, str(Path("run.py").resolve()), f"--config-dir={CONF}"]
     further = [f"hydra.searchpath=[file://{CONF}]", "hydra.job.num=1"]
     assert [*made.words] == [*program, "experiment=tiny", "seed=2", *further]

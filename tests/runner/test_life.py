@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from reports.registry import find
+from reports.run_record import write_json
 from runner.command import guard
 from runner.errors import ConfigError
 from runner.folder import lock, open_folder, stored_config
 from runner.record import MetricsFile
-from runner.run_record import write_json
 from runner.validate import checked
 from tests.forked import Child
 from tests.runner.laboratory import ROOT, forked, run, wandb_run
@@ -124,7 +124,7 @@ def test_json_is_never_half_written(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_json(path, {"number": -1})
     code = (
-        "import sys; from pathlib import Path; from runner.run_record import write_json\n"
+        "import sys; from pathlib import Path; from reports.run_record import write_json\n"
         "print('ready', flush=True)\n"
         "for n in range(10**9): write_json(Path(sys.argv[1]), {'number': n, 'rest': 'x' * 100_000})"
     )

@@ -21,11 +21,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from reports.configs import arm_hash, config_hash
+from reports.run_record import read_record, write_record
 from runner import pretrained, resume, signatures
 from runner.errors import ConfigError
 from runner.folder import Start, checkpoint_of, lock, retire_newer, stored_config
-from runner.job import arm_hash, config_hash, difference
-from runner.run_record import read_record, write_record
+from runner.job import difference
 from runner.stored import with_stored
 from runner.validate import asked, checked
 from tests.runner.laboratory import forked, run

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runner import run_record
-from runner.errors import ConfigError
+from reports import run_record
+from reports.run_record import FILES, NoRun, RunRecord, SweepJob, read_record, without_secrets
 from runner.job import Origin
-from runner.run_record import FILES, RunRecord, SweepJob, read_record, without_secrets
 from tests.runner.laboratory import ROOT, command, run
 
 # As the first version wrote it.
@@ -29,7 +28,7 @@ OLD = {
 
 def test_the_page_about_run_folders_is_written_from_the_type() -> None:
     page = (ROOT / "docs" / "RUN_FOLDER.md").read_text()
-    assert page == run_record.described(), "python -m runner.run_record"
+    assert page == run_record.described(), "python -m reports.run_record"
     names = set(run_record._hints(RunRecord))
     assert names <= {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
 
@@ -57,7 +56,7 @@ def test_what_is_no_record_is_refused(
     tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     (tmp_path / "run.json").write_text(json.dumps({**OLD, **change}))
-    with pytest.raises(ConfigError, match=rf"run\.json: no record of a run, {words}"):
+    with pytest.raises(NoRun, match=rf"run\.json: no record of a run, {words}"):
         read_record(tmp_path)
 
 

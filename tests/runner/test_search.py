@@ -10,12 +10,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from reports.run_record import RunRecord, write_record
 from runner import jobs, search, validate
 from runner.engines import Command
 from runner.errors import ConfigError
 from runner.folder import Start, from_json
 from runner.resume import CHILD
-from runner.run_record import RunRecord, write_record
 from runner.search import Space, space_of
 from tests.runner.laboratory import CONF
 
@@ -66,7 +66,7 @@ class Run:
             return None
         if step is not None:
             self.rows.append(f"{step},{self.distance + 1 / step}")
-            (self.start.folder / "metrics.csv").write_text("\n".join(self.rows))
+            (self.start.folder / "metrics.csv").write_text("\n".join([*self.rows, ""]))
             return None
         if self.end == "killed":
             return -signal.SIGKILL

@@ -1,6 +1,6 @@
 """run.json, the record of a run: its type, how it is written, and how old ones are read.
 
-`python -m runner.run_record` writes docs/RUN_FOLDER.md from what stands here. Importing this is
+`python -m reports.run_record` writes docs/RUN_FOLDER.md from what stands here. Importing this is
 cheap, so that a thousand records are read in a second.
 """
 
@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from atomic import replacing
-from runner.errors import ConfigError
+from ledger import Ledger
 
 RUN_FILE = "run.json"
 
 Made = TypeVar("Made")
+
+
+class NoRun(ValueError):
+    """A folder that holds no readable run, or a word that names none; says which and why."""
 
 
 @dataclass
@@ -114,8 +118,8 @@ class RunRecord:
     metrics: Annotated[
         dict[str, float | None], "The last figures, by name; null: not a finite number."
     ] = field(default_factory=dict)
-    ledgers: Annotated[dict[str, dict[str, Any]], "What each method saved, by its config key."] = (
-        field(default_factory=dict)
+    ledgers: Annotated[dict[str, Ledger], "What each method saved, by its config key."] = field(
+        default_factory=dict
     )
     data: Annotated[
         dict[str, Any], "What the data is and how large, in the datamodule's words."
@@ -150,29 +154,38 @@ FILES = {
 """Every file of a run folder by its pattern; what ends with /* is a whole folder."""
 
 
-def read_record(folder: Path) -> RunRecord:
-    """Return the run.json of a run; what an older program did not write has its default.
+def run_folder(path: Path) -> Path | None:
+    """Return the run folder that a path is, or lies in; None if it is in none."""
+    for folder in (path, *path.resolve().parents):
+        if (folder / RUN_FILE).exists():
+            return folder
+    return None
 
-    Args:
-        folder: The run folder.
+
+def read_record(folder: Path) -> RunRecord:
+    """Return the run.json in a run folder; what an older program did not write has its default.
 
     Raises:
-        ConfigError: It is missing, damaged, or no record of a run.
+        NoRun: It is missing, damaged, or no record of a run.
     """
     path = folder / RUN_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {first_line(error)}") from error
+    except OSError as error:
+        raise NoRun(f"{folder}: no {RUN_FILE}") from error
+    except (ValueError, RecursionError) as error:
+        raise NoRun(f"{path}: damaged, {error}") from error
     missing = {"id", "task", "status"} - (content.keys() if isinstance(content, dict) else set())
     if missing:
-        raise ConfigError(f"{path}: no record of a run, {', '.join(sorted(missing))} missing")
+        raise NoRun(f"{path}: no record of a run, {', '.join(sorted(missing))} missing")
     if "name" not in content:  # `experiment` was the run's name
-        content = {**content, "name": content.get("experiment") or "", "experiment": None}
+        name = content.get("experiment") or folder.parent.name
+        content |= {"name": name, "experiment": None}
     try:
-        return _made(RunRecord, content)
-    except TypeError as error:
-        raise ConfigError(f"{path}: no record of a run, {error}") from error
+        ledgers = {k: Ledger.from_dict(v) for k, v in content.get("ledgers", {}).items()}
+        return _made(RunRecord, {**content, "ledgers": ledgers})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NoRun(f"{path}: no record of a run, {error}") from error
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
@@ -192,8 +205,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _value(name: str, hint: Any, value: Any) -> Any:
-    options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    for option in options:
+    for option in _options(hint):
         if is_dataclass(option) and isinstance(option, type) and isinstance(value, dict):
             return _made(option, value)
         plain = get_origin(option) or option
@@ -201,6 +213,10 @@ def _value(name: str, hint: Any, value: Any) -> Any:
         if plain is not Any and isinstance(value, kinds):
             return value
     raise TypeError(f"{name} is {value!r:.60}")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -216,11 +232,6 @@ def _finite(node: Any) -> Any:
     if isinstance(node, list | tuple):
         return [_finite(value) for value in node]
     return None if isinstance(node, float) and not math.isfinite(node) else node
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # --- secrets
@@ -276,7 +287,7 @@ def described() -> str:
     rows = "".join(f"| `{name}` | {kind} | {words} |\n" for name, kind, words in _rows(RunRecord))
     return f"""# The run folder
 
-Written from `runner/run_record.py` by `python -m runner.run_record`; a test keeps the two equal.
+Written from `reports/run_record.py` by `python -m reports.run_record`; a test keeps the two equal.
 
 A run that trains, validates or tests leaves a folder `OUTPUT_DIR/NAME/TIME-ID`: `paths.output_dir`
 and `name`. A file is there once its part of the run has come.
@@ -290,7 +301,7 @@ W&B's files lie beside the runs, unless `logger=csv`: a folder `offline-run-TIME
 ## run.json
 
 {RunRecord.__doc__}
-`runner.run_record.read_record(FOLDER)` reads it, and those of older versions too: a field that
+`reports.run_record.read_record(FOLDER)` reads it, and those of older versions too: a field that
 was not written has its default.
 
 | field | type | holds |
@@ -301,10 +312,12 @@ was not written has its default.
 def _rows(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     for name, annotation in get_type_hints(kind, include_extras=True).items():
         hint, words = get_args(annotation)
-        inner = next((o for o in (hint, *get_args(hint)) if is_dataclass(o)), None)
+        inner = next((option for option in _options(hint) if is_dataclass(option)), None)
         optional = type(None) in get_args(hint)
         plain = str(hint) if get_args(hint) else hint.__name__
-        shown = "object" if inner is not None else plain.replace("typing.", "")
+        shown = (
+            "object" if inner is not None else plain.replace("typing.", "").replace("ledger.", "")
+        )
         shown = f"{shown.removesuffix(' | None')} or null" if optional else shown
         yield f"{prefix}{name}", shown.replace(" | ", " or "), words
         if inner is not None:

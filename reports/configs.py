@@ -1,0 +1,84 @@
+"""Configs of runs: what identifies them, and in what they differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# Stands for the run folder, whose name is not known yet.
+RUN_DIR = "<run folder>"
+
+# Settings that say how a run is started and found, and change nothing in what it learns.
+HOW = ("name", "resume", "stretch", "dry_run", "tags")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return a hash of all that decides a result: where files go and who logs is left out."""
+    return _hash(_without_places(config))
+
+
+def arm_hash(config: Mapping[str, Any]) -> str:
+    """Return a hash of what is compared: runs of one arm differ by seeds, and by HOW."""
+    return _hash(settings_of_arm(config))
+
+
+def settings_of_arm(config: Mapping[str, Any]) -> Any:
+    """Return the settings that runs of one arm share."""
+    return _unseeded(_without_places({k: v for k, v in config.items() if k not in HOW}))
+
+
+def _without_places(config: Mapping[str, Any]) -> Any:
+    settings: Any = {key: value for key, value in config.items() if key not in ("paths", "logger")}
+    paths = config.get("paths") or {}
+    for key, instead in (("run_dir", RUN_DIR), ("cache_dir", "cache_dir")):
+        if paths.get(key):  # datamodules and callbacks name them too
+            settings = replaced(settings, str(paths[key]), instead)
+    return settings
+
+
+def _hash(settings: Any) -> str:
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def replaced(node: Any, old: str, new: str) -> Any:
+    """Return plain containers with a part of every text in them replaced."""
+    if isinstance(node, Mapping):
+        return {key: replaced(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [replaced(value, old, new) for value in node]
+    return node.replace(old, new) if isinstance(node, str) else node
+
+
+def _unseeded(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _unseeded(value) for key, value in node.items() if key != "seed"}
+    return [_unseeded(value) for value in node] if isinstance(node, list) else node
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the settings in which configs differ, with each one's value; a missing one is None.
+
+    A node that not all of them have is one setting: its value is the name of its class.
+    """
+    return dict(differing([settings_of_arm(config) for config in configs]))
+
+
+def differing(values: Sequence[Any], key: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Yield the keys below one at which plain containers differ, with each one's value in brief."""
+    if all(value == values[0] for value in values):
+        return
+    if all(isinstance(value, Mapping) for value in values):
+        for name in dict.fromkeys(name for value in values for name in value):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from differing([value.get(name) for value in values], inner)
+    else:
+        yield key, [_brief(value) for value in values]
+
+
+def _brief(value: Any) -> Any:
+    if isinstance(value, Mapping) and "_target_" in value:
+        return str(value["_target_"]).rpartition(".")[2]
+    return json.dumps(value, default=str) if isinstance(value, Mapping | list) else value
