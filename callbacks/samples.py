@@ -200,11 +200,14 @@ def _write(
     with file.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for logger in trainer.loggers:
-        if hasattr(logger, "log_table"):
-            data = [list(row.values()) for row in rows[:shown]]
-            logger.log_table(
-                f"{split}/samples", columns=list(rows[0]), data=data, step=trainer.global_step
-            )
+        log_rows(logger, f"{split}/samples", rows[:shown], trainer.global_step)
+
+
+def log_rows(logger: Any, key: str, rows: list[dict[str, Any]], step: int) -> None:
+    """Hand rows, dictionaries with the same keys, to a logger as a table, if it has tables."""
+    if hasattr(logger, "log_table"):
+        data = [list(row.values()) for row in rows]
+        logger.log_table(key, columns=list(rows[0]), data=data, step=step)
 
 
 def share_context(limit: int | None, max_new_tokens: int) -> tuple[int | None, int]:

@@ -24,6 +24,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpointing, logged
 from callbacks.interruption import Interruption, stop_behind
+from callbacks.samples import log_rows
 from callbacks.step_watch import StepWatch, not_finite_behind
 from ledger import Ledger
 from reports import registry
@@ -244,9 +245,8 @@ class _Run:
             logger.log_metrics(self._saved(), step=step)
             for path in figures.values() if hasattr(logger, "log_image") else ():
                 logger.log_image(f"plots/{path.stem}", [str(path)], step=step)
-            for name, each in tables.items() if hasattr(logger, "log_table") else ():
-                data = [list(row.values()) for row in each]
-                logger.log_table(f"tables/{name}", columns=list(each[0]), data=data, step=step)
+            for name, each in tables.items():
+                log_rows(logger, f"tables/{name}", each, step)
             logger.save()
         last, best = (next((getattr(cb, w) for cb in saving), None) for w in ("last", "best"))
         self.record.update(
