@@ -170,9 +170,7 @@ class Course:
         )
         if sliced is None or not isinstance(method, SparsityAcceleratedTraining):
             return cls(parts)
-        keys = ("importance", "selection", "grouped_queries", "refresh_every")
-        options = {key: method.settings[key] for key in keys}
-        return cls(parts, UnitChooser(sliced.anatomy, **options))
+        return cls(parts, method.chooser_of(sliced.anatomy))
 
 
 Turn = tuple[str, int]

@@ -9,7 +9,7 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 
 from callbacks.subnetwork import SubnetworkTraining
-from subnetworks.anatomy import dimensions_of
+from subnetworks.anatomy import Anatomy, dimensions_of
 from subnetworks.chooser import UnitChooser
 from subnetworks.families import Unit
 from subnetworks.flops import FlopCount
@@ -155,9 +155,12 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the model's parts, and make the chooser."""
         super().on_fit_start(trainer, pl_module)
+        self.chooser = self.chooser_of(self._sliced.anatomy)
+
+    def chooser_of(self, anatomy: Anatomy) -> UnitChooser:
+        """What chooses the units of a model."""
         keys = ("importance", "selection", "grouped_queries", "refresh_every")
-        options = {key: self.settings[key] for key in keys}
-        self.chooser = UnitChooser(self._sliced.anatomy, seed=self.seed, **options)
+        return UnitChooser(anatomy, seed=self.seed, **{key: self.settings[key] for key in keys})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on with the scores of a checkpoint."""

@@ -171,10 +171,10 @@ def arms_figure(curves: Mapping[str, Curve], label: str, marked: bool, columns: 
     axes = [axis for axis in AXES if all(axis in each.x for each in curves.values())]
     with styled():
         figure, panels = panels_of(len(axes), columns, sharey=True)
-        for axis, panel in zip(axes, panels, strict=True):
+        for number, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
             for place, (name, each) in enumerate(curves.items()):
                 _line(panel, each, axis, place, name, marked)
-            _label(panel, axis, label if _is_leftmost(panel) else "")
+            _label(panel, axis, "" if number % columns else label)
         _legend(figure, panels, columns + 1)
     return figure
 
@@ -331,11 +331,6 @@ def panels_of(
     for spare in grid[count:]:
         spare.remove()
     return figure, grid[:count]
-
-
-def _is_leftmost(panel: Axes) -> bool:
-    place = panel.get_subplotspec()
-    return place is None or place.is_first_col()
 
 
 def _line(panel: Axes, found: Curve, axis: str, place: int, label: str, marked: bool) -> None:
