@@ -152,7 +152,7 @@ class _Run:
             except BaseException as error:
                 stop = stop_behind(error)
                 if stop is None:
-                    words = not_finite_behind(error) or _cause(error)
+                    words = not_finite_behind(error) or _of_disk(error) or _of_others(error)
                     self._failed(error, words)
                     if words is not None:
                         raise FailedRun(words) from error
@@ -379,17 +379,23 @@ def _told_to_children(start: Start) -> Iterator[None]:
         del os.environ[CHILD]
 
 
-def _cause(error: BaseException) -> str | None:
-    """Say what outside of this process ended a run, None if nothing did."""
-    if isinstance(error, OSError) and error.errno in DISK:
-        place = f": {error.filename}" if error.filename else ""
-        return f"the disk does not take what the run writes: {error.strerror}{place}"
-    is_gone = isinstance(error, RuntimeError | ProcessRaisedException) and any(
-        sign in str(error) for sign in GONE
+def _of_disk(error: BaseException) -> str | None:
+    """Say what the disk refused, None if that is not what ended the run."""
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    place = f": {error.filename}" if error.filename else ""
+    return f"the disk does not take what the run writes: {error.strerror}{place}"
+
+
+def _of_others(error: BaseException) -> str | None:
+    """Say that another process of the run has ended, None if that is not what ended this one."""
+    gone = isinstance(error, ProcessExitedException) or (
+        isinstance(error, RuntimeError | ProcessRaisedException)
+        and any(sign in str(error) for sign in GONE)
     )
-    if is_gone or isinstance(error, ProcessExitedException):
-        return "another process of this run has ended; resume=auto goes on from the last checkpoint"
-    return None
+    if not gone:
+        return None
+    return "another process of this run has ended; resume=auto goes on from the last checkpoint"
 
 
 def _start_wandb(loggers: list[Any]) -> None:
