@@ -31,29 +31,28 @@ MODELS: dict[str, tuple[str, Sequence[str]]] = {
 """Each with the experiment whose batch and context it has, and what differs from that."""
 
 
-def cost(name: str, way: str, devices: int, *overrides: str) -> Cost:
+def cost(name: str, way: str, devices: int) -> Cost:
     """Return what a model costs in bf16-mixed.
 
     Args:
         name: A key of MODELS.
         way: `ddp` or `fsdp`.
         devices: How many share the training.
-        overrides: Further ones.
     """
     experiment, sizes = MODELS[name]
     shared = [f"trainer={way}", f"trainer.devices={devices}", "trainer.precision=bf16-mixed"]
-    settings = checked([f"experiment={experiment}", *sizes, *shared, *overrides])
+    settings = checked([f"experiment={experiment}", *sizes, *shared])
     return Cost.of(build("module", {**settings["module"], "pretrained": None}), settings)
 
 
-def row(name: str, devices: int, recomputed: bool) -> str:
+def row(name: str, devices: int) -> str:
     """Return a model's line of the table."""
-    override = f"module.gradient_checkpointing={str(recomputed).lower()}"
-    ddp, fsdp = (cost(name, way, devices, override) for way in ("ddp", "fsdp"))
-    cells = [name, f"{ddp.parameters / 1e9:.2f}B", f"{ddp.batch[0]} x {ddp.batch[1]:,}"]
-    cells.append("yes" if recomputed else "no")
-    for each in (ddp, fsdp):
+    cells = [name]
+    for way in ("ddp", "fsdp"):
+        each = cost(name, way, devices)
         assert each.step is not None, "all of them are language models"
+        if way == "ddp":
+            cells += [f"{each.parameters / 1e9:.2f}B", f"{each.batch[0]} x {each.batch[1]:,}"]
         kept, peak = sum(each.kept), each.step.peak
         sent = each.sent / (each.spread.micro_batches if each.spread.split else 1)
         cells += [size_in_words(count) for count in (kept, peak - kept, peak, sent)]
@@ -66,14 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     args = parser.parse_args(arguments)
-    heads = ["model", "parameters", "sequences x tokens", "recomputed"]
-    heads += [f"{way}: {what}" for way in ("DDP", "FSDP2") for what in ("kept", "besides", "peak")]
-    heads.insert(7, "DDP: sent in a step")
-    heads.append("FSDP2: sent in a micro-batch")
+    heads = ["model", "parameters", "sequences x tokens"]
+    for way, unit in (("DDP", "step"), ("FSDP2", "micro-batch")):
+        heads += [f"{way}: {what}" for what in ("kept", "besides", "peak", f"sent in a {unit}")]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in args.models:
-        for recomputed in (False, True):
-            print(row(name, args.devices, recomputed), flush=True)
+        print(row(name, args.devices), flush=True)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,8 @@ class Checkpointing(Checkpoint):
         ):
             self._due = True
             if not validation_follows(trainer):
+                # Lightning writes the step's row after this: a kill in between would lose it.
+                trainer._logger_connector.update_train_step_metrics()
                 self.save(trainer)
         self._seen_step = step
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import faulthandler
 import os
 import resource
 import signal
@@ -24,7 +23,6 @@ REFUSED = 2
 CRASHED = 70  # an exception that nobody has put into words
 MEMORY = 6 << 30  # bytes of address space that a child may take beyond its parent's
 LEAVE = 30.0  # seconds in which what a killed child has started must have ended
-STACK = "most recent call first"  # in what faulthandler says
 PR_SET_CHILD_SUBREAPER = 36
 _AT_WORK: set[int] = set()  # children that nobody has waited for yet
 
@@ -61,7 +59,6 @@ class Child:
     def __init__(self, work: Callable[[], int | None]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        faulthandler.register(signal.SIGUSR1, file=2)  # of the child's too
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._began, self._said = time.monotonic(), b""
         # A pipe and not a file, which a limit on files would stop as well.
@@ -76,14 +73,13 @@ class Child:
         _AT_WORK.add(self.pid)
 
     def kill(self) -> None:
-        """Kill it where it stands, and nothing that it has started; its stack is said before."""
-        os.kill(self.pid, signal.SIGUSR1)
-        until = time.monotonic() + 5
-        while STACK not in self._said.decode(errors="replace") and time.monotonic() < until:
-            if self.is_over():
-                return
-            time.sleep(0.001)
+        """Kill it, and nothing that it has started."""
         os.kill(self.pid, signal.SIGKILL)
+
+    def has_said(self, words: str) -> bool:
+        """Whether it has put out some words by now."""
+        self._read()
+        return words.encode() in self._said
 
     def is_over(self) -> bool:
         """Whether it has ended; it stays to be waited for."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import faulthandler
 import json
 import os
 import random
@@ -26,11 +27,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.command import guard
 from runner.explain import composed
-from tests.forked import STACK, Child, Ended, forked
+from tests.forked import Child, Ended, forked
 from tests.fuzz.warm import inputs, warm_up
 from tests.golden.runs import RUNS
 
 SECONDS = 240.0  # for a run that takes a few, on a machine that does other things as well
+STACK = "most recent call first"  # what faulthandler says before each thread's
 EVENT = "killed before"  # what a process says that ends itself
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir", "os.truncate")
 RESUMABLE = [name for name in RUNS if name != "end_to_end_sparc"]
@@ -116,12 +118,15 @@ class Laboratory:
         own = [f"paths.output_dir={place}/outputs", f"paths.cache_dir={place}/cache"]
         return [f"experiment={name}", "debug=fast", *RUNS[name], *OFTEN, *own, *more]
 
-    def work(self, command: list[str], events: int | None = None) -> Callable[[], int]:
+    def work(
+        self, command: list[str], events: int | None = None, seconds: float | None = None
+    ) -> Callable[[], int]:
         """Return what `python run.py COMMAND` does once Hydra has composed its config.
 
         Args:
             command: Composed here, once for all places.
             events: The process ends itself before so many events on files.
+            seconds: After so many it says where it stands.
         """
         places = [each.split("=") for each in command if each.startswith("paths.")]
         key = " ".join(each for each in command if not each.startswith("paths."))
@@ -136,6 +141,8 @@ class Laboratory:
             os.chdir(self.folder)
             if events is not None:
                 _end_at(events, self._places(command))
+            if seconds is not None:
+                faulthandler.dump_traceback_later(seconds, file=2)
             cfg = self._composed[key]
             HydraConfig.instance().set_config(cfg)
             with open_dict(cfg):
@@ -150,6 +157,14 @@ class Laboratory:
     def start(self, command: list[str], events: int | None = None) -> Child:
         """Start a run in a child; it ends itself before the given number of events on files."""
         return Child(self.work(command, events))
+
+    def _killed_after(self, seconds: float, command: list[str]) -> Ended:
+        child = Child(self.work(command, seconds=seconds))
+        while not child.has_said(STACK) and not child.is_over():
+            time.sleep(0.002)
+        if not child.is_over():
+            child.kill()
+        return child.wait(SECONDS)
 
     def events(self, name: str, *more: str) -> tuple[int, float]:
         """Let a method run and keep it; return its events on files, and its seconds."""
@@ -194,7 +209,7 @@ class Laboratory:
                 if draw.random() < 0.5:
                     ended = self.start(command, draw.randrange(events)).wait(SECONDS)
                 else:
-                    ended = _killed_after(self.start(command), draw.uniform(0.1, seconds))
+                    ended = self._killed_after(draw.uniform(0.1, seconds), command)
                 self._judge_start(record, ended, moments)
                 if ended.code != -signal.SIGKILL:
                     break
@@ -219,15 +234,6 @@ class Laboratory:
         skipped = [line for line in ended.said.splitlines() if "Skipped" in line]
         record.corrupt += [f"killed at {', '.join(moments)}: {line}" for line in skipped]
         record.orphans += [f"process: {line}" for line in ended.survivors]
-
-
-def _killed_after(child: Child, seconds: float) -> Ended:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not child.is_over():
-        time.sleep(0.005)
-    if not child.is_over():
-        child.kill()
-    return child.wait(SECONDS)
 
 
 def moment_of(said: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from tests.runner.laboratory import ROOT, finish, start
 from tests.runner.test_resume import LAST, assert_same, folder_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TINY = ["experiment=tiny", "name=tiny"]
 STOP = [

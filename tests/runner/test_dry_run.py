@@ -124,9 +124,7 @@ class Meter(Callback):
     ("name", "precision"),
     [
         pytest.param(name, precision, marks=() if at in (0, 3) else pytest.mark.slow)
-        for at, (name, precision) in enumerate(
-            itertools.product(MODULES, ("32-true", "bf16-mixed"))
-        )
+        for at, (name, precision) in enumerate(itertools.product(MODULES, PRECISIONS))
     ],
 )
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:.is_gradient_check")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from callbacks.checkpoint import Checkpointing
 from reports.registry import find
 from reports.run_record import write_json
 from runner.command import guard
@@ -152,6 +153,24 @@ def test_metrics_file_grows_columns_and_forgets_steps(tmp_path: Path) -> None:
     assert [row["step"] for row in file.rows()] == ["4", "9"]
     file.log_metrics({"a": 5.0}, step=14)
     assert [row["a"] for row in file.rows()] == ["1.0", "", "5.0"]
+
+
+def test_a_step_is_in_the_table_before_its_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a kill between the two would lose its row; each is there once."""
+    saved: list[tuple[str, list[dict[str, str]]]] = []
+    save = Checkpointing.save
+
+    def watched(self: Checkpointing, trainer: Any) -> Path:
+        saved.append((f"{trainer.global_step}", MetricsFile(str(self.folder.parent)).rows()))
+        return save(self, trainer)
+
+    monkeypatch.setattr(Checkpointing, "save", watched)
+    run(tmp_path)
+    assert [step for step, rows in saved if step not in [row["step"] for row in rows]] == []
+    steps = [row["step"] for row in saved[-1][1] if row["train/loss"]]
+    assert steps == [str(5 * n) for n in range(1, 9)]
 
 
 def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
