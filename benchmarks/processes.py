@@ -8,7 +8,6 @@ load is printed beside it.
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.arena import interleaved, versions, write
+from reports.registry import find
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 5  # steps in which buffers are allocated
@@ -38,10 +38,9 @@ def rate(args: argparse.Namespace, processes: int) -> float:
         command += [f"trainer.devices={processes}", *args.set]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, env={**os.environ, **threads}, check=True)
-        (table,) = Path(folder).glob("*/*/metrics.csv")
-        with table.open(newline="", encoding="utf-8") as file:
-            column = [row["perf/tokens_per_second"] for row in csv.DictReader(file)]
-    return median(float(value) for value in [each for each in column if each][WARM_UP:])
+        (run,), _ = find([folder])
+        rates = run.series("perf/tokens_per_second").values()
+    return median([*rates][WARM_UP:])
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

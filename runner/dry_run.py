@@ -15,7 +15,7 @@ from lightning_modules.optimization import remarks
 from runner.fit import is_language_model
 from runner.footprint import Footprint, Precision, footprint
 from runner.job import device_count
-from runner.parts import answer, best_precision, build, build_data, trainer_node
+from runner.parts import answer, build, build_data, trainer_node
 from runner.validate import refuse_misfits
 
 
@@ -115,7 +115,8 @@ class Cost:
         """
         data, spread = settings["datamodule"], Spread.of(settings["trainer"])
         batch = (data.get("batch_size", 1), data.get("context_length", 1))
-        precision, step = Precision.of(_precision(settings["trainer"])), None
+        precision = Precision.of(str(settings["trainer"].get("precision") or "32-true"))
+        step = None
         if is_language_model(settings["module"]):
             # Its sizes are enough: nothing is loaded, and nothing is compiled.
             module.pretrained, module.compile_blocks = None, False
@@ -150,13 +151,6 @@ class Cost:
         else:
             collected = 2.0 * self.trained * self.precision.kept.itemsize
         return collected * (self.spread.devices - 1) / self.spread.devices
-
-
-def _precision(trainer: Mapping[str, Any]) -> str:
-    precision = trainer.get("precision") or "32-true"
-    if precision == "auto":
-        return best_precision(str(trainer.get("accelerator", "auto")))
-    return str(precision)
 
 
 def memory(cost: Cost) -> Table:

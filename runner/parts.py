@@ -125,14 +125,10 @@ def trainer_node(settings: dict[str, Any], module: Any, datamodule: Any) -> dict
         with refusing():
             node["max_steps"] = module.max_steps(datamodule, limit)
     if node.get("precision") == "auto":
-        node["precision"] = best_precision(str(node.get("accelerator", "auto")))
+        on_gpu = node.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+        is_fast = on_gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        node["precision"] = "bf16-mixed" if is_fast else "32-true"
     return node
-
-
-def best_precision(accelerator: str) -> str:
-    """Return what trainer.precision=auto means on this machine."""
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def check_data(module: Any, datamodule: Any, checkpoint: Path) -> None:
