@@ -1,15 +1,19 @@
 """What DELTA's modules share: batches of turns, and a validation that forgets the one before."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from lightning_modules.counted_loss import CountedLoss
-from text2sql.dialogue import DialogueData, Example
+from text2sql.dialogue import DialogueData, Example, by_database
+from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
 
 
 class DialogueModule(CountedLoss, ABC):
     """A module whose batches are lists of `text2sql.dialogue.Example`."""
+
+    word_pieces: str | None = None
+    """A tokenizer that was trained on the training data, as text, for checkpoints to keep."""
 
     @property
     def datamodule(self) -> DialogueData:
@@ -20,6 +24,29 @@ class DialogueModule(CountedLoss, ABC):
         """What the data says of itself; nothing where it does not."""
         said: dict[str, Any] = getattr(self.datamodule, "describe", dict)()
         return said
+
+    def encoder(
+        self,
+        pretrained: str | None,
+        architecture: Mapping[str, Any] | None,
+        vocab_size: int,
+        dropout: bool = True,
+    ) -> tuple[Any, Any]:
+        """Return an encoder and its tokenizer: pretrained, or from scratch with word pieces.
+
+        These are the checkpoint's that is being loaded, else those of the training data.
+        """
+        if pretrained is not None:
+            return load_encoder(pretrained, dropout)
+        if self.word_pieces is None:
+            trained = train_tokenizer(self.texts(), vocab_size)
+            self.word_pieces = trained.backend_tokenizer.to_str()
+        tokenizer = tokenizer_from(self.word_pieces)
+        return build_encoder(architecture or {}, tokenizer), tokenizer
+
+    def texts(self) -> dict[str, list[str]]:
+        """Return what word pieces are made of, by database."""
+        return by_database(self.datamodule.examples("train"))
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leave examples as they are: they hold no tensors."""

@@ -20,7 +20,7 @@ from lightning_modules.optimization import (
     optimization,
 )
 from text2sql.dialogue import Example, by_database
-from text2sql.encoder import build_encoder, freeze, load_encoder, tokenizer_from, train_tokenizer
+from text2sql.encoder import freeze
 from text2sql.evaluation import Judge, Scores, Verdict
 from text2sql.metrics import Matches
 from text2sql.parser import Features, Featuriser, ParserNetwork
@@ -159,37 +159,41 @@ class SqlParser(DialogueModule):
         if hasattr(self, "network"):
             return
         if self.init is None:
-            self._build(None)
+            self._build()
             return
         try:
             begin = read_checkpoint(self.init)
-            self._build(begin.get("parser_tokenizer"))
+            self.word_pieces = begin.get("parser_tokenizer")
+            self._build()
             self.load_state_dict(begin["state_dict"])
         except (ValueError, KeyError, RuntimeError) as error:
             raise ValueError(f"module.init={self.init}: {error}") from error
 
-    def _build(self, written: str | None) -> None:
-        """Build it, with the tokenizer that a checkpoint wrote if it was trained with it."""
+    def _build(self) -> None:
         try:
+            encoder, tokenizer = self.encoder(
+                self.pretrained, self.architecture, self.vocab_size, self.pretrained_dropout
+            )
             if self.pretrained is not None:
-                encoder, tokenizer = load_encoder(self.pretrained, self.pretrained_dropout)
                 freeze(encoder, self.frozen_layers)
-            else:
-                if written is None:
-                    texts = _texts(self.datamodule.examples("train"))
-                    tokenizer = train_tokenizer(texts, self.vocab_size)
-                else:
-                    tokenizer = tokenizer_from(written)
-                encoder = build_encoder(self.architecture or {}, tokenizer)
         except ValueError as error:
             raise ValueError(f"module.pretrained: {error}") from error
         self.network = ParserNetwork(encoder, **self.sizes)
         self.reader = Parser(Featuriser(tokenizer), self.network)
 
+    def texts(self) -> dict[str, list[str]]:
+        """Return all that is said in training, and the names of the databases."""
+        examples = self.datamodule.examples("train")
+        texts = by_database(examples)
+        for name, schema in {e.schema.db_id: e.schema for e in examples if e.schema}.items():
+            texts[name] += [column.words for column in schema.columns]
+            texts[name] += [table.words for table in schema.tables]
+        return texts
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a tokenizer that was trained here, what it learned from, and how sure it may be."""
-        if self.pretrained is None:
-            checkpoint["parser_tokenizer"] = self._written()
+        if self.word_pieces is not None:
+            checkpoint["parser_tokenizer"] = self.word_pieces
         checkpoint["parser_trained_on"] = self.trained_on
         if self.confidence is not None:
             checkpoint["parser_confidence"] = asdict(self.confidence)
@@ -200,12 +204,10 @@ class SqlParser(DialogueModule):
         self.trained_on = checkpoint.get("parser_trained_on", {})
         if "parser_confidence" in checkpoint:
             self.confidence = Confidence(**checkpoint["parser_confidence"])
-        written = checkpoint.get("parser_tokenizer")
-        if not hasattr(self, "network") or (written is not None and written != self._written()):
-            self._build(written)
-
-    def _written(self) -> str:
-        return self.reader.featuriser.tokenizer.backend_tokenizer.to_str()
+        kept = checkpoint.get("parser_tokenizer")
+        if not hasattr(self, "network") or kept != self.word_pieces:
+            self.word_pieces = kept
+            self._build()
 
     def question(self, example: Example) -> str:
         """Return what is read of an example: the turn and, newest first, turns before it."""
@@ -333,12 +335,3 @@ class SqlParser(DialogueModule):
         return adamw_with_schedule(
             self, self.optimizer_settings, self.schedule_settings, slower, self.pretrained_lr
         )
-
-
-def _texts(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """What a tokenizer is trained on: all that is said, and the names of the databases."""
-    texts = by_database(examples)
-    for name, schema in {e.schema.db_id: e.schema for e in examples if e.schema}.items():
-        texts[name] += [column.words for column in schema.columns]
-        texts[name] += [table.words for table in schema.tables]
-    return texts

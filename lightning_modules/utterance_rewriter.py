@@ -20,9 +20,8 @@ from lightning_modules.optimization import (
     adamw_with_schedule,
     optimization,
 )
-from text2sql.dialogue import Example, by_database
+from text2sql.dialogue import Example
 from text2sql.dual_learning import Baseline, dual_step
-from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
 from text2sql.metrics import RewriteScores
 from text2sql.rewards import (
     Rewards,
@@ -183,7 +182,6 @@ class UtteranceRewriter(DialogueModule):
         """Rows of the running validation or test: what was written for each turn."""
         self.verify: Verify | None = None
         """A parser's verdict on rewrites, for the reward; whoever has a parser sets it."""
-        self._tokenizer: str | None = None
         self._rewards: Rewards | None = None
 
     def _check(self) -> None:
@@ -214,7 +212,7 @@ class UtteranceRewriter(DialogueModule):
                 begin = read_checkpoint(self.init)
             except ValueError as error:
                 raise ValueError(f"module.init={self.init}: {error}") from error
-            self._tokenizer = self._tokenizer or begin.get("rewriter_tokenizer")
+            self.word_pieces = self.word_pieces or begin.get("rewriter_tokenizer")
         self.rewriter = self._network()
         if self.has_simplifier:
             self.simplifier = self._network()
@@ -227,25 +225,10 @@ class UtteranceRewriter(DialogueModule):
         try:
             if n["kind"] in PRETRAINED:
                 return PRETRAINED[n["kind"]].pretrained(n["pretrained"], **lengths)
-            if n["pretrained"] is not None:
-                encoder, tokenizer = load_encoder(n["pretrained"])
-            else:
-                tokenizer = self._own_tokenizer()
-                encoder = build_encoder(n["architecture"], tokenizer)
+            encoder, tokenizer = self.encoder(n["pretrained"], n["architecture"], n["vocab_size"])
             return PointerGenerator(encoder, tokenizer, n["decoder_layers"], **lengths)
         except ValueError as error:
             raise ValueError(f"module.network.{error}") from error
-
-    def _own_tokenizer(self) -> Any:
-        """Word pieces of the training data, or those of the checkpoint that is being loaded."""
-        if self._tokenizer is None:
-            texts = by_database(self._training_examples())
-            trained = train_tokenizer(texts, self.network_settings["vocab_size"])
-            self._tokenizer = trained.backend_tokenizer.to_str()
-        return tokenizer_from(self._tokenizer)
-
-    def _training_examples(self) -> list[Example]:
-        return self.datamodule.examples("train")
 
     def _begin_with(self, state: dict[str, Tensor]) -> None:
         for name in ("rewriter", "simplifier"):
@@ -268,14 +251,14 @@ class UtteranceRewriter(DialogueModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the tokenizer that was learned from the training data."""
-        if self._tokenizer is not None:
-            checkpoint["rewriter_tokenizer"] = self._tokenizer
+        if self.word_pieces is not None:
+            checkpoint["rewriter_tokenizer"] = self.word_pieces
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the networks that the checkpoint's weights are of."""
         kept = checkpoint.get("rewriter_tokenizer")
-        if kept != self._tokenizer:
-            self._tokenizer, self.simplifier = kept, None
+        if kept != self.word_pieces:
+            self.word_pieces, self.simplifier = kept, None
             if hasattr(self, "rewriter"):
                 del self.rewriter
         self.init = None  # the checkpoint says all
@@ -289,7 +272,7 @@ class UtteranceRewriter(DialogueModule):
 
     def on_fit_start(self) -> None:
         """Refuse training data without a pair, and read what the rewards need of it."""
-        known = self._training_examples()
+        known = self.datamodule.examples("train")
         if self.mode == "supervised" and not any(e.rewrite for e in known):
             raise ValueError("datamodule: no turn of the training data has a rewrite to learn from")
         if self.mode == "supervised":

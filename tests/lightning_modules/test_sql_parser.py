@@ -127,7 +127,7 @@ def test_a_checkpoint_is_tested_on_other_data_with_its_own_word_pieces(
     data.turns = [replace(e, utterance=f"zyx wvu {e.utterance} tsr") for e in data.turns]
     second, tested = module(), trainer(tmp_path, 1)
     tested.test(second, datamodule=data, ckpt_path=tmp_path / "first.ckpt")
-    assert second._written() == first._written()
+    assert second.word_pieces == first.word_pieces is not None
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
 
