@@ -188,13 +188,14 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Remember what was trained, and write the gradients into the model's parameters."""
-        for key, indices in self._sliced.units.items():
+        units = self._sliced.units
+        for key, indices in units.items():
             if key not in self._trained:
                 total = self._sliced.anatomy.dimensions.total(key[1])
                 seen = torch.zeros(total, dtype=torch.bool, device=indices.device)
                 self._trained[key] = seen
         for key, seen in self._trained.items():
-            seen |= self._active(self._sliced.units, key)
+            seen |= self._active(units, key)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def further_metrics(self) -> dict[str, float]:
@@ -202,6 +203,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         assert self._spec is not None
         d = self._spec.dimensions
         metrics: dict[str, float] = {}
+        active = self._sliced.units
         units: tuple[Unit, ...] = ("heads", "neurons")
         for unit in units:
             total = d.n_layers * d.total(unit)
@@ -210,7 +212,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             cut = [key for key in self._trained if key[1] == unit]
             if not cut:
                 continue
-            now = torch.stack([self._active(self._sliced.units, key) for key in cut])
+            now = torch.stack([self._active(active, key) for key in cut])
             if self._previous is not None:
                 before = torch.stack([self._active(self._previous, key) for key in cut])
                 metrics[f"overlap_{unit}"] = float((now & before).sum() / now.sum())
