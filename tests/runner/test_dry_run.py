@@ -68,7 +68,7 @@ SHAPE = (4, 96)
 GPT2_SMALL: dict[str, Any] = {
     "model_type": "gpt2",
     "n_embd": 64,
-    "n_layer": 3,
+    "n_layer": 2,
     "n_head": 4,
     "n_positions": 96,
     "vocab_size": 600,
@@ -80,7 +80,7 @@ LLAMA_SMALL: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 160,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 96,
