@@ -22,6 +22,7 @@ from lightning_modules.optimization import (
 )
 from text2sql.dialogue import Example
 from text2sql.dual_learning import Baseline, dual_step
+from text2sql.encoder import encoder_config
 from text2sql.metrics import RewriteScores
 from text2sql.rewards import (
     Rewards,
@@ -191,6 +192,15 @@ class UtteranceRewriter(DialogueModule):
                 "module.network: give pretrained (a folder, hub id or package:MODULE/FOLDER) or "
                 "architecture (an encoder from scratch), not both"
             )
+        if n["architecture"] is not None:
+            limit = encoder_config(n["architecture"]).max_position_embeddings
+            lengths = {key: n[key] for key in ("source_tokens", "target_tokens")}
+            if max(lengths.values()) > limit:
+                said = ", ".join(f"module.network.{key}={most}" for key, most in lengths.items())
+                raise ValueError(
+                    f"{said}: the encoder reads {limit} at most, by "
+                    "module.network.architecture.max_position_embeddings"
+                )
         if n["kind"] in PRETRAINED and n["pretrained"] is None:
             raise ValueError(f"module.network.kind={n['kind']}: needs module.network.pretrained")
         self.reward_weights = RewardWeights(**{k: d[k] for k in vars(RewardWeights()) if k in d})

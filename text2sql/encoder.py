@@ -240,16 +240,33 @@ def load_encoder(name: str, dropout: bool = True) -> tuple[Any, Any]:
     return load_pretrained(AutoModel, name, dropout, attn_implementation=attention)
 
 
-def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
-    """Build an encoder from its `model_type` (BERT if left out) and the arguments of its config.
+def encoder_config(architecture: Mapping[str, Any], **fixed: Any) -> Any:
+    """Return the config of an encoder: its `model_type` (BERT if left out) and arguments.
+
+    Args:
+        architecture: What a user gives.
+        fixed: Arguments that are not theirs to give.
 
     Raises:
         ValueError: Hugging Face does not accept it.
     """
-    arguments = {"model_type": "bert", **architecture, "vocab_size": len(tokenizer)}
+    arguments = {"model_type": "bert", **architecture, **fixed}
     try:
-        return AutoModel.from_config(AutoConfig.for_model(arguments.pop("model_type"), **arguments))
+        return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"architecture: {error}") from error
+
+
+def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
+    """Build an encoder of a config, see `encoder_config`, for a tokenizer's words.
+
+    Raises:
+        ValueError: Hugging Face does not accept it.
+    """
+    config = encoder_config(architecture, vocab_size=len(tokenizer))
+    try:
+        return AutoModel.from_config(config)
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"architecture: {error}") from error
 
 

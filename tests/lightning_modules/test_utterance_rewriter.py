@@ -235,6 +235,7 @@ def test_a_pretrained_encoder_and_decoder_train(data: Concerts, tmp_path: Path) 
         ({"mode": "dual"}, r"module\.init: mode=dual goes on from a supervised training"),
         ({"network": {"pretrained": "x"}}, r"module\.network: give pretrained .* not both"),
         ({"network": {"architecture": None}}, r"module\.network: give pretrained"),
+        ({"network": {"source_tokens": 9999}}, r"source_tokens=9999, .* the encoder reads \d+ at"),
         ({"network": {"kind": "seq2seq"}}, r"kind=seq2seq: needs module\.network\.pretrained"),
     ],
 )
