@@ -85,12 +85,13 @@ def interrupted_at(source: Path, target: Path, step: int) -> None:
 @pytest.mark.parametrize(
     ("extra", "cuts"),
     [
-        # 16 batches an epoch. 10: a validation is due; 16: an epoch ends; 40: nothing is left.
-        pytest.param([], [(7, 10), (16,), (40,)], id="plain"),
+        # 16 batches an epoch. 10, 20: a validation is due; 16, 32: an epoch ends; 40: nothing is
+        # left to do.
+        pytest.param([], [(7, 12), (10,), (16,), (40,)], id="plain"),
         # 15 batches an epoch, so that every fourth step takes 3 micro-batches and not 4.
         pytest.param(
             ["datamodule.count=60", "trainer.accumulate_grad_batches=4"],
-            [(7, 9), (8, 13)],
+            [(7,), (8, 13), (9,)],
             id="accumulate",
         ),
         pytest.param(["trainer.val_check_interval=16"], [(16,), (17,)], id="validation-at-end"),
