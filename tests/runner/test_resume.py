@@ -129,6 +129,15 @@ def test_resumed_from_any_step_is_bit_equal(
             source = folder
 
 
+def test_what_a_validation_draws_changes_no_training_bit_equal(tmp_path: Path) -> None:
+    """A resumed run may have had fewer validations, or have them elsewhere."""
+    few = ["trainer.max_steps=15", "trainer.checkpoint_every=15"]
+    run(tmp_path / "validated", *few)
+    run(tmp_path / "not", *few, "trainer.limit_val_batches=0", "trainer.num_sanity_val_steps=0")
+    ended = [torch.load(checkpoints(tmp_path / name)[-1]) for name in ("validated", "not")]
+    assert unequal(*(each["state_dict"] for each in ended)) == []
+
+
 def losses(folder: Path) -> list[tuple[str, str, str]]:
     with (folder / "metrics.csv").open() as file:
         rows = csv.DictReader(file)
