@@ -339,7 +339,10 @@ def _reached(place: Path) -> dict[str, Any]:
         "best": torch.load(best, weights_only=True)["global_step"] if best.exists() else None,
         "status": json.loads((folder / "run.json").read_text())["status"],
         "losses": [
-            (row["step"], key, row[key]) for row in rows for key in row if key.endswith("loss")
+            (row["step"], key, row[key])
+            for row in rows
+            for key in row
+            if key.endswith("loss") and row[key]
         ],
         **{key: content[key] for key in keys},
     }
