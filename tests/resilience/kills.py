@@ -211,7 +211,8 @@ class Laboratory:
                 else:
                     ended = self._killed_after(draw.uniform(0.1, seconds), command)
                 self._judge_start(record, ended, moments)
-                if ended.code != -signal.SIGKILL:
+                # The timer reads a stack that goes on, which may end the process as well.
+                if ended.code not in (-signal.SIGKILL, -signal.SIGSEGV):
                     break
                 moments.append(moment_of(ended.said))
                 record.moments[moments[-1]] += 1
@@ -326,7 +327,8 @@ def _reached(place: Path) -> dict[str, Any]:
     """Return all that a place's newest run has come to; clocks apart."""
     import torch
 
-    files = sorted(place.glob("outputs/*/*/checkpoints/step-*.ckpt"), key=lambda file: file.name)
+    # By time: a base model's run, or one that was given up, comes before the run that counts.
+    files = sorted(place.glob("outputs/*/*/checkpoints/step-*.ckpt"), key=lambda p: p.parts[-3:])
     if not files:
         return {"checkpoints": 0}
     folder = files[-1].parents[1]
