@@ -327,8 +327,10 @@ def _reached(place: Path) -> dict[str, Any]:
     """Return all that a place's newest run has come to; clocks apart."""
     import torch
 
-    # By time: a base model's run, or one that was given up, comes before the run that counts.
-    files = sorted(place.glob("outputs/*/*/checkpoints/step-*.ckpt"), key=lambda p: p.parts[-3:])
+    # The newest; a base model's run, which begins after that of the method, keeps no metrics.
+    found = place.glob("outputs/*/*/checkpoints/step-*.ckpt")
+    kept = (file for file in found if (file.parents[1] / "metrics.csv").exists())
+    files = sorted(kept, key=lambda file: file.parts[-3:])
     if not files:
         return {"checkpoints": 0}
     folder = files[-1].parents[1]
