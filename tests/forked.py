@@ -59,7 +59,7 @@ class Child:
     def __init__(self, work: Callable[[], int | None]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        _adopt(True)
         self._began, self._said = time.monotonic(), b""
         # A pipe and not a file, which a limit on files would stop as well.
         self._output, written = os.pipe()
@@ -100,6 +100,8 @@ class Child:
         _AT_WORK.remove(self.pid)
         took = time.monotonic() - self._began
         survivors = self._survivors()
+        if not _AT_WORK:  # what other tests leave behind is init's again
+            _adopt(False)
         self._read()
         os.close(self._output)
         said = self._said.decode(errors="replace")
@@ -127,6 +129,11 @@ class Child:
         with contextlib.suppress(BlockingIOError):
             while part := os.read(self._output, 1 << 16):
                 self._said += part
+
+
+def _adopt(orphans: bool) -> None:
+    """Say whether what children of this process leave running becomes a child of this one."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(orphans))
 
 
 def _children() -> set[int]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import faulthandler
 import json
 import os
 import random
 import signal
 import sys
-import time
+import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ from tests.fuzz.warm import inputs, warm_up
 from tests.golden.runs import RUNS
 
 SECONDS = 240.0  # for a run that takes a few, on a machine that does other things as well
-STACK = "most recent call first"  # what faulthandler says before each thread's
+STACK = "killed at, most recent call first"  # what a process says before its stack
 EVENT = "killed before"  # what a process says that ends itself
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir", "os.truncate")
 RESUMABLE = [name for name in RUNS if name != "end_to_end_sparc"]
@@ -126,7 +126,7 @@ class Laboratory:
         Args:
             command: Composed here, once for all places.
             events: The process ends itself before so many events on files.
-            seconds: After so many it says where it stands.
+            seconds: The process ends itself after so many.
         """
         places = [each.split("=") for each in command if each.startswith("paths.")]
         key = " ".join(each for each in command if not each.startswith("paths."))
@@ -142,7 +142,7 @@ class Laboratory:
             if events is not None:
                 _end_at(events, self._places(command))
             if seconds is not None:
-                faulthandler.dump_traceback_later(seconds, file=2)
+                _end_after(seconds)
             cfg = self._composed[key]
             HydraConfig.instance().set_config(cfg)
             with open_dict(cfg):
@@ -154,17 +154,11 @@ class Laboratory:
 
         return work
 
-    def start(self, command: list[str], events: int | None = None) -> Child:
-        """Start a run in a child; it ends itself before the given number of events on files."""
-        return Child(self.work(command, events))
-
-    def _killed_after(self, seconds: float, command: list[str]) -> Ended:
-        child = Child(self.work(command, seconds=seconds))
-        while not child.has_said(STACK) and not child.is_over():
-            time.sleep(0.002)
-        if not child.is_over():
-            child.kill()
-        return child.wait(SECONDS)
+    def start(
+        self, command: list[str], events: int | None = None, seconds: float | None = None
+    ) -> Child:
+        """Start a run in a child, which ends itself where `work` is told so."""
+        return Child(self.work(command, events, seconds))
 
     def events(self, name: str, *more: str) -> tuple[int, float]:
         """Let a method run and keep it; return its events on files, and its seconds."""
@@ -209,10 +203,10 @@ class Laboratory:
                 if draw.random() < 0.5:
                     ended = self.start(command, draw.randrange(events)).wait(SECONDS)
                 else:
-                    ended = self._killed_after(draw.uniform(0.1, seconds), command)
+                    after = draw.uniform(0.1, seconds)
+                    ended = self.start(command, seconds=after).wait(SECONDS)
                 self._judge_start(record, ended, moments)
-                # The timer reads a stack that goes on, which may end the process as well.
-                if ended.code not in (-signal.SIGKILL, -signal.SIGSEGV):
+                if ended.code != -signal.SIGKILL:
                     break
                 moments.append(moment_of(ended.said))
                 record.moments[moments[-1]] += 1
@@ -292,6 +286,20 @@ def _end_at(last: int, places: tuple[str, ...]) -> None:
             left[0] -= 1
 
     sys.addaudithook(hook)
+
+
+def _end_after(seconds: float) -> None:
+    """Let this process say where its main thread stands, and end itself, after some seconds."""
+    main = threading.main_thread().ident
+
+    def end() -> None:
+        stack = traceback.format_stack(sys._current_frames()[main or 0])
+        os.write(2, f"\n{STACK}:\n{''.join(reversed(stack))}".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 # --- what is left --------------------------------------------------------------------------------
