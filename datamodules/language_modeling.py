@@ -59,6 +59,9 @@ from datamodules.token_cache import (
 
 log = logging.getLogger(__name__)
 
+REPETITIONS = 4
+"""Beyond so many, text that is read again teaches much less (arXiv 2305.16264)."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -367,11 +370,26 @@ class LanguageModelingDataModule(OrderedDataModule):
     def train_dataloader(self) -> EpochLoader:
         """Return the loader of the training batches, standing where the run stopped."""
         assert self.folder is not None
+        self._say_repetition()
         order = {
             "text and tokenizer": self.folder.name,
             "datamodule.context_length": self.context_length,
         }
         return self._training_loader(self.blocks["train"], order)
+
+    def _say_repetition(self) -> None:
+        """Say how often a training reads its text, if it reads it very often."""
+        if self.trainer is None:
+            return
+        batches = len(self.blocks["train"]) // self.per_batch
+        accumulated = self.trainer.accumulate_grad_batches
+        if (times := self.trainer.max_steps * accumulated / batches) > REPETITIONS:
+            self._say(
+                f"The training reads its text {times:.0f} times. Its validation loss may rise "
+                "after a while: the best checkpoint is of the step where it was lowest. "
+                f"trainer.max_steps={REPETITIONS * batches // accumulated} reads it "
+                f"{REPETITIONS} times."
+            )
 
     def val_dataloader(self) -> Any:
         """Return the loader of the validation blocks, of the first `val_batches` batches if set.

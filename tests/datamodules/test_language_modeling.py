@@ -683,6 +683,24 @@ BY_STEPS = {"max_epochs": -1, "check_val_every_n_epoch": None, "val_check_interv
 
 
 @pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"max_steps": 20}, ""),
+        ({"max_steps": 28}, "reads its text 6 times. "),
+        ({"max_steps": 14, "accumulate_grad_batches": 2}, "trainer.max_steps=10 reads it 4 times"),
+    ],
+)
+def test_a_text_that_is_read_very_often_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: dict[str, int], said: str
+) -> None:
+    data = make(tmp_path, make_text(3000), batch_size=10, max_tokens=450)  # 5 batches
+    fit(Recorder([]), data, **BY_STEPS, **trainer)
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("reads its text" in printed) == bool(said)
+
+
+@pytest.mark.parametrize(
     ("workers", "die", "at", "trainer"),
     [
         (0, "batch end", 3, {}),
