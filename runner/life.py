@@ -65,6 +65,14 @@ def run(job: Job, start: Start) -> dict[str, float]:
 # Errors of a disk that is full or that nobody may write to.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
+# What SQLite and libraries in Rust say of such a disk, without a number that Python knows.
+DISK_WORDS = (
+    "disk I/O error",
+    "database or disk is full",
+    "No space left on device",
+    "File too large",
+)
+
 # What gloo and nccl say in a process whose partner is gone.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
 
@@ -380,11 +388,22 @@ def _told_to_children(start: Start) -> Iterator[None]:
 
 
 def _of_disk(error: BaseException) -> str | None:
-    """Say what the disk refused, None if that is not what ended the run."""
-    if not isinstance(error, OSError) or error.errno not in DISK:
-        return None
-    place = f": {error.filename}" if error.filename else ""
-    return f"the disk does not take what the run writes: {error.strerror}{place}"
+    """Say what the disk refused, None if that is not what ended the run.
+
+    PyTorch's own error of a checkpoint that was cut short has the disk's behind it.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        is_number = isinstance(behind, OSError) and behind.errno in DISK
+        if is_number or any(words in str(behind) for words in DISK_WORDS):
+            place = getattr(behind, "filename", None)
+            words = getattr(behind, "strerror", None) or str(behind)
+            return f"the disk does not take what the run writes: {words}" + (
+                f": {place}" if place else ""
+            )
+        torn = "inline_container" in str(behind)
+        behind = behind.__context__ if torn else behind.__cause__
+    return None
 
 
 def _of_others(error: BaseException) -> str | None:

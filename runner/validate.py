@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -504,9 +505,10 @@ def _key_of_wandb(loggers: dict[str, Any]) -> list[str]:
         if "NETRC" in os.environ
         else (home / ".netrc", home / "_netrc")
     )
-    written = [file.read_text(errors="replace") for file in files if file.is_file()]
-    if any(re.search(r"wandb|login\s+user\b", text) for text in written):
-        return []
+    for file in files:
+        with suppress(OSError):  # not there, or another user's
+            if re.search(r"wandb|login\s+user\b", file.read_text(errors="replace")):
+                return []
     return [
         f"logger.{name}.mode=online: there is no key of W&B here. Run `wandb login`, set "
         f"WANDB_API_KEY, or take logger.{name}.mode=offline"

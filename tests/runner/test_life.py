@@ -1,9 +1,11 @@
 """What a run leaves: its record, its metrics, its W&B run, its exported model; one id in all."""
 
 import csv
+import errno
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from reports.run_record import write_json
 from runner.command import guard
 from runner.errors import ConfigError
 from runner.folder import lock, open_folder, stored_config
+from runner.life import _of_disk
 from runner.record import MetricsFile
 from runner.validate import checked
 from tests.forked import Child
@@ -424,3 +427,14 @@ def test_a_clock_that_goes_back_loses_nothing(
     assert len({each["id"] for each in records}) == 3
     assert {each["status"] for each in records} == {"finished"}
     assert all(each["ended"] < each["started"] and each["seconds"] >= 0 for each in records)
+
+
+def test_a_full_disk_is_found_behind_what_libraries_say_of_it() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+    torn = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    torn.__context__ = full
+    for error in (full, torn, sqlite3.OperationalError("disk I/O error")):
+        assert (_of_disk(error) or "").startswith("the disk does not take what the run writes: ")
+    other = ValueError("a fault of ours, met while another error was handled")
+    other.__context__ = full
+    assert _of_disk(other) is None
