@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+# Errors of a disk that is full or that nobody may write to.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+
+# What SQLite, NumPy ("9 requested and 4 written") and libraries in Rust say of such a disk,
+# without a number that Python knows.
+DISK_WORDS = (
+    "disk I/O error",
+    " requested and ",
+    "database or disk is full",
+    "No space left on device",
+    "File too large",
+)
 
 
 class ConfigError(ValueError):
@@ -48,6 +62,25 @@ def refusing() -> Iterator[None]:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"a file cannot be read or written: {error}") from error
+
+
+def disk_behind(error: BaseException) -> str | None:
+    """Say what the disk refused, None if that is not what ended the run.
+
+    PyTorch's own error of a checkpoint that was cut short has the disk's behind it.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        is_number = isinstance(behind, OSError) and behind.errno in DISK
+        if is_number or any(words in str(behind) for words in DISK_WORDS):
+            place = getattr(behind, "filename", None)
+            words = getattr(behind, "strerror", None) or str(behind)
+            return f"the disk does not take what the run writes: {words}" + (
+                f": {place}" if place else ""
+            )
+        torn = "inline_container" in str(behind)
+        behind = behind.__context__ if torn else behind.__cause__
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -34,7 +33,7 @@ from reports.run_record import without_secrets
 from reports.tables import reached, without_constants
 from runner import machine
 from runner.axes import Axes
-from runner.errors import FailedRun
+from runner.errors import FailedRun, disk_behind
 from runner.folder import Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import Job
 from runner.parts import (
@@ -61,17 +60,6 @@ def run(job: Job, start: Start) -> dict[str, float]:
     """
     return _Run(job, start).run()
 
-
-# Errors of a disk that is full or that nobody may write to.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-
-# What SQLite and libraries in Rust say of such a disk, without a number that Python knows.
-DISK_WORDS = (
-    "disk I/O error",
-    "database or disk is full",
-    "No space left on device",
-    "File too large",
-)
 
 # What gloo and nccl say in a process whose partner is gone.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
@@ -160,7 +148,7 @@ class _Run:
             except BaseException as error:
                 stop = stop_behind(error)
                 if stop is None:
-                    words = not_finite_behind(error) or _of_disk(error) or _of_others(error)
+                    words = not_finite_behind(error) or disk_behind(error) or _of_others(error)
                     self._failed(error, words)
                     if words is not None:
                         raise FailedRun(words) from error
@@ -385,25 +373,6 @@ def _told_to_children(start: Start) -> Iterator[None]:
         yield
     finally:
         del os.environ[CHILD]
-
-
-def _of_disk(error: BaseException) -> str | None:
-    """Say what the disk refused, None if that is not what ended the run.
-
-    PyTorch's own error of a checkpoint that was cut short has the disk's behind it.
-    """
-    behind: BaseException | None = error
-    while behind is not None:
-        is_number = isinstance(behind, OSError) and behind.errno in DISK
-        if is_number or any(words in str(behind) for words in DISK_WORDS):
-            place = getattr(behind, "filename", None)
-            words = getattr(behind, "strerror", None) or str(behind)
-            return f"the disk does not take what the run writes: {words}" + (
-                f": {place}" if place else ""
-            )
-        torn = "inline_container" in str(behind)
-        behind = behind.__context__ if torn else behind.__cause__
-    return None
 
 
 def _of_others(error: BaseException) -> str | None:

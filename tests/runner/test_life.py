@@ -19,9 +19,8 @@ from callbacks.checkpoint import Checkpointing
 from reports.registry import find
 from reports.run_record import write_json
 from runner.command import guard
-from runner.errors import ConfigError
+from runner.errors import ConfigError, disk_behind
 from runner.folder import lock, open_folder, stored_config
-from runner.life import _of_disk
 from runner.record import MetricsFile
 from runner.validate import checked
 from tests.forked import Child
@@ -434,7 +433,7 @@ def test_a_full_disk_is_found_behind_what_libraries_say_of_it() -> None:
     torn = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
     torn.__context__ = full
     for error in (full, torn, sqlite3.OperationalError("disk I/O error")):
-        assert (_of_disk(error) or "").startswith("the disk does not take what the run writes: ")
+        assert (disk_behind(error) or "").startswith("the disk does not take what the run writes: ")
     other = ValueError("a fault of ours, met while another error was handled")
     other.__context__ = full
-    assert _of_disk(other) is None
+    assert disk_behind(other) is None
