@@ -343,10 +343,14 @@ class LanguageModelingDataModule(OrderedDataModule):
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
         return tokenizer
 
+    @property
+    def _batches_per_epoch(self) -> int:
+        return len(self.blocks["train"]) // self.per_batch
+
     def describe(self) -> dict[str, Any]:
         """Return, after `setup`, what the data is and how large, for reports and run.json."""
         train, val = self.record["train"], self.record["val"]
-        batches = len(self.blocks["train"]) // self.per_batch
+        batches = self._batches_per_epoch
         per_batch = self.per_batch * self.context_length
         return {
             "source": self.settings["source"],
@@ -381,7 +385,7 @@ class LanguageModelingDataModule(OrderedDataModule):
         """Say how often a training reads its text, if it reads it very often."""
         if self.trainer is None:
             return
-        batches = len(self.blocks["train"]) // self.per_batch
+        batches = self._batches_per_epoch
         accumulated = self.trainer.accumulate_grad_batches
         if (times := self.trainer.max_steps * accumulated / batches) > REPETITIONS:
             self._say(

@@ -71,8 +71,11 @@ def disk_behind(error: BaseException) -> str | None:
     """
     behind: BaseException | None = error
     while behind is not None:
-        is_number = isinstance(behind, OSError) and behind.errno in DISK
-        if is_number or any(words in str(behind) for words in DISK_WORDS):
+        number = behind.errno if isinstance(behind, OSError) else None
+        # A number says it all; without one, only an error of files or databases is read.
+        is_of_files = isinstance(behind, OSError) or type(behind).__module__ == "sqlite3"
+        said = is_of_files and any(words in str(behind) for words in DISK_WORDS)
+        if number in DISK or (number is None and said):
             place = getattr(behind, "filename", None)
             words = getattr(behind, "strerror", None) or str(behind)
             return f"the disk does not take what the run writes: {words}" + (

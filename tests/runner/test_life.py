@@ -437,3 +437,4 @@ def test_a_full_disk_is_found_behind_what_libraries_say_of_it() -> None:
     other = ValueError("a fault of ours, met while another error was handled")
     other.__context__ = full
     assert disk_behind(other) is None
+    assert disk_behind(RuntimeError("8 devices requested and 4 there")) is None
