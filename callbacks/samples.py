@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from annotated_types import Ge
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.nn.utils.rnn import pad_sequence
 
+from language.generation import as_told, end_tokens
 from subnetworks.families import longest_context
 
 
@@ -105,10 +107,10 @@ class GenerationSamples(_SamplesFile):
     def _sample(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str, count: int | None
     ) -> None:
-        data = cast(Any, trainer).datamodule
+        data, model = cast(Any, trainer).datamodule, cast(Any, pl_module).backbone
         prompts = data.prompts(2**31 if count is None else count, test=split == "test")
         pattern = self._pattern_of([prompt.reference for prompt in prompts], trainer)
-        limit = longest_context(cast(Any, pl_module).model.config)
+        limit = longest_context(model.config)
         kept, room = share_context(limit, self.max_new_tokens)
         long = sum(kept is not None and len(prompt.ids) > kept for prompt in prompts)
         if long or room < self.max_new_tokens:
@@ -127,13 +129,8 @@ class GenerationSamples(_SamplesFile):
         for start in range(0, most, self.batch_size):
             some = mine[start : start + self.batch_size]
             with trainer.precision_plugin.forward_context():
-                answers = generate(
-                    cast(Any, pl_module).model,
-                    [prompt.ids for prompt in some or prompts[:1]],
-                    data.tokenizer,
-                    room,
-                    together,
-                )
+                read = [prompt.ids for prompt in some or prompts[:1]]
+                answers = generate(model, read, data.tokenizer, room, data.ends, together)
             for prompt, answer in zip(some, answers[: len(some)], strict=True):
                 row = {
                     "step": trainer.global_step,
@@ -227,6 +224,7 @@ def generate(
     prompts: list[list[int]],
     tokenizer: Any,
     max_new_tokens: int,
+    ends: Iterable[int] = (),
     together: bool = False,
 ) -> list[str]:
     """Let a model answer prompts, greedily, in one batch padded on the left.
@@ -235,7 +233,8 @@ def generate(
         model: A Hugging Face causal language model.
         prompts: Token ids.
         tokenizer: Of the model.
-        max_new_tokens: Tokens of an answer at most; it ends at the end-of-text token.
+        max_new_tokens: Tokens of an answer at most.
+        ends: Tokens that end an answer, see `language.generation.end_tokens`.
         together: Whether all processes generate at once, each with a part of the weights; then they
             go on until the last one is done.
 
@@ -249,19 +248,18 @@ def generate(
     rows = [torch.tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
     pad = partial(pad_sequence, batch_first=True, padding_side="left")
     ids, mask = pad(rows, padding_value=filler), pad([torch.ones_like(row) for row in rows])
-    was_training = model.training
+    was_training, stops = model.training, end_tokens(model, tokenizer, ends)
     model.eval()
     try:
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=filler,
-            eos_token_id=tokenizer.eos_token_id,
-            synced_gpus=together,
-        )
+        with as_told(model):
+            written = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=filler,
+                eos_token_id=stops,
+                synced_gpus=together,
+            )
     finally:
         model.train(was_training)
     answers: list[str] = tokenizer.batch_decode(

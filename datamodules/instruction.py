@@ -4,6 +4,7 @@ The cache holds every conversation's tokens with a mark on those of the assistan
 length and batches are made of them when they are read, so that one cache serves all.
 """
 
+import functools
 import itertools
 import logging
 from collections import Counter
@@ -25,7 +26,7 @@ from datamodules.conversations import (
 )
 from datamodules.hub import ChatDataSet
 from datamodules.language_modeling import LanguageModelingDataModule, Prompt
-from datamodules.packing import IGNORED, PackedBlocks, PaddedSamples, Samples, grouped_batch
+from datamodules.packing import PackedBlocks, PaddedSamples, Samples, grouped_batch
 from datamodules.settings import (
     ContextLength,
     Seed,
@@ -38,6 +39,7 @@ from datamodules.settings import (
 from datamodules.text_sources import OldDomain
 from datamodules.token_cache import count_token_ids
 from language.chat_rendering import ChatRenderer, Rendering
+from subnetworks.context import IGNORED
 
 log = logging.getLogger(__name__)
 
@@ -222,6 +224,11 @@ class InstructionDataModule(LanguageModelingDataModule):
                     kept = kept[np.argsort(samples.lengths[kept], kind="stable")]
                 blocks[part] = PaddedSamples(samples, kept, filler)
         return blocks
+
+    @functools.cached_property
+    def ends(self) -> set[int]:
+        """The token that the chat template writes behind an answer, if it writes one."""
+        return ChatRenderer(self.tokenizer).ends()
 
     def _amount(self, part: str) -> str:
         record = self.record[part]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -38,11 +39,31 @@ class Sampling:
 
     def settings(self) -> dict[str, Any]:
         """Return what `GenerationConfig` takes."""
-        if self.greedy:
-            # transformers warns of values of sampling, also of those that a model brings.
-            return {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+        if self.greedy:  # transformers warns of values of sampling
+            return {"do_sample": False}
         chosen = {"temperature": self.temperature, "top_k": self.top_k or 0, "top_p": self.top_p}
         return {"do_sample": True, **chosen}
+
+
+def end_tokens(model: Any, tokenizer: Any, further: Iterable[int] = ()) -> list[int]:
+    """Return the tokens that end a text, ascending: the tokenizer's, others, and the model's.
+
+    Of the model's, control tokens alone: a config that was given none has its class's default,
+    which may be any letter.
+    """
+    own = getattr(model.generation_config, "eos_token_id", None)
+    own = set(own if isinstance(own, list) else [own]) & tokenizer.added_tokens_decoder.keys()
+    return sorted({*further, *own, tokenizer.eos_token_id} - {None})
+
+
+@contextmanager
+def as_told(model: Any) -> Iterator[None]:
+    """Have `generate` follow its arguments alone, without penalties and bans of the model's own."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +166,7 @@ class Writer:
         sampling: How it chooses tokens.
         max_new_tokens: Of one text, at least 1.
         context: Tokens that the model reads at once; None: any number.
-        ends: Tokens that end a text, beside the model's and the tokenizer's.
+        ends: Tokens that end a text, see `end_tokens`.
     """
 
     def __init__(
@@ -159,10 +180,7 @@ class Writer:
     ) -> None:
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.max_new_tokens = max_new_tokens
-        own = getattr(model.generation_config, "eos_token_id", None)
-        own = own if isinstance(own, list) else [own]
-        found = {*ends, *own, tokenizer.eos_token_id} - {None}
-        self.ends = sorted(found)
+        self.ends = end_tokens(model, tokenizer, ends)
         filler = tokenizer.pad_token_id
         self._settings = {
             **sampling.settings(),
@@ -191,13 +209,14 @@ class Writer:
         read = torch.tensor([list(ids)], device=device)
         stop: Literal["end", "length", "context", "interrupted"] | None = None
         try:
-            output = self.model.generate(
-                input_ids=read,
-                attention_mask=torch.ones_like(read),
-                generation_config=GenerationConfig(max_new_tokens=room, **self._settings),
-                streamer=stream,
-                past_key_values=cache,
-            )
+            with as_told(self.model):
+                output = self.model.generate(
+                    input_ids=read,
+                    attention_mask=torch.ones_like(read),
+                    generation_config=GenerationConfig(max_new_tokens=room, **self._settings),
+                    streamer=stream,
+                    past_key_values=cache,
+                )
             self._keep(output)
         except KeyboardInterrupt:
             stream.end()

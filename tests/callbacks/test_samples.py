@@ -70,6 +70,9 @@ def test_a_batch_of_prompts_is_answered_as_each_alone(cache_dir: Path) -> None:
     together = generate(model, prompts, data.tokenizer, 8)
     alone = [generate(model, [ids], data.tokenizer, 8)[0] for ids in prompts]
     assert together == alone
+    ended = generate(model, prompts[:1], data.tokenizer, 8, ends=range(400))[0]
+    assert together[0].startswith(ended)
+    assert len(ended) < len(together[0])
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from datamodules.conversations import DEFAULT_TEMPLATE
 from datamodules.instruction import InstructionDataModule
-from datamodules.packing import IGNORED, grouped_batch, pack
+from datamodules.packing import grouped_batch, pack
 from lightning_modules.causal_lm import CausalLM
+from subnetworks.context import IGNORED
+from tests.language.test_chat_rendering import CHATML, byte_level, fast
 
 
 def data(cache: Path, **options: Any) -> InstructionDataModule:
@@ -54,6 +56,16 @@ def test_labels_are_the_answers_and_nothing_else(packed: bool, cache_dir: Path) 
     ends = (batch["labels"] == module.tokenizer.eos_token_id).sum()
     begins = (trained & ~trained.roll(1, 1)).sum()
     assert ends == begins
+
+
+def test_what_is_written_ends_where_the_template_ends_an_answer(tmp_path: Path) -> None:
+    """The model learns that token, which need not be the end of a text."""
+    tokenizer = fast(byte_level(), CHATML)
+    tokenizer.save_pretrained(tmp_path / "own")
+    own = {"pretrained": str(tmp_path / "own")}
+    module = data(tmp_path, tokenizer=own, chat_template=None, vocab_size=450, context_length=512)
+    assert module.ends == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert tokenizer.eos_token_id not in module.ends
 
 
 def test_every_conversation_is_read_once_an_epoch(cache_dir: Path) -> None:
