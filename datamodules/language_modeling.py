@@ -192,9 +192,6 @@ class LanguageModelingDataModule(OrderedDataModule):
         """Tokenise the text into the cache unless that was done before, by any process."""
         if self.folder is not None:
             return
-        if self.old_domain is not None:
-            with old_domain_errors():
-                self.old_domain.prepare_data()
         source = self._open_source()
         tokenizer: dict[str, Any] = {"vocab_size": self.vocab_size, "sample": self.sample_chars}
         if self.pretrained is not None:
@@ -211,6 +208,11 @@ class LanguageModelingDataModule(OrderedDataModule):
         build_once(
             folder, lambda unfinished: {"identity": identity, **self._build(source, unfinished)}
         )
+        if self.old_domain is not None:
+            # Of this text's tokens: a tokenizer that was trained on the other one has others.
+            self.old_domain.pretrained = self.pretrained or str(folder / "tokenizer")
+            with old_domain_errors():
+                self.old_domain.prepare_data()
         self.folder = folder
 
     def _open_source(self) -> Any:
@@ -260,10 +262,6 @@ class LanguageModelingDataModule(OrderedDataModule):
         Each stage needs the same.
         """
         rank, world_size = self.place
-        if self.old_domain is not None:
-            self.old_domain.trainer = self.trainer
-            with old_domain_errors():
-                self.old_domain.setup(stage)
         if self._opened_at == (rank, world_size):
             return
         if rank == 0:
@@ -271,6 +269,10 @@ class LanguageModelingDataModule(OrderedDataModule):
         if world_size > 1:  # the other ranks need not read the text to know its key
             assert self.trainer is not None
             self.folder = self.trainer.strategy.broadcast(self.folder)
+        if self.old_domain is not None:
+            self.old_domain.trainer = self.trainer
+            with old_domain_errors():
+                self.old_domain.setup(stage)
         assert self.folder is not None
         record = read_record(self.folder)
         if record is None:
@@ -334,6 +336,11 @@ class LanguageModelingDataModule(OrderedDataModule):
             part: Blocks(folder / f"{part}.bin", record["dtype"], self.context_length)
             for part in ("train", "val")
         }
+
+    @functools.cached_property
+    def ends(self) -> set[int]:
+        """Tokens at which what a model writes of this data ends, beside its end of text."""
+        return set()
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

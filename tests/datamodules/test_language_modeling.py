@@ -961,6 +961,17 @@ def test_a_fault_is_reported_under_the_key_that_names_its_file(source: str, tmp_
         make(tmp_path, **files, old_domain=short).check_files()
 
 
+def test_an_old_domain_has_the_tokens_of_the_text_that_is_trained_on(tmp_path: Path) -> None:
+    """Its loss is of one model, whose tokenizer may have been trained here."""
+    (tmp_path / "old.txt").write_text("0123456789 " * 300)
+    old = {"source": "text", "files": str(tmp_path / "old.txt")}
+    data = make(tmp_path, make_text(3000), old_domain=old)
+    data.setup("fit")
+    assert data.old_domain is not None
+    assert data.old_domain.tokenizer.get_vocab() == data.tokenizer.get_vocab()
+    assert data.describe()["old_domain"]["val_tokens"] > 0
+
+
 def test_too_few_tokens_for_a_limit_name_the_limit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has 20 tokens, .* datamodule\.max_tokens=20 \(up\)"):
         opened(tmp_path, make_text(3000), max_tokens=20)
