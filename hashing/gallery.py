@@ -6,9 +6,12 @@ later. Codes of items that were learned from belong to their training, so that a
 codes say which training it is of.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +84,7 @@ class Gallery:
         if store is None:
             rows = [(int(self.rows[place]), distance) for place, distance in found]
             return [Match(self.data.items.names[row], row, distance) for row, distance in rows]
-        known = dict(zip(self.unique_names(), self.rows.tolist(), strict=True))
+        known = dict(zip(self.names, self.rows.tolist(), strict=True))
         named = [(store.names[place], distance) for place, distance in found]
         return [Match(name, known.get(name, -1), distance) for name, distance in named]
 
@@ -148,13 +151,20 @@ class Gallery:
 
     # --- what is kept on disk
 
-    def unique_names(self) -> list[str]:
-        """Return the items' names, with their rows where several items have one."""
-        names = [self.data.items.names[row] for row in self.rows]
-        count = Counter(names)
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the items in a folder of codes, with their rows where several have one.
+
+        They are the same after each session, and wherever the data lies: paths begin at the folder
+        that all items share.
+        """
+        rows: list[int] = self.data.parts["retrieval"].rows.tolist()
+        places = {row: os.path.abspath(self.data.items.names[row]) for row in rows}
+        count = Counter(places.values())
+        shared = os.path.commonpath([os.path.dirname(place) for place in count])
         return [
-            name if count[name] == 1 else f"{name}#{row}"
-            for name, row in zip(names, self.rows.tolist(), strict=True)
+            os.path.relpath(places[row], shared) + (f"#{row}" if count[places[row]] > 1 else "")
+            for row in self.rows.tolist()
         ]
 
     def write(
@@ -173,11 +183,11 @@ class Gallery:
         Raises:
             ValueError: The folder's codes are of another training, or damaged; nothing is written.
         """
-        order, names = np.argsort(self.groups, kind="stable"), self.unique_names()
+        order = np.argsort(self.groups, kind="stable")
         stores: dict[str, CodeStore] = {}
         counts: dict[str, int] = {}
         for m in MODALITIES:
-            codes = {names[place]: self.codes[m][place] for place in order}
+            codes = {self.names[place]: self.codes[m][place] for place in order}
             codes = {**codes, **{n: c for n, c in further[m].items() if n not in codes}}
             there = (Path(folder) / m / "store.json").exists()
             store = self._opened(folder, m) if there else None
@@ -194,14 +204,20 @@ class Gallery:
         return counts
 
     def _opened(self, folder: str | Path, modality: str) -> CodeStore:
-        """A store of the folder, if it begins with the original items' codes."""
-        store = CodeStore.load(Path(folder) / modality)
+        """A store of the folder, if it begins with the original items' codes and names."""
+        store, original = CodeStore.load(Path(folder) / modality), self.groups == 0
         try:
-            store.check_unchanged(self.codes[modality][torch.from_numpy(self.groups == 0)])
+            store.check_unchanged(self.codes[modality][torch.from_numpy(original)])
         except ValueError as error:
             raise ValueError(
                 f"store={folder}: holds codes of another training than this checkpoint's: {error}"
             ) from error
+        both = zip(store.names, compress(self.names, original), strict=False)
+        if (other := next((pair for pair in both if pair[0] != pair[1]), None)) is not None:
+            raise ValueError(
+                f"store={folder}: holds these codes under other names, {other[0]!r} for "
+                f"{other[1]!r}; encode into another folder"
+            )
         return store
 
 
@@ -221,7 +237,7 @@ def read_further(file: str | Path, data: PairData) -> Iterator[tuple[str, str, T
     if not Path(file).is_file():
         raise ValueError(f"items={file}: is no file")
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"items={file}: is not UTF-8 at byte {error.start}") from error
     for number, line in enumerate(lines, start=1):
