@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def read_pairs(folder: str | Path, limit: int | None = None) -> dict[str, list[P
     found: dict[str, list[Pair]] = {}
     for file in files:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()[:limit]
+            with file.open(encoding="utf-8") as stream:
+                lines = list(islice(stream, limit))
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: is not UTF-8 at byte {error.start}") from error
         pairs = found[file.stem] = []

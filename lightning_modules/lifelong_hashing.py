@@ -373,7 +373,7 @@ class LifelongHashing(CodedPairs):
         Console().print(gallery.table(query, matches, self.bits))
         run = Path(ckpt_path)
         run = run if run.is_dir() else run.parent.parent
-        name = re.sub(r"[^a-z0-9]+", "-", query.lower()).strip("-")[:60]
+        name = re.sub(r"[\W_]+", "-", query.lower()).strip("-")[:60] or "query"
         asked = Cell(values[0].numpy() if values.ndim == 4 else query)
         found = gallery.cells(matches[:MOST_DRAWN])
         grid = retrieval_grid([asked], [found], run / "search" / f"{name}.png")

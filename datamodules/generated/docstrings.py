@@ -12,6 +12,7 @@ import contextlib
 import gc
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -142,7 +143,7 @@ def read_code(file: Path) -> str:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return ""
-    lines = source.splitlines(keepends=True)
+    lines = io.StringIO(source, newline="").readlines()  # a form feed ends no line of Python
     for node in ast.walk(tree):
         documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:

@@ -35,15 +35,16 @@ def brute_force(queries: Packed, database: Packed, top: int) -> tuple[Any, Any]:
     items=st.integers(1, 400),
     distinct=st.integers(1, 400),
     top=st.integers(1, 500),
+    asked=st.integers(0, 3),
     seed=st.integers(0, 1000),
 )
 def test_both_backends_find_what_brute_force_finds_also_among_ties(
-    width: int, items: int, distinct: int, top: int, seed: int
+    width: int, items: int, distinct: int, top: int, asked: int, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
     pool = draw.integers(0, 256, (distinct, width), dtype=np.uint8)
     database = pool[draw.integers(0, distinct, items)]  # few distinct codes: many ties
-    queries = draw.integers(0, 256, (3, width), dtype=np.uint8)
+    queries = draw.integers(0, 256, (asked, width), dtype=np.uint8)
     rows, distances = brute_force(queries, database, top)
     for backend in BACKENDS:
         hits = nearest(queries, database, top, backend)
