@@ -80,7 +80,9 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
     method: ClassVar[str] = "sat"
     check: ClassVar[str] = "subnetworks.ladder:check"
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {
-        "probe_sequences": ("importance", "subnetworks.importance:PROBING")
+        "probe_sequences": ("importance", "subnetworks.importance:PROBING"),
+        "selection": ("importance", "subnetworks.importance:SCORING"),
+        "refresh_every": ("importance", "subnetworks.importance:SCORING"),
     }
 
     def __init__(
@@ -119,7 +121,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         check(settings, None)
         super().__init__(settings, Schedule(stages_of(omission, ladder)), freeze_unsampled, seed)
         self._planned: dict[tuple[Any, Rates], SubnetworkSpec] = {}
-        self._chooser_state: dict[str, Tensor] = {}
+        self._chooser_state: dict[str, Any] = {}
         self._trained: dict[tuple[int, Unit], Tensor] = {}
         self._previous: Mapping[tuple[int, Unit], Tensor] | None = None
         """Active units of the step before, None before the first."""
@@ -172,7 +174,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         """Choose the step's units, or let the branches choose them, and gather their weights."""
         self._previous = self._sliced.units if self._gathered else None
         self._gathered = True
-        self.chooser.begin_step(self._step)
+        self.chooser.begin_step(self._step, batch.get("attention_mask"))
         if not spec.is_full and self.chooser.needs_probe:
             # The first ones of what one process would read: the ranks' parts follow each other.
             own = self.settings["probe_sequences"] - self._rank * len(batch["input_ids"])
@@ -192,8 +194,8 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         for key, indices in units.items():
             if key not in self._trained:
                 total = self._sliced.anatomy.dimensions.total(key[1])
-                seen = torch.zeros(total, dtype=torch.bool, device=indices.device)
-                self._trained[key] = seen
+                # Steps before were dense here.
+                self._trained[key] = torch.full((total,), self._step > 0, device=indices.device)
         for key, seen in self._trained.items():
             seen |= self._active(units, key)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)

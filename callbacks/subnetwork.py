@@ -118,6 +118,7 @@ class SubnetworkTraining(Callback):
         step = trainer.global_step
         if step != self._step:
             self._step = step
+            self._started = perf_counter() if self._started is None else self._started
             self._spec = self.draw(cast(Any, pl_module).hf_config, step, self._max_steps)
             index = self.schedule.stage_at(step, self._max_steps)
             self.stage = f"{index + 1}/{len(self.schedule.stages)}"
@@ -163,9 +164,11 @@ class SubnetworkTraining(Callback):
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
             pl_module.log_dict(self._log(self._spec))
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the time of a validation out of the step's."""
+    def on_validation_start(self, *_: Any, **__: Any) -> None:
+        """Stop the clock, for a validation or a checkpoint."""
         self._started = None
+
+    on_save_checkpoint = on_validation_start
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -239,7 +242,7 @@ class SubnetworkTraining(Callback):
         """
         config = module.hf_config
         full = SubnetworkSpec.full(dimensions_of(config))
-        meter = StepMeter(config, 0)
+        meter = StepMeter(config, 0, frozen_weights=module.lora is not None)
         dense = meter.plan(full, *batch_shape)
         name = self.method.upper()
         table = Table(title=f"{name}: planned FLOPs of an optimizer step, without the optimizer's")

@@ -58,6 +58,12 @@ def select(
     return chosen
 
 
+def _rows(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values of each token, (tokens, width), and zeros of padding."""
+    rows = values.detach().flatten(0, -2)
+    return rows if mask is None else rows * mask.flatten()[:, None].to(rows.dtype)
+
+
 class UnitChooser:
     """Chooses the heads and neurons of each step by importance (SAT, arXiv 2406.01392).
 
@@ -72,7 +78,7 @@ class UnitChooser:
         grouped_queries: `groups` chooses whole key/value groups with their query heads;
             `within_groups` as many query heads of every group.
         refresh_every: Steps from one computation of the scores to the next, at least 1.
-        seed: Seed of the draws, below 2**31; the same on every rank.
+        seed: Seed of the draws, below 2**32; the same on every rank.
 
     Raises:
         ValueError: The importance is not known.
@@ -101,11 +107,17 @@ class UnitChooser:
         self.seconds = 0.0
         """Time spent on scores, selection and probes; on a GPU, of the host only."""
         self._due = True
+        self._mask: Tensor | None = None
         self._generator = torch.Generator()
 
-    def begin_step(self, step: int) -> None:
-        """Before a step's gathering: seed its draws, and let go of scores that are too old."""
-        self._due = step % self.refresh_every == 0
+    def begin_step(self, step: int, mask: Tensor | None = None) -> None:
+        """Before a step's gathering: seed its draws, and let go of scores that are too old.
+
+        Args:
+            step: Its number.
+            mask: 0 where its first micro-batch is padded, (batch, tokens); `None`: nowhere.
+        """
+        self._due, self._mask = step % self.refresh_every == 0, mask
         self._generator.manual_seed((self.seed << 32) + step)
 
     @property
@@ -166,7 +178,7 @@ class UnitChooser:
     def _score(self, layer: int, branch: Branch, branch_input: Tensor | None) -> Tensor:
         statistic = None
         if branch_input is not None:
-            rows = branch_input.detach().flatten(0, -2)
+            rows = _rows(branch_input, self._mask)
             if self.importance.reads == "input norm":
                 squares = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
                 statistic = self._over_ranks(squares).sqrt()
@@ -243,7 +255,9 @@ class UnitChooser:
             for (layer, branch), values in zip(outputs, read, strict=True):
                 unit = UNITS[branch]
                 width = (self.anatomy.dimensions.total(unit), -1)
-                by_unit = (x.detach().flatten(0, -2).unflatten(-1, width) for x in values)
+                by_unit = (
+                    _rows(x, batch.get("attention_mask")).unflatten(-1, width) for x in values
+                )
                 units = self.importance.function(*by_unit) * share
                 scores = self._over_ranks(self._of_branch(branch, {unit: units.float()}))
                 self.scores[layer, branch] = scores.sqrt() if self.importance.root else scores
@@ -257,13 +271,14 @@ class UnitChooser:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """Scores that later steps still use."""
-        if self.refresh_every == 1:
-            return {}
-        return {f"{layer}.{branch}": scores for (layer, branch), scores in self.scores.items()}
+        """Scores that later steps still use, and the time spent."""
+        used = self.scores.items() if self.refresh_every > 1 else ()
+        kept = {f"{layer}.{branch}": scores for (layer, branch), scores in used}
+        return {"seconds": self.seconds, **kept}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with saved scores."""
+        self.seconds = state.get("seconds", 0.0)  # older files have none
         for layer in range(self.anatomy.dimensions.n_layers):
             for branch in BRANCHES:
                 if (scores := state.get(f"{layer}.{branch}")) is not None:

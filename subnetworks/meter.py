@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any, Self
 
@@ -62,7 +63,8 @@ class Spent:
     def counted(self) -> tuple[StepFlops, StepFlops]:
         """FLOPs of the steps taken, as counted: spent, and dense.
 
-        Where no full-model step has run, the dense side is in closed form.
+        Where no full-model step has run, the dense side is its plan, times what the largest
+        sub-network was counted over its own: activations are recomputed, adapters run, in both.
         """
 
         def scaled(flops: StepFlops, by: tuple[float, float] | None) -> StepFlops:
@@ -70,7 +72,9 @@ class Spent:
             return StepFlops(flops.blocks * blocks, flops.total * total)
 
         kinds = self.kinds.values()
-        full = self.kinds.get(self.full, _Kind())
+        full = self.kinds.get(self.full) or max(
+            kinds, key=lambda kind: kind.planned.blocks / kind.dense.blocks, default=_Kind()
+        )
         spent = self._sum(scaled(kind.planned, kind.executed) for kind in kinds)
         dense = self._sum(scaled(kind.dense, full.executed) for kind in kinds)
         return spent + self.extra, dense
@@ -131,7 +135,7 @@ class StepMeter:
         spent: Spent | None = None,
     ) -> None:
         self._config = config
-        self._frozen_weights = frozen_weights
+        self._flops = partial(planned_flops, config, frozen_weights=frozen_weights)
         self._full = SubnetworkSpec.full(dimensions_of(config))
         self.spent = Spent(n_parameters, self._full.signature) if spent is None else spent
         self._running: tuple[ExitStack, FlopCount, _Kind, StepFlops] | None = None
@@ -153,9 +157,10 @@ class StepMeter:
             trained_tokens: Of all these, those that predict something; see `planned_flops`.
         """
         kind = self.spent.kinds.setdefault(spec.signature, _Kind())
-        planned = self._flops(spec, batch_size, context_length, trained_tokens)
+        shape = batch_size, context_length
+        planned = self._flops(spec, *shape, trained_tokens=trained_tokens)
         kind.planned += planned
-        kind.dense += self._flops(self._full, batch_size, context_length)
+        kind.dense += self._flops(self._full, *shape)
         kind.tokens += batch_size * context_length
         self._step_tokens += batch_size * context_length
         if kind.executed is not None:
@@ -199,13 +204,3 @@ class StepMeter:
         """FLOPs of an optimizer step on a sub-network, in closed form."""
         flops = self._flops(spec, batch_size, context_length)
         return flops.with_optimizer(self.spent.n_parameters)
-
-    def _flops(
-        self,
-        spec: SubnetworkSpec,
-        batch_size: int,
-        context_length: int,
-        trained_tokens: int | None = None,
-    ) -> StepFlops:
-        shape = batch_size, context_length
-        return planned_flops(self._config, spec, *shape, self._frozen_weights, trained_tokens)

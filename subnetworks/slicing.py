@@ -12,7 +12,7 @@ others run forward only.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -28,7 +28,7 @@ from subnetworks import sharded
 from subnetworks.anatomy import Anatomy
 from subnetworks.context import ContextForwardOnly
 from subnetworks.families import BRANCHES, UNITS, Branch, Cut, Unit
-from subnetworks.spec import TIERS, BranchChoice, LayerChoice, SubnetworkSpec, Tier
+from subnetworks.spec import TIERS, BranchChoice, SubnetworkSpec, Tier
 
 Units = Mapping[Unit, Tensor]
 """Units of a branch: ascending indices on the model's device; kinds left out are whole."""
@@ -164,19 +164,6 @@ class SlicedModel:
             for (layer, _), tiers in self._units.items()
             for unit, indices in tiers["active"].items()
         }
-
-    @property
-    def chosen(self) -> SubnetworkSpec:
-        """The sub-network that ran, with the chooser's units; reads them from the device."""
-        layers = list(self.spec.layers)
-        for (layer, branch), tiers in self._units.items():
-            unit, choice = UNITS[branch], cast(LayerChoice, layers[layer])
-            found: dict[str, Any] = {
-                tier: tuple(units[unit].tolist()) for tier, units in tiers.items() if unit in units
-            }
-            changed: dict[str, Any] = {branch: replace(choice.branch(branch), **found)}
-            layers[layer] = replace(choice, **changed)
-        return replace(self.spec, layers=tuple(layers))
 
     @torch.no_grad()
     def copy_layers(self, sources: Mapping[int, int]) -> None:
@@ -517,6 +504,7 @@ class FreezeUnsampled:
     @torch.no_grad()
     def save(self) -> None:
         """Put the inactive rows aside until the next step is done; before `write_gradients`."""
+        self._kept = []  # of a step that was skipped
         for parameter, axis, rows in self._sliced.unsampled():
             states = [
                 value

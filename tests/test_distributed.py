@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from tests.settings import _GPT2, _LLAMA, SETTINGS, Setting
+from tests.subnetworks.models import subnetwork_of
 from tests.test_methods import Fit, Forked, _checkpoint, fit, text
 
 __all__ = ["fit", "text"]  # fixtures
@@ -58,7 +59,7 @@ class Diary(Callback):
 
     def on_before_zero_grad(self, trainer: pl.Trainer, *_: Any) -> None:
         methods = [each for each in cast(Any, trainer).callbacks if hasattr(each, "_sliced")]
-        self.units += [repr(each._sliced.chosen) for each in methods]
+        self.units += [repr(subnetwork_of(each._sliced)) for each in methods]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int

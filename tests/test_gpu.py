@@ -21,7 +21,7 @@ from subnetworks.importance import SCORES
 from subnetworks.schedule import Rates
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import SubnetworkSpec, planned_subnetwork, sample_subnetwork
-from tests.subnetworks.models import SmallModel, batch, build
+from tests.subnetworks.models import SmallModel, batch, build, subnetwork_of
 from tests.subnetworks.test_slicing import cross_entropy
 from tests.test_experiments import small, tiny_hashing, tiny_parser, tiny_rewriter
 
@@ -73,7 +73,7 @@ def test_sat_runs_the_small_model_of_the_chosen_units(importance: str) -> None:
     with activate(sliced, spec, chooser):
         output = model(input_ids=ids, labels=ids, use_cache=False)
         output.loss.backward()
-    assert_small(original, model, sliced.chosen, output.logits)
+    assert_small(original, model, subnetwork_of(sliced), output.logits)
 
 
 def test_bf16_is_near_to_fp32() -> None:

@@ -1,13 +1,18 @@
 """SAT refuses what compiled blocks cannot run, and accounts for tokens that run forward only."""
 
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
 from callbacks.sat import SparsityAcceleratedTraining
+from ledger import Saving
 from lightning_modules.causal_lm import CausalLM
 from subnetworks.anatomy import dimensions_of
 from subnetworks.flops import planned_flops
@@ -15,8 +20,13 @@ from subnetworks.ladder import Omission
 from subnetworks.spec import SubnetworkSpec
 from tests.settings import SETTINGS
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
+]
 ARCHITECTURE = SETTINGS["sat llama maxip"].architecture
 WHOLE: Omission = {"heads": 0.0, "neurons": 0.0}
+HALF: Omission = {"heads": 0.5, "neurons": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -44,25 +54,35 @@ def conversations() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": i, "labels": j} for i, j in zip(ids, labels, strict=True)]
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-def test_prompts_that_run_forward_only_are_saved_in_plan_and_count() -> None:
-    batches = conversations()
-    sat = SparsityAcceleratedTraining(omission=WHOLE, context_forward_only=True)
-    module = CausalLM(architecture=ARCHITECTURE)
+def fit(module: CausalLM, *callbacks: pl.Callback, steps: int = 4) -> None:
+    """Train on conversations."""
     trainer = pl.Trainer(
-        max_steps=4,
+        max_steps=steps,
         accelerator="cpu",
+        log_every_n_steps=1,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[sat],
+        callbacks=[*callbacks],
     )
-    trainer.fit(module, DataLoader(batches, batch_size=None))
+    trainer.fit(module, DataLoader(conversations() * 2, batch_size=None))
+
+
+def savings(
+    module: CausalLM, sat: SparsityAcceleratedTraining, *further: pl.Callback
+) -> dict[str, Saving]:
+    """What a training of four steps saved, by quantity."""
+    fit(module, sat, *further)
     ledger = sat.ledger()
     assert ledger is not None
-    saved = {saving.quantity: saving for saving in ledger.savings}
+    return {saving.quantity: saving for saving in ledger.savings}
+
+
+def test_prompts_that_run_forward_only_are_saved_in_plan_and_count() -> None:
+    sat = SparsityAcceleratedTraining(omission=WHOLE, context_forward_only=True)
+    module = CausalLM(architecture=ARCHITECTURE)
+    saved = savings(module, sat)
     planned, counted = saved["FLOPs planned, blocks"], saved["FLOPs counted, blocks"]
     assert planned.spent == counted.spent
     full = SubnetworkSpec.full(dimensions_of(module.hf_config))
@@ -74,13 +94,21 @@ def test_prompts_that_run_forward_only_are_saved_in_plan_and_count() -> None:
     assert planned.baseline - planned.spent == 4 * weights * context
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-def test_a_dense_rung_logs_what_it_trains() -> None:
-    """Two steps on half of the units, two dense ones, then again two on half of them."""
-    rungs = ((1 / 3, 0.5), (2 / 3, 0.0), (1.0, 0.5))
+@pytest.mark.parametrize(
+    ("rates", "overlap", "coverage"),
+    [
+        ((0.5, 0.0, 0.5), [-1, 1, 0.5, 1, 1, 1], [0.5, 0.5, 1, 1, 1, 1]),
+        ((0.0, 0.5, 0.0), [-1, -1, 1, 1, 0.5, 1], [-1, -1, 1, 1, 1, 1]),
+    ],
+)
+def test_a_dense_rung_logs_what_it_trains(
+    rates: Sequence[float], overlap: list[float], coverage: list[float]
+) -> None:
+    """Three rungs of two steps each; before a layer was cut nothing is said of it."""
     sat = SparsityAcceleratedTraining(
-        ladder=[{"until": until, "heads": rate, "neurons": rate} for until, rate in rungs],
+        ladder=[
+            {"until": (n + 1) / 3, "heads": rate, "neurons": rate} for n, rate in enumerate(rates)
+        ],
         importance="magnitude",
         grouped_queries="within_groups",
     )
@@ -92,18 +120,42 @@ def test_a_dense_rung_logs_what_it_trains() -> None:
                 value = trainer.callback_metrics.get(f"sat/{name}_neurons", torch.tensor(-1.0))
                 seen.setdefault(name, []).append(float(value))
 
-    module = CausalLM(architecture=ARCHITECTURE, optimizer={"lr": 1e-9})
-    trainer = pl.Trainer(
-        max_steps=6,
-        accelerator="cpu",
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[sat, Watch()],
-    )
-    trainer.fit(module, DataLoader(conversations() * 2, batch_size=None))
-    assert seen["omission"] == [0.5, 0.5, 0, 0, 0.5, 0.5]
-    assert seen["overlap"] == [-1, 1, 0.5, 1, 1, 1]
-    assert seen["coverage"] == [0.5, 0.5, 1, 1, 1, 1]
+    fit(CausalLM(architecture=ARCHITECTURE, optimizer={"lr": 1e-9}), sat, Watch(), steps=6)
+    assert seen["omission"] == [rate for rate in rates for _ in range(2)]
+    assert seen["overlap"] == overlap
+    assert seen["coverage"] == coverage
+
+
+def test_recomputed_activations_cost_dense_training_as_much_more() -> None:
+    """Where no dense step has run, too."""
+    sat = SparsityAcceleratedTraining(HALF, {"hold": 1.0}, importance="magnitude")
+    saved = savings(CausalLM(architecture=ARCHITECTURE, gradient_checkpointing=True), sat)
+    planned, counted = saved["FLOPs planned, blocks"], saved["FLOPs counted, blocks"]
+    assert counted.spent > 1.2 * planned.spent
+    assert counted.saved == pytest.approx(planned.saved)
+
+
+def test_the_time_of_checkpoints_is_none_of_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("callbacks.subnetwork.perf_counter", lambda: float(next(clock)))
+
+    class Saves(Checkpoint):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+        def on_save_checkpoint(self, *_: Any) -> None:
+            next(itertools.islice(clock, 1000, None))
+
+    sat = SparsityAcceleratedTraining(HALF, {"hold": 1.0}, importance="magnitude")
+    saved = savings(CausalLM(architecture=ARCHITECTURE), sat, Saves())
+    assert 0 < saved["time of the steps"].spent < 100
+
+
+def test_a_plan_of_adapters_leaves_out_what_the_frozen_weights_are_spared() -> None:
+    module = CausalLM(architecture=ARCHITECTURE, lora={"rank": 2})
+    shown = SparsityAcceleratedTraining(WHOLE).plan(module, (2, 16), 4)
+    full = SubnetworkSpec.full(dimensions_of(module.hf_config))
+    planned = planned_flops(module.hf_config, full, 2, 16, frozen_weights=True)
+    assert next(iter(shown.columns[3].cells)) == f"{planned.blocks:.4g}"

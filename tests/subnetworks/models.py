@@ -1,8 +1,9 @@
 """Tiny models of every known family, and two oracles: a small model by hand, and a masked one."""
 
 import copy
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,9 @@ from transformers import (
 )
 
 from subnetworks.anatomy import Anatomy
-from subnetworks.spec import SubnetworkSpec
+from subnetworks.families import UNITS
+from subnetworks.slicing import SlicedModel
+from subnetworks.spec import LayerChoice, SubnetworkSpec
 
 VOCAB = 53
 CONTEXT = 24
@@ -133,6 +136,19 @@ def build(name: str, seed: int = 0, tied: bool | None = None) -> PreTrainedModel
 def batch(size: int = 3, seed: int = 1) -> Tensor:
     """Token ids of shape (size, CONTEXT)."""
     return torch.randint(VOCAB, (size, CONTEXT), generator=torch.Generator().manual_seed(seed))
+
+
+def subnetwork_of(sliced: SlicedModel) -> SubnetworkSpec:
+    """The sub-network that ran, with the chooser's units."""
+    layers = list(sliced.spec.layers)
+    for (layer, branch), tiers in sliced._units.items():
+        unit, choice = UNITS[branch], cast(LayerChoice, layers[layer])
+        found: dict[str, Any] = {
+            tier: tuple(units[unit].tolist()) for tier, units in tiers.items() if unit in units
+        }
+        changed: dict[str, Any] = {branch: replace(choice.branch(branch), **found)}
+        layers[layer] = replace(choice, **changed)
+    return replace(sliced.spec, layers=tuple(layers))
 
 
 def masked(model: PreTrainedModel, spec: SubnetworkSpec) -> PreTrainedModel:

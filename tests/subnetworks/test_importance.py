@@ -18,7 +18,16 @@ from subnetworks.importance import SCORES
 from subnetworks.schedule import GroupedQueries, Rates
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import TIERS, planned_subnetwork
-from tests.subnetworks.models import CONFIGS, FAMILIES, VOCAB, SmallModel, batch, build
+from tests.subnetworks.models import (
+    CONFIGS,
+    CONTEXT,
+    FAMILIES,
+    VOCAB,
+    SmallModel,
+    batch,
+    build,
+    subnetwork_of,
+)
 from tests.subnetworks.test_slicing import assert_same_gradients, cross_entropy
 
 HALF = Rates(heads=0.5, neurons=0.5)
@@ -50,7 +59,7 @@ def test_runs_on_the_small_model_of_the_chosen_units(
 ) -> None:
     """Logits, gradients and FLOPs are those of the chosen units built as a model of their own."""
     model, sliced, _, output = step(name, importance, grouped)
-    ids, spec = batch(), sliced.chosen
+    ids, spec = batch(), subnetwork_of(sliced)
     assert spec.signature == sliced.spec.signature
     small = SmallModel(model, spec)
     expected = small(ids)
@@ -114,7 +123,7 @@ def test_untrained_units_contribute_and_are_not_trained(
     with activate(sliced, spec, chooser), FlopCount(model.config) as count:
         output = model(input_ids=ids, labels=ids)  # with a cache, which must be written once only
         output.loss.backward()
-    chosen, anatomy = sliced.chosen, Anatomy(oracle)
+    chosen, anatomy = subnetwork_of(sliced), Anatomy(oracle)
     assert chosen.signature == spec.signature
     untrained = TIERS[1:]
     for tier, share in zip(untrained, shares, strict=True):
@@ -167,7 +176,7 @@ def test_untrained_units_contribute_and_are_not_trained(
 def inputs_of_branches(model: Any, sliced: SlicedModel) -> dict[tuple[int, Branch], Tensor]:
     """What each branch reads in the chosen model: of masked weights, in plain code."""
     masked = copy.deepcopy(model)
-    anatomy, spec = Anatomy(masked), sliced.chosen
+    anatomy, spec = Anatomy(masked), subnetwork_of(sliced)
     seen: dict[tuple[int, Branch], Tensor] = {}
     branches: tuple[Branch, ...] = ("attention", "mlp")
     with torch.no_grad():
@@ -264,6 +273,30 @@ def test_probed_scores_equal_brute_force() -> None:
                 assert actual == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("importance", [n for n, s in SCORES.items() if s.reads_input or s.probes])
+def test_padding_has_no_say(importance: str) -> None:
+    """Whatever token it is made of, and however long it is."""
+    found = []
+    for length, filler in ((CONTEXT, 3), (CONTEXT, 7), (9, 0)):
+        model = build("llama")
+        ids = batch()[:, :length].index_fill(1, torch.arange(9, length), filler)
+        mask = (torch.arange(length) < 9).long().expand_as(ids)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        inputs["labels"] = ids.masked_fill(mask == 0, -100)
+        chooser = UnitChooser(Anatomy(model), importance)
+        chooser.begin_step(0, mask)
+        if chooser.needs_probe:
+            chooser.probe(model, inputs)
+        half = planned_subnetwork(dimensions_of(model.config), HALF)
+        with activate(model, half, chooser) as sliced:
+            model(**inputs, use_cache=False)
+            scores = {place: each / each.sum() for place, each in chooser.scores.items()}
+            found.append((subnetwork_of(sliced), scores))
+    for units, scores in found[1:]:
+        assert units == found[0][0]
+        torch.testing.assert_close(scores, found[0][1])
+
+
 def test_choice_holds_for_the_step_and_in_a_recomputation() -> None:
     """A second micro-batch and gradient checkpointing run on the units of the first."""
     model, ids = build("llama"), batch()
@@ -280,7 +313,7 @@ def test_choice_holds_for_the_step_and_in_a_recomputation() -> None:
             sliced.attach()
             model(input_ids=batch(seed=seed), labels=ids, use_cache=False).loss.backward()
             sliced.detach()
-            chosen.append(sliced.chosen)
+            chosen.append(subnetwork_of(sliced))
         sliced.write_gradients()
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 

@@ -225,6 +225,29 @@ def test_inactive_rows_under_adamw(freeze: bool) -> None:
     assert torch.equal(optimizer.state[after[untouched]]["exp_avg"], moments[untouched])
 
 
+def test_a_step_that_is_skipped_holds_no_row_of_the_next_one() -> None:
+    """As a loss scaler skips it: what was put aside may be active by then."""
+    model, ids = build("llama"), batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    sliced = SlicedModel(model)
+    frozen = FreezeUnsampled(sliced, optimizer)
+    first, second = draw("llama", "all three", 3), draw("llama", "all three", 4)
+    with activate(sliced, first):
+        frozen.save()
+    before = copy.deepcopy(model.state_dict())
+    sliced.gather(second)
+    sliced.attach()
+    model(input_ids=ids, labels=ids).loss.backward()
+    sliced.detach()
+    frozen.save()
+    sliced.write_gradients()
+    optimizer.step()
+    for layer in second.active_layers:
+        name = f"model.layers.{layer}.mlp.gate_proj.weight"
+        moved = (model.state_dict()[name] != before[name]).any(1).nonzero().flatten()
+        assert tuple(moved.tolist()) == second.choice(layer).mlp.active
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo's own look
 def test_compiled_blocks_run_the_subnetwork_without_recompiling_for_a_new_draw() -> None:
     torch._dynamo.reset()
