@@ -161,17 +161,13 @@ def loss_from_hidden(model: PreTrainedModel) -> Iterator[None]:
     def loss_of(logits: Tensor, labels: Tensor, vocab_size: int, **_: Any) -> Tensor:
         return linear_cross_entropy(logits, head.weight, predicted(labels))
 
-    head.forward = _identity  # type: ignore[assignment, method-assign]
+    head.forward = lambda hidden: hidden  # type: ignore[assignment, method-assign]
     model.loss_function = loss_of
     try:
         yield
     finally:
         del head.forward
         model.loss_function = usual
-
-
-def _identity(hidden: Tensor) -> Tensor:
-    return hidden
 
 
 # --- norms --------------------------------------------------------------------------------------
@@ -197,7 +193,12 @@ class _RMSNorm(torch.autograd.Function):
         products = (gradient * x).flatten(0, -2)
         # Matrix-vector products read once what a multiplication and a sum would write and read.
         of_weight = torch.mv(products.T, inverse.flatten())
-        along = torch.mv(products, weight).view_as(inverse).mul_(inverse.pow(3)).div_(-x.shape[-1])
+        along = (
+            torch.mv(products, weight.float())
+            .view_as(inverse)
+            .mul_(inverse.pow(3))
+            .div_(-x.shape[-1])
+        )
         of_x = gradient.mul_(weight).mul_(inverse).addcmul_(x, along)
         return of_x.to(x.dtype), of_weight, None, None
 

@@ -83,13 +83,15 @@ def loss_and_gradients(model: Any, ids: Tensor, labels: Tensor, fuse_loss: bool)
 @pytest.mark.parametrize(
     ("name", "tied", "precision"),
     [
-        *product(CONFIGS, (False, True), ("fp32", "bf16")),
+        *product(CONFIGS, (False, True), ("fp32", "bf16", "bf16 weights")),
         *((name, True, "fp32") for name in sorted(FAMILIES.keys() - CONFIGS)),
         *((name, False, "bf16") for name in sorted(FAMILIES.keys() - CONFIGS)),
     ],
 )
 def test_a_fused_model_is_hugging_faces(name: str, tied: bool, precision: str) -> None:
     model = build(name, tied=tied)
+    if precision == "bf16 weights":  # trainer.precision=bf16-true
+        model.bfloat16()
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
     ids = batch()
     labels = ids.masked_fill(torch.rand(ids.shape) < 0.3, -100)
@@ -100,7 +102,8 @@ def test_a_fused_model_is_hugging_faces(name: str, tied: bool, precision: str) -
         if precision == "fp32":
             torch.testing.assert_close(right, left, atol=1e-6, rtol=1e-5)
         else:  # 8 bits, rounded in different places
-            assert (right - left).norm() <= 0.05 * left.norm() + 1e-6
+            most = 0.1 if precision == "bf16 weights" else 0.05
+            assert (right - left).norm() <= most * left.norm() + 1e-6
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
