@@ -57,6 +57,10 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
 
     method: ClassVar[str] = "est"
     check: ClassVar[str] = "subnetworks.schedule:check"
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "shared_indices": ("units", ("random",)),
+        "seed": ("units", ("random",)),
+    }
 
     def __init__(
         self,

@@ -99,36 +99,22 @@ class Progress(ProgressBar):
         if due:
             self._tokens, self._seconds, self._started = 0, 0.0, time.perf_counter()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock."""
-        self._pause()
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Stop the clock."""
-        self._pause()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
-        self._close()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Close the bar, so that the terminal is whole when the error is printed."""
-        self._close()
-
-    def _running(self) -> float:
-        return 0.0 if self._started is None else time.perf_counter() - self._started
-
-    def _pause(self) -> None:
+    def on_validation_start(self, *_: Any, **__: Any) -> None:
+        """Stop the clock, for a validation or a checkpoint."""
         self._seconds, self._started = self._seconds + self._running(), None
 
-    def _close(self) -> None:
+    on_save_checkpoint = on_validation_start
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Close the bar, at the end or before an error is printed."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    on_exception = on_train_end
+
+    def _running(self) -> float:
+        return 0.0 if self._started is None else time.perf_counter() - self._started
 
     def _show(self, trainer: pl.Trainer, due: bool) -> None:
         if due and (loss := trainer.callback_metrics.get("train/loss")) is not None:

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from datamodules.batches import Batch, Rows, permute
-
-IGNORED = -100  # a label that no loss is taken of
-
+from subnetworks.context import IGNORED
 
 WINDOW = 32  # batches whose samples are sorted by length together
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class ChatRenderer:
             prompt = self._text(messages[:number], tools, where, prompt=True)
             answered = self._text(messages[: number + 1], tools, where)
             # Some templates let a generation begin with what they leave out of answers: <think>.
-            begin = _common(prompt, answered)
+            begin = len(os.path.commonprefix((prompt, answered)))  # noqa: RUF071 - of characters
             asked = ""
             if begin < len(prompt):
                 asked = self._text(messages[:number], tools, where)
@@ -259,14 +260,6 @@ class ChatRenderer:
             raise ValueError(str(error)) from error
         assert isinstance(text, str)
         return text
-
-
-def _common(left: str, right: str) -> int:
-    """Return how many characters two texts have in common at their beginning."""
-    if right.startswith(left):
-        return len(left)
-    pairs = zip(left, right, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from subnetworks.anatomy import Anatomy
 
-IGNORED = -100
+IGNORED = -100  # a label that no loss is taken of
 
 
 def predicted(labels: Tensor) -> Tensor:

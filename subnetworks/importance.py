@@ -84,4 +84,5 @@ SCORES: dict[str, Score] = {
     "activation": Score(activation, "outputs", root=True),
     "taylor": Score(taylor, "gradients"),
 }
+SCORING = tuple(name for name, score in SCORES.items() if score.reads != "nothing")
 PROBING = tuple(name for name, score in SCORES.items() if score.probes)

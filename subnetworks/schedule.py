@@ -222,7 +222,9 @@ def check_stages(
                     raise ValueError(
                         f"{name_of_stages}[{index}].{kind}: active rate {rate:.4g} keeps "
                         f"{rate * total:.2g} of {total} {what}, below one; the rate must be at "
-                        f"least {_ceil(1 / total)}, or the model (module.architecture) larger"
+                        # Rounded up, so that the advice itself is allowed.
+                        f"least {math.ceil(1e4 / total) / 1e4}, or the model (module.architecture) "
+                        "larger"
                     )
             if active_count(active.layers, layers) < n_exempt:
                 raise ValueError(
@@ -230,8 +232,3 @@ def check_stages(
                     f"{active_count(active.layers, layers)} of {layers} layers, fewer than the "
                     f"{n_exempt} of exempt_layers; raise the rate or exempt fewer"
                 )
-
-
-def _ceil(rate: float) -> float:
-    """Round a rate up to four digits, so that the advice itself is allowed."""
-    return math.ceil(rate * 1e4) / 1e4
