@@ -99,8 +99,9 @@ def _nearest_numpy(queries: Packed, database: Packed, top: int) -> Hits:
             order = np.argsort(merged, kind="stable")[:top]  # stable: lower rows stay before
             distances[query] = merged[order]
             rows[query] = np.concatenate([rows[query], near + start])[order]
-    found = np.array(rows, np.int64), np.array(distances, np.int32)
-    return Hits(*(each.reshape(count, top) for each in found))
+    shape = count, top
+    found = np.array(distances, np.int32).reshape(shape)
+    return Hits(np.array(rows, np.int64).reshape(shape), found)
 
 
 def _words(packed: Packed) -> NDArray[Any]:

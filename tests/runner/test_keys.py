@@ -198,6 +198,15 @@ CONDITIONS: list[tuple[list[str], str | None]] = [
     (["experiment=dlch", "strategy=no_update"], None),
     (["experiment=sat_cpt", "callbacks.sat.probe_sequences=2"], "activation or taylor"),
     (["experiment=sat_cpt_probe", "callbacks.sat.probe_sequences=2"], None),
+    (
+        [
+            "experiment=sat_cpt",
+            "callbacks.sat.importance=uniform",
+            "callbacks.sat.selection=sample",
+        ],
+        "importance=uniform; that must be magnitude or",
+    ),
+    (["experiment=est_gpt2", "callbacks.est.shared_indices=true"], "that must be random"),
     (["experiment=sat_sft", "datamodule.messages_column=m", "datamodule.answer_column=a"], "null"),
     (["experiment=dlch", "callbacks.checkpoint.mode=max"], "monitor=None; that must be set"),
     (["experiment=sat_cpt", "datamodule.tokenizer.sample_chars=9"], "that must be null"),
