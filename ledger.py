@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from rich.table import Table
 from rich.text import Text
@@ -48,16 +48,12 @@ class Saving:
 
 @dataclass(frozen=True)
 class Quality:
-    """One metric, as the method and its baseline reached it; `better` is "lower" or "higher"."""
+    """One metric, as the method and its baseline reached it, and which side of it is better."""
 
     metric: str
     value: float
     baseline: float | None = None
-    better: str = "lower"
-
-    def __post_init__(self) -> None:
-        if self.better not in ("lower", "higher"):
-            raise ValueError(f"{self.metric}: better={self.better!r} must be 'lower' or 'higher'")
+    better: Literal["lower", "higher"] = "lower"
 
     @property
     def gain(self) -> float | None:
@@ -80,15 +76,6 @@ class Ledger:
         names = [_slug(s.quantity) for s in self.savings] + [_slug(q.metric) for q in self.quality]
         if len(set(names)) < len(names):
             raise ValueError(f"{self.method}: two rows share a name: {', '.join(sorted(names))}")
-
-    def realised(self, time_quantity: str, flops_quantity: str) -> float | None:
-        """Return time saved over FLOPs saved: 1 when every FLOP saved is paid out in time.
-
-        The arguments name two rows of one region. None: not measured, or no FLOPs were saved.
-        """
-        saved = {row.quantity: row.saved for row in self.savings}
-        time, flops = saved[time_quantity], saved[flops_quantity]
-        return None if time is None or flops is None or flops <= 0 else time / flops
 
     def table(self) -> Table:
         """Return the rows as a table for the terminal."""

@@ -104,7 +104,8 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
     def gather(self, spec: SubnetworkSpec, batch: Mapping[str, torch.Tensor]) -> None:
         """Gather the step's weights, after layers that enter have got theirs."""
         if self.settings["entering_layers"] == "copied":
-            self._sliced.copy_layers(self.sources(self._sliced.config, self._step, self._max_steps))
+            config = self._sliced.anatomy.model.config
+            self._sliced.copy_layers(self.sources(config, self._step, self._max_steps))
         super().gather(spec, batch)
 
     def sources(self, config: Any, step: int, max_steps: int) -> dict[int, int]:

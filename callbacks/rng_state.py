@@ -64,8 +64,10 @@ class RngState(pl.Callback):
             pl.seed_everything(self.seed, workers=True, verbose=False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the states of a resumed run before its first batch is fetched."""
+        """Set the states of a resumed run, or training's again, before a batch is fetched."""
         self._restore(trainer)
+
+    on_validation_end = on_train_start
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -86,10 +88,6 @@ class RngState(pl.Callback):
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if last or validation_follows(trainer):
             self._state = capture(trainer.strategy.root_device)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set training's states again before the next batch is fetched."""
-        self._restore(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -125,12 +125,12 @@ class GenerationSamples(_SamplesFile):
         # Where each process has a part of the weights, all of them must generate equally often.
         together = isinstance(trainer.strategy, ModelParallelStrategy)
         most = -(-len(prompts) // trainer.world_size) if together else len(mine)
-        rows = []
+        rows, ends = [], getattr(data, "ends", ())
         for start in range(0, most, self.batch_size):
             some = mine[start : start + self.batch_size]
             with trainer.precision_plugin.forward_context():
                 read = [prompt.ids for prompt in some or prompts[:1]]
-                answers = generate(model, read, data.tokenizer, room, data.ends, together)
+                answers = generate(model, read, data.tokenizer, room, ends, together)
             for prompt, answer in zip(some, answers[: len(some)], strict=True):
                 row = {
                     "step": trainer.global_step,
@@ -241,9 +241,7 @@ def generate(
     Returns:
         The answers in words, without special tokens.
     """
-    filler = (
-        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    )
+    filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     device = next(model.parameters()).device
     rows = [torch.tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
     pad = partial(pad_sequence, batch_first=True, padding_side="left")

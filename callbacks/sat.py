@@ -1,7 +1,7 @@
 """Sparsity-Accelerated Training: leave inactive heads and neurons out of further training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -242,7 +242,6 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         """Go on from a checkpoint."""
         super().load_state_dict(state_dict)
         self._chooser_state = dict(state_dict["scores"])
-        units: tuple[Unit, ...] = ("heads", "kv_heads", "neurons")
         for key, seen in state_dict["trained"].items():
-            layer, _, name = key.partition(".")
-            self._trained[int(layer), next(u for u in units if u == name)] = seen
+            layer, _, unit = key.partition(".")
+            self._trained[int(layer), cast(Unit, unit)] = seen

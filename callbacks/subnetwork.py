@@ -244,8 +244,8 @@ class SubnetworkTraining(Callback):
         full = SubnetworkSpec.full(dimensions_of(config))
         meter = StepMeter(config, 0, frozen_weights=module.lora is not None)
         dense = meter.plan(full, *batch_shape)
-        name = self.method.upper()
-        table = Table(title=f"{name}: planned FLOPs of an optimizer step, without the optimizer's")
+        title = "planned FLOPs of an optimizer step, without the optimizer's"
+        table = Table(title=f"{self.method.upper()}: {title}")
         for name in ("stage", "steps", "sub-network at its first step", "blocks", "all", "saved"):
             table.add_column(name, justify="left" if name.startswith("sub") else "right")
         spent, first = 0.0, 0

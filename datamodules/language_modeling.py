@@ -338,11 +338,6 @@ class LanguageModelingDataModule(OrderedDataModule):
         }
 
     @functools.cached_property
-    def ends(self) -> set[int]:
-        """Tokens at which what a model writes of this data ends, beside its end of text."""
-        return set()
-
-    @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer in the cache, after `prepare_data`."""
         assert self.folder is not None, "prepare_data comes first"

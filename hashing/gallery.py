@@ -212,11 +212,9 @@ class Gallery:
             raise ValueError(
                 f"store={folder}: holds codes of another training than this checkpoint's: {error}"
             ) from error
-        both = zip(store.names, compress(self.names, original), strict=False)
-        if (other := next((pair for pair in both if pair[0] != pair[1]), None)) is not None:
+        if list(store.names[: original.sum()]) != list(compress(self.names, original)):
             raise ValueError(
-                f"store={folder}: holds these codes under other names, {other[0]!r} for "
-                f"{other[1]!r}; encode into another folder"
+                f"store={folder}: holds these codes under other names; encode into another folder"
             )
         return store
 

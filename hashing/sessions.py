@@ -37,13 +37,6 @@ class Lengths:
     sample: int = 500
     old_share: float = 0.75
 
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("rounds", 1), ("round_epochs", 1), ("sample", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if not 0 <= self.old_share < 1:
-            raise ValueError(f"old_share={self.old_share}: must be in [0, 1)")
-
 
 @dataclass(frozen=True)
 class Session:

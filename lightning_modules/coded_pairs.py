@@ -75,10 +75,6 @@ class CodedPairs(pl.LightningModule):
         """The latest outputs of the items of the current session, (n, bits)."""
         return getattr(self, f"{modality}_outputs")
 
-    def network(self, modality: str) -> torch.nn.Module:
-        """The `image`, `text` or `label` network."""
-        return getattr(self.networks, modality)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what is no tensor: the sizes, and which data the codes belong to."""
         checkpoint["lifelong_hashing"] = {
@@ -144,9 +140,7 @@ class CodedPairs(pl.LightningModule):
         for m, outputs in self.networks(batch, MODALITIES).items():
             self._asked[m].append(outputs)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Encode a batch of queries."""
-        self.validation_step(batch, batch_idx)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the mAP of the validation part."""

@@ -419,7 +419,8 @@ class LifelongHashing(CodedPairs):
         return Gallery(data, {m: self.codes(m) for m in MODALITIES}, int(self.session))
 
     def _code(self, modality: str, values: Tensor) -> Tensor:
-        return binarise(self.network(modality).eval()(values.to(self.device)))[0].cpu()
+        network = getattr(self.networks, modality).eval()
+        return binarise(network(values.to(self.device)))[0].cpu()
 
     # --- for the run's report -----------------------------------------------------------------
 

@@ -104,8 +104,6 @@ class Spent:
                     **kind,
                     "planned": StepFlops(**kind["planned"]),
                     "dense": StepFlops(**kind["dense"]),
-                    "executed": kind["executed"] and tuple(kind["executed"]),
-                    "seconds": list(kind["seconds"]),
                 }
             )
             for key, kind in content["kinds"].items()

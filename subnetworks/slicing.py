@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from subnetworks import sharded
 from subnetworks.anatomy import Anatomy
@@ -152,11 +152,6 @@ class SlicedModel:
             sharded.introduce(block)
 
     @property
-    def config(self) -> PretrainedConfig:
-        """The model's."""
-        return self.anatomy.model.config
-
-    @property
     def units(self) -> dict[tuple[int, Unit], Tensor]:
         """Active units of what is gathered, by layer and kind; whole kinds are left out."""
         return {
@@ -196,8 +191,8 @@ class SlicedModel:
             )
         if self.anatomy.architecture.normed_output and spec.scales:
             raise ValueError(
-                f"a {self.config.model_type} norms what a branch puts out, which undoes the "
-                "sub-network's scales"
+                f"a {self.anatomy.model.config.model_type} norms what a branch puts out, which "
+                "undoes the sub-network's scales"
             )
         assert self._attached is None, "detach before gathering"
         self.spec, self._chooser = spec, chooser
@@ -446,10 +441,10 @@ class SlicedModel:
         kept.train(anatomy.model.training)
         self._trained.attributes.append((anatomy.parent, anatomy.layers_name, kept))
         # Qwen3 looks up the mask of the i-th executed block in `config.layer_types`.
-        layer_types = getattr(self.config, "layer_types", None)
-        if layer_types is not None:
+        config = anatomy.model.config
+        if (layer_types := getattr(config, "layer_types", None)) is not None:
             kept_types = [layer_types[layer] for layer in active]
-            self._trained.attributes.append((self.config, "layer_types", kept_types))
+            self._trained.attributes.append((config, "layer_types", kept_types))
 
 
 @contextmanager

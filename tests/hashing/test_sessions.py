@@ -68,5 +68,3 @@ def test_refusals() -> None:
         SessionPlan(np.array([0, 2]), "lifelong", LENGTHS, 8, 0)
     with pytest.raises(ValueError, match="2 steps are too few for 3 sessions"):
         plan("lifelong", limit=2)
-    with pytest.raises(ValueError, match="old_share=1"):
-        Lengths(old_share=1.0)

@@ -252,7 +252,7 @@ def test_a_new_item_that_shares_no_label_with_a_sample_has_the_code_that_its_net
     assert not set(rare.tolist()) & set(np.concatenate(sampled).tolist()), "never sampled"
     with torch.no_grad():
         batch = datamodule.parts["retrieval"][rare]
-        outputs = {m: made.network(m)(batch[m]).tanh() for m in MODALITIES}
+        outputs = {m: getattr(made.networks, m)(batch[m]).tanh() for m in MODALITIES}
     both = outputs["image"] + outputs["text"]
     expected = {m: binarise(both if codes == "shared" else outputs[m]) for m in MODALITIES}
     for m in MODALITIES:
@@ -345,7 +345,7 @@ def test_an_item_is_encoded_by_itself_also_in_the_middle_of_training() -> None:
     assert made.training
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
     with torch.no_grad():
-        alone = made.network("image").eval()(datamodule.parts["query"][np.array([0])]["image"])
+        alone = made.networks.image.eval()(datamodule.parts["query"][np.array([0])]["image"])
     torch.testing.assert_close(encoded[:1], alone)
 
 
@@ -358,7 +358,7 @@ def test_search_ranks_items_by_the_distance_of_their_codes(
     given: Any = {"query": "text:3", "top_k": 5, "ckpt_path": str(tmp_path)}
     found = trained.search(datamodule, **given)
     with torch.no_grad():
-        asked = trained.network("text")(datamodule.parts["query"][np.array([3])]["text"])
+        asked = trained.networks.text(datamodule.parts["query"][np.array([3])]["text"])
     distances = (trained.codes("image") != binarise(asked)).sum(1).sort().values
     assert found == {"nearest": float(distances[0]), "farthest": float(distances[4])}
     assert "Nearest to 'text:3'" in capsys.readouterr().out
