@@ -1,4 +1,7 @@
-"""Where the jobs of a sweep run: processes of this machine, a Ray cluster, a queue of submitit."""
+"""Jobs of a sweep as commands: started as there is room, followed to their ends, stopped.
+
+Where they run is a launcher's choice, see `hydra_plugins/frugal.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
-
-from runner import machine
-from runner.errors import ConfigError, first_line
+from typing import Protocol
 
 # Tells a job which process has started it.
 STARTER = "FRUGAL_STARTER"
@@ -162,45 +162,6 @@ def _watch(starter: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-# --- processes of this machine
-
-
-class Pool:
-    """Processes of this machine, among which its cores and GPUs are shared out.
-
-    Args:
-        workers: How many run at once.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self.workers: int | None = workers
-        self._shares = machine.shares(workers)
-        self._held: list[subprocess.Popen[bytes] | None] = [None] * workers
-
-    def start(self, command: Command) -> Running:
-        """Start a job with the first share that is free."""
-        place = next(
-            n for n, held in enumerate(self._held) if held is None or held.poll() is not None
-        )
-        process = self._held[place] = command.begin(self._shares[place])
-        return _Process(process)
-
-
-class _Process:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._requests = iter(REQUESTS)
-
-    def code(self) -> int | None:
-        return self._process.poll()
-
-    def stop(self) -> None:
-        self._process.send_signal(next(self._requests, signal.SIGKILL))
-
-
-# --- other machines
-
-
 def execute(command: Command) -> int:
     """Run a job to its end in a process that a cluster has given us; return its exit code.
 
@@ -215,109 +176,7 @@ def execute(command: Command) -> int:
         raise
 
 
-def _with_ours() -> str:
+def path_with_ours() -> str:
     """Return a PYTHONPATH by which another process finds `execute`."""
     root, before = str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")
     return f"{root}{os.pathsep}{before}" if before else root
-
-
-class Ray:
-    """A Ray cluster, or a local one that is started for this sweep.
-
-    A job is a task that is not tried again: what became of it stands in its run folder.
-
-    Args:
-        address: Of a cluster ("auto": the one this machine belongs to); None: a local one.
-        workers: How many run at once, None: as many as the cluster has room for.
-        cpus: CPUs of the cluster that each job takes, and threads that it uses.
-        gpus: GPUs that each job takes; 0.5: two share one.
-    """
-
-    def __init__(
-        self, address: str | None, workers: int | None, cpus: int | None, gpus: float
-    ) -> None:
-        import ray
-
-        self.workers = workers
-        self._ray = ray
-        cores = machine.cores()
-        cpus = cpus or (max(1, cores // (workers or cores)) if address is None else 1)
-        local = {"num_cpus": cpus * (workers or max(1, cores // cpus))} if address is None else {}
-        try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=False,
-                log_to_driver=False,
-                runtime_env={"env_vars": {"PYTHONPATH": _with_ours()}},
-                **local,
-            )
-        except ConnectionError as error:
-            raise ConfigError(f"hydra.launcher.address={address}: {first_line(error)}") from error
-        self._task = ray.remote(execute).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-
-    def start(self, command: Command) -> Running:
-        """Hand a job to the cluster."""
-        return _Task(self._ray, self._task.remote(command))
-
-
-class _Task:
-    def __init__(self, ray: Any, reference: Any) -> None:
-        self._ray = ray
-        self._reference = reference
-        self._asked = False
-
-    def code(self) -> int | None:
-        ready, _ = self._ray.wait([self._reference], timeout=0)
-        if not ready:
-            return None
-        try:
-            return int(self._ray.get(self._reference))
-        except self._ray.exceptions.RayError:  # its worker, or the whole node, is gone
-            return -signal.SIGTERM if self._asked else -signal.SIGKILL
-
-    def stop(self) -> None:
-        self._ray.cancel(self._reference, force=self._asked)
-        self._asked = True
-
-
-class Submitit:
-    """A SLURM queue, or processes of this machine that submitit treats like one.
-
-    Args:
-        cluster: "slurm" or "local".
-        folder: For submitit's own files.
-        workers: How many are queued or run at once, None: all.
-        parameters: Of submitit's executor.
-    """
-
-    def __init__(
-        self, cluster: str, folder: Path, workers: int | None, parameters: Mapping[str, Any]
-    ) -> None:
-        import submitit
-
-        self.workers = workers
-        os.environ["PYTHONPATH"] = _with_ours()
-        self._lost = (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError)
-        self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        self._executor.update_parameters(**parameters)
-
-    def start(self, command: Command) -> Running:
-        """Queue a job."""
-        return _Queued(self._executor.submit(execute, command), self._lost)
-
-
-class _Queued:
-    def __init__(self, job: Any, lost: Sequence[type[Exception]]) -> None:
-        self._job = job
-        self._lost = tuple(lost)
-
-    def code(self) -> int | None:
-        if not self._job.done():
-            return None
-        try:
-            return int(self._job.result())
-        except self._lost:
-            return -signal.SIGKILL
-
-    def stop(self) -> None:
-        self._job.cancel()

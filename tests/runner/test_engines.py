@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from hydra_plugins.frugal import EngineLauncher, Pool, Submitit
 from runner import engines, machine
-from runner.engines import STARTER, Command, Engine, Pool, execute, follow
+from runner.engines import STARTER, Command, Engine, execute, follow
 
 # Leaves its beginning and its end in a file, and sleeps in between.
 JOB = """
@@ -33,6 +35,12 @@ def job(folder: Path, number: int, seconds: float = 0.2, code: int = 0) -> Comma
     return Command(number, words, {"NUMBER": str(number)}, log, folder)
 
 
+def opened(launcher: EngineLauncher, folder: str = "") -> EngineLauncher:
+    launcher.config = OmegaConf.create({"hydra": {"sweep": {"dir": folder}}})
+    launcher.open()
+    return launcher
+
+
 def most_at_once(folder: Path) -> int:
     rows = sorted(
         tuple(map(float, line.split())) for line in (folder / "times").read_text().splitlines()
@@ -46,7 +54,7 @@ def most_at_once(folder: Path) -> int:
 
 def test_as_many_run_as_there_are_workers_and_each_has_its_log(tmp_path: Path) -> None:
     jobs = [job(tmp_path, number, 0.3, int(number == 2)) for number in (1, 2, 3, 4)]
-    ends = {each.number: code for each, code in follow(Pool(2), iter(jobs))}
+    ends = {each.number: code for each, code in follow(opened(Pool(2)), iter(jobs))}
     assert ends == {1: 0, 2: 1, 3: 0, 4: 0}
     assert most_at_once(tmp_path) == 2
     for each in jobs:
@@ -63,7 +71,9 @@ def test_a_killed_job_leaves_the_others(tmp_path: Path) -> None:
             os.kill(killed[0], signal.SIGKILL)
 
     jobs = [job(tmp_path, number, 5 if number == 2 else 0.1) for number in (1, 2, 3)]
-    ends = {each.number: code for each, code in follow(Pool(2), iter(jobs), kill_the_second)}
+    ends = {
+        each.number: code for each, code in follow(opened(Pool(2)), iter(jobs), kill_the_second)
+    }
     assert ends == {1: 0, 2: -signal.SIGKILL, 3: 0}
 
 
@@ -77,7 +87,7 @@ def test_a_signal_stops_what_runs_and_starts_nothing_more(tmp_path: Path) -> Non
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit) as stopped:
-        ends.extend((each.number, code) for each, code in follow(Pool(2), jobs, stop))
+        ends.extend((each.number, code) for each, code in follow(opened(Pool(2)), jobs, stop))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert sorted(ends) == [(1, -signal.SIGTERM), (2, -signal.SIGTERM)]
     assert signal.getsignal(signal.SIGTERM) is before
@@ -93,7 +103,7 @@ def test_a_process_is_asked_more_and_more_firmly(tmp_path: Path) -> None:
         "while True: time.sleep(1)\n"
     )
     command = Command(1, (sys.executable, "-S", "-c", code), {}, tmp_path / "log", tmp_path)
-    running = Pool(1).start(command)
+    running = opened(Pool(1)).start(command)
     for lines in (["ready"], ["ready", "15"], ["ready", "15", "2"]):
         _until(lambda lines=lines: (tmp_path / "log").read_text().split() == lines)
         running.stop()
@@ -140,7 +150,7 @@ def test_a_cluster_gives_back_the_exit_code(tmp_path: Path) -> None:
 
 def test_submitit_runs_what_the_pool_runs(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    engine = engines.Submitit("local", tmp_path / "submitit", 2, {"timeout_min": 1})
+    engine = opened(Submitit("local", 2, timeout_min=1), str(tmp_path))
     jobs = [job(tmp_path, number, 0.1, number - 1) for number in (1, 2)]
     _check_ends(engine, iter(jobs), {1: 0, 2: 1})
 
