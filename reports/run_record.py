@@ -81,7 +81,7 @@ class RunRecord:
         str | None, "The experiment that was chosen, also under name= and debug=; null: none."
     ] = None
     reason: Annotated[str | None, "Why the run failed or was interrupted."] = None
-    started: Annotated[str | None, "When the run began, first of all; UTC."] = None
+    started: Annotated[str | None, "When the run was first started; UTC."] = None
     ended: Annotated[str | None, "When it ended; UTC."] = None
     seed: Annotated[int | None, "The seed."] = None
     command: Annotated[
@@ -90,7 +90,9 @@ class RunRecord:
     overrides: Annotated[list[str], "What this run's command line sets, a job's own values."] = (
         field(default_factory=list)
     )
-    sweep: Annotated[SweepJob | None, "Which job of which sweep it is; null: of none."] = None
+    sweep: Annotated[SweepJob | None, "Which job of which sweep it is; null outside of sweeps."] = (
+        None
+    )
     config_hash: Annotated[str, "Of all settings that decide a result."] = ""
     arm: Annotated[
         str, "The same without seeds and how to resume: runs of one arm differ by chance only."
@@ -104,9 +106,13 @@ class RunRecord:
     )
     resumed: Annotated[
         list[dict[str, str]],
-        "Each time it was gone on with: `at` and from which `checkpoint`.",
+        "Each time it was resumed: when (`at`) and from which `checkpoint`.",
     ] = field(default_factory=list)
-    seconds: Annotated[float | None, "From this record's first writing to the end."] = None
+    seconds: Annotated[
+        float | None,
+        "From this record's first writing to the end; of a resumed run with the training before, "
+        "up to the checkpoint from which it was resumed.",
+    ] = None
     phases: Annotated[
         dict[str, float],
         "Seconds of the run's parts since it was started or resumed last: preparation (building "
@@ -125,19 +131,19 @@ class RunRecord:
         dict[str, Any], "What the data is and how large, in the datamodule's words."
     ] = field(default_factory=dict)
     checkpoint: Annotated[
-        str | None, "The last one, from the run folder; of validate and test: the one looked at."
+        str | None, "The newest, from the run folder; of validate and test the one they measured."
     ] = None
     best_checkpoint: Annotated[str | None, "The best one by the metric that is watched."] = None
 
 
 FILES = {
     RUN_FILE: "The record of the run, fields below. Always whole, and there before the first step.",
-    "config.yaml": "The resolved config, from which the run is resumed, tested and exported.",
+    "config.yaml": "The config with all values filled in; resume, test and export read it.",
     "metrics.csv": "A row for each step at which something was logged, on disk at once; "
     "`tokens` and `FLOPs` are what the training had spent by then.",
     "checkpoints/step-*.ckpt": "The newest checkpoints, to go on from.",
     "checkpoints/best.ckpt": "The best one by callbacks.checkpoint.monitor.",
-    "checkpoints/*.unused": "Newer than the checkpoint gone on from: of another future.",
+    "checkpoints/*.unused": "Newer than the one from which the run was resumed: not used any more.",
     "plots/curves.png": "Losses over steps and FLOPs, beside a dense run's; what the method logs.",
     "plots/*.png": "What a method or module draws.",
     "tokenizer/*": "The tokenizer, if the data has one: what an export needs.",

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from rich.console import Console
 from rich.text import Text
 
+from reports.registry import SPLITS
 from reports.run_record import RunRecord, run_folder
 from runner.errors import ConfigError
 from runner.folder import checkpoint_of, fill, read_record, stored_config
@@ -29,9 +30,6 @@ from runner.parts import build
 from subnetworks.families import longest_context
 
 CARD = Path(__file__).with_name("card.md")
-
-MEASURED = ("test", "val", "old")
-"""Splits whose metrics are of the whole model as it stands; training's are of a step before it."""
 
 
 def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, float]:
@@ -91,7 +89,7 @@ def measured(record: RunRecord, checkpoint: Path, content: Mapping[str, Any]) ->
     return {
         name: value
         for name, value in metrics.items()
-        if name.partition("/")[0] in MEASURED and value is not None
+        if name.partition("/")[0] in SPLITS and value is not None
     }
 
 

@@ -89,10 +89,10 @@ def lock(folder: Path) -> TextIO:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process is at work in a run folder."""
+    """Whether another process is at work in a run folder, or nobody can write to it."""
     try:
         lock(folder).close()
-    except ConfigError:
+    except (ConfigError, OSError):
         return True
     return False
 

@@ -22,9 +22,6 @@ from reports.run_record import SweepJob
 from runner.errors import ConfigError, MissingValue
 from runner.signatures import promise
 
-# Settings of the data that change how fast it comes, not what comes.
-INDIFFERENT = ("cache_dir", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
-
 # Tells the processes of a sweep's jobs what they need to know of it, in JSON: id, jobs, command.
 SWEEP = "FRUGAL_SWEEP"
 

@@ -34,7 +34,7 @@ from reports.tables import reached, without_constants
 from runner import machine
 from runner.axes import Axes
 from runner.errors import FailedRun, disk_behind
-from runner.folder import Start, checkpoint_of, load, retire_newer, to_json
+from runner.folder import CHECKPOINT_KEY, Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import Job
 from runner.parts import (
     answer,
@@ -101,7 +101,7 @@ class _Run:
         self.datamodule = build_data(settings)
         self.module = build("module", self.settings["module"])
         refuse_misfits(self.settings, getattr(self.module, "hf_config", None))
-        identity = {"id": start.run_id, "experiment": settings["name"]}
+        self.identity = Identity(start.folder, {"id": start.run_id, "experiment": settings["name"]})
         self.named = {
             name: build(f"callbacks.{name}", node)
             for name, node in (self.settings["callbacks"] or {}).items()
@@ -109,7 +109,7 @@ class _Run:
         }
         # Last, as checkpoints are by Lightning: what is saved at a stop has seen the whole step.
         self.callbacks = sorted(self.named.values(), key=lambda cb: isinstance(cb, Interruption))
-        self.callbacks = [Identity(start.folder, identity), *self.callbacks, StepWatch()]
+        self.callbacks = [self.identity, *self.callbacks, StepWatch()]
         self.loggers = self._loggers()
         self.trainer = self._trainer()
         if self.first and self.datamodule is not None:
@@ -129,8 +129,8 @@ class _Run:
         interruption = listening[0] if listening else Interruption()
         with interruption.listen(self.trainer), _told_to_children(self.start):
             self.record = Record(self.start, self.job) if self.first else None
-            began = time.perf_counter()
-            self.phases["preparation"] = began - self.began
+            self.recorded = time.perf_counter()
+            self.phases["preparation"] = self.recorded - self.began
             if (words := self.job.origin.words(self.settings["seed"])) is not None:
                 self._say(words)
             self.console.print(
@@ -142,7 +142,7 @@ class _Run:
             try:
                 _start_wandb(self.loggers)
                 metrics = self._train() if self.task == "train" else self._evaluate()
-                self._note("finished", seconds=time.perf_counter() - began)
+                self._note("finished")
                 shown = self._sum_up(metrics)
                 code = 0
             except BaseException as error:
@@ -173,12 +173,14 @@ class _Run:
     def _train(self) -> dict[str, float]:
         checkpoint = self.checkpoint
         if checkpoint is not None:
-            step = load(checkpoint)["global_step"]
+            content = load(checkpoint)
+            # Files of older versions do not say it.
+            self.identity.seconds_before = content.get(CHECKPOINT_KEY, {}).get("seconds", 0.0)
             if self.first:
                 retire_newer(self.start.folder, checkpoint)
             for logger in self.loggers:
                 if isinstance(logger, MetricsFile):
-                    logger.keep_to(step)
+                    logger.keep_to(content["global_step"])
         with self._timed("training"):
             self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint)
         saving = [cb for cb in self.callbacks if isinstance(cb, Checkpointing)]
@@ -193,7 +195,7 @@ class _Run:
             with self._timed("validation"):
                 self.trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
             metrics |= logged(self.trainer)
-        metrics["seconds"] = self.phases["training"]
+        metrics["seconds"] = self.identity.seconds_before + self.phases["training"]
         if self.first:
             self._report(metrics, saving, step)
         return metrics
@@ -295,9 +297,11 @@ class _Run:
 
     def _note(self, status: str, **fields: Any) -> None:
         if self.record is not None:
+            since = time.perf_counter() - self.recorded
             self.record.update(
                 status=status,
                 ended=now(),
+                seconds=self.identity.seconds_before + since,
                 phases=self.phases,
                 peak_memory=machine.peak_memory(),
                 **fields,

@@ -6,6 +6,7 @@ import csv
 import logging
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -125,22 +126,27 @@ def quiet() -> None:
 
 
 class Identity(pl.Callback):
-    """Writes the run's identity into its checkpoints, and the tokenizer into its folder."""
+    """Writes what the run is into its checkpoints, and the tokenizer into its folder."""
 
     def __init__(self, folder: Path, identity: dict[str, str]) -> None:
         self.folder = folder
         self.identity = identity
+        self.seconds_before = 0.0
+        """Of training, up to the checkpoint gone on from."""
+        self._began = 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Be quiet, and heard by nobody if need be, in a process that was spawned as well."""
         quiet()
         output.outlive()
+        self._began = time.perf_counter()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the id into the checkpoint."""
-        checkpoint[CHECKPOINT_KEY] = self.identity
+        """Put the id into the checkpoint, and the seconds of training that lead to it."""
+        seconds = self.seconds_before + time.perf_counter() - self._began
+        checkpoint[CHECKPOINT_KEY] = {**self.identity, "seconds": seconds}
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

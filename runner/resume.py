@@ -10,19 +10,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from reports.configs import INDIFFERENT
 from reports.run_record import RUN_FILE, run_folder
-from runner.errors import ConfigError
+from runner.errors import ConfigError, refusing
 from runner.folder import (
     Start,
     fault_of,
     from_json,
     is_locked,
+    lock,
     newest_whole,
     read_record,
     stored_config,
     to_json,
 )
-from runner.job import INDIFFERENT, difference, listed, methods
+from runner.job import difference, listed, methods
 from runner.signatures import promise
 
 # Tells a process that Lightning or a search has started what its parent has decided.
@@ -55,7 +57,7 @@ def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
         ConfigError: The run that was named cannot be gone on with.
     """
     if settings["resume"] != "auto":
-        return _named(settings, Path(settings["resume"]))
+        return _named(settings, Path(settings["resume"]).expanduser())
     other, skipped = "", list[str]()
     for folder in sorted(experiment.glob("*"), reverse=True):
         if not (folder / RUN_FILE).exists():
@@ -156,8 +158,8 @@ def _named(settings: Mapping[str, Any], path: Path) -> Start:
     if folder is None:
         raise ConfigError(f"resume={path}: neither a run folder nor a checkpoint in one")
     record, stored = read_record(folder), stored_config(folder)
-    if is_locked(folder):
-        raise ConfigError(f"resume={path}: another process is at work in this run folder")
+    with refusing():
+        lock(folder).close()
     changes = difference(stored, settings)
     if against := changes_that_forbid_resuming(changes, stored, settings):
         lines = "\n".join(listed({key: changes[key] for key in against}))

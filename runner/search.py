@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reports import registry
+from reports.configs import shortened
 from reports.run_record import RUN_FILE
 from reports.tables import duration
 from runner import jobs
@@ -218,9 +219,7 @@ class _Study:
 
     def show(self) -> None:
         """Print a table of all trials, and the command that repeats the best one."""
-        names = {key: key.rpartition(".")[2] for key in self.distributions}
-        if len(set(names.values())) < len(names):
-            names = {key: key for key in names}
+        names = shortened(self.distributions, ("trial", "state", "time"))
         table = Table("trial", "state", "time", str(self.monitor), *names.values())
         best = self.best()
         for each in self.trials():

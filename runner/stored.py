@@ -11,10 +11,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from reports.configs import INDIFFERENT
 from reports.run_record import run_folder
 from runner.errors import ConfigError
 from runner.folder import stored_config
-from runner.job import INDIFFERENT, at, difference, listed, methods
+from runner.job import at, difference, listed, methods
 from runner.signatures import promise
 
 # Settings of modules that nothing but training reads.
@@ -39,7 +40,7 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     """
     trains = settings["task"] == "train"
     key = "resume" if trains else "ckpt_path"
-    path = Path(settings[key] or "never")
+    path = Path(settings[key] or "never").expanduser()
     if str(path) in ("never", "auto") or not path.exists():
         return settings
     folder = run_folder(path)

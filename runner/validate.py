@@ -276,9 +276,11 @@ def _task(settings: dict[str, Any]) -> list[str]:
     for key, place in {"ckpt_path": checkpoint, **named}.items():
         if place is not None and not Path(place).expanduser().exists():
             return [f"{key}={place}: no such file or folder"]
-    if settings["resume"] not in ("never", "auto") and not Path(settings["resume"]).exists():
-        given = settings["resume"]
-        return [f"resume={given}: must be never, auto, or a run folder or .ckpt that exists"]
+    resume = settings["resume"]
+    if task != "train" and resume != "never":
+        return [f"resume={resume}: task={task} does not read it. What it looks at: ckpt_path=PATH"]
+    if resume not in ("never", "auto") and not Path(resume).expanduser().exists():
+        return [f"resume={resume}: must be never, auto, or a run folder or .ckpt that exists"]
     steps = settings["trainer"].get("max_steps")
     planned = steps == -1 and plans_steps(settings)
     if task == "train" and not planned and not (isinstance(steps, int) and steps > 0):
@@ -486,6 +488,10 @@ def _places(settings: dict[str, Any]) -> list[str]:
     """Check that folders can be made where runs and caches go."""
     paths, problems = settings["paths"], []
     for key, inside in (("output_dir", settings["name"]), ("cache_dir", "")):
+        if paths[key].startswith("~"):
+            whole = Path(paths[key]).expanduser()
+            problems.append(f"paths.{key}={paths[key]}: write it out: paths.{key}={whole}")
+            continue
         place = Path(paths[key], inside).absolute()
         there = next(folder for folder in (place, *place.parents) if folder.exists())
         if not there.is_dir():

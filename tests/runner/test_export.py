@@ -71,7 +71,10 @@ def test_a_card_says_where_the_model_comes_from(tmp_path: Path) -> None:
     }
     config = SimpleNamespace(model_type="llama", max_position_embeddings=512)
     saved = content(20, 20, **{"val/loss": 4.5, "old/loss": 3.0})
-    text = card(RECORD, settings, Path("best.ckpt"), saved, config)
+    record = replace(RECORD, name="first", experiment="sat_cpt")
+    text = card(record, settings, Path("best.ckpt"), saved, config)
+    assert "# first-abcd1234" in text
+    assert "| experiment | `sat_cpt` |" in text
     assert "| val/loss | 4.5 |" in text
     assert "4.25" not in text
     assert "9" not in text.split("Measured on this checkpoint")[1].split("Saved by")[0]

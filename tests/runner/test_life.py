@@ -43,6 +43,7 @@ def test_record_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert folder.name.endswith(f"-{record['id']}")
     assert len(record["id"]) == 8
     saved = torch.load(folder / record["checkpoint"], weights_only=True)
+    assert 0 < saved["frugal"].pop("seconds") <= record["metrics"]["seconds"] <= record["seconds"]
     assert saved["frugal"] == {"id": record["id"], "experiment": "tiny"}
     assert record["metrics"]["val/loss"] == pytest.approx(metrics["val/loss"])
     assert record["ledgers"]["tiny"]["savings"][0]["spent"] == 40

@@ -80,6 +80,11 @@ CASES = {
     "method": (["callbacks.tiny.rate=7"], "callbacks.tiny.rate=7 must be in (0, 1]"),
     "checkpoint": (["task=test"], "task=test needs ckpt_path=PATH"),
     "resume": (["resume=nowhere"], "resume=nowhere: must be never, auto"),
+    "resume-of-a-test": (
+        ["task=test", "ckpt_path=/", "resume=auto"],
+        "resume=auto: task=test does not read it. What it looks at: ckpt_path=PATH",
+    ),
+    "output-at-home": (["paths.output_dir=~/x"], "write it out: paths.output_dir=/"),
     "ddp": (
         ["trainer.strategy=ddp", "trainer.devices=2"],
         "trainer.strategy=ddp with callbacks.tiny: the method leaves parameters without a gradient",

@@ -310,10 +310,19 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=key):
             run(tmp_path, f"resume={folder}", change)
     before = (folder / "run.json").read_text()
+    newest = folder / "checkpoints" / "step-00000005.ckpt"
+    content = torch.load(newest)
+    content["frugal"]["seconds"] = 1000.0
+    torch.save(content, newest)
     run(tmp_path, f"resume={folder}", "trainer.max_steps=8")
     after = json.loads((folder / "run.json").read_text())
     assert after["id"] == json.loads(before)["id"]
     assert after["checkpoint"] == "checkpoints/step-00000008.ckpt"
+    # The time of the training before is the run's as well.
+    assert 1000 < after["metrics"]["seconds"] <= after["seconds"] < 1300
+    assert after["phases"]["training"] < 300
+    ended = torch.load(folder / after["checkpoint"])["frugal"]["seconds"]
+    assert 1000 < ended <= after["metrics"]["seconds"]
 
 
 class Following(TinyModule):
@@ -392,6 +401,12 @@ def test_auto_takes_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "seed: 1 -> 2" in told
     other = {**settings, "module": {**settings["module"], "width": 8}}
     assert isinstance(resume.find(other, folder.parent), str)
+    (folder / ".lock").unlink()
+    (folder / ".lock").mkdir()  # as little to be written to as another user's
+    assert isinstance(resume.find(settings, folder.parent), str)
+    with pytest.raises(ConfigError, match=r"cannot be read or written: .*\.lock"):
+        resume.find({**settings, "resume": str(folder)}, folder.parent)
+    (folder / ".lock").rmdir()
     with held(folder):
         assert isinstance(resume.find(settings, folder.parent), str)
         for path in (folder, folder / "checkpoints" / "step-00000005.ckpt"):
