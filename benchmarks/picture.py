@@ -2,51 +2,62 @@
 
     python -m benchmarks.picture EST=outputs/est_gpt2 dense=outputs/est_gpt2_dense --out picture.svg
 
-Each folder holds run folders that `run.py` left, one for each seed. Runs in the first one must have
-a ledger: it says what a dense step costs, so that all are drawn on the same axis.
+Each folder, or pattern, holds the runs of one arm: they differ by their seeds alone, and of a seed
+the newest counts. Runs in the first one must have a ledger: it says what a dense step costs, so
+that all are drawn on the same axis.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ledger import Ledger
 from reports.figures import COLOURS as PALETTE
 from reports.figures import save, styled
 from reports.registry import Run, find
+from reports.statistics import arms_of
 
 # The method's arm first, in the warm one of the first two.
 COLOURS = (PALETTE[1], PALETTE[0], *PALETTE[2:5])
 QUANTITY = "FLOPs counted, blocks"
 
 
-def read(folder: Path) -> list[Run]:
-    """Return the finished trainings in a folder, by seed.
+def read(place: Path) -> list[Run]:
+    """Return the finished trainings of an arm, by seed.
 
     Raises:
-        ValueError: It has none.
+        ValueError: There is none, or there are several arms.
     """
-    runs = [run for run in find([folder])[0] if (run.task, run.status) == ("train", "finished")]
-    if not runs:
-        raise ValueError(f"{folder}: no run folder of a finished training below it")
-    return sorted(runs, key=lambda run: run.seed or 0)
+    arms, _ = arms_of([run for run in find([place])[0] if run.task == "train"])
+    if not arms:
+        raise ValueError(f"{place}: no run folder of a finished training below it")
+    if len(arms) > 1:
+        labels = ", ".join(arm.label for arm in arms)
+        raise ValueError(
+            f"{place}: its runs differ in more than their seeds: {labels}. Name those of one arm "
+            "by a pattern, in quotes"
+        )
+    return [*arms[0].runs]
 
 
-def over_flops(run: Run, dense_step: float) -> list[tuple[float, float]]:
-    """Return the FLOPs spent in the blocks until each validation, with its loss.
+def over_flops(run: Run, dense_step: float) -> dict[int, tuple[float, float]]:
+    """Return by step the FLOPs spent in the blocks until a validation, and its loss.
 
     In `dense_step` are the FLOPs of the blocks in a dense step.
     """
     saved = {0: 0.0}
     for method in run.ledgers:
         saved |= run.series(f"{method}/counted_flops_saved_blocks")
-    return [
-        ((1 - saved[max(known for known in saved if known <= step)]) * step * dense_step, loss)
+    return {
+        step: (
+            (1 - saved[max(known for known in saved if known <= step)]) * step * dense_step,
+            loss,
+        )
         for step, loss in run.series("val/loss").items()
-    ]
+    }
 
 
 def ledger_of(run: Run) -> tuple[Ledger, float]:
@@ -64,10 +75,14 @@ def ledger_of(run: Run) -> tuple[Ledger, float]:
 
 def table(arms: dict[str, list[Run]], ledger: Ledger) -> list[tuple[str, str]]:
     """Return the lines of the final table: each arm's last loss by seed, then what was saved."""
-    lines = []
-    for name, runs in arms.items():
-        losses = [run.figures["val/loss"] for run in runs]
-        lines.append((name, "  ".join(f"{loss:.3f}" for loss in losses)))
+    losses = {
+        name: {run.seed: run.figures.get("val/loss") for run in runs} for name, runs in arms.items()
+    }
+    seeds = sorted({seed for each in losses.values() for seed in each}, key=lambda seed: seed or 0)
+    lines = [("last validation loss", f"seeds {' '.join(map(str, seeds))}")]
+    for name, each in losses.items():
+        found = [each.get(seed) for seed in seeds]
+        lines.append((name, "  ".join("-" if loss is None else f"{loss:.3f}" for loss in found)))
     saved = [row for row in ledger.savings if row.quantity.startswith("FLOPs counted")]
     return lines + [
         (f"{ledger.method} saves, {row.quantity}", f"{100 * row.saved:.1f} %")
@@ -87,19 +102,16 @@ def draw(arms: dict[str, list[Run]], path: Path) -> None:
         plot, text = figure.subplots(1, 2, width_ratios=[3, 2])
         for (name, runs), colour in zip(arms.items(), COLOURS, strict=False):
             points = [over_flops(run, dense_step / 1e12) for run in runs]
-            for seed in points:
-                plot.plot(*zip(*seed, strict=True), "o", color=colour, alpha=0.35)
-            means = [
-                (column[0][0], mean(y for _, y in column)) for column in zip(*points, strict=True)
-            ]
-            plot.plot(*zip(*means, strict=True), color=colour, linewidth=2, label=name)
+            every = [point for seed in points for point in seed.values()]
+            plot.plot(*np.array(every).T, "o", color=colour, alpha=0.35)
+            shared = sorted(set.intersection(*map(set, points)))
+            means = np.mean([[seed[step] for step in shared] for seed in points], axis=0)
+            plot.plot(*means.T, color=colour, linewidth=2, label=name)
         plot.set_xlabel("TFLOPs spent in the transformer blocks")
         plot.set_ylabel("validation loss, nats per token")
         plot.legend()
         text.set_axis_off()
-        seeds = " ".join(str(run.seed) for run in next(iter(arms.values())))
-        lines = [("last validation loss", f"seeds {seeds}"), *table(arms, ledger)]
-        for place, (name, value) in enumerate(lines):
+        for place, (name, value) in enumerate(table(arms, ledger)):
             weight = "bold" if place else "normal"
             text.text(0, 0.92 - 0.13 * place, name, va="top")
             text.text(1, 0.92 - 0.13 * place, value, va="top", ha="right", weight=weight)
@@ -113,8 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="an .svg or .png file")
     chosen = parser.parse_args(arguments)
     pairs = [arm.partition("=") for arm in chosen.arms]
-    if not all(name and folder for name, _, folder in pairs) or len(pairs) > len(COLOURS):
-        parser.error(f"{' '.join(chosen.arms)}: at most {len(COLOURS)} times NAME=FOLDER")
+    names = {name for name, _, folder in pairs if name and folder}
+    if len(names) < len(pairs) or len(pairs) > len(COLOURS):
+        words = f"at most {len(COLOURS)} times NAME=FOLDER, each with a name of its own"
+        parser.error(f"{' '.join(chosen.arms)}: {words}")
     try:
         draw({name: read(Path(folder)) for name, _, folder in pairs}, chosen.out)
     except ValueError as error:

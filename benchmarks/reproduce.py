@@ -330,7 +330,7 @@ def verdict(claim: Claim, value: float | None) -> str:
 
 def result_of(table: Table, name: str, scale: Scale, runs: Runs) -> dict[str, Any]:
     """Return all that is known of a table at a scale of some name, as JSON data."""
-    filled = fill(table, runs)
+    filled, arms = fill(table, runs), scale.arms or tuple(table.arms)
     claims = []
     for claim in table.paper:
         found = filled.get(claim.arm, {}).get(claim.cell)
@@ -347,7 +347,8 @@ def result_of(table: Table, name: str, scale: Scale, runs: Runs) -> dict[str, An
         "seeds": list(scale.seeds),
         "overrides": list(scale.overrides),
         "arm_overrides": {arm: list(each) for arm, each in scale.arm_overrides.items()},
-        "arms": {arm: filled.get(arm, {}) for arm in scale.arms or table.arms},
+        "missing": [f"{a}, seed {s}" for s in scale.seeds for a in arms if (a, s) not in runs],
+        "arms": {arm: filled.get(arm, {}) for arm in arms},
         "paper": claims,
         "rule": RULE,
         "seconds": sum(run.figures.get("seconds", 0.0) for run in runs.values()),
@@ -374,6 +375,7 @@ def markdown(table: Table, result: Mapping[str, Any]) -> str:
     versions: dict[str, str] = next((run["versions"] for run in result["runs"].values()), {})
     foot = [
         f"Seeds {', '.join(map(str, result['seeds']))}; mean, +- the deviation over seeds.",
+        f"Missing: {'; '.join(missing)}." if (missing := result.get("missing")) else "",
         result["rule"],
         f"Training time of the runs here: {result['seconds'] / 3600:.2f} hours.",
         f"Overrides: `{' '.join(result['overrides'])}`." if result["overrides"] else "",
@@ -395,7 +397,8 @@ def page_with(text: str, folder: Path) -> str:
             cell = table.cells[claim["cell"]]
             ours = "" if claim["ours"] is None else _number(cell, claim["ours"])
             figures = (_number(cell, claim["paper"]), ours, claim["verdict"])
-            row = (link, result["scale"], claim["claim"], *figures, len(result["seeds"]))
+            seeds = len(result["arms"].get(claim["arm"], {}).get(claim["cell"], {}))
+            row = (link, result["scale"], claim["claim"], *figures, seeds)
             lines.append(f"| {' | '.join(map(str, row))} |")
     begin, end = MARKS
     before, _, rest = text.partition(begin)

@@ -32,6 +32,7 @@ from benchmarks.arena import (
 from callbacks.subnetwork import SubnetworkTraining
 from lightning_modules.causal_lm import CausalLM
 from lightning_modules.hugging_face import Lora
+from runner.job import methods
 from runner.parts import build
 from runner.validate import checked
 from subnetworks.flops import FlopCount, StepFlops
@@ -55,9 +56,8 @@ def method_of(
         ValueError: It has none.
     """
     settings = checked([f"experiment={experiment}", *overrides])
-    for name, node in (settings["callbacks"] or {}).items():
-        if name in ("est", "sat") and node is not None:
-            return cast(SubnetworkTraining, build(f"callbacks.{name}", node)), settings
+    for name, node in methods(settings).items():
+        return cast(SubnetworkTraining, build(f"callbacks.{name}", node)), settings
     raise ValueError(f"experiment={experiment} trains no sub-networks: its steps are dense")
 
 

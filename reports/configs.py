@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # Stands for the run folder, whose name is not known yet.
@@ -12,6 +13,9 @@ RUN_DIR = "<run folder>"
 
 # Settings that say how a run is started and found, and change nothing in what it learns.
 HOW = ("name", "resume", "stretch", "dry_run", "tags")
+
+# Settings of the data that change how fast it comes, not what comes.
+INDIFFERENT = ("cache_dir", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -61,21 +65,31 @@ def _unseeded(node: Any) -> Any:
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return the settings in which configs differ, with each one's value; a missing one is None.
 
-    A node that not all of them have is one setting: its value is the name of its class.
+    A node that not all of them have is a setting: its value is the name of its class. Those in
+    which the nodes that are there differ follow it.
     """
     return dict(differing([settings_of_arm(config) for config in configs]))
+
+
+def shortened(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Return for each key its last part; the whole key where another one or `taken` has that."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    uses = Counter([*last.values(), *taken])
+    return {key: part if uses[part] == 1 else key for key, part in last.items()}
 
 
 def differing(values: Sequence[Any], key: str = "") -> Iterator[tuple[str, list[Any]]]:
     """Yield the keys below one at which plain containers differ, with each one's value in brief."""
     if all(value == values[0] for value in values):
         return
-    if all(isinstance(value, Mapping) for value in values):
-        for name in dict.fromkeys(name for value in values for name in value):
-            inner = f"{key}.{name}" if key else str(name)
-            yield from differing([value.get(name) for value in values], inner)
-    else:
+    nodes = {place: value for place, value in enumerate(values) if isinstance(value, Mapping)}
+    if len(nodes) < len(values):
         yield key, [_brief(value) for value in values]
+    for name in dict.fromkeys(name for node in nodes.values() for name in node):
+        inner = f"{key}.{name}" if key else str(name)
+        for full, row in differing([node.get(name) for node in nodes.values()], inner):
+            found = dict(zip(nodes, row, strict=True))
+            yield full, [found.get(place) for place in range(len(values))]
 
 
 def _brief(value: Any) -> Any:

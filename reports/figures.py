@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reports.configs import settings_of_arm
 from reports.registry import Run, find, read
 from reports.statistics import Arm, Difference
 
@@ -62,15 +63,17 @@ class Curve:
         x: For each axis that is known, where on it the steps lie.
         mean: The mean of the runs that logged the metric.
         std: Their standard deviation; 0 for one run.
+        runs: How many runs these are: those that have logged the metric twice.
     """
 
     x: Mapping[str, NDArray[np.float64]]
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+    runs: int
 
 
 def curve(runs: Sequence[Run], metric: str) -> Curve | None:
-    """Return a metric of an arm; None if fewer than two steps were logged by each of its runs.
+    """Return a metric of an arm; None if its runs have logged fewer than two steps in common.
 
     What is of training is smoothed.
     """
@@ -95,6 +98,7 @@ def curve(runs: Sequence[Run], metric: str) -> Curve | None:
         },
         np.array([fmean(row) for row in values])[chosen],
         np.array([stdev(row) if len(row) > 1 else 0.0 for row in values])[chosen],
+        len(runs),
     )
 
 
@@ -129,13 +133,14 @@ def _through(x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.floa
 
 
 def workload(run: Run) -> str:
-    """Return what decides the cost of a dense step, as a key: the model and the batch."""
-    module, data, trainer = (run.config.get(k) or {} for k in ("module", "datamodule", "trainer"))
+    """Return what a run learns from and what decides the cost of its dense step, as a key."""
+    settings = settings_of_arm(run.config)
+    module, trainer = (settings.get(key) or {} for key in ("module", "trainer"))
     model = {key: module.get(key) for key in ("_target_", "architecture", "pretrained", "lora")}
-    batch = {key: data.get(key) for key in ("batch_size", "context_length")}
     keys = ("accumulate_grad_batches", "devices", "num_nodes")
     processes = [trainer.get(key) or 1 for key in keys]
-    return json.dumps([model, batch, processes], sort_keys=True, default=str)
+    known = [model, settings.get("datamodule"), processes]
+    return json.dumps(known, sort_keys=True, default=str)
 
 
 def metrics_of(arms: Sequence[Arm]) -> list[str]:

@@ -23,6 +23,11 @@ from reports.run_record import RUN_FILE, NoRun, RunRecord, read_record, run_fold
 # What tasks have measured of a run's checkpoint afterwards: TASK.json.
 MEASURED = ("minimal_pairs", "lm_eval")
 
+SPLITS = ("test", "val", "old")
+"""Whose metrics are of the whole model as it stands; training's are of a step before it."""
+
+DEPTH = 4  # how many folders below a place runs are looked for
+
 # Folders beside the runs that belong here and hold none: a sweep's settings, a study, a report,
 # W&B's runs.
 OWN_FILES = ("multirun.yaml", "study.db", "report.html", "run-*.wandb")
@@ -134,7 +139,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def find(places: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     """Return the runs in some places, oldest first, and a line for each folder that is skipped.
 
-    A place is a run folder, a folder of runs, or a pattern such as `outputs/est_gpt2*/*`.
+    A place is a run folder, a folder of runs, or a pattern such as `outputs/est_gpt2*/*`. Links to
+    folders are followed.
 
     Raises:
         NoRun: A place does not exist, or a pattern has no match.
@@ -142,11 +148,12 @@ def find(places: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     runs: dict[Path, Run] = {}
     skipped: list[str] = []
     for place in places:
-        found = [Path(match) for match in sorted(glob.glob(str(place)))] or [Path(place)]
-        for path in found:
-            if not path.exists():
-                raise NoRun(f"{place}: there is no such folder, and as a pattern it has no match")
-            for folder in _run_folders(path, skipped):
+        path = Path(place).expanduser()
+        matches = [path] if path.exists() else [Path(m) for m in sorted(glob.glob(str(path)))]
+        if not matches:
+            raise NoRun(f"{place}: there is no such folder, and as a pattern it has no match")
+        for match in matches:
+            for folder in _run_folders(match, skipped):
                 try:
                     runs.setdefault(folder.resolve(), read(folder))
                 except NoRun as error:
@@ -159,13 +166,13 @@ def _run_folders(top: Path, skipped: list[str]) -> list[Path]:
     if not top.is_dir():
         return []
     found: list[Path] = []
-    for name, folders, files in os.walk(top):
+    for name, folders, files in os.walk(top, followlinks=True):  # to DEPTH, also in a circle
         folder = Path(name)
         if RUN_FILE in files:
             found.append(folder)
         elif any(fnmatch.filter(files, own) for own in OWN_FILES):
             pass
-        elif not folders or len(folder.relative_to(top).parts) == 2:
+        elif not folders or len(folder.relative_to(top).parts) == DEPTH:
             if folder != top or files:
                 skipped.append(f"{folder}: no {RUN_FILE}")
         else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from ledger import amount
+from ledger import Saving, amount
 from reports import figures
+from reports.configs import differences
 from reports.document import (
     Block,
     Cell,
@@ -30,12 +31,15 @@ from reports.document import (
     markdown,
     webpage,
 )
-from reports.registry import MEASURED, Run, find
+from reports.registry import MEASURED, SPLITS, Run, find
 from reports.statistics import Arm, Difference, Spread, arms_of, baseline_of, paired, saved, spread
 from reports.tables import duration
 from terminal import literal
 
 DOCUMENTS = ("report.md", "report.tex", "report.html")
+
+# What the papers claim stands beside the cells of these tables.
+PAPERS = Path(__file__).resolve().parent.parent / "benchmarks" / "tables"
 
 # Of each figure: a suffix of its name, panels side by side, formats.
 _WIDTHS = (("", 2, figures.FORMATS), ("-narrow", 1, ("svg",)))
@@ -66,7 +70,8 @@ def report(
     found, skipped = find(places)
     arms, left_out = arms_of(found)
     if not arms:
-        raise ValueError(f"runs={runs}: none of {len(found)} runs has finished")
+        said = "".join(f"\n  {line}" for line in (*left_out, *skipped))
+        raise ValueError(f"runs={runs}: no finished run there{said}")
     base = baseline_of(arms, baseline)
     folder = (
         Path(settings["paths"]["output_dir"]) / "reports" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -86,7 +91,8 @@ def write(folder: Path, arms: Sequence[Arm], base: Arm | None, left_out: Sequenc
     `left_out` has a line for each run or folder that is not in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"{len(arms)} arms, {sum(len(arm.runs) for arm in arms)} runs"
+    counts = {"arm": len(arms), "run": sum(len(arm.runs) for arm in arms)}
+    title = ", ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in counts.items())
     blocks: list[Block] = [Lines(_method_of_this(arms, base)), Heading("Results")]
     blocks += [results(arms, base)]
     if table := savings(arms):
@@ -114,6 +120,8 @@ def _method_of_this(arms: Sequence[Arm], base: Arm | None) -> list[str]:
         lines.append(
             f"Differences are those to {base.label}, paired by seed, with Student's 95 % interval."
         )
+        lines += [line for arm in arms if (line := _other_data(arm, base))]
+    lines += _what_runs_differ_in([run for arm in arms for run in arm.runs])
     missing = [
         f"{name} of {run.id} (seed {run.seed}) is not a finite number and is left out."
         for arm in arms
@@ -123,15 +131,48 @@ def _method_of_this(arms: Sequence[Arm], base: Arm | None) -> list[str]:
     return lines + missing
 
 
+def _other_data(arm: Arm, base: Arm) -> str | None:
+    """Warn of a difference that is not the method's alone."""
+    configs = [arm.runs[0].config, base.runs[0].config]
+    changes = differences(configs) if all(configs) else {}
+    found = [
+        f"{key.partition('.')[2]} {ours} and {theirs}"
+        for key, (ours, theirs) in changes.items()
+        if key.startswith("datamodule.")
+    ]
+    if not found:
+        return None
+    more = f", and {len(found) - 4} more" if len(found) > 4 else ""
+    return f"{arm.label} and {base.label} differ in their data: {', '.join(found[:4])}{more}."
+
+
+def _what_runs_differ_in(runs: Sequence[Run]) -> list[str]:
+    """Name what is no setting and still decides a loss or a time, where it is not the same."""
+    facts: dict[str, list[object]] = {
+        "commit": [(run.git.commit or "")[:8] for run in runs],
+        "version of torch": [run.versions.get("torch") for run in runs],
+        "processor": [run.hardware.cpu for run in runs],
+        "threads": [run.hardware.threads for run in runs],
+        "GPUs": [", ".join(run.hardware.gpus) for run in runs],
+    }
+    counts = {name: Counter(values) for name, values in facts.items()}
+    return [
+        f"Not all runs have the same {name}: "
+        + ", ".join(f"{value or 'none'} ({count} of {len(runs)})" for value, count in each.items())
+        for name, each in counts.items()
+        if len(each) > 1
+    ]
+
+
 def reported(arms: Sequence[Arm]) -> list[str]:
-    """Return the metrics to report: of test, validation and training, then speed and time.
+    """Return the metrics to report: of the whole model and of training, then speed and time.
 
     What is the same number in all of several runs says nothing about the arms and is left out,
-    unless it was measured in a test or validation. Of many files with a mean the mean is shown.
+    unless it is of the whole model. Of many files with a mean the mean is shown.
     """
     runs = [run for arm in arms for run in arm.runs]
     names = list(dict.fromkeys(name for run in runs for name in run.figures))
-    splits = ("test", "val", *MEASURED, "train", "perf", "seconds")
+    splits = (*SPLITS, *MEASURED, "train", "perf", "seconds")
     kept = [name for name in names if name.partition("/")[0] in splits]
     means = [name.removesuffix("/mean") for name in kept if name.endswith("/mean")]
     each = tuple(f"{mean}{joint}" for mean in means for joint in "/_")
@@ -139,7 +180,7 @@ def reported(arms: Sequence[Arm]) -> list[str]:
 
     def varies(name: str) -> bool:
         values = [run.figures[name] for run in runs if name in run.figures]
-        return name.startswith(("test/", "val/")) or len(runs) == 1 or len(set(values)) > 1
+        return name.partition("/")[0] in SPLITS or len(runs) == 1 or len(set(values)) > 1
 
     return sorted(filter(varies, kept), key=lambda name: splits.index(name.partition("/")[0]))
 
@@ -190,74 +231,64 @@ def _rounded(value: float, step: float, sign: bool = False) -> str:
 def savings(arms: Sequence[Arm]) -> Table | None:
     """Return the ledgers side by side: each quantity with what each arm spent; None without any."""
     rows: list[list[Cell]] = []
-    quantities = dict.fromkeys(key for arm in arms for key in saved(arm))
+    of_arms = {arm.label: arm.savings() for arm in arms}
     estimated = False
-    for method, quantity in quantities:
-        rows.append([f"{method}: {quantity}"])
-        for arm in arms:
-            lines = [
-                row
-                for ledger in arm.ledgers()
-                if ledger.method == method
-                for row in ledger.savings
-                if row.quantity == quantity
-            ]
-            if not lines:
+    for key in dict.fromkeys(key for each in of_arms.values() for key in each):
+        rows.append([": ".join(key)])
+        for label, each in of_arms.items():
+            if not (lines := each.get(key)):
                 continue
-            known = [row.baseline for row in lines if row.baseline is not None]
-            against = amount(fmean(known), lines[0].unit) if known else "not measured"
+            unit, known = lines[0].unit, [r.baseline for r in lines if r.baseline is not None]
+            against = amount(fmean(known), unit) if known else "not measured"
             if any(row.estimated for row in lines) and known:
                 against, estimated = f"{against} (estimated)", True
-            spent = amount(fmean(row.spent for row in lines), lines[0].unit)
-            share = number(saved(arm)[method, quantity], percent=True) or "not measured"
-            rows.append([arm.label, spent, against, share])
+            spent = amount(fmean(row.spent for row in lines), unit)
+            rows.append([label, spent, against, _share(lines)])
     notes = ["estimated: not measured in a run of the baseline."] if estimated else []
     notes += dict.fromkeys(note for arm in arms for each in arm.ledgers() for note in each.notes)
     headings = ["quantity, arm", "spent", "baseline", "saved"]
     return Table(headings, rows, " ".join(notes)) if rows else None
 
 
+def _share(rows: Sequence[Saving]) -> str:
+    return number(saved(rows), percent=True) or "not measured"
+
+
 @cache
-def papers() -> list[dict[str, str]]:
-    """Return the claims of the papers, see papers.yaml."""
-    text = Path(__file__).with_name("papers.yaml").read_text(encoding="utf-8")
-    content: list[dict[str, str]] = yaml.safe_load(text)
-    return content
+def papers() -> list[dict[str, Any]]:
+    """Return the papers' claims about what is saved: those that one run's ledger can answer.
+
+    Each has `words`, a `figure`, the `experiment` with which the names of those begin that it is
+    about, and the `row` of their ledgers that is the same quantity: its method and name.
+    """
+    found = []
+    for path in sorted(PAPERS.glob("*.yaml")):
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for claim in table["paper"]:
+            if (row := table["cells"][claim["cell"]].get("ledger")) is not None:
+                experiment = table["arms"][claim["arm"]]["experiment"]
+                found.append({**claim, "experiment": experiment, "row": (row[0].upper(), row[1])})
+    return found
 
 
 def claims(arms: Sequence[Arm]) -> Table | None:
     """Return the papers' figures beside those of the arms; None where no arm runs a method."""
     rows: list[list[Cell]] = []
     for arm in arms:
-        methods = {ledger.method.partition(",")[0] for ledger in arm.ledgers()}
-        of_method = [claim for claim in papers() if claim["method"] in methods]
-        names = {arm.label, *(run.experiment or run.name for run in arm.runs)}
-        fitting = [c for c in of_method if any(fnmatch(name, c["runs"]) for name in names)]
+        of_arm, names = arm.savings(), {run.experiment or run.name for run in arm.runs}
+        of_method = [claim for claim in papers() if claim["row"] in of_arm]
+        fitting = [c for c in of_method if any(n.startswith(c["experiment"]) for n in names)]
         for claim in fitting or of_method:
-            ours = number(spread(_as_claimed(arm, claim)), percent=True) or "not measured"
-            name = f"{claim['method']}, {claim['claim']} ({claim['paper']})"
-            rows.append([name, claim["figure"], arm.label, ours])
+            words = f"{claim['row'][0]}: {claim['words']}"
+            paper = f"{100 * claim['figure']:.3g} %"
+            rows.append([words, paper, arm.label, _share(of_arm[claim["row"]])])
     rows.sort(key=lambda row: str(row[0]))
     return Table(["claim", "paper", "arm", "here"], rows, left=(2,)) if rows else None
 
 
-def _as_claimed(arm: Arm, claim: Mapping[str, str]) -> list[float]:
-    """Return an arm's figures in a claim's own unit, as shares."""
-    ledgers = arm.ledgers()
-    pairs = [(r.quantity, r.spent, r.baseline) for ledger in ledgers for r in ledger.savings]
-    pairs += [(q.metric, q.value, q.baseline) for ledger in ledgers for q in ledger.quality]
-    known = [(ours, base) for name, ours, base in pairs if name == claim["quantity"] and base]
-    share = {
-        "saved": lambda ours, base: 1 - ours / base,
-        "throughput": lambda ours, base: base / ours - 1,
-        "gain": lambda ours, base: ours / base - 1,
-    }[claim["as"]]
-    return [share(ours, base) for ours, base in known if ours]
-
-
 def _differences(arms: Sequence[Arm], base: Arm, folder: Path) -> Picture | None:
-    """Draw the differences of at most four metrics of test and validation; None without any."""
-    metrics = [m for m in reported(arms) if m.partition("/")[0] in ("test", "val", *MEASURED)]
+    """Draw the differences of at most four metrics of the whole model; None without any."""
+    metrics = [m for m in reported(arms) if m.partition("/")[0] in (*SPLITS, *MEASURED)]
     runs = [arm.runs[0] for arm in arms]
     gaps = {
         figures.label_of(metric, runs): {
@@ -271,8 +302,8 @@ def _differences(arms: Sequence[Arm], base: Arm, folder: Path) -> Picture | None
     if not gaps:
         return None
     for suffix, columns, formats in _WIDTHS:
-        drawn = figures.differences_figure(gaps, [a.label for a in arms], base.label, columns)
-        figures.save(drawn, folder / "figures" / f"differences{suffix}", formats)
+        figure = figures.differences_figure(gaps, [a.label for a in arms], base.label, columns)
+        figures.save(figure, folder / "figures" / f"differences{suffix}", formats)
     words = f"Differences to {base.label}, paired by seed: mean and Student's 95 % interval."
     return Picture("differences", words)
 
@@ -286,13 +317,17 @@ def _pictures(arms: Sequence[Arm], folder: Path) -> list[Picture]:
         name = "".join(c if c.isalnum() else "-" for c in metric)
         label = figures.label_of(metric, [arm.runs[0] for arm in arms])
         for suffix, columns, formats in _WIDTHS:
-            drawn = figures.arms_figure(curves, label, metric.startswith("val/"), columns)
-            figures.save(drawn, folder / "figures" / f"{name}{suffix}", formats)
+            figure = figures.arms_figure(curves, label, metric.startswith("val/"), columns)
+            figures.save(figure, folder / "figures" / f"{name}{suffix}", formats)
         words = f"{label.capitalize()}: mean over seeds, band \u00b1 one standard deviation."
         if metric.startswith("train/"):
             words += " Smoothed over a twentieth of the run."
         if len(arms) > figures.MOST_ARMS:
             words += f" The first {figures.MOST_ARMS} of {len(arms)} arms."
+        drawn = {label: each.runs for label, each in curves.items()}
+        if fewer := [a for a in arms[: figures.MOST_ARMS] if drawn.get(a.label, 0) < len(a.runs)]:
+            shown = (f"{a.label} {drawn.get(a.label, 0)} of {len(a.runs)}" for a in fewer)
+            words += f" Runs in it: {', '.join(shown)}; all other arms are whole."
         found.append(Picture(name, words))
     return found
 

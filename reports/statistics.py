@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
 
-from ledger import Ledger
-from reports.configs import arm_hash, differences
+from ledger import Ledger, Saving
+from reports.configs import INDIFFERENT, arm_hash, differences, shortened
 from reports.registry import Run
 
 CONFIDENCE = 0.95
@@ -49,6 +50,14 @@ class Arm:
         """Return what its runs' methods saved."""
         return [ledger for run in self.runs for ledger in run.ledgers.values()]
 
+    def savings(self) -> dict[tuple[str, str], list[Saving]]:
+        """Return the rows of these, by method and quantity."""
+        found: dict[tuple[str, str], list[Saving]] = {}
+        for ledger in self.ledgers():
+            for row in ledger.savings:
+                found.setdefault((ledger.method, row.quantity), []).append(row)
+        return found
+
 
 def spread(values: Sequence[float]) -> Spread | None:
     """Return the mean and the standard deviation of some values; None of none."""
@@ -81,12 +90,18 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     Returns:
         The arms by label, and a line for each run that is in none and why.
     """
-    finished = [run for run in runs if run.status == "finished"]
     left_out = [f"{run.folder}: {run.status}" for run in runs if run.status != "finished"]
+    originals: dict[tuple[str, str], Run] = {}
+    for run in (run for run in runs if run.status == "finished"):
+        first = originals.setdefault((run.id, run.folder.name), run)
+        if first is not run:
+            left_out.append(f"{run.folder}: a copy of {first.folder}")
+    finished, passed_over = _with_tests([*originals.values()])
+    left_out += passed_over
     # Hashes of different versions of the program cannot be compared: then all are made here.
     written = all(run.arm for run in finished)
     groups: dict[str, dict[int | None, Run]] = {}
-    for run in _with_tests(finished):
+    for run in finished:
         key = run.arm if written else arm_hash(run.config) if run.config else str(run.folder)
         seeds = groups.setdefault(key, {})
         if run.seed in seeds:
@@ -102,20 +117,49 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     return sorted(arms, key=lambda arm: arm.label), left_out
 
 
-def _with_tests(runs: Sequence[Run]) -> list[Run]:
-    """Add the figures of validate and test runs to the run that trained their checkpoint."""
+def _with_tests(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Add what validate and test runs found to the run that trained their checkpoint.
+
+    What that run has measured itself stays. Of several tests of one run the newest counts.
+
+    Returns:
+        The runs that trained, then those whose training is not among them; and a line for each run
+        that adds nothing and why.
+    """
     trained = {run.folder.name: run for run in runs if run.task == "train"}
-    others = []
-    for run in runs:
-        if run.task == "train":
-            continue
-        owner = Path(run.checkpoint).parent.parent.name if run.checkpoint else ""
-        if owner in trained:
-            metrics = {**trained[owner].metrics, **run.metrics}
-            trained[owner] = replace(trained[owner], metrics=metrics)
-        else:
+    others: list[Run] = []
+    left_out: list[str] = []
+    newest: dict[tuple[str, str], Run] = {}
+    for run in (run for run in runs if run.task != "train"):
+        owner = Path(run.checkpoint or "").parent.parent.name
+        if owner not in trained:
             others.append(run)
-    return [*trained.values(), *others]
+        elif changes := _changes_of_data(trained[owner], run):
+            left_out.append(
+                f"{run.folder}: {run.task} of {trained[owner].id} with other data: {changes}"
+            )
+        else:
+            if (older := newest.get((owner, run.task))) is not None:
+                left_out.append(f"{older.folder}: {run.id} is newer, a {run.task} of the same run")
+            newest[owner, run.task] = run
+    for (owner, _), run in newest.items():
+        known = trained[owner].metrics
+        if run.metrics.keys() <= known.keys():
+            left_out.append(f"{run.folder}: the last figures of {trained[owner].id} stand for it")
+        trained[owner] = replace(trained[owner], metrics={**run.metrics, **known})
+    return [*trained.values(), *others], left_out
+
+
+def _changes_of_data(trained: Run, tested: Run) -> str:
+    """Return in which settings that a figure depends on a run was tested on other data."""
+    # Where the data lies may change: only modules that compare the data itself read `path`.
+    free = {f"datamodule.{key}" for key in (*INDIFFERENT, "batch_size", "path")}
+    changes = differences([trained.config, tested.config]) if trained.config else {}
+    found = [key for key in changes if key.startswith("datamodule.") and key not in free]
+    limit = f"trainer.limit_{'val' if tested.task == 'validate' else 'test'}_batches"
+    if limit in changes and changes[limit][1] not in (1.0, None):
+        found.append(limit)
+    return ", ".join(f"{key}={changes[key][1]}" for key in found)
 
 
 def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
@@ -130,11 +174,21 @@ def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
         if len(places) == 1:
             continue
         changes = differences([members[place][0].config for place in places])
+        words = shortened(changes)
         for column, place in enumerate(places):
-            values = [f"{key.rpartition('.')[2]}={row[column]}" for key, row in changes.items()]
+            absent = tuple(f"{key}." for key, row in changes.items() if row[column] is None)
+            values = [
+                f"{words[key]}={'null' if row[column] is None else row[column]}"
+                for key, row in changes.items()
+                if not key.startswith(absent)
+            ]
             few = ", ".join(values) if 0 < len(values) <= 3 else members[place][0].id
             labels[place] = f"{name} ({few})"
-    return labels
+    uses = Counter(labels)
+    return [
+        label if uses[label] == 1 else f"{label}, {runs[0].id}"
+        for label, runs in zip(labels, members, strict=True)
+    ]
 
 
 def _name(runs: Sequence[Run]) -> str:
@@ -151,7 +205,7 @@ def _name(runs: Sequence[Run]) -> str:
 def baseline_of(arms: Sequence[Arm], wanted: str | None = None) -> Arm | None:
     """Return the arm that the others are compared with: the one of a label, or of a run's id.
 
-    None wanted: the arm without a method, the shortest label first, if there is one.
+    None wanted: the arm without a method, if there is one: trained ones and short labels first.
 
     Raises:
         ValueError: No arm is called so.
@@ -163,15 +217,13 @@ def baseline_of(arms: Sequence[Arm], wanted: str | None = None) -> Arm | None:
         labels = ", ".join(arm.label for arm in arms)
         raise ValueError(f"baseline={wanted}: no arm is called so. There are: {labels}")
     plain = [arm for arm in arms if not arm.ledgers()]
-    return min(plain, key=lambda arm: (len(arm.label), arm.label), default=None)
+    return min(
+        plain,
+        key=lambda arm: (arm.runs[0].task != "train", len(arm.label), arm.label),
+        default=None,
+    )
 
 
-def saved(arm: Arm) -> dict[tuple[str, str], Spread | None]:
-    """Return the share that an arm saved, by method and quantity; None where nobody measured it."""
-    shares: dict[tuple[str, str], list[float]] = {}
-    for ledger in arm.ledgers():
-        for row in ledger.savings:
-            values = shares.setdefault((ledger.method, row.quantity), [])
-            if row.saved is not None:
-                values.append(row.saved)
-    return {key: spread(values) for key, values in shares.items()}
+def saved(rows: Sequence[Saving]) -> Spread | None:
+    """Return the share that was saved; None where nobody measured it."""
+    return spread([row.saved for row in rows if row.saved is not None])

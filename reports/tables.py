@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ledger import Ledger
-from reports.configs import differences
-from reports.registry import Run
+from reports.configs import differences, shortened
+from reports.registry import SPLITS, Run
 from terminal import literal
 
 COLOURS = {
@@ -23,6 +24,8 @@ COLOURS = {
     "killed": "red",
     "running": "cyan",
 }
+
+MOST_COLUMNS = 6  # of settings in a sweep's table
 
 
 def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> None:
@@ -37,7 +40,7 @@ def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> 
             literal(run.task),
             "" if run.seed is None else str(run.seed),
             Text(run.status, COLOURS.get(run.status, "")),
-            (run.started or "")[:16].replace("T", " "),
+            moment(run.started),
             duration(run.seconds),
             literal(_result(run)),
         )
@@ -52,8 +55,9 @@ def show_run(console: Console, run: Run) -> None:
         "folder": run.folder,
         "experiment": run.experiment,
         "status": run.status,
+        "reason": run.reason,
         "seed": run.seed,
-        "started": run.started,
+        "started": moment(run.started),
         "time": duration(run.seconds),
         "command": run.own_command,
         "checkpoint": run.checkpoint,
@@ -91,14 +95,14 @@ def reached(
 def without_constants(metrics: Mapping[str, float], run: Run) -> dict[str, float]:
     """Leave out metrics that a run logged at several steps with always the same value.
 
-    Figures of validation and test stay: that these do not change is a result.
+    Figures of the whole model stay: that these do not change is a result.
     """
     series = {name: run.series(name) for name in metrics}
     constant = {name for name, each in series.items() if len(each) > 1 == len(set(each.values()))}
     return {
         name: value
         for name, value in metrics.items()
-        if name not in constant or name.startswith(("val/", "test/"))
+        if name not in constant or name.partition("/")[0] in SPLITS
     }
 
 
@@ -146,14 +150,18 @@ def jobs(console: Console, runs: Sequence[Run], without: Mapping[int, str]) -> N
         "experiment": [run.experiment for run in runs],
     }
     # An experiment's own settings are not what its jobs were told.
+    told: dict[str, None] = {}
     for experiment in dict.fromkeys(columns["experiment"]):
-        told = differences([run.config for run in runs if run.experiment == experiment])
-        for key in list(told)[:4]:
-            leaf = key.rpartition(".")[2]
-            columns.setdefault(leaf, [_at(run.config, key) for run in runs])
-    shown = {name: values for name, values in columns.items() if len(set(map(str, values))) > 1}
+        told |= dict.fromkeys(differences([r.config for r in runs if r.experiment == experiment]))
     metrics = _shared_metrics(runs)
-    table = Table("job", "id")
+    words = shortened(told, ("job", "id", *columns, "seed", "status", "time", *metrics))
+    columns |= {words[key]: [_at(run.config, key) for run in runs] for key in told}
+    shown = {name: values for name, values in columns.items() if len(set(map(str, values))) > 1}
+    hidden = list(shown)[MOST_COLUMNS:]
+    shown = {name: values for name, values in shown.items() if name not in hidden}
+    table = Table("job", "id", caption_justify="left")
+    if hidden:
+        table.caption = literal(f"They also differ in {', '.join(hidden)}.")
     for name in shown:
         table.add_column(literal(name), overflow="fold")
     for name in ("seed", "status", "time", *metrics):
@@ -210,8 +218,16 @@ def _share(value: float | None) -> str:
 def _rank(metric: str) -> tuple[int, str]:
     """Sort what was reached before what it took."""
     split = metric.partition("/")[0]
-    order = ("test", "val", "train")
+    order = (*SPLITS, "train")
     return (order.index(split) if split in order else len(order), metric)
+
+
+def moment(time: str | None) -> str:
+    """Write a record's time as this machine's clocks show it; what is no time as it is."""
+    try:
+        return f"{datetime.fromisoformat(time or '').astimezone():%Y-%m-%d %H:%M}"
+    except ValueError:
+        return time or ""
 
 
 def duration(seconds: float | None) -> str:

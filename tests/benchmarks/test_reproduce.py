@@ -100,7 +100,9 @@ def test_what_was_not_run_stays_empty(tmp_path: Path) -> None:
     result = reproduce.result_of(SMALL, "demo", SMALL.scales["demo"], runs)
     assert result["arms"] == {"dense": {}, "ours": {"loss": {2: 3.1}}}
     assert {claim["verdict"] for claim in result["paper"]} == {"not run at this scale"}
-    assert "| dense |  |  |  |  |" in reproduce.markdown(SMALL, result)
+    text = reproduce.markdown(SMALL, result)
+    assert "| dense |  |  |  |  |" in text
+    assert "Missing: dense, seed 1; ours, seed 1; dense, seed 2." in text
 
 
 def test_figures_of_a_run(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_the_pages_section_says_what_the_results_say(tmp_path: Path) -> None:
     assert once.endswith("\nafter")
     assert "| [dlch](results/dlch-demo.md) | demo | retrieval gains over 20 % | 20.0 % |" in once
     assert "| 25.0 % | same | 1 |" in once
-    assert "| 80.0 % |  | not run at this scale | 1 |" in once
+    assert "| 80.0 % |  | not run at this scale | 0 |" in once
     assert reproduce.page_with(once, folder) == once
 
 

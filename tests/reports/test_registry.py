@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from reports.configs import arm_hash, differences
 from reports.registry import find, read, resolve
 from reports.run_record import NoRun
-from reports.tables import jobs, without_constants
+from reports.tables import jobs, moment, without_constants
 from runner.__main__ import main
 from tests.reports.study import make_run, make_study
 
@@ -57,6 +58,19 @@ def test_places_are_patterns_folders_or_runs_and_a_run_is_found_once(tmp_path: P
     assert len(find([f"{tmp_path}/est*/*", tmp_path / "est", folder])[0]) == 3
     with pytest.raises(NoRun, match="no match"):
         find([tmp_path / "nothing*"])
+
+
+def test_runs_behind_links_in_odd_places_and_at_home_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "runs [1] = 'a\u00e4\n\u201cb'"
+    make_run(odd, "x", 1)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "x").symlink_to(odd / "x")
+    (tmp_path / "outputs" / "x" / "loop").symlink_to(tmp_path / "outputs")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (odd, tmp_path / "outputs", tmp_path, "~/outputs", "~/out*"):
+        assert len(find([place])[0]) == 1, place
 
 
 def test_a_run_is_resolved_by_folder_file_and_beginning_of_its_id(tmp_path: Path) -> None:
@@ -123,6 +137,8 @@ def test_ls_show_and_compare_say_what_the_records_say(tmp_path: Path) -> None:
     assert code == 0
     assert "python run.py name=est seed=1" in shown
     assert "10 s (estimated)" in shown
+    failed = make_run(tmp_path, "failed", 1, record={"status": "failed", "reason": "no memory"})
+    assert "no memory" in command("show", str(failed))[1]
     code, compared = command("compare", dense, est)
     row = next(line for line in compared.splitlines() if "callbacks.est" in line)
     assert [cell.strip() for cell in row.strip("\u2502").split("\u2502")] == [
@@ -175,6 +191,34 @@ def test_a_sweeps_table_shows_what_its_jobs_were_told_and_reached(tmp_path: Path
     names = [cell.strip() for cell in heading.strip("\u2503").split("\u2503")]
     told = ["job", "id", "experiment", "seed", "status", "time"]
     assert names == [*told, "val/loss", "val/perplexity"]
+
+
+def test_a_sweeps_table_hides_no_setting(tmp_path: Path) -> None:
+    """Neither one that ends like another, or like a column, nor without a word those beyond six."""
+    for seed in (1, 2):
+        folder = make_run(tmp_path, "x", 1, loss=float(seed))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["module"] |= {"optimizer": {"name": seed, "lr": seed}, "other": {"lr": seed}}
+        config["trainer"] |= dict.fromkeys("abcd", seed)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    console = Console(file=io.StringIO(), width=200)
+    jobs(console, find([tmp_path])[0], {})
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    for word in ("module.optimizer.name", "module.optimizer.lr", "module.other.lr"):
+        assert word in shown
+    assert "They also differ in d." in shown
+
+
+def test_times_are_shown_as_this_machines_clocks_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert moment("2026-01-01T20:30:59+00:00") == "2026-01-02 05:30"
+        assert [moment(None), moment("yesterday")] == ["", "yesterday"]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_constants_are_left_out_unless_they_are_results(tmp_path: Path) -> None:

@@ -11,8 +11,18 @@ import pytest
 
 from reports import figures
 from reports.document import Code, Heading, Lines, Link, Table, latex, markdown, webpage
-from reports.registry import find
-from reports.report import DOCUMENTS, claims, number, report, reported, results, savings, write
+from reports.registry import find, read
+from reports.report import (
+    DOCUMENTS,
+    claims,
+    number,
+    papers,
+    report,
+    reported,
+    results,
+    savings,
+    write,
+)
 from reports.statistics import Spread, arms_of, baseline_of
 from tests.reports.study import make_run, make_study
 
@@ -121,12 +131,15 @@ def test_a_name_with_markup_goes_through_figures_and_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reports.report._WIDTHS", (("", 2, ("svg",)), ("-narrow", 1, ("svg",))))
-    for seed in (1, 2):
-        make_run(tmp_path, "_a_$x^$ <b>&%", seed)
+    for seed in (1, 2, 3):
+        folder = make_run(tmp_path, "_a_$x^$ <b>&%", seed)
+    (folder / "metrics.csv").unlink()
     arms, _ = arms_of(find([tmp_path])[0])
     write(tmp_path / "out", arms, None, [])
     root = ElementTree.parse(tmp_path / "out" / "figures" / "val-loss.svg").getroot()
     assert any("_a_$x^$ <b>&%" in "".join(node.itertext()) for node in root.iter())
+    # A run without curves has figures in the tables all the same.
+    assert "&lt;b&gt;&amp;% 2 of 3;" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_one_run_without_metrics_is_reported(tmp_path: Path) -> None:
@@ -159,6 +172,44 @@ def test_what_was_measured_afterwards_is_shown_by_its_mean(tmp_path: Path) -> No
     arms, _ = arms_of(find([tmp_path])[0])
     assert arms[0].values("minimal_pairs/islands") == {1: 0.6, 2: pytest.approx(0.8)}
     assert [m for m in reported(arms) if "minimal_pairs" in m] == ["minimal_pairs/mean"]
+
+
+def test_what_is_forgotten_is_reported_after_what_is_learned(tmp_path: Path) -> None:
+    make_run(tmp_path, "sat", 1, record={"metrics": {"old/loss": 2.0, "train/loss": 1.0}})
+    arms, _ = arms_of(find([tmp_path])[0])
+    assert reported(arms) == ["old/loss", "train/loss"]
+
+
+def test_arms_with_other_data_are_told(tmp_path: Path) -> None:
+    dense = make_run(tmp_path, "dense", 1)
+    make_run(tmp_path, "est", 1, method={"_target_": "a.B"})
+    other = make_run(tmp_path, "dense_code", 1)
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("batch_size: 2", "batch_size: 4"))
+    arms, _ = arms_of(find([tmp_path])[0])
+    write(tmp_path / "out", arms, baseline_of(arms, read(dense).id), [])
+    text = (tmp_path / "out" / "report.md").read_text()
+    told = re.findall(r".*differ in their data.*", text)
+    assert told == [r"* dense\_code and dense differ in their data: batch\_size 4 and 2."]
+
+
+def test_runs_of_other_code_and_machines_are_told(tmp_path: Path) -> None:
+    for seed, threads in ((1, 2), (2, 2), (3, 8)):
+        record = {"git": {"commit": "abc"}, "hardware": {"cpu": "x", "threads": threads}}
+        make_run(tmp_path, "a", seed, record=record if seed > 1 else {**record, "git": {}})
+    arms, _ = arms_of(find([tmp_path])[0])
+    write(tmp_path / "out", arms, None, [])
+    told = re.findall("Not all .*", (tmp_path / "out" / "report.md").read_text())
+    assert told == [
+        "Not all runs have the same commit: none (1 of 3), abc (2 of 3)",
+        "Not all runs have the same threads: 2 (2 of 3), 8 (1 of 3)",
+    ]
+
+
+def test_a_report_of_nothing_says_what_is_there(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", 1, record={"status": "failed"})
+    with pytest.raises(ValueError, match=r"no finished run there\n  .*: failed"):
+        report({"paths": {"output_dir": str(tmp_path)}}, runs=str(tmp_path))
 
 
 def test_figures_over_tokens_flops_and_seconds_lie_where_a_hand_computes_them(
@@ -194,6 +245,9 @@ def test_the_dense_run_of_the_same_work_and_seed_stands_beside(tmp_path: Path) -
     assert beside is not None
     assert (beside.name, beside.seed) == ("dense", 2)
     assert figures.dense_beside(beside, runs) is None
+    for run in runs:
+        run.config["datamodule"]["source"] = run.name  # another text is no baseline
+    assert figures.dense_beside(est, runs) is None
     drawn = figures.run_figure(est, ("est/active_fraction",), beside)
     assert drawn is not None
     assert len(drawn.axes) == 3
@@ -206,6 +260,7 @@ def test_papers_stand_beside_the_arms_that_run_their_method(tmp_path: Path) -> N
     table = claims(arms)
     assert table is not None
     assert [list(row[1:]) for row in table.rows] == [["26.7 %", "est_gpt2", "25.00 %"]]
+    assert {claim["row"][0] for claim in papers()} == {"EST", "SAT"}
     assert claims([arm for arm in arms if arm.label == "dense"]) is None
     assert savings([arm for arm in arms if arm.label == "dense"]) is None
 

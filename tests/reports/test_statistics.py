@@ -1,10 +1,14 @@
 """Arms hold what differs by seed alone; means, spreads and intervals equal a hand computation."""
 
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from reports.configs import shortened
 from reports.registry import Run, find
 from reports.statistics import Arm, arms_of, baseline_of, paired, saved, spread
 from tests.reports.study import make_run, make_study
@@ -31,7 +35,7 @@ def test_a_study_of_two_arms_and_three_seeds_by_hand(tmp_path: Path) -> None:
     assert gap.mean == pytest.approx(0.2)
     assert gap.n == 3
     assert gap.interval == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
-    share = saved(found["est"])["EST", "FLOPs counted, blocks"]
+    share = saved(found["est"].savings()["EST", "FLOPs counted, blocks"])
     assert share is not None
     assert share.mean == pytest.approx(0.25)
     assert share.std == pytest.approx(0)
@@ -61,6 +65,22 @@ def test_settings_in_which_arms_differ_tell_arms_of_one_name_apart(tmp_path: Pat
     assert set(arms(tmp_path)) == {"lr (max_steps=50)", "lr (max_steps=100)"}
 
 
+def test_arms_of_one_method_and_its_baseline_have_names_of_their_own(tmp_path: Path) -> None:
+    """A node that one of them lacks hides no setting in which the others differ."""
+    for loss, rate in ((4.0, 0.25), (4.5, 0.5)):
+        make_run(
+            tmp_path, "x", 1, loss=loss, method={"_target_": "callbacks.est.EST", "rate": rate}
+        )
+    make_run(tmp_path, "x", 1, loss=5.0)
+    names = {"x (est=EST, rate=0.25)", "x (est=EST, rate=0.5)", "x (est=null)"}
+    assert set(arms(tmp_path)) == names
+
+
+def test_settings_with_one_last_word_are_told_by_their_whole_keys() -> None:
+    keys = ("module.optimizer.name", "module.lr", "module.parser.lr", "trainer.max_steps")
+    assert shortened(keys, ["name"]) == {**{key: key for key in keys[:3]}, keys[3]: "max_steps"}
+
+
 def test_names_that_carry_the_seed_are_one_arm(tmp_path: Path) -> None:
     make_run(tmp_path, "run-1", 1)
     make_run(tmp_path, "run-2", 2)
@@ -86,9 +106,50 @@ def test_a_test_of_a_checkpoint_belongs_to_the_run_that_trained_it(tmp_path: Pat
         "id": "other",
     }
     make_run(tmp_path, "a", 1, loss=0.0, record=record)
-    (arm,), _ = arms_of(find([tmp_path])[0])
+    (arm,), left_out = arms_of(find([tmp_path])[0])
+    assert left_out == []
     assert arm.values("test/accuracy") == {1: 0.75}
     assert arm.values("train/loss") == {1: 4.0}
+
+
+def evaluated(folder: Path, number: int, task: str, metrics: dict[str, float], **data: Any) -> None:
+    """Leave a validation or test of a run's best checkpoint."""
+    record = {
+        "task": task,
+        "checkpoint": str(folder / "checkpoints" / "best.ckpt"),
+        "metrics": metrics,
+        "id": f"test{number}",
+        "started": f"2026-01-02T00:00:0{number}+00:00",
+    }
+    place = make_run(folder.parents[1], "a", 1, loss=10.0 + number, record=record)
+    config = yaml.safe_load((place / "config.yaml").read_text())
+    config["datamodule"] |= data
+    (place / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_test_changes_no_figure_of_the_training_and_the_newest_counts(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a", 1)
+    evaluated(folder, 1, "test", {"test/accuracy": 0.25})
+    evaluated(folder, 2, "test", {"test/accuracy": 0.5})
+    evaluated(folder, 3, "validate", {"val/loss": 1.0})
+    evaluated(folder, 4, "test", {"test/accuracy": 0.75}, source="other", num_workers=2)
+    (arm,), left_out = arms_of(find([tmp_path])[0])
+    assert arm.values("test/accuracy") == {1: 0.5}
+    assert arm.values("val/loss") == {1: 4.5}
+    assert [line.partition(": ")[2] for line in left_out] == [
+        "test2 is newer, a test of the same run",
+        f"test of {arm.runs[0].id} with other data: datamodule.source=other",
+        f"the last figures of {arm.runs[0].id} stand for it",
+    ]
+
+
+def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "outputs", "a", 1)
+    shutil.copytree(tmp_path / "outputs", tmp_path / "moved")
+    (arm,), left_out = arms_of(find([tmp_path / "outputs", tmp_path / "moved"])[0])
+    assert len(arm.runs) == 1
+    copy = tmp_path / "moved" / folder.relative_to(tmp_path / "outputs")
+    assert left_out == [f"{copy}: a copy of {folder}"]
 
 
 def test_the_baseline_is_the_arm_without_a_method_or_the_one_asked_for(tmp_path: Path) -> None:
