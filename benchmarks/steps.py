@@ -122,14 +122,14 @@ def timings(args: argparse.Namespace, until: float | None = None) -> dict[str, A
         method = method_of(name, args.set)[0]
         by_shape.setdefault(shape_of(method, args), {})[name] = method
     result: dict[str, Any] = {}
-    for shape, methods in by_shape.items():
+    for shape, of_shape in by_shape.items():
         for precision in args.precisions:
             place = f"{shape}, {precision}"
-            print(f"{place}: timing {', '.join(methods)} beside dense steps ...", flush=True)
+            print(f"{place}: timing {', '.join(of_shape)} beside dense steps ...", flush=True)
             stepper = stepper_of(shape, precision == "bf16", args)
             courses = {
                 name: Course.of(method, stepper.config, 1000, stepper.sliced)
-                for name, method in methods.items()
+                for name, method in of_shape.items()
             }
             timed = result[place] = compare(stepper, courses, args.rounds, until)
             print(f"{place}: {timed['dense_seconds_per_step']:.2f} s a dense step", flush=True)
