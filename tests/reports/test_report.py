@@ -131,9 +131,8 @@ def test_a_name_with_markup_goes_through_figures_and_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reports.report._WIDTHS", (("", 2, ("svg",)), ("-narrow", 1, ("svg",))))
-    for seed in (1, 2, 3):
-        folder = make_run(tmp_path, "_a_$x^$ <b>&%", seed)
-    (folder / "metrics.csv").unlink()
+    folders = [make_run(tmp_path, "_a_$x^$ <b>&%", seed) for seed in (1, 2, 3)]
+    (folders[2] / "metrics.csv").unlink()
     arms, _ = arms_of(find([tmp_path])[0])
     write(tmp_path / "out", arms, None, [])
     root = ElementTree.parse(tmp_path / "out" / "figures" / "val-loss.svg").getroot()
