@@ -6,9 +6,8 @@ row of its own, so that no convention hides behind another.
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -48,10 +47,13 @@ class Saving:
 
 @dataclass(frozen=True)
 class Quality:
-    """One metric, as the method and its baseline reached it, and which side of it is better."""
+    """One metric, as the method and its baseline reached it, and which side of it is better.
+
+    None is no finite number, as JSON has none.
+    """
 
     metric: str
-    value: float
+    value: float | None
     baseline: float | None = None
     better: Literal["lower", "higher"] = "lower"
 
@@ -59,7 +61,9 @@ class Quality:
     def gain(self) -> float | None:
         """Lead over the baseline in the metric's own unit; below 0 the baseline leads."""
         sign = 1 if self.better == "higher" else -1
-        return None if self.baseline is None else sign * (self.value - self.baseline)
+        if self.value is None or self.baseline is None:
+            return None
+        return sign * (self.value - self.baseline)
 
 
 @dataclass(frozen=True)
@@ -105,14 +109,6 @@ class Ledger:
             figures = {"baseline": line.baseline, "gain": line.gain}  # the value has its own name
             flat |= {f"{_slug(line.metric)}_{name}": value for name, value in figures.items()}
         return {f"{prefix}/{key}": value for key, value in flat.items() if value is not None}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild the ledger that `asdict` and JSON took apart."""
-        savings = tuple(Saving(**row) for row in content["savings"])
-        quality = tuple(Quality(**row) for row in content["quality"])
-        rows = {"savings": savings, "quality": quality, "notes": tuple(content["notes"])}
-        return cls(**{**content, **rows})
 
 
 def amount(value: float | None, unit: str = "") -> str:

@@ -115,7 +115,7 @@ class _Transformers:
         try:
             self.processor = processor.from_pretrained(source)
             self.model = AutoModel.from_pretrained(source, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # parsers of damaged files raise anything
             raise ValueError(
                 f"{key}: cannot be loaded ({error}); give a folder or a hub id of transformers"
             ) from error

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from datamodules.batches import (
     Batch,
@@ -56,6 +56,7 @@ from datamodules.token_cache import (
     train_tokenizer,
     write_tokens,
 )
+from language.text_encoder import saved_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -341,9 +342,7 @@ class LanguageModelingDataModule(OrderedDataModule):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer in the cache, after `prepare_data`."""
         assert self.folder is not None, "prepare_data comes first"
-        tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
-        assert isinstance(tokenizer, PreTrainedTokenizerFast)
-        return tokenizer
+        return saved_tokenizer(self.folder / "tokenizer")
 
     @property
     def _batches_per_epoch(self) -> int:

@@ -10,15 +10,31 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 # Letters without case, accents or another form, which normalisers leave as they are: hieroglyphs.
 LETTERS = [chr(code) for code in range(0x13000, 0x13400)]
+
+
+def saved_tokenizer(place: str | Path) -> PreTrainedTokenizerFast:
+    """Load the tokenizer in a folder, or of a model by its name.
+
+    Raises:
+        ValueError: None can be read there, or it is not a fast one.
+    """
+    try:
+        found = AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # parsers of damaged files raise anything
+        raise ValueError(f"{place}: no tokenizer can be read there: {error}") from error
+    if not isinstance(found, PreTrainedTokenizerFast):
+        raise ValueError(f"{place}: its tokenizer is of Python, and must be a fast one")
+    return found
 
 
 class TextEncoder:

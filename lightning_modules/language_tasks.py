@@ -10,12 +10,13 @@ import torch
 from annotated_types import Ge
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from language.chat_rendering import ChatRenderer
 from language.generation import Sampling, Writer, text_ids
 from language.minimal_pairs import accuracies, judge, read_pairs
 from language.talk import Talk
+from language.text_encoder import saved_tokenizer
 from subnetworks.families import longest_context
 from terminal import literal
 
@@ -222,13 +223,7 @@ class LanguageTasks:
             source = str(kept) if kept.is_dir() else source
         if source is None:
             raise ValueError(f"ckpt_path={ckpt_path}: there is no tokenizer in its run folder")
-        try:
-            found = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{source}: no tokenizer can be read there: {error}") from error
-        if not isinstance(found, PreTrainedTokenizerFast):
-            raise ValueError(f"{source}: its tokenizer is of Python, and must be a fast one")
-        return found
+        return saved_tokenizer(source)
 
     def _writer(
         self,

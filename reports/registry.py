@@ -6,7 +6,6 @@ import csv
 import fnmatch
 import glob
 import io
-import json
 import math
 import os
 import shlex
@@ -18,7 +17,14 @@ from typing import Any
 
 import yaml
 
-from reports.run_record import RUN_FILE, NoRun, RunRecord, read_record, run_folder
+from reports.run_record import (
+    RUN_FILE,
+    NoRun,
+    RunRecord,
+    read_measured,
+    read_record,
+    run_folder,
+)
 
 # What tasks have measured of a run's checkpoint afterwards: TASK.json.
 MEASURED = ("minimal_pairs", "lm_eval")
@@ -106,18 +112,15 @@ def read(folder: Path) -> Run:
     for task in MEASURED:
         path = folder / f"{task}.json"
         if path.exists():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-                record.metrics |= {f"{task}/{name}": value for name, value in found.items()}
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise NoRun(f"{path}: damaged, {error}") from error
+            found = read_measured(path)
+            record.metrics |= {f"{task}/{name}": value for name, value in found.items()}
     return Run(folder=folder, **vars(record))
 
 
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
 

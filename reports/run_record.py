@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from atomic import replacing
 from ledger import Ledger
 
 RUN_FILE = "run.json"
+
+METRICS = dict[str, float | None]
 
 Made = TypeVar("Made")
 
@@ -121,9 +123,9 @@ class RunRecord:
     peak_memory: Annotated[PeakMemory, "The most memory that was held, in bytes."] = field(
         default_factory=PeakMemory
     )
-    metrics: Annotated[
-        dict[str, float | None], "The last figures, by name; null: not a finite number."
-    ] = field(default_factory=dict)
+    metrics: Annotated[METRICS, "The last figures, by name; null: not a finite number."] = field(
+        default_factory=dict
+    )
     ledgers: Annotated[dict[str, Ledger], "What each method saved, by its config key."] = field(
         default_factory=dict
     )
@@ -188,10 +190,23 @@ def read_record(folder: Path) -> RunRecord:
         name = content.get("experiment") or folder.parent.name
         content |= {"name": name, "experiment": None}
     try:
-        ledgers = {k: Ledger.from_dict(v) for k, v in content.get("ledgers", {}).items()}
-        return _made(RunRecord, {**content, "ledgers": ledgers})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return _made(RunRecord, content)
+    except (TypeError, ValueError) as error:
         raise NoRun(f"{path}: no record of a run, {error}") from error
+
+
+def read_measured(path: Path) -> METRICS:
+    """Return the metrics in a file that a task has written beside run.json.
+
+    Raises:
+        NoRun: It is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found: METRICS = _value("metrics", METRICS, content["metrics"])
+    except (LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise NoRun(f"{path}: damaged, {error}") from error
+    return found
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
@@ -211,12 +226,18 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _value(name: str, hint: Any, value: Any) -> Any:
+    """Return what JSON's containers stand for, by its type, to their innermost values."""
     for option in _options(hint):
-        if is_dataclass(option) and isinstance(option, type) and isinstance(value, dict):
-            return _made(option, value)
-        plain = get_origin(option) or option
-        kinds = (int, float) if plain is float else plain
-        if plain is not Any and isinstance(value, kinds):
+        plain, inner = get_origin(option) or option, get_args(option)
+        if is_dataclass(plain) and isinstance(plain, type) and isinstance(value, dict):
+            return _made(plain, value)
+        if plain is dict and isinstance(value, dict):
+            return {key: _value(f"{name}.{key}", inner[1], each) for key, each in value.items()}
+        if plain in (list, tuple) and isinstance(value, list):
+            return plain(_value(f"{name}[{n}]", inner[0], each) for n, each in enumerate(value))
+        if plain is Literal:
+            plain = type(value) if value in inner else ()
+        if plain is Any or isinstance(value, (int, float) if plain is float else plain):
             return value
     raise TypeError(f"{name} is {value!r:.60}")
 

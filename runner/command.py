@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import engines, job, output, task_keys
-from runner.errors import ConfigError, FailedRun, Refusal, disk_behind
+from runner.errors import ConfigError, FailedRun, Refusal, machine_behind
 from runner.explain import ROOT, explain, with_new_keys
 
 
@@ -64,7 +64,7 @@ def guard(main: Callable[[], Any]) -> int:
         if trace is None and isinstance(error, ValueError):  # Hydra's, about the command line
             refuse(error)
             return 2
-        if words := disk_behind(error):
+        if words := machine_behind(error):
             print(f"Failed: {words}", file=sys.stderr)
             return 1
         # Hydra's twenty frames above ours say nothing about what went wrong.

@@ -21,6 +21,15 @@ DISK_WORDS = (
 )
 
 
+# What PyTorch and CUDA say, in a RuntimeError, where memory is short or a size beyond all memory.
+MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "integer multiplication overflow",
+)
+
+
 class ConfigError(ValueError):
     """What was asked for cannot run: which key, what is allowed, how to mend it."""
 
@@ -86,7 +95,26 @@ def disk_behind(error: BaseException) -> str | None:
     return None
 
 
-def first_line(error: Exception) -> str:
+def memory_behind(error: BaseException) -> str | None:
+    """Say that memory is too small, None if that is not what ended the run."""
+    behind: BaseException | None = error
+    while behind is not None:
+        said = isinstance(behind, RuntimeError) and any(w in str(behind) for w in MEMORY_WORDS)
+        if said or isinstance(behind, MemoryError):
+            return (
+                f"memory does not hold what the run needs: {first_line(behind)}. A smaller model, "
+                "batch or context needs less; dry_run=true says how much"
+            )
+        behind = behind.__cause__
+    return None
+
+
+def machine_behind(error: BaseException) -> str | None:
+    """Say what of the machine ended the run, its disk or its memory; None if neither did."""
+    return disk_behind(error) or memory_behind(error)
+
+
+def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from reports.registry import SPLITS
 from reports.run_record import RunRecord, run_folder
-from runner.errors import ConfigError
+from runner.errors import ConfigError, first_line, refusing
 from runner.folder import checkpoint_of, fill, read_record, stored_config
 from runner.parts import build
 from subnetworks.families import longest_context
@@ -59,9 +59,10 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
     content = fill(module, checkpoint)
     files: list[Any] = []
     if (folder / "tokenizer").exists():
-        from transformers import AutoTokenizer
+        from language.text_encoder import saved_tokenizer
 
-        files.append(AutoTokenizer.from_pretrained(folder / "tokenizer"))
+        with refusing():
+            files.append(saved_tokenizer(folder / "tokenizer"))
     target = folder / "export" / f"step-{content['global_step']:08d}"
     module.export(target, files)
     config, record = getattr(module, "hf_config", None), read_record(folder)
@@ -164,7 +165,11 @@ def _base(named: str | None) -> tuple[str | None, Any]:
     folder, own = Path(named).expanduser(), None
     file = try_to_load_from_cache(named, "README.md") if _is_hub_id(named) else folder / "README.md"
     if isinstance(file, str | Path) and Path(file).is_file():
-        own = ModelCard.load(file, ignore_metadata_errors=True).data
+        try:
+            own = ModelCard.load(file, ignore_metadata_errors=True).data
+        except Exception as error:  # noqa: BLE001  parsers of damaged files raise anything
+            words = f"{file}: no model card, so the licence is unknown: {first_line(error)}"
+            Console().print(Text(words), soft_wrap=True)
     return (folder.name if folder.exists() else named), own
 
 

@@ -161,12 +161,14 @@ def stored_config(folder: Path) -> dict[str, Any]:
 def _is_config(content: Mapping[Any, Any]) -> bool:
     """Whether plain containers have the shape that this package relies on."""
     paths, callbacks = content.get("paths"), content.get("callbacks") or {}
-    nodes = [content.get("module"), *(callbacks.values() if isinstance(callbacks, dict) else "?")]
+    nodes = [content.get("module"), content.get("datamodule")]
+    nodes += [*callbacks.values()] if isinstance(callbacks, dict) else [callbacks]
     built = all(
         n is None or (isinstance(n, dict) and isinstance(n.get("_target_"), str)) for n in nodes
     )
     placed = isinstance(paths, dict) and isinstance(paths.get("run_dir"), str)
-    return built and placed and "name" in content
+    named = isinstance(content.get("name"), str) and isinstance(content.get("trainer"), dict)
+    return built and placed and named and {"module", "datamodule"} <= content.keys()
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
@@ -243,10 +245,19 @@ def load(checkpoint: Path) -> dict[str, Any]:
 
 
 def fill(module: Any, checkpoint: Path) -> dict[str, Any]:
-    """Load a checkpoint into a module outside of a trainer; return what it holds."""
+    """Load a checkpoint into a module outside of a trainer; return what it holds.
+
+    Raises:
+        ConfigError: It is of another model.
+    """
     content = load(checkpoint)
-    module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"])
+    try:
+        module.on_load_checkpoint(content)
+        module.load_state_dict(content["state_dict"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{checkpoint}: no checkpoint of this {type(module).__name__}: {error}"
+        ) from error
     return content
 
 

@@ -33,7 +33,7 @@ from reports.run_record import without_secrets
 from reports.tables import reached, without_constants
 from runner import machine
 from runner.axes import Axes
-from runner.errors import FailedRun, disk_behind
+from runner.errors import FailedRun, machine_behind
 from runner.folder import CHECKPOINT_KEY, Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import Job
 from runner.parts import (
@@ -148,7 +148,7 @@ class _Run:
             except BaseException as error:
                 stop = stop_behind(error)
                 if stop is None:
-                    words = not_finite_behind(error) or disk_behind(error) or _of_others(error)
+                    words = not_finite_behind(error) or machine_behind(error) or _of_others(error)
                     self._failed(error, words)
                     if words is not None:
                         raise FailedRun(words) from error

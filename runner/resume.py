@@ -111,7 +111,8 @@ def changes_of_length(
     if settings["stretch"] or not any(promise(node, "follows_length") for node in nodes):
         return []
     keys = {"trainer.max_steps", "trainer.max_epochs"}
-    if any((config["trainer"].get("max_epochs") or -1) > 0 for config in (stored, settings)):
+    lengths = [config["trainer"].get("max_epochs") for config in (stored, settings)]
+    if any(isinstance(epochs, int) and epochs > 0 for epochs in lengths):
         # The length of an epoch in optimizer steps.
         keys |= {
             "trainer.accumulate_grad_batches",

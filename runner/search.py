@@ -27,7 +27,7 @@ from reports.run_record import RUN_FILE
 from reports.tables import duration
 from runner import jobs
 from runner.engines import Command, Engine, Running, follow
-from runner.errors import ConfigError
+from runner.errors import ConfigError, disk_behind, first_line
 from runner.folder import Start, from_json, lock, newest_whole, read_record, to_json
 from runner.job import Job, difference, listed
 from runner.jobs import End, Sweep
@@ -128,15 +128,24 @@ class _Study:
                 f"callbacks.checkpoint.monitor={self.monitor}: a search looks for the best of a "
                 "metric of validation; name one, val/loss for example"
             )
-        storage = f"sqlite:///{(folder / STUDY_FILE).absolute()}"
-        self.study = optuna.create_study(
-            storage=storage,
-            study_name="search",
-            load_if_exists=True,
-            direction="maximize" if watched.get("mode") == "max" else "minimize",
-        )
-        self._is_the_same()
-        done = len(self.trials())
+        try:
+            self.study = optuna.create_study(
+                storage=f"sqlite:///{(folder / STUDY_FILE).absolute()}",
+                study_name="search",
+                load_if_exists=True,
+                direction="maximize" if watched.get("mode") == "max" else "minimize",
+            )
+            self._is_the_same()
+            done = len(self.trials())
+        except ConfigError:
+            raise
+        except Exception as error:  # SQLAlchemy, Alembic and SQLite have errors of their own
+            if disk_behind(error):
+                raise
+            raise ConfigError(
+                f"{folder / STUDY_FILE}: no study that can be read: {first_line(error)}. Begin "
+                "another: hydra.sweeper.study=NAME"
+            ) from error
         # A sampler that began with the same seed again would ask for the same settings again.
         self.study.sampler = optuna.samplers.TPESampler(
             seed=plan["seed"] + done, n_startup_trials=plan["startup"], constant_liar=True

@@ -1,12 +1,12 @@
 """A ledger says exactly what was measured: no figure is made up, none is lost in a file."""
 
-import json
-from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from ledger import Ledger, Quality, Saving
+from reports.run_record import RunRecord, read_record, write_record
 
 BLOCKS = Saving("counted FLOPs, blocks", "FLOPs", 11e14, 15e14)
 ALL = Saving("counted FLOPs, everything", "FLOPs", 16.1e14, 20e14)
@@ -100,5 +100,6 @@ def test_metrics_are_flat_numbers_without_what_was_not_measured(ledger: Ledger) 
     }
 
 
-def test_a_ledger_survives_json(ledger: Ledger) -> None:
-    assert Ledger.from_dict(json.loads(json.dumps(asdict(ledger)))) == ledger
+def test_a_ledger_survives_the_record_of_its_run(ledger: Ledger, tmp_path: Path) -> None:
+    write_record(tmp_path, RunRecord("abcdefgh", "train", "finished", ledgers={"est": ledger}))
+    assert read_record(tmp_path).ledgers == {"est": ledger}

@@ -21,7 +21,8 @@ import torch
 
 from runner.errors import ConfigError
 from runner.validate import bind, check
-from tests.fuzz import configs, files
+from tests.fuzz import configs
+from tests.fuzz.loaders import LOADERS
 from tests.runner.laboratory import allow_tests, command, finish, run, start
 from tests.runner.tiny import TinyModule
 
@@ -132,9 +133,9 @@ PLANTS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", files.LOADERS)
+@pytest.mark.parametrize("name", LOADERS)
 def test_a_malicious_file_in_place_of_any_other_is_not_executed(name: str, tmp_path: Path) -> None:
-    loader, marker = files.LOADERS[name], tmp_path / "marker"
+    loader, marker = LOADERS[name], tmp_path / "marker"
     folder = tmp_path / "files"
     folder.mkdir()
     loader.write(folder)
@@ -151,7 +152,7 @@ def test_weights_and_code_beside_a_model_are_not_executed(tmp_path: Path) -> Non
 
     model, marker = tmp_path / "model", tmp_path / "marker"
     model.mkdir()
-    files.LOADERS["model config"].write(model)
+    LOADERS["model config"].write(model)
 
     def load() -> None:
         module = CausalLM(pretrained=str(model))

@@ -228,7 +228,7 @@ def load_pretrained(
             if hasattr(config, key):
                 setattr(config, key, 0.0)
         model = loader.from_pretrained(folder, config=config, dtype=torch.float32, **options)
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # parsers of damaged files raise anything
         raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
     return model.train(), tokenizer
 

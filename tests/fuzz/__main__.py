@@ -1,21 +1,25 @@
-"""python -m tests.fuzz [configs] [pairs] [parts] [runs] [files]: try many; one table, every fault.
+"""python -m tests.fuzz [configs] [pairs] [runs] [resumes] [files]: one table, every fault.
 
-FRUGAL_FUZZ_SEED draws others; FRUGAL_FUZZ_EXAMPLES draws more or fewer of each kind.
+FRUGAL_FUZZ_SEED draws others; FRUGAL_FUZZ_EXAMPLES draws more or fewer of each kind;
+FRUGAL_FUZZ_LOG names a file to which a line of JSON is added for each that was started.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +28,7 @@ from tests.fuzz import configs, judge
 from tests.fuzz.trials import Tally, each, examples, place, trace_of
 
 Tried = Iterator[tuple[str, Tally]]
-KINDS = ("configs", "pairs", "parts", "runs", "files")
+KINDS = ("configs", "pairs", "runs", "resumes", "files")
 
 
 def main() -> int:
@@ -95,44 +99,80 @@ def try_pairs(only: str | None) -> Tried:
     yield "experiment x option", tally
 
 
-def try_runs(only: str | None, trains: bool = True) -> Tried:
-    """Start configs that differ from each method's small run."""
-    from tests.fuzz.warm import inputs, warm_up
-    from tests.golden.runs import RUNS
+def try_runs(only: str | None) -> Tried:
+    """Start configs that differ from each experiment's small run."""
+    with _small_runs() as (folder, bases):
+        for name, base in bases.items():
+            if only in (None, name):
 
-    with tempfile.TemporaryDirectory(prefix="frugal-fuzz-") as folder:
-        place_ = Path(folder)
-        inputs(place_)
+                def start(given: configs.Changes, base=base) -> judge.Verdict:
+                    return judge.run(base, given, folder)
+
+                yield name, _judged(name, bases, 15, start)  # 525 in all
+
+
+def try_resumes(only: str | None) -> Tried:
+    """Go on with interrupted small runs by configs that differ."""
+    with _small_runs() as (folder, bases):
+        for name, base in bases.items():
+            if only not in (None, name):
+                continue
+            outputs, again = judge.interrupted(name, base, folder)
+
+            def go_on(given: configs.Changes, again=again, outputs=outputs) -> judge.Verdict:
+                return judge.run(again, given, folder, outputs)
+
+            yield name, _judged(name, bases, 5, go_on)
+
+
+@contextlib.contextmanager
+def _small_runs() -> Iterator[tuple[Path, dict[str, DictConfig]]]:
+    """Write the data, import what runs import, and compose every experiment's small run."""
+    from tests.fuzz.small import small, write_inputs
+    from tests.fuzz.warm import warm_up
+
+    with tempfile.TemporaryDirectory(prefix="frugal-fuzz-") as place_:
+        folder = Path(place_)
         warm_up()
-        for name in [only] if only else RUNS:
-            base = judge.small(name, place_)
-            tally = Tally()
-
-            def use(given: configs.Changes, base=base, tally=tally) -> None:
-                ended = judge.run(base, given, place_, trains)
-                ends = {0: "ran", 1: "failed in words", 2: "refused"}
-                end = ends.get(ended.code, "traceback") if ended.in_words else "traceback"
-                end = "hung" if ended.code is None else end
-                fault = ended.said or end if end in ("traceback", "hung") else ""
-                tally.count(end, ended.seconds, fault, dict(given))
-
-            keys = judge.harmless(configs.keys_of(base))
-            each(configs.changes(keys), examples(63), use, shrink=False)  # 504 in all
-            yield name, tally
+        write_inputs(folder)
+        yield folder, {name: small(name, folder) for name in experiments()}
 
 
-def try_parts(only: str | None) -> Tried:
-    """Build the parts of such configs, as is done before every run."""
-    return try_runs(only, trains=False)
+def _judged(
+    name: str,
+    bases: dict[str, DictConfig],
+    count: int,
+    judged: Callable[[configs.Changes], judge.Verdict],
+) -> Tally:
+    """Draw changes of an experiment's small run, and count how each ends."""
+    tally = Tally()
+
+    def use(given: configs.Changes) -> None:
+        verdict = judged(given)
+        tally.count(verdict.end, verdict.seconds, verdict.fault, dict(given))
+        log(experiment=name, given=given, **vars(verdict))
+
+    keys = judge.harmless(configs.keys_of(bases[name]))
+    drawn = configs.with_groups(configs.changes(keys), configs.groups_of(bases.values()))
+    each(drawn, examples(count), use, shrink=False)
+    return tally
+
+
+def log(**what: object) -> None:
+    """Append a line of JSON to the file that FRUGAL_FUZZ_LOG names, if it does."""
+    if (path := os.environ.get("FRUGAL_FUZZ_LOG")) is not None:
+        with open(path, "a", encoding="utf-8") as file:
+            print(json.dumps(what, default=str), file=file)
 
 
 def try_files(only: str | None) -> Tried:
     """Read files that are damaged or foreign."""
     from tests.fuzz import files
+    from tests.fuzz.loaders import LOADERS
     from tests.fuzz.warm import warm_up
 
     warm_up()
-    for name, loader in files.LOADERS.items():
+    for name, loader in LOADERS.items():
         if only not in (None, name):
             continue
         tally = Tally()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType
 from typing import Any
 
@@ -85,6 +85,48 @@ def changes(keys: Mapping[str, tuple[Any, ...]]) -> SearchStrategy[Changes]:
             )
         )
     )
+
+
+def with_groups(
+    drawn: SearchStrategy[Changes], groups: Mapping[str, tuple[Any, ...]]
+) -> SearchStrategy[Changes]:
+    """The same, and in a quarter of the draws a whole group of another experiment below them.
+
+    Args:
+        drawn: Changes of single keys.
+        groups: Of `groups_of`.
+    """
+    one = st.sampled_from(sorted(groups)).flatmap(
+        lambda key: st.fixed_dictionaries({key: st.sampled_from(groups[key])})
+    )
+    both = st.tuples(one, st.just({}) | drawn).map(lambda pair: {**pair[0], **pair[1]})
+    return st.integers(0, 3).flatmap(lambda number: drawn if number else both)
+
+
+def groups_of(bases: Iterable[DictConfig]) -> dict[str, tuple[Any, ...]]:
+    """Return the modules, data and callbacks of experiments, each under its key."""
+    found: dict[str, list[Any]] = {}
+    for config in bases:
+        plain = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(plain, dict)
+        named = {key: plain[key] for key in ("module", "datamodule", "callbacks")}
+        for name, node in plain["callbacks"].items():
+            named[f"callbacks.{name}"] = node
+        for key, node in named.items():
+            values = found.setdefault(key, [])
+            values += [node] if node not in values else []
+    return {key: tuple(values) for key, values in found.items()}
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Yield every number in a value, those in lists and groups too."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if isinstance(value, list):
+        for one in value:
+            yield from numbers(one)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def keys_of(config: DictConfig) -> dict[str, tuple[Any, ...]]:

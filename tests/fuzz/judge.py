@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import re
+import resource
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner import validate
+from runner.command import guard
 from runner.errors import ConfigError
 from tests.forked import REFUSED, Ended, forked
-from tests.fuzz.configs import Changes, base, with_changes
-from tests.golden.runs import RUNS
+from tests.fuzz.configs import Changes, numbers, with_changes
 
 CHECK_SECONDS = 5.0  # of this process's time; a check takes a hundredth of it
-RUN_SECONDS = 120.0  # more than any of these runs takes
+RUN_SECONDS = 20  # of a processor; these runs take two
+WALL_SECONDS = 240.0  # on a machine that does other things as well
 WORDS = 6000  # characters that somebody may have to read, a list of all experiments
-MAX_STEPS = 4  # a step for each session of lifelong hashing
+MAX_STEPS = 3  # a step for each session of lifelong hashing
+LARGE = 48  # what is drawn beyond it may make a run as slow as it says
 
 # What leads out of the folder of a test, or starts processes.
 OUTSIDE = {"folder", "dir", "dirpath", "save_dir", "default_root_dir", "cache_dir", "output_dir"}
@@ -31,6 +38,29 @@ PROCESSES = {"num_nodes", "devices", "strategy", "accelerator", "num_workers", "
 # What reads everything that is installed: minutes.
 ALL_OF_PYTHON = {"source", "old_domain"}
 OTHER_TASKS = {"task", "resume", "ckpt_path"}
+FAULTS = ("traceback", "hung", "no words", "no step")
+
+TRAINED = "optimizer steps:"  # what a child says last that has come to its end
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a config that differs in a few values ended.
+
+    Args:
+        end: `refused`, `ran`, `failed in words`, `slow` (it asks for much), or one of FAULTS.
+        said: What was said.
+        seconds: How long it took.
+    """
+
+    end: str
+    said: str
+    seconds: float
+
+    @property
+    def fault(self) -> str:
+        """What was said, if it should not have ended so; else nothing."""
+        return f"{self.said}\n{self.end}" if self.end in FAULTS else ""
 
 
 def harmless(keys: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
@@ -82,58 +112,107 @@ def names_one_of(words: str, given: Changes) -> bool:
     return any(re.search(rf"\b{re.escape(part)}\b", words) for part in parts)
 
 
-def small(experiment: str, inputs: Path) -> DictConfig:
-    """Compose an experiment's small run on the data in a folder."""
-    config = base(f"experiment={experiment}", "debug=fast", *RUNS[experiment], "trainer=cpu")
-    config.paths.cache_dir = str(inputs / "cache")
-    return config
-
-
-def run(config: DictConfig, given: Changes, inputs: Path, trains: bool = True) -> Ended:
-    """Check a config with changes here, and start it in a child; nothing of it stays.
+def run(base: DictConfig, given: Changes, folder: Path, unfinished: Path | None = None) -> Verdict:
+    """Check a small config with changes here, and start it in a child; nothing of it stays.
 
     Args:
-        config: Of `small`.
+        base: Of `tests.fuzz.small.small`.
         given: The changes.
-        inputs: The folder of the data, where its relative paths lead from.
-        trains: False: its parts are built, as before every run, and nothing more.
-
-    Returns:
-        Its code is 0 if it ran, 1 if it failed in words, 2 if it was refused.
+        folder: Where the data lies, and relative paths lead from.
+        unfinished: A folder of outputs with a run that it may go on with.
     """
-    began = time.process_time()
+    began = time.monotonic()
     try:
-        config = with_changes(config, given)
-        with contextlib.chdir(inputs):
+        config = with_changes(base, given)
+        with contextlib.chdir(folder):
             validate.check(config)
-    except (ConfigError, OmegaConfBaseException) as error:
-        return Ended(REFUSED, str(error), time.process_time() - began)
+    except OmegaConfBaseException as error:
+        return Verdict("refused", str(error), time.monotonic() - began)
+    except ConfigError as error:
+        end = "refused" if names_one_of(str(error), given) else "no words"
+        return Verdict(end, str(error), time.monotonic() - began)
     steps = OmegaConf.select(config, "trainer.max_steps", default=None)
-    if type(steps) is int:
+    if type(steps) is int and steps > 0:
         config.trainer.max_steps = min(MAX_STEPS, steps)
-    outputs = Path(tempfile.mkdtemp(prefix="run-", dir=inputs))
+    outputs = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+    if unfinished is not None:
+        shutil.copytree(unfinished, outputs, dirs_exist_ok=True)
     config.paths.output_dir = str(outputs)
-
-    def work() -> int:
-        import runner
-        from runner.errors import FailedRun
-        from runner.parts import rehearse
-
-        os.chdir(inputs)
-        try:
-            if trains:
-                runner.run(config)
-            else:
-                rehearse(validate.check(config))
-        except (ConfigError, OmegaConfBaseException) as error:
-            print(error)
-            return REFUSED
-        except FailedRun as error:
-            print(error)
-            return 1
-        return 0
-
     try:
-        return forked(work, RUN_SECONDS)
+        ended = start(config, folder)
     finally:
         shutil.rmtree(outputs)
+    return Verdict(_end(ended, given), ended.said, ended.seconds)
+
+
+def start(config: DictConfig, folder: Path, stop_after: int | None = None) -> Ended:
+    """Do what `python run.py` would with a composed config, in a child.
+
+    Args:
+        config: What to do.
+        folder: Where to do it.
+        stop_after: After so many optimizer steps a signal comes.
+
+    Returns:
+        Its code is 0 if it came to its end, 1 if it failed in words, 2 if it was refused.
+    """
+
+    def work() -> int:
+        import run
+
+        _limit_time()
+        os.chdir(folder)
+        sys.argv = ["run.py"]
+        taken = _counted_steps(stop_after)
+        code = guard(lambda: run.main(config))
+        print(TRAINED, taken[0])
+        return code
+
+    return forked(work, WALL_SECONDS)
+
+
+def interrupted(name: str, base: DictConfig, folder: Path) -> tuple[Path, DictConfig]:
+    """Start a small run and stop it after a step.
+
+    Returns:
+        Its folder of outputs, and the config with which it is gone on with.
+    """
+    again = with_changes(base, {"resume": "auto", "trainer.max_steps": MAX_STEPS})
+    outputs = folder / f"begun-{name}"
+    ended = start(with_changes(again, {"paths.output_dir": str(outputs)}), folder, stop_after=1)
+    assert any(outputs.rglob("step-*.ckpt")), ended.said
+    return outputs, again
+
+
+def _limit_time() -> None:
+    """Let this process say where it stands, and end, once it has used up its time."""
+    faulthandler.register(signal.SIGXCPU, all_threads=False, chain=True)
+    resource.setrlimit(resource.RLIMIT_CPU, (RUN_SECONDS, RUN_SECONDS + 5))
+
+
+def _counted_steps(stop_after: int | None) -> list[int]:
+    """Count optimizer steps from here on; the list's only number is the count."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    taken = [0]
+
+    def hook(*_: object) -> None:
+        taken[0] += 1
+        if taken[0] == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    register_optimizer_step_post_hook(hook)
+    return taken
+
+
+def _end(ended: Ended, given: Changes) -> str:
+    if ended.code is None or ended.code in (-signal.SIGXCPU, -signal.SIGKILL):
+        asks_for_much = any(abs(number) > LARGE for number in numbers(given))
+        return "slow" if asks_for_much else "hung"
+    if not ended.in_words or ended.code not in (0, 1, REFUSED):
+        return "traceback"
+    if ended.code == REFUSED:
+        return "refused" if names_one_of(ended.said, given) else "no words"
+    if ended.code == 0 and f"{TRAINED} 0\n" in ended.said:
+        return "no step"
+    return "failed in words" if ended.code == 1 else "ran"

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import files
+from tests.fuzz.loaders import LOADERS
 from tests.fuzz.trials import each, examples
 from tests.fuzz.warm import warm_up
 
 
 def _reads(name: str, folder: Path, count: int) -> None:
-    loader = files.LOADERS[name]
+    loader = LOADERS[name]
     loader.write(folder)
     warm_up()
 
@@ -25,11 +26,11 @@ def _reads(name: str, folder: Path, count: int) -> None:
     each(files.damages(), count, use)
 
 
-@pytest.mark.parametrize("name", files.LOADERS)
+@pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.filterwarnings("ignore")  # some libraries say more than that it is damaged
 def test_a_foreign_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
     """Here and not in a child, for speed."""
-    loader = files.LOADERS[name]
+    loader = LOADERS[name]
     loader.write(tmp_path)
     with contextlib.suppress(ValueError):  # a checkpoint of something else is refused as well
         loader.read(tmp_path)
@@ -49,6 +50,6 @@ def test_a_foreign_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", files.LOADERS)
+@pytest.mark.parametrize("name", LOADERS)
 def test_many_damaged_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
     _reads(name, tmp_path, examples(500))

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from callbacks.checkpoint import Checkpointing
 from reports.registry import find
 from reports.run_record import write_json
 from runner.command import guard
-from runner.errors import ConfigError, disk_behind
+from runner.errors import ConfigError, disk_behind, memory_behind
 from runner.folder import lock, open_folder, stored_config
 from runner.record import MetricsFile
 from runner.validate import checked
@@ -439,3 +440,15 @@ def test_a_full_disk_is_found_behind_what_libraries_say_of_it() -> None:
     other.__context__ = full
     assert disk_behind(other) is None
     assert disk_behind(RuntimeError("8 devices requested and 4 there")) is None
+
+
+def test_too_little_memory_is_found_behind_what_libraries_say_of_it() -> None:
+    with pytest.raises(RuntimeError) as too_large:
+        torch.empty(2**62)
+    with pytest.raises(MemoryError) as far_too_large:
+        np.empty(2**60)
+    wrapped = RuntimeError("the model cannot be built")
+    wrapped.__cause__ = far_too_large.value
+    for error in (too_large.value, far_too_large.value, wrapped, MemoryError()):
+        assert "dry_run=true says how much" in (memory_behind(error) or "")
+    assert memory_behind(RuntimeError("size mismatch")) is None

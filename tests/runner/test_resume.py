@@ -19,13 +19,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 from reports.configs import arm_hash, config_hash
 from reports.run_record import read_record, write_record
 from runner import pretrained, resume, signatures
 from runner.errors import ConfigError
-from runner.folder import Start, checkpoint_of, lock, retire_newer, stored_config
+from runner.folder import Start, checkpoint_of, fill, lock, retire_newer, stored_config
 from runner.job import difference
 from runner.stored import with_stored
 from runner.validate import asked, checked
@@ -255,6 +256,10 @@ def test_a_damaged_run_is_skipped_by_name(tmp_path: Path, name: str) -> None:
     broken = folder.with_name("9999-broken")
     shutil.copytree(folder, broken)
     contents = [b"", b"{", b"[1]", b"\xff\xfe\x00", b"null", b"callbacks: 7", b"a: [", b"{}"]
+    if name == "config.yaml":
+        whole = yaml.safe_load((folder / name).read_text())
+        for key, value in (("trainer", None), ("datamodule", 7), ("callbacks", "x"), ("name", 1)):
+            contents.append(yaml.safe_dump({**whole, key: value}).encode())
     for content in contents:
         (broken / name).write_bytes(content)
         start = resume.find(settings, folder.parent)
@@ -265,6 +270,15 @@ def test_a_damaged_run_is_skipped_by_name(tmp_path: Path, name: str) -> None:
             resume.find({**settings, "resume": str(broken)}, folder.parent)
         with pytest.raises(ConfigError, match="9999-broken"):
             run(tmp_path, "task=export", "~module", f"ckpt_path={broken}")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "step-00000001.ckpt"
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "global_step": 1}, file)
+    module = TinyModule()
+    module.configure_model()
+    with pytest.raises(ConfigError, match=r"step-00000001\.ckpt: no checkpoint of this TinyModule"):
+        fill(module, file)
 
 
 def test_sigterm_saves_the_step_and_marks_the_run(tmp_path: Path) -> None:
@@ -514,6 +528,7 @@ def test_what_only_training_reads_comes_from_the_run(tmp_path: Path) -> None:
         "module": {**model, "optimizer": {"lr": 0.1}, "schedule": {"warmup": 0.2}},
         "datamodule": {"_target_": "datamodules.language_modeling.LanguageModelingDataModule"},
         "callbacks": None,
+        "trainer": {},
     }
     OmegaConf.save(stored, tmp_path / "config.yaml")
     (tmp_path / "run.json").write_text('{"id": "a", "task": "train", "status": "finished"}')

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from reports import run_record
-from reports.run_record import FILES, NoRun, RunRecord, SweepJob, read_record, without_secrets
+from reports.run_record import (
+    FILES,
+    NoRun,
+    RunRecord,
+    SweepJob,
+    read_measured,
+    read_record,
+    without_secrets,
+)
 from runner.job import Origin
 from tests.runner.laboratory import ROOT, command, run
 
@@ -47,6 +55,9 @@ def test_an_older_record_is_read(tmp_path: Path) -> None:
     [
         ({"id": None}, "id is None"),
         ({"metrics": 3}, "metrics is 3"),
+        ({"metrics": {"val/loss": "low"}}, "metrics.val/loss is 'low'"),
+        ({"resumed": [{"at": 3}]}, r"resumed\[0\]\.at is 3"),
+        ({"ledgers": {"est": {"method": "EST", "baseline": None}}}, "baseline is None"),
         ({"git": "feed"}, "git is 'feed'"),
         ({"sweep": {"id": 4}}, "id is 4"),
         ({"seed": "1"}, "seed is '1'"),
@@ -58,6 +69,16 @@ def test_what_is_no_record_is_refused(
     (tmp_path / "run.json").write_text(json.dumps({**OLD, **change}))
     with pytest.raises(NoRun, match=rf"run\.json: no record of a run, {words}"):
         read_record(tmp_path)
+
+
+def test_what_a_task_has_measured_is_read_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lm_eval.json"
+    file.write_text('{"metrics": {"acc": 0.5, "ppl": null}}')
+    assert read_measured(file) == {"acc": 0.5, "ppl": None}
+    for content in ("{}", "7", '{"metrics": {"acc": "high"}}', "[" * 100_000):
+        file.write_text(content)
+        with pytest.raises(NoRun, match=r"lm_eval\.json: damaged"):
+            read_measured(file)
 
 
 def test_a_run_says_who_asked_for_it_and_what_it_took(
