@@ -29,6 +29,7 @@ class MinimalPairs(pl.Callback):
         ValueError: There are no such files.
     """
 
+    reads: ClassVar[str] = "tokens"
     # What a callback may monitor.
     validated: ClassVar[tuple[str, ...]] = ("val/minimal_pairs",)
 

@@ -71,6 +71,8 @@ class GenerationSamples(_SamplesFile):
         ValueError: The pattern is no regular expression with a group.
     """
 
+    reads: ClassVar[str] = "tokens"
+    """What the data must serve."""
     # What a callback may monitor.
     validated: ClassVar[tuple[str, ...]] = ("val/exact_match",)
 
@@ -174,6 +176,9 @@ class ModuleSamples(_SamplesFile):
         folder: Where the file is written.
         shown: Rows of a table, at least 1.
     """
+
+    needs_of_module: ClassVar[str] = "lists_samples"
+    """What the module must promise."""
 
     def __init__(self, folder: str, shown: Annotated[int, Ge(1)] = 16) -> None:
         self.file, self.shown = Path(folder) / "samples.jsonl", shown

@@ -42,6 +42,8 @@ class SubnetworkTraining(Callback):
     changes_shapes: ClassVar[bool] = False
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
+    reads: ClassVar[str] = "tokens"
+    """What the data must serve: it works on language models."""
     fits: ClassVar[str] = "subnetworks.families:fits"
     method: ClassVar[str]
     """Short name: the prefix of the metrics, and the callback's key in the config."""

@@ -161,6 +161,7 @@ class CrossModalDataModule(pl.LightningDataModule):
             cannot be used.
     """
 
+    serves: ClassVar[str] = "pairs"
     check: ClassVar[str] = "datamodules.cross_modal_sources:check"
 
     def __init__(

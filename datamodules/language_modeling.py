@@ -146,6 +146,7 @@ class LanguageModelingDataModule(OrderedDataModule):
             text cannot be read, and `setup`, where it does not fill one batch.
     """
 
+    serves: ClassVar[str] = "tokens"
     check: ClassVar[str] = "datamodules.text_sources:check"
     fits: ClassVar[str] = "datamodules.vocabulary:fits"
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {

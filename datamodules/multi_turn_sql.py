@@ -271,6 +271,7 @@ class MultiTurnSql(OrderedDataModule):
             cannot be read or a part is too small.
     """
 
+    serves: ClassVar[str] = "turns"
     check: ClassVar[str] = "datamodules.dialogue_sources:check"
 
     def __init__(

@@ -57,6 +57,8 @@ class CausalLM(LanguageTasks, CountedLoss):
     validated: ClassVar[tuple[str, ...]] = (
         "train/loss", "val/loss", "val/perplexity", "old/loss", "old/perplexity"
     )  # fmt: skip
+    reads: ClassVar[str] = "tokens"
+    """What the data must serve."""
     splits_parameters: ClassVar[bool] = True
     """Over the devices, under `trainer=fsdp`."""
     follows_length: ClassVar[bool] = True

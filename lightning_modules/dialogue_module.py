@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from lightning_modules.counted_loss import CountedLoss
 from text2sql.dialogue import DialogueData, Example, by_database
@@ -11,6 +11,11 @@ from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_
 
 class DialogueModule(CountedLoss, ABC):
     """A module whose batches are lists of `text2sql.dialogue.Example`."""
+
+    reads: ClassVar[str] = "turns"
+    """What the data must serve."""
+    lists_samples: ClassVar[bool] = True
+    """Keeps what it writes while it is validated or tested in `samples`."""
 
     word_pieces: str | None = None
     """A tokenizer that was trained on the training data, as text, for checkpoints to keep."""

@@ -94,6 +94,9 @@ class LifelongHashing(CodedPairs):
 
     tasks: ClassVar[dict[str, bool]] = {"search": True, "encode": True}
 
+    reads: ClassVar[str] = "pairs"
+    """What the data must serve."""
+
     shortcuts: ClassVar[tuple[str, ...]] = ("strategy", "bits")
     """Arguments that an experiment may set at the top level."""
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities import rank_zero_only
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
@@ -148,7 +149,7 @@ class _Run:
             except BaseException as error:
                 stop = stop_behind(error)
                 if stop is None:
-                    words = not_finite_behind(error) or machine_behind(error) or _of_others(error)
+                    words = _words_behind(error)
                     self._failed(error, words)
                     if words is not None:
                         raise FailedRun(words) from error
@@ -377,6 +378,25 @@ def _told_to_children(start: Start) -> Iterator[None]:
         yield
     finally:
         del os.environ[CHILD]
+
+
+def _words_behind(error: BaseException) -> str | None:
+    """Say what ended a run, None if that needs a traceback."""
+    return (
+        not_finite_behind(error) or machine_behind(error) or _of_others(error) or _of_trainer(error)
+    )
+
+
+def _of_trainer(error: BaseException) -> str | None:
+    """Return what Lightning refuses once it knows the data: a share of batches that is none, ..."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    refuses = isinstance(error, ValueError | MisconfigurationException)
+    if not refuses or raised_in.split(".")[0] not in ("pytorch_lightning", "lightning_fabric"):
+        return None
+    return f"trainer: {' '.join(str(error).split())}"
 
 
 def _of_others(error: BaseException) -> str | None:

@@ -49,6 +49,8 @@ def build(key: str, node: Any, **further: Any) -> Any:
         return target(**arguments, **further)
     except (ValueError, ImportError, MisconfigurationException) as error:
         words = str(error)
+        if key.startswith("module."):  # a part names its keys as if it were the module
+            words = words.replace("module.", f"{key}.")
         raise ConfigError(words if words.startswith(key) else f"{key}: {words}") from error
 
 

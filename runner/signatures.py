@@ -77,6 +77,12 @@ class Definition:
         """The statements inside it."""
         return getattr(self.node, "body", [])
 
+    @property
+    def whole(self) -> bool:
+        """Whether the source of every base is found, so that all that it takes is known."""
+        bases = [_resolve(base, self.source) for base in getattr(self.node, "bases", ())]
+        return all(base is not None and base.whole for base in bases)
+
     def ancestry(self) -> Iterator[Definition]:
         """Yield this class and then its bases, as far as their source is found."""
         yield self
@@ -190,7 +196,7 @@ def signature(target: str) -> Signature | None:
         if not own.open or further_on is None:
             return Signature(known, own.open)
         handed = further_on
-    return Signature(known, open=not known)
+    return Signature(known, open=not known and not found.whole)
 
 
 def keywords(function: str) -> dict[str, Parameter] | None:

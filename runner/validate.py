@@ -109,7 +109,7 @@ def check(cfg: DictConfig) -> Job:
         problems += bind(key, node)
         problems += _unread(key, node)
     _refuse(problems)
-    problems += _methods(settings) + _monitors(settings) + _places(settings)
+    problems += _methods(settings) + _readers(settings) + _monitors(settings) + _places(settings)
     problems += _key_of_wandb(settings["logger"] or {})
     problems += _task(settings) + _needs_of_trainer(settings)
     problems += _strategy(settings) + fit.architecture_problems(settings)
@@ -174,8 +174,13 @@ def _wrong_kind(key: str, definition: signatures.Definition) -> str | None:
         return f"is {home}'s; must be defined in one of {', '.join(ALLOWED)}"
     group, _, member = key.partition(".")
     kind = KINDS.get(key) if group not in ("callbacks", "logger") or "." in member else KINDS[group]
-    if not definition.kinds or (kind is not None and kind not in definition.kinds):
-        return f"must be a {kind or 'class'}"
+    of_lightning = [
+        each.kinds[0]
+        for each in definition.ancestry()
+        if each.kinds and each.source.module.split(".")[0] in signatures.LIGHTNING
+    ]
+    if not definition.kinds or (kind is not None and kind not in of_lightning):
+        return f"must be a {kind or 'class'}{' of Lightning' if kind in definition.kinds else ''}"
     return None
 
 
@@ -463,6 +468,28 @@ def _methods(settings: dict[str, Any]) -> list[str]:
         f"{' and '.join(several)}: each decides what a step trains, so there can be only one. "
         f"Leave out the other: {several[-1]}=null"
     ]
+
+
+def _readers(settings: dict[str, Any]) -> list[str]:
+    """Check that data, module and callbacks go together, as far as their classes say."""
+    module, data = settings["module"], settings["datamodule"]
+    callbacks = {f"callbacks.{name}": n for name, n in (settings["callbacks"] or {}).items() if n}
+    served, problems = promise(data, "serves"), []
+    for key, node in {"module": module, **callbacks}.items():
+        read = promise(node, "reads")
+        if None not in (served, read) and read != served:
+            problems.append(
+                f"{key}: {node['_target_']} reads {read}; datamodule {data['_target_']} serves "
+                f"{served}. Take data that serve {read}, or another {key}"
+            )
+    for key, node in callbacks.items():
+        needed = promise(node, "needs_of_module")
+        if module and needed is not None and not promise(module, needed):
+            problems.append(
+                f"{key}: {node['_target_']} needs a module with {needed}, which "
+                f"{module['_target_']} has not. Take {key}=null"
+            )
+    return problems
 
 
 def _monitors(settings: dict[str, Any]) -> list[str]:

@@ -60,7 +60,7 @@ class Verdict:
     @property
     def fault(self) -> str:
         """What was said, if it should not have ended so; else nothing."""
-        return f"{self.said}\n{self.end}" if self.end in FAULTS else ""
+        return (self.said.strip() or self.end) if self.end in FAULTS else ""
 
 
 def harmless(keys: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tests.fuzz.configs import base
+from tests.fuzz.judge import start
 from tests.fuzz.warm import inputs
 from tests.golden import runs
 
 QUICK = ["debug=fast", "trainer=cpu", "trainer.max_steps=2", "trainer.limit_val_batches=1"]
-QUICK += ["trainer.num_sanity_val_steps=1", "trainer.accumulate_grad_batches=1"]
+QUICK += ["trainer.num_sanity_val_steps=0", "trainer.accumulate_grad_batches=1"]
 QUICK += ["trainer.precision=32-true"]
 GPT2 = {"n_layer": 4, "n_head": 4, "n_embd": 32}
 LLAMA = {
@@ -66,6 +67,10 @@ SMALL = {
     "delta_rewriter*": [*DIALOGUES, *_rewriter("module"), "module.scored_rewrites=4"],
     "delta_parser*": [*DIALOGUES, *_parser("module")],
     "end_to_end*": [*DIALOGUES, *_parser("module")],
+    "delta_dual": [
+        *(*DIALOGUES, *_rewriter("module.rewriter"), "module.rewriter.dual.samples=2"),
+        *("module.rewriter.init=delta_rewriter", "module.parser_from=delta_parser"),
+    ],
     "delta*": [*DIALOGUES, *_parser("module.parser"), *_rewriter("module.rewriter")],
 }
 
@@ -79,7 +84,7 @@ def small(experiment: str, folder: Path) -> DictConfig:
 
 
 def write_inputs(folder: Path) -> None:
-    """Write the data of the small runs, and a model with its tokenizer to go on from."""
+    """Write the data of the small runs, and what some go on from: a model, runs of parts."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -97,3 +102,10 @@ def write_inputs(folder: Path) -> None:
         )
         data.prepare_data()
         data.tokenizer.save_pretrained("base")
+    for part in ("delta_parser", "delta_rewriter"):
+        config = small(part, folder)
+        config.paths.output_dir = str(folder / "outputs")
+        ended = start(config, folder)
+        assert ended.code == 0, ended.said
+        (run,) = (folder / "outputs").glob("*/*")
+        run.rename(folder / part)

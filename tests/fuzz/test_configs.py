@@ -28,7 +28,7 @@ def test_a_config_is_checked_in_words(experiment: str) -> None:
     def use(given: configs.Changes) -> None:
         refused.add(judge.check(base, given))
 
-    each(configs.changes(configs.keys_of(base)), count, use)
+    each(experiment, configs.changes(configs.keys_of(base)), count, use)
     assert len(refused) > count / 4
 
 
@@ -70,7 +70,7 @@ def test_what_is_not_refused_runs(experiment: str, data: Path) -> None:
         verdict = judge.run(base, given, data)
         assert not verdict.fault, verdict.fault
 
-    each(trials(experiment, data), examples(15), use)
+    each(experiment, trials(experiment, data), examples(15), use)
 
 
 @pytest.mark.slow
@@ -85,4 +85,4 @@ def test_a_run_is_gone_on_with_or_another_begun(experiment: str, data: Path) -> 
         verdict = judge.run(again, given, data, outputs)
         assert not verdict.fault, verdict.fault
 
-    each(trials(experiment, data), examples(5), use)
+    each(experiment, trials(experiment, data), examples(5), use)

@@ -23,7 +23,7 @@ def _reads(name: str, folder: Path, count: int) -> None:
         assert ended.code in (0, 2), ended.said
 
     assert files.read(loader, folder, []).code in (0, 2)
-    each(files.damages(), count, use)
+    each(name, files.damages(), count, use)
 
 
 @pytest.mark.parametrize("name", LOADERS)

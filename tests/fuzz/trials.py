@@ -28,18 +28,23 @@ def examples(count: int) -> int:
 
 
 def each(
-    drawn: SearchStrategy[Drawn], count: int, use: Callable[[Drawn], None], shrink: bool = True
+    of: str,
+    drawn: SearchStrategy[Drawn],
+    count: int,
+    use: Callable[[Drawn], None],
+    shrink: bool = True,
 ) -> None:
     """Do something with many drawn things; one at which it fails is made small.
 
     Args:
+        of: What is tried: others are drawn for another one.
         drawn: How to draw one.
         count: How many.
         use: What to do; must be the same each time.
         shrink: Whether to look for the smallest that fails.
     """
 
-    @seed(SEED)
+    @seed(f"{SEED} {of}")
     @settings(
         max_examples=count,
         database=None,
@@ -60,7 +65,7 @@ class Tally:
 
     Args:
         ends: Counts, by how it ended.
-        faults: By where in our code the fault came up, its last words and what brought it about.
+        faults: By where in our code it came up, or what was said first: last words and cause.
         slowest: The most seconds that one took.
     """
 
@@ -69,23 +74,24 @@ class Tally:
     slowest: float = 0.0
 
     def count(self, end: str, seconds: float, said: str = "", cause: Any = None) -> None:
-        """Count one; `said` is the traceback of a fault."""
+        """Count one; `said` is the traceback of a fault, or what was said instead of one."""
         self.ends[end] += 1
         self.slowest = max(self.slowest, seconds)
-        if said and place(said) not in self.faults:
-            words = said.strip().splitlines()[-1]
-            self.faults[place(said)] = words, cause
-            print(f"  {place(said)}\n    {words[:300]}\n    by {cause!r:.300}", flush=True)
+        first, *_, last = said.strip().splitlines() * 2 or [""] * 2
+        where = place(said) or first[:80]
+        if said and where not in self.faults:
+            self.faults[where] = last, cause
+            print(f"  {end}: {where}\n    {last[:300]}\n    by {cause!r:.300}", flush=True)
 
 
 def place(trace: str) -> str:
-    """Return the innermost line of our own code that a traceback names."""
+    """Return the innermost line of our own code that a traceback names, "" if it names none."""
     own = [
         line.strip()
         for line in trace.splitlines()
         if line.strip().startswith(f'File "{ROOT}') and "/tests/" not in line
     ]
-    return own[-1].replace(f"{ROOT}/", "") if own else "elsewhere"
+    return own[-1].replace(f"{ROOT}/", "") if own else ""
 
 
 def trace_of(error: BaseException) -> str:

@@ -20,8 +20,9 @@ from callbacks.checkpoint import Checkpointing
 from reports.registry import find
 from reports.run_record import write_json
 from runner.command import guard
-from runner.errors import ConfigError, disk_behind, memory_behind
+from runner.errors import ConfigError, FailedRun, disk_behind, memory_behind
 from runner.folder import lock, open_folder, stored_config
+from runner.parts import build
 from runner.record import MetricsFile
 from runner.validate import checked
 from tests.forked import Child
@@ -428,6 +429,21 @@ def test_a_clock_that_goes_back_loses_nothing(
     assert len({each["id"] for each in records}) == 3
     assert {each["status"] for each in records} == {"finished"}
     assert all(each["ended"] < each["started"] and each["seconds"] >= 0 for each in records)
+
+
+def test_what_the_trainer_refuses_of_the_data_is_said_in_words(tmp_path: Path) -> None:
+    """A share of the validation that is no batch: Lightning says so once it has the loaders."""
+    with pytest.raises(FailedRun, match=r"trainer: .* Try at least `limit_val_batches="):
+        run(tmp_path, "trainer.limit_val_batches=0.001")
+    record = json.loads((folder_of(tmp_path) / "run.json").read_text())
+    assert (record["status"], record["reason"][:8]) == ("failed", "trainer:")
+
+
+def test_a_part_of_the_module_names_its_keys_in_full() -> None:
+    node = {"_target_": "lightning_modules.utterance_rewriter.UtteranceRewriter", "mode": "dual"}
+    network = {"architecture": {"model_type": "bert"}}
+    with pytest.raises(ConfigError, match=r"^module\.rewriter\.init: mode=dual"):
+        build("module.rewriter", {**node, "network": network})
 
 
 def test_a_full_disk_is_found_behind_what_libraries_say_of_it() -> None:

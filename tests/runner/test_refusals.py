@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from runner.errors import ConfigError
 from runner.explain import quoted
 from runner.validate import checked
 from tests.runner.laboratory import command, finish, refusal, start
@@ -340,3 +341,25 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
     assert code == 1
     assert "Traceback" in words
     assert "ConfigError: trainer.max_steps='abc' must be int" in words
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            ["delta_parser", "datamodule=text", "datamodule.files=a.txt"],
+            r"module: .*SqlParser reads turns; .*LanguageModelingDataModule serves tokens",
+        ),
+        (["dlch", "callbacks=est"], r"callbacks\.est: .* reads tokens; .* serves pairs"),
+        (["delta", "callbacks=sat"], r"callbacks\.samples: .* reads tokens; .* serves turns"),
+        (["est_gpt2", "callbacks=module_samples"], "needs a module with lists_samples"),
+        (
+            ["est_gpt2", "++callbacks.rng_state={_target_: runner.sweep.CheckJobs}"],
+            "must be a Callback of Lightning",
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(given: list[str], words: str) -> None:
+    experiment, *others = given
+    with pytest.raises(ConfigError, match=words):
+        checked([f"experiment={experiment}", *others])

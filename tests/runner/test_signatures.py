@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Annotated, Any, Literal, TypedDict
 
+import numpy as np
 import pytest
 import torchmetrics
 from annotated_types import Ge, Interval, Len, Lt, MultipleOf
@@ -61,6 +62,20 @@ class Parent:
 
 class Child(Parent):
     """Has its parent's arguments."""
+
+
+class Bare:
+    """Takes nothing."""
+
+
+class Unknown(np.ndarray):
+    """Takes what only an import could tell."""
+
+
+def test_a_class_without_a_constructor_takes_nothing_if_all_of_it_is_known() -> None:
+    for name, is_open in (("Bare", False), ("Unknown", True)):
+        read = signatures.signature(f"tests.runner.test_signatures.{name}")
+        assert read == signatures.Signature({}, is_open)
 
 
 @pytest.mark.parametrize("target", TARGETS)
