@@ -177,9 +177,12 @@ class TextToSql(DialogueModule):
             raise ValueError(
                 "module: give parser (to train it here) or parser_from (a run of its own)"
             )
-        self.parser.configure_model()
-        if self.rewriter is not None:
-            self.rewriter.configure_model()
+        for name, part in self._parts():
+            try:
+                part.configure_model()
+            except ValueError as error:  # a part names its keys as if it were the module
+                words = str(error).replace("module.", f"module.{name}.")
+                raise ValueError(words) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the parts are and the tokenizers that were trained with them."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TextIO
 
 from omegaconf import OmegaConf
@@ -255,8 +256,9 @@ def fill(module: Any, checkpoint: Path) -> dict[str, Any]:
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        words = shorten(str(error), 300)
         raise ConfigError(
-            f"{checkpoint}: no checkpoint of this {type(module).__name__}: {error}"
+            f"{checkpoint}: no checkpoint of this {type(module).__name__}: {words}"
         ) from error
     return content
 

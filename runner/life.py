@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
 import time
@@ -61,6 +62,10 @@ def run(job: Job, start: Start) -> dict[str, float]:
     """
     return _Run(job, start).run()
 
+
+# Where a ValueError is raised in words: our packages.
+ROOMS = ("callbacks", "datamodules", "hashing", "language", "lightning_modules", "subnetworks")
+ROOMS += ("text2sql",)
 
 # What gloo and nccl say in a process whose partner is gone.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")
@@ -382,21 +387,27 @@ def _told_to_children(start: Start) -> Iterator[None]:
 
 def _words_behind(error: BaseException) -> str | None:
     """Say what ended a run, None if that needs a traceback."""
-    return (
-        not_finite_behind(error) or machine_behind(error) or _of_others(error) or _of_trainer(error)
-    )
+    return not_finite_behind(error) or machine_behind(error) or _of_others(error) or _refusal(error)
 
 
-def _of_trainer(error: BaseException) -> str | None:
-    """Return what Lightning refuses once it knows the data: a share of batches that is none, ..."""
+def _refusal(error: BaseException) -> str | None:
+    """Return the words of what a user can mend, which only a started run meets; None of a fault.
+
+    Such is a ValueError that our own code raises in words, say where a part's checkpoint is of
+    another network, and what Lightning refuses once it has the loaders.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    raised_in = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
-    refuses = isinstance(error, ValueError | MisconfigurationException)
-    if not refuses or raised_in.split(".")[0] not in ("pytorch_lightning", "lightning_fabric"):
+    if trace is None or not isinstance(error, ValueError | MisconfigurationException):
         return None
-    return f"trainer: {' '.join(str(error).split())}"
+    code = trace.tb_frame.f_code
+    room = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+    if room in ("pytorch_lightning", "lightning_fabric"):
+        return f"trainer: {' '.join(str(error).split())}"
+    # Not what Python itself raises in our code: an unpacking that does not fit, an empty maximum.
+    in_words = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return str(error) if in_words and room in ROOMS else None
 
 
 def _of_others(error: BaseException) -> str | None:

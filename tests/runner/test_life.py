@@ -19,6 +19,7 @@ import torch
 from callbacks.checkpoint import Checkpointing
 from reports.registry import find
 from reports.run_record import write_json
+from runner import life
 from runner.command import guard
 from runner.errors import ConfigError, FailedRun, disk_behind, memory_behind
 from runner.folder import lock, open_folder, stored_config
@@ -437,6 +438,24 @@ def test_what_the_trainer_refuses_of_the_data_is_said_in_words(tmp_path: Path) -
         run(tmp_path, "trainer.limit_val_batches=0.001")
     record = json.loads((folder_of(tmp_path) / "run.json").read_text())
     assert (record["status"], record["reason"][:8]) == ("failed", "trainer:")
+
+
+@pytest.mark.parametrize(
+    ("room", "statement", "words"),
+    [
+        ("datamodules.files", "raise ValueError('no such file')", "no such file"),
+        ("pytorch_lightning.loops", "raise ValueError('no  batch')", "trainer: no batch"),
+        ("hashing.store", "max([])", None),
+        ("hashing.store", "raise TypeError('a fault of ours')", None),
+        ("torch.nn", "raise ValueError('about an argument of ours')", None),
+    ],
+)
+def test_a_refusal_that_a_started_run_meets_is_told_from_a_fault(
+    room: str, statement: str, words: str | None
+) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        exec(statement, {"__name__": room})
+    assert life._refusal(caught.value) == words
 
 
 def test_a_part_of_the_module_names_its_keys_in_full() -> None:
