@@ -481,7 +481,7 @@ def test_too_little_memory_is_found_behind_what_libraries_say_of_it() -> None:
     with pytest.raises(RuntimeError) as too_large:
         torch.empty(2**62)
     with pytest.raises(MemoryError) as far_too_large:
-        np.empty(2**60)
+        np.empty(2**50)
     wrapped = RuntimeError("the model cannot be built")
     wrapped.__cause__ = far_too_large.value
     for error in (too_large.value, far_too_large.value, wrapped, MemoryError()):
