@@ -157,7 +157,12 @@ class TransformersTexts(_Transformers):
     def __init__(self, name: str, key: str | None = None) -> None:
         from transformers import AutoTokenizer
 
-        super().__init__(name, key or f"datamodule.options.text_encoder={name}", AutoTokenizer)
+        key = key or f"datamodule.options.text_encoder={name}"
+        super().__init__(name, key, AutoTokenizer)
+        if self.processor.pad_token is None:  # GPT-2's; what is padded is masked
+            self.processor.pad_token = self.processor.eos_token
+        if self.processor.pad_token is None:
+            raise ValueError(f"{key}: its tokenizer has no token to pad with (pad_token)")
         longest = (TEXT_TOKENS, self.processor.model_max_length)
         config = getattr(self.model.config, "text_config", self.model.config)
         self.tokens = min(*longest, getattr(config, "max_position_embeddings", TEXT_TOKENS))
