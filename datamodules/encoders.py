@@ -167,6 +167,10 @@ class TransformersTexts(_Transformers):
         config = getattr(self.model.config, "text_config", self.model.config)
         self.tokens = min(*longest, getattr(config, "max_position_embeddings", TEXT_TOKENS))
         self.identity += f" text {self.tokens}"
+        try:
+            self.encode(["A text."])
+        except Exception as error:  # its tokenizer is of another model, or cannot read
+            raise ValueError(f"{key}: cannot encode a text: {error}") from error
 
     @torch.no_grad()
     def encode(self, items: Sequence[str]) -> NDArray[np.float32]:

@@ -223,6 +223,7 @@ def load_pretrained(
     folder = find_pretrained(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer("A question.")  # some are damaged in such a way that only reading shows it
         config = AutoConfig.from_pretrained(folder)
         for key in () if dropout else _DROPOUTS:
             if hasattr(config, key):
