@@ -236,8 +236,10 @@ def _value(name: str, hint: Any, value: Any) -> Any:
         if plain in (list, tuple) and isinstance(value, list):
             return plain(_value(f"{name}[{n}]", inner[0], each) for n, each in enumerate(value))
         if plain is Literal:
-            plain = type(value) if value in inner else ()
-        if plain is Any or isinstance(value, (int, float) if plain is float else plain):
+            fits = value in inner
+        else:
+            fits = plain is Any or isinstance(value, (int, float) if plain is float else plain)
+        if fits:
             return value
     raise TypeError(f"{name} is {value!r:.60}")
 
