@@ -64,8 +64,10 @@ def run(job: Job, start: Start) -> dict[str, float]:
 
 
 # Where a ValueError is raised in words: our packages.
-ROOMS = ("callbacks", "datamodules", "hashing", "language", "lightning_modules", "subnetworks")
-ROOMS += ("text2sql",)
+ROOMS = (
+    *("callbacks", "datamodules", "hashing", "language", "lightning_modules", "subnetworks"),
+    "text2sql",
+)
 
 # What gloo and nccl say in a process whose partner is gone.
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Socket closed")

@@ -61,7 +61,7 @@ def _parquet(folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist(TEXTS), folder / "text.parquet")
 
 
-def _chats(folder: Path) -> object:
+def _chats(folder: Path) -> list[Any]:
     from datamodules.conversations import open_conversations
 
     settings = {**SETTINGS, "source": "jsonl", "files": str(folder / "chats.jsonl")}

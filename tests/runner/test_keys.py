@@ -248,9 +248,8 @@ def test_an_older_runs_config_is_read_with_the_keys_of_today(tmp_path: Path) -> 
     older["nats"], older["seconds"] = older.pop("max_nll"), older.pop("sql_timeout")
     assert with_keys_of_today(older) == node
     assert older["parser"]["seconds"] == 3.0
-    config = {"name": "delta", "paths": {"run_dir": str(tmp_path)}, "module": older}
-    config |= {"datamodule": None, "trainer": {}}
-    OmegaConf.save(OmegaConf.create(config), tmp_path / "config.yaml")
+    config = {"name": "delta", "paths": {"run_dir": str(tmp_path)}, "module": older, "trainer": {}}
+    OmegaConf.save(OmegaConf.create({**config, "datamodule": None}), tmp_path / "config.yaml")
     assert stored_config(tmp_path)["module"] == node
 
 
