@@ -48,11 +48,10 @@ class Sampling:
 def end_tokens(model: Any, tokenizer: Any, further: Iterable[int] = ()) -> list[int]:
     """Return the tokens that end a text, ascending: the tokenizer's, others, and the model's.
 
-    Of the model's, control tokens alone: a config that was given none has its class's default,
-    which may be any letter.
+    A model from scratch has none of its own but its class's default, which may be any letter.
     """
-    own = getattr(model.generation_config, "eos_token_id", None)
-    own = set(own if isinstance(own, list) else [own]) & tokenizer.added_tokens_decoder.keys()
+    own = model.generation_config.eos_token_id if model.config.name_or_path else None
+    own = own if isinstance(own, list) else [own]
     return sorted({*further, *own, tokenizer.eos_token_id} - {None})
 
 

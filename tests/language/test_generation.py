@@ -59,15 +59,15 @@ def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
 
 
 def test_what_a_model_brings_beside_its_ends_decides_nothing() -> None:
-    """A penalty makes another token the likeliest; an end that is a letter was never chosen."""
-    built, tokenizer = model(), fast(byte_level())
-    plain = Writer(built, tokenizer, GREEDY, 12, 64).write([40, 41]).ids
-    control = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    built.generation_config.update(repetition_penalty=5.0, eos_token_id=[plain[0], control])
-    one = Writer(built, tokenizer, GREEDY, 12, 64)
-    assert one.write([40, 41]).ids == plain
-    assert one.ends == sorted({control, tokenizer.eos_token_id})
+    """A penalty makes another token the likeliest; a model from scratch was given no ends."""
+    built = model()
+    plain = writer(built).write([40, 41]).ids
+    built.generation_config.update(repetition_penalty=5.0, eos_token_id=[plain[0], 7])
+    assert writer(built).write([40, 41]).ids == plain
     assert built.generation_config.repetition_penalty == 5.0
+    built.config.name_or_path = "pretrained"
+    assert {plain[0], 7} < set(writer(built).ends)
+    assert not writer(built).write([40, 41]).ids
 
 
 def test_keys_and_values_are_used_again() -> None:
