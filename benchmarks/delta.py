@@ -30,7 +30,8 @@ from runner.parts import build
 from runner.validate import checked
 from text2sql.dialogue import Example
 from text2sql.evaluation import Judge
-from text2sql.parser import batches
+from text2sql.parser_features import batches
+from text2sql.parser_search import search
 from text2sql.parsing import Question
 
 _SECONDS = 30.0  # what one execution may take
@@ -105,8 +106,8 @@ def grammar_share(parser: SqlParser, turns: Sequence[Example], size: int) -> flo
     whole = network = 0.0
     for start in range(0, len(features), size):
         for _, collated in batches(features[start : start + size], parser.device):
-            with watched(parser.network, "encode", "_next") as seconds:
-                whole += _duration(parser.network.parse, collated, parser.beam)
+            with watched(parser.network, "begin", "advance") as seconds:
+                whole += _duration(search, parser.network, collated, parser.beam)
             network += sum(seconds.values())
     return 1 - network / whole
 

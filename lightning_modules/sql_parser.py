@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 from rich.console import Console
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.counted_loss import Loss
@@ -22,8 +21,8 @@ from lightning_modules.optimization import (
 from text2sql.dialogue import Example, by_database
 from text2sql.encoder import freeze
 from text2sql.evaluation import Judge, Scores, Verdict
-from text2sql.metrics import Matches
-from text2sql.parser import Features, Featuriser, ParserNetwork
+from text2sql.parser import ParserNetwork
+from text2sql.parser_features import Features, Featuriser
 from text2sql.parsing import Confidence, Parser, Question
 from text2sql.reports import show_scores
 from text2sql.sql import SqlError
@@ -121,7 +120,7 @@ class SqlParser(DialogueModule):
         schedule: Schedule | None = None,
         sql_timeout: Annotated[float, Gt(0)] = 5.0,
     ) -> None:
-        super().__init__()
+        super().__init__("val", "test")
         self.save_hyperparameters()
         if (pretrained is None) == (architecture is None):
             raise ValueError("module: give pretrained or architecture (from scratch), and one only")
@@ -141,8 +140,6 @@ class SqlParser(DialogueModule):
             optimizer, schedule, Optimizer(lr=5e-4)
         )
         self.features: dict[Example, Features | None] = {}
-        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
-        self.matches = Matches("val", "test")
         self.judge = Judge(sql_timeout)
         self.verdicts: list[Verdict] = []
         self.judged: list[tuple[float, bool]] = []
@@ -176,10 +173,10 @@ class SqlParser(DialogueModule):
             )
             if self.pretrained is not None:
                 freeze(encoder, self.frozen_layers)
+            self.network = ParserNetwork(encoder, **self.sizes)
+            self.reader = Parser(Featuriser(tokenizer), self.network)
         except ValueError as error:
-            raise ValueError(f"module.pretrained: {error}") from error
-        self.network = ParserNetwork(encoder, **self.sizes)
-        self.reader = Parser(Featuriser(tokenizer), self.network)
+            raise ValueError(f"module.{error}") from error
 
     def texts(self) -> dict[str, list[str]]:
         """Return all that is said in training, and the names of the databases."""
@@ -279,15 +276,14 @@ class SqlParser(DialogueModule):
     def evaluate_batch(self, split: str, batch: Sequence[Example]) -> None:
         """Parse and judge a batch."""
         known = [f for f in map(self._of, batch) if f is not None]
-        if known:
-            cast(MeanMetric, self.losses[split]).update(*self.likelihood_loss(known))
+        self.count_loss(split, *self.likelihood_loss(known))
         asked = [e for e in batch if e.is_judged]
         # Features with a gold derivation serve as well: parsing does not look at it.
         features = [self._of(e) or self.reader.featuriser(*self._asked(e)) for e in asked]
         ranked = self.reader.ranked(features, self.beam)
         verdicts = [self.judge(e, sql) for e, ((sql, _), *_) in zip(asked, ranked, strict=True)]
         self.judged += [(r[0][1], v.exact) for r, v in zip(ranked, verdicts, strict=True)]
-        self.matches.add(split, verdicts)
+        self.count_match(split, verdicts)
         self.samples += [
             {"history": list(e.history), "utterance": e.utterance, "question": self.question(e),
              "sql": v.prediction, "gold": v.gold, "database": v.db_id, "turn": v.turn,
@@ -306,12 +302,8 @@ class SqlParser(DialogueModule):
 
         A validation learns how likely answers are right, a test prints match by turn and hardness.
         """
-        loss = cast(MeanMetric, self.losses[split])
-        if loss.update_called:
-            self.log(f"{split}/loss", loss.compute(), sync_dist=True, prog_bar=True)
-            loss.reset()
-        for name, share in self.matches.pop(split).items():
-            self.log(name, share, sync_dist=True, prog_bar=name.endswith("/exact"))
+        self.log_loss(split)
+        self.log_match(split)
         if split == "val" and not self.trainer.sanity_checking:
             self.calibrate(self.judged)
         if split == "test" and self.trainer.is_global_zero and self.verdicts:

@@ -16,7 +16,9 @@ from text2sql.decoding import evaluating
 from text2sql.dialogue import Example
 from text2sql.evaluation import Judge
 from text2sql.execute import Database, Limits
-from text2sql.parser import Features, Featuriser, ParserNetwork, batches
+from text2sql.parser import ParserNetwork
+from text2sql.parser_features import Features, Featuriser, batches
+from text2sql.parser_search import search
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, to_sql
 
@@ -59,7 +61,7 @@ class Parser:
         found: list[list[Scored]] = [[] for _ in features]
         with evaluating(self.network):
             for group, batch in batches(features, self.device):
-                for index, parses in zip(group, self.network.parse(batch, beam), strict=True):
+                for index, parses in zip(group, search(self.network, batch, beam), strict=True):
                     schema = features[index].schema
                     found[index] = [(to_sql(parse.query, schema), parse.score) for parse in parses]
         return found
@@ -143,7 +145,8 @@ class ParserVerdict:
 
     Of a turn with a gold query: 1 if the SQL of the question matches it or, smooth, the geometric
     mean of the probabilities of the choices that make it, a value that the question leaves out at
-    exp(-10). Of a turn without: 1 if the SQL finds anything in the database.
+    exp(-10). Of a turn without: 1 if the SQL finds anything in the database. Of a turn about no
+    database: 0.
 
     Args:
         reader: The parser.
@@ -162,11 +165,11 @@ class ParserVerdict:
     def __call__(self, batch: Sequence[Example], questions: Sequence[str]) -> list[float]:
         """Return verdicts in [0, 1], of a question for each turn."""
         pairs = list(zip(batch, questions, strict=True))
-        scored = [pair for pair in pairs if self.smooth and pair[0].query is not None]
+        scored = [pair for pair in pairs if self.smooth and pair[0].is_judged]
         asked = [((question, e.about, e.database), e.gold) for e, question in scored]
         costs = self.reader.costs(asked, per_choice=True, missing=_ABSENT)
         found = {pair: math.exp(-cost) for pair, cost in zip(scored, costs, strict=True)}
-        left = [pair for pair in pairs if pair not in found]
+        left = [pair for pair in pairs if pair not in found and pair[0].schema is not None]
         written = self.reader.best([(q, e.about, e.database) for e, q in left], self.beam)
         for (example, question), (sql, _) in zip(left, written, strict=True):
             right = 0.0
@@ -176,4 +179,4 @@ class ParserVerdict:
                 result = Database(example.database, self.limits).execute(sql)
                 right = float(result.status == "ok" and bool(result.rows))
             found[example, question] = right
-        return [found[pair] for pair in pairs]
+        return [found.get(pair, 0.0) for pair in pairs]

@@ -7,7 +7,8 @@ import torch
 
 from text2sql.dialogue import Example, Interaction, Turn, examples
 from text2sql.encoder import build_encoder, train_tokenizer
-from text2sql.parser import Featuriser, ParserNetwork
+from text2sql.parser import ParserNetwork
+from text2sql.parser_features import Featuriser
 from text2sql.schema import Schema
 
 SIZES: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,17 +12,16 @@ from tests.text2sql.questions import dialogues, tiny_parser
 from text2sql.dialogue import Example
 from text2sql.execute import Database
 from text2sql.grammar import SYMBOLS
-from text2sql.parser import (
+from text2sql.parser import ParserNetwork
+from text2sql.parser_features import (
     _AREA,
-    _KINDS,
+    SLOT_KINDS,
     Features,
     Featuriser,
-    _empty,
-    _Path,
-    _Steps,
     batches,
     collate,
 )
+from text2sql.parser_search import _Path, search
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, parse, to_sql
 
@@ -53,7 +53,7 @@ def test_it_learns_questions_by_heart_and_beam_search_finds_nothing_better(
         loss.backward()
         optimizer.step()
     network.eval()
-    greedy, wide = network.parse(collate(known)), network.parse(collate(known), beam=4)
+    greedy, wide = search(network, collate(known)), search(network, collate(known), beam=4)
     for turn, one, several in zip(turns, greedy, wide, strict=True):
         schema = turn.schema
         text = to_sql(one[0].query, schema)
@@ -71,7 +71,7 @@ def test_what_an_untrained_parser_writes_runs(turns: list[Example], database: Pa
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         network.eval()
-        for parses in network.parse(collate(features(featuriser, turns[:3])), beam=2):
+        for parses in search(network, collate(features(featuriser, turns[:3])), beam=2):
             assert parses
             for found in parses:
                 text = to_sql(found.query, turns[0].schema)
@@ -83,19 +83,19 @@ def test_a_derivation_that_would_go_on_is_ended(
     turns: list[Example], database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A parser that never wants to end writes a long query, which runs all the same."""
-    monkeypatch.setattr("text2sql.parser._LONGEST", 20)
+    monkeypatch.setattr("text2sql.parser_search._LONGEST", 20)
     featuriser, network = tiny_parser()
     network.eval()
-    take = _Steps.take
+    advance = ParserNetwork.advance
 
-    def never(steps: _Steps, *rows: torch.Tensor) -> torch.Tensor:
-        found = take(steps, *rows)
+    def never(*given: Any) -> torch.Tensor:
+        found = advance(*given)
         found[..., SYMBOLS.index("end")] = -1e4
         return found
 
-    monkeypatch.setattr(_Steps, "take", never)
+    monkeypatch.setattr(ParserNetwork, "advance", never)
     for beam in (1, 2):
-        for parses in network.parse(collate(features(featuriser, turns[:3])), beam):
+        for parses in search(network, collate(features(featuriser, turns[:3])), beam):
             assert len(parses) == beam
             assert 20 < len(parses[0].choices) < 90
             text = to_sql(parses[0].query, turns[0].schema)
@@ -114,7 +114,7 @@ def test_greedy_decoding_derives_each_choice_once(
         choose(path, index)
 
     monkeypatch.setattr(_Path, "_choose", counted)
-    parses = network.parse(collate(features(featuriser, turns)))
+    parses = search(network, collate(features(featuriser, turns)))
     assert len(sent) == sum(len(parse.choices) for (parse,) in parses)
 
 
@@ -122,7 +122,7 @@ def test_a_decoded_query_scores_what_training_would_say_of_it(turns: list[Exampl
     featuriser, network = tiny_parser()
     network.eval()
     bare = [featuriser(e.rewrite, e.schema, e.database) for e in turns[:4]]
-    for plain, parses in zip(bare, network.parse(collate(bare), beam=3), strict=True):
+    for plain, parses in zip(bare, search(network, collate(bare), beam=3), strict=True):
         assert parses
         for found in parses:
             known = replace(plain, choices=found.choices, slots=found.slots)
@@ -141,19 +141,19 @@ def test_a_choice_at_a_time_is_the_whole_derivation_at_once(turns: list[Example]
     batch = collate(features(featuriser, turns[:3]))
     nodes = batch.is_node.shape[1]
     with torch.no_grad():
-        memory, empty = network.encode(batch), _empty(batch)
-        steps, order = _Steps(network, memory, empty), torch.tensor([0, 1, 2])
+        memory, empty = network.encode(batch), batch.is_empty
+        steps, order = network.begin(batch), torch.tensor([0, 1, 2])
         length = min(len(f.choices) for f in batch.features)
         paths = [_Path(f) for f in batch.features]
         chosen, kinds = torch.zeros(3, 0, dtype=torch.long), torch.zeros(3, 0, dtype=torch.long)
         for place in range(length):
-            kind = torch.tensor([_KINDS.index(path.slot.kind) for path in paths])
+            kind = torch.tensor([SLOT_KINDS.index(path.slot.kind) for path in paths])
             last = torch.tensor([path.option(nodes) for path in paths])
             kinds = torch.cat([kinds, kind[:, None]], 1)
             chosen = torch.cat([chosen, last[:, None]], 1) if place else chosen
             at = torch.tensor([2, 0, 1]) if place % 2 else torch.tensor([0, 1, 2])
             before = torch.stack([(order == row).nonzero()[0, 0] for row in at.tolist()])
-            found = steps.take(at, before, last[at], kind[at])
+            found = network.advance(steps, at, before, last[at], kind[at])
             whole = network._scores(memory, network._decode(empty, memory, chosen, kinds)[:, -1:])
             assert torch.allclose(found, whole[at, 0], atol=1e-4)
             order = at
@@ -188,7 +188,7 @@ def test_a_long_schema_is_read_in_rows_that_all_have_the_question(schema: Schema
     for row, nodes in zip(found.rows, found.nodes, strict=True):
         assert len(row) == len(nodes)
         assert set(range(len(found.links.words))) <= set(nodes)
-    assert network.eval().parse(collate([found]))[0]
+    assert search(network.eval(), collate([found]))[0]
 
 
 def test_a_shuffled_schema_is_the_same_schema_in_another_order(schema: Schema) -> None:
