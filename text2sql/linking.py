@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
@@ -23,17 +24,24 @@ from text2sql.schema import Schema
 from text2sql.sql import STAR, number
 from text2sql.words import stem
 
-_WORD = re.compile(r"\d+(?:[.,:/-]\d+)*|\w+|[^\w\s]")
-_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_WORD = re.compile(r"(?<!\w)-\d+(?:[.,]\d+)*|\d+(?:[.,:/-]\d+)*|\w+|[^\w\s]")
+_PART = re.compile(r"\d+(?:[.,:/-]\d+)*|[^\W_]+|[^\w\s]")  # of a name: stadium_id has two
+_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _TEXTS, _CHARACTERS = 5000, 60  # distinct cells of a column that are read, and their length
-_SPAN = 6  # words of the longest name or value that is looked for
+_SPAN = 10  # words of the longest value that is looked for; an address by e-mail has 7
 _NUMERALS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
     "nineteen", "twenty",
 )  # fmt: skip
-_TIMES = {"once": 1, "twice": 2, **{word: number for number, word in enumerate(_NUMERALS)}}
+_ORDINALS = (
+    "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+)  # fmt: skip
+_TIMES = {
+    "once": 1, "twice": 2, **{word: number for number, word in enumerate(_NUMERALS)},
+    **{word: number for number, word in enumerate(_ORDINALS, start=2)},
+}  # fmt: skip
 # Words that name nothing by themselves, though a column or cell may be called so.
 _STOP = frozenset(
     """a about all an and any are as at be by can did do does each every find for from give had has
@@ -128,10 +136,12 @@ def link(question: str, schema: Schema, database: Path | None = None) -> Links:
         schema: The database's.
         database: The SQLite file whose cells are looked up; None: no cell is known.
     """
-    words = tuple(_WORD.findall(question))
-    stems = [stem(word) for word in words]
+    question = unicodedata.normalize("NFC", question)
+    spans = [match.span() for match in _WORD.finditer(question)]
+    words = tuple(question[start:end] for start, end in spans)
+    parts = [(part, index) for index, word in enumerate(words) for part in _stems(word)]
     cells = _cells(database, schema, stamp(database)) if database else {}
-    candidates = tuple(_candidates(words, schema, cells))
+    candidates = tuple(_candidates(words, _quoted(question, words, spans), cells))
     count, columns = len(words), len(schema.columns)
     relations = np.zeros((count + columns + len(schema.tables),) * 2, dtype=np.uint8)
     offsets = np.clip(np.arange(count)[None, :] - np.arange(count)[:, None], -2, 2)
@@ -155,13 +165,13 @@ def link(question: str, schema: Schema, database: Path | None = None) -> Links:
             if what == "column" and index == STAR:
                 continue
             name = _stems(text)
-            hits = [i for i, s in enumerate(stems) if s in name and s not in _STOP]
-            for word in hits:
-                if relations[word, start + index] == 0:
+            for part, word in parts:
+                if part in name and part not in _STOP and relations[word, start + index] == 0:
                     relate(f"partial {what}", word, start + index)
-            for first in range(count - len(name) + 1):
-                if name and tuple(stems[first : first + len(name)]) == name:
-                    for word in range(first, first + len(name)):
+            for first in range(len(parts) - len(name) + 1):
+                same = parts[first : first + len(name)]
+                if name and tuple(part for part, _ in same) == name:
+                    for _, word in same:
                         relate(f"exact {what}", word, start + index)
     return Links(words, candidates, relations)
 
@@ -189,7 +199,7 @@ def content(text: str, schema: Schema, database: Path | None = None) -> Content:
     for candidate in links.candidates:
         first, last = candidate.first, candidate.last + 1
         word = links.words[first] if first >= 0 else ""
-        if candidate.columns or last - first > 1 or word[:1].isdigit():
+        if candidate.columns or last - first > 1 or word.lstrip("-")[:1].isdigit():
             values[max(first, 0) : last] = True
         elif first > 0 and word[0].isupper():
             values[first] = True
@@ -197,7 +207,7 @@ def content(text: str, schema: Schema, database: Path | None = None) -> Content:
 
     def said(kept: NDArray[np.bool_]) -> frozenset[str]:
         words = compress(links.words, kept)
-        return frozenset(stem(w) for w in words if w[0].isalnum() and w.casefold() not in _STOP)
+        return stems(" ".join(w for w in words if w[-1].isalnum() and w.casefold() not in _STOP))
 
     return Content(*map(said, (values, *named)))
 
@@ -209,7 +219,7 @@ def stems(text: str) -> frozenset[str]:
 
 @lru_cache(maxsize=100_000)
 def _stems(words: str) -> tuple[str, ...]:
-    return tuple(stem(word) for word in _WORD.findall(words))
+    return tuple(map(stem, _PART.findall(unicodedata.normalize("NFC", words))))
 
 
 @lru_cache(maxsize=1000)
@@ -268,28 +278,40 @@ Cells = dict[str, tuple[tuple[str, tuple[int, ...]], ...]]
 """By normalised text: the cells that read so, each with the columns that hold it."""
 
 
-def _candidates(words: Sequence[str], schema: Schema, cells: Cells) -> Iterator[Candidate]:
+def _candidates(
+    words: Sequence[str], quoted: Iterable[tuple[str, int, int]], cells: Cells
+) -> Iterator[Candidate]:
     yield Candidate(1.0, -1, -1)
-    taken: set[int] = set()
-    for first, last in _quoted(words):
-        text = " ".join(words[first : last + 1])
+    # Of words in capitals, as the grade A, the first one of a question is none.
+    stop = {
+        index
+        for index, word in enumerate(words)
+        if word.casefold() in _STOP and not (index and word.isupper() and word != "I")
+    }
+    taken, quotation = set[int](), set[int]()
+    for text, first, last in quoted:
         found = list(_lookup(text, first, last, cells))
-        yield from found or [Candidate(_joined(words[first : last + 1]), first, last)]
-        taken.update(range(first, last + 1))
+        yield from found
+        known = (value.casefold() for value, _ in cells.get(_normal(text), ()))
+        if text.casefold() not in known:
+            yield Candidate(text, first, last)
+        # A quotation that is no cell may have some in it: first and last name.
+        (taken if found else quotation).update(range(first, last + 1))
     spans = (
         (first, first + size - 1)
         for size in range(min(_SPAN, len(words)), 0, -1)
         for first in range(len(words) - size + 1)
     )
     for first, last in spans:
-        span = words[first : last + 1]
+        span = range(first, last + 1)
         # A value inside of a longer one says nothing new.
-        if taken.issuperset(range(first, last + 1)) or all(w.casefold() in _STOP for w in span):
+        if taken.issuperset(span) or stop.issuperset(span):
             continue
-        found = list(_lookup(" ".join(span), first, last, cells))
+        found = list(_lookup(" ".join(words[first : last + 1]), first, last, cells))
         if found:
             yield from found
-            taken.update(range(first, last + 1))
+            taken.update(span)
+    taken |= quotation
     for index, word in enumerate(words):
         amount = float(word.replace(",", "")) if _NUMBER.fullmatch(word) else math.inf
         if math.isfinite(amount):
@@ -304,31 +326,32 @@ def _candidates(words: Sequence[str], schema: Schema, cells: Cells) -> Iterator[
         end = index
         while end < len(words) and words[end][0].isupper() and end not in taken:
             end += 1
-        if end > index and not (end == index + 1 and words[index].casefold() in _STOP):
+        if end > index and not (end == index + 1 and index in stop):
             yield Candidate(" ".join(words[index:end]), index, end - 1)
         index = max(end, index + 1)
     # Whatever else may be meant by a word, such as the part of a name after "containing".
     for index, word in enumerate(words):
-        lowered = word.casefold()
-        if index not in taken and word[0].isalpha() and lowered not in _STOP:
+        if index not in taken | stop and word[0].isalpha():
             yield Candidate(word, index, index)
 
 
-def _quoted(words: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Spans between quotation marks; an apostrophe inside of a word is none of them here."""
+def _quoted(
+    question: str, words: Sequence[str], spans: Sequence[tuple[int, int]]
+) -> Iterator[tuple[str, int, int]]:
+    """Texts between quotation marks, with their first and last word.
+
+    An apostrophe inside of a word is none of them here.
+    """
     opened: int | None = None
     for index, word in enumerate(words):
         if word not in _QUOTES:
             continue
         if opened is not None and 0 < index - opened - 1 <= 12:
-            yield opened + 1, index - 1
+            text = question[spans[opened][1] : spans[index][0]].strip()
+            yield text, opened + 1, index - 1
             opened = None
         elif not (word == "'" and index + 1 < len(words) and words[index + 1] in ("s", "t", "re")):
             opened = index
-
-
-def _joined(words: Sequence[str]) -> str:
-    return re.sub(r" ([^\w\s]) ?", r"\1", " ".join(words)) if len(words) > 1 else words[0]
 
 
 def _lookup(text: str, first: int, last: int, cells: Cells) -> Iterator[Candidate]:

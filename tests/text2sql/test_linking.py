@@ -42,6 +42,12 @@ def test_a_name_of_several_words_is_found_whole(schema: Schema) -> None:
     assert relation(links, schema, "id", "singer.Singer_ID") == "partial column"
 
 
+def test_a_name_is_found_as_the_database_writes_it(schema: Schema) -> None:
+    links = link("Show the stadium_id of each concert", schema)
+    assert relation(links, schema, "stadium_id", "concert.Stadium_ID") == "exact column"
+    assert relation(links, schema, "stadium_id", "singer.Singer_ID") == "partial column"
+
+
 def test_cells_are_candidates_and_linked_with_their_columns(schema: Schema, database: Path) -> None:
     links = link("Which singers from france sang in 2014?", schema, database)
     france = next(c for c in links.candidates if c.value == "France")
@@ -59,7 +65,11 @@ def test_cells_are_candidates_and_linked_with_their_columns(schema: Schema, data
         ("older than 30", {30.0}),
         ("at least two concerts, or twice as many", {2.0}),
         ("more than 1,500 people, or 2.5", {1500.0, 2.5}),
+        ("colder than -5.5, or above -3", {-5.5, -3.0}),
+        ("from 10-20, or A-7", {"10-20", 7.0}),
         ("titles that contain 'Ice Show'", {"Ice Show"}),
+        ("in 'Los Angeles, CA (USA)'", {"Los Angeles, CA (USA)"}),
+        ("the third grade, with an A", {3.0, "A"}),
         ('the album "A Kind of Magic"', {"A Kind of Magic"}),
         ("Is Mary Ann there?", {"Mary Ann"}),
         ("before 2002-06-21", {"2002-06-21"}),
@@ -72,6 +82,25 @@ def test_values_come_from_the_question(
     found = link(question, schema).values
     assert values <= set(found)
     assert found[0] == 1.0  # what LIMIT says where the question does not
+
+
+@pytest.mark.parametrize(
+    ("question", "values"),
+    [
+        ("papers of 'Ann Lee'", {"Ann", "Lee", "Ann Lee"}),
+        ('rooms in the mode "Ann."', {"Ann", "Ann."}),
+        ("policies of type 'Ann'", {"Ann"}),
+        ("policies of type 'uniform'", {"Uniformed", "uniform"}),
+        ("who has the address ann.lee@example.org?", {"ann.lee@example.org"}),
+    ],
+)
+def test_cells_are_found_in_quotations_and_addresses(
+    question: str, values: set[str], tmp_path: Path
+) -> None:
+    cells = ("Ann", "Lee", "Uniformed", "ann.lee@example.org")
+    rows = ", ".join(f"('{cell}')" for cell in cells)
+    path = make(tmp_path / "own.sqlite", f"CREATE TABLE t (n TEXT); INSERT INTO t VALUES {rows}")
+    assert values <= set(link(question, Schema.from_sqlite(path), path).values)
 
 
 def test_an_apostrophe_opens_no_quotation(schema: Schema) -> None:
@@ -128,6 +157,14 @@ def test_a_database_that_changes_is_read_again(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ValueError, match="cannot be read any more"):
         link("Show Zoe Ray", schema, path)
+
+
+def test_a_cell_is_found_however_its_letters_are_composed(tmp_path: Path) -> None:
+    composed, apart = "Caf\u00e9 Z\u00fcrich", "Cafe\u0301 Zu\u0308rich"
+    ddl = f"CREATE TABLE t (n TEXT); INSERT INTO t VALUES ('{apart}')"
+    path = make(tmp_path / "own.sqlite", ddl)
+    found = link(f"Where is {composed.upper()}?", Schema.from_sqlite(path), path)
+    assert apart in found.values
 
 
 def test_digits_keep_what_a_number_would_lose(tmp_path: Path) -> None:
