@@ -8,7 +8,6 @@ how well the dual model gets back what it was made from, is in `text2sql.dual_le
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pathlib import Path
 from text2sql.dialogue import Example
 from text2sql.linking import cells
 from text2sql.schema import Schema
-from text2sql.words import words_of
+from text2sql.words import singular, words_of
 
 # Words that stand for something said before. `that` and `which` are left out: in complete questions
 # they begin relative clauses.
@@ -35,23 +34,15 @@ _VALUE_WORDS = 6  # longer cells are texts, which nobody quotes whole
 # --- words of the database -----------------------------------------------------------------------
 
 
-def lemma(word: str) -> str:
-    """A word without its plural ending, by rule; enough to match names of columns [D]."""
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "zes")):
-        return word[:-2]
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
-        return word[:-1]
-    return word
-
-
 @cache
-def schema_lemmas(schema: Schema) -> frozenset[str]:
-    """Lemmas of the words in names of tables and columns."""
+def schema_words(schema: Schema) -> frozenset[str]:
+    """The words in names of tables and columns, in the singular."""
     names = [table.words for table in schema.tables] + [c.words for c in schema.columns[1:]]
-    found = {lemma(word) for name in names for word in re.findall(r"\w+", name.lower())}
-    return frozenset(found - _EMPTY)
+    return _singulars(word for name in names for word in words_of(name)) - _EMPTY
+
+
+def _singulars(words: Iterable[str]) -> frozenset[str]:
+    return frozenset(singular(word) or word for word in words if word.isalnum())
 
 
 @cache
@@ -72,15 +63,14 @@ def cell_values(database: Path) -> Mapping[str, frozenset[tuple[str, ...]]]:
 
 
 def database_words(text: str, schema: Schema, database: Path | None = None) -> set[str]:
-    """The different lemmas of a text that name a table, a column or, with a database, a cell."""
+    """The different words of a text, in the singular, that name a table, a column or a cell."""
     words = words_of(text)
-    known = schema_lemmas(schema)
-    found = {lemma(word) for word in words} & known
+    found = {*_singulars(words) & schema_words(schema)}
     values = cell_values(database) if database is not None else {}
     for start, word in enumerate(words):
         for value in values.get(word, ()):
             if tuple(words[start : start + len(value)]) == value:
-                found.update(value)
+                found |= _singulars(value)
     return found
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.text2sql.conftest import make
 from tests.text2sql.rewriters import turns
 from text2sql.rewards import (
     Rewards,
@@ -13,7 +14,6 @@ from text2sql.rewards import (
     complete_questions,
     database_share,
     database_words,
-    lemma,
     natural_share,
     naturalness,
     pronouns,
@@ -34,34 +34,19 @@ def totals(parts: dict[str, list[float]]) -> list[float]:
     return [sum(values) for values in zip(*parts.values(), strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("singers", "singer"),
-        ("countries", "country"),
-        ("classes", "class"),
-        ("matches", "match"),
-        ("boxes", "box"),
-        ("status", "status"),
-        ("class", "class"),
-        ("is", "is"),
-        ("names", "name"),
-    ],
-)
-def test_lemmas_have_no_plural(word: str, expected: str) -> None:
-    assert lemma(word) == expected
-
-
 def test_database_words_are_names_and_cells_each_counted_once(
-    schema: Schema, database: Path
+    schema: Schema, database: Path, tmp_path: Path
 ) -> None:
     text = "Which singers, which singers are from France?"
     assert database_words(text, schema) == {"singer"}
     assert database_words(text, schema, database) == {"singer", "france"}
     assert database_share(text, schema, database) == pytest.approx(2 / 7)
     assert database_share("", schema) == 0
-    # A word that is only a part of a cell is none.
+    # A word that is only a part of a cell is none, and no mark is a word.
     assert database_words("In the park of Peru", schema, database) == {"park", "peru"}
+    ddl = "CREATE TABLE t (n TEXT); INSERT INTO t VALUES ('U.S.')"
+    marks = make(tmp_path / "marks.sqlite", ddl)
+    assert database_share("u.s.", Schema.from_sqlite(marks), marks) == 1
 
 
 def test_the_reward_for_database_words_peaks_at_what_is_natural() -> None:
