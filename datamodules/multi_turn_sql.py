@@ -273,6 +273,12 @@ class MultiTurnSql(OrderedDataModule):
 
     serves: ClassVar[str] = "turns"
     check: ClassVar[str] = "datamodules.dialogue_sources:check"
+    # Keys that are read only where another one has one of some values.
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "dialogues": ("source", ("generated",)), "test_dialogues": ("source", ("generated",)),
+        "questions": ("source", ("generated",)), "cache_dir": ("source", ("generated",)),
+        "leaks": ("source", ("files",)),
+    }  # fmt: skip
 
     def __init__(
         self,

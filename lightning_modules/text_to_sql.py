@@ -27,7 +27,6 @@ from text2sql.conversation import Conversation, Ranked, Reader
 from text2sql.dialogue import Example
 from text2sql.evaluation import Judge, Verdict
 from text2sql.execute import Limits
-from text2sql.metrics import Matches
 from text2sql.parsing import ParserVerdict
 from text2sql.reports import notes, sample_row, score_files, show_readings, show_scores
 from text2sql.rewrites import (
@@ -140,7 +139,9 @@ class TextToSql(DialogueModule):
         hypotheses: Annotated[int, Ge(1)] = 4,
         max_nll: Annotated[float, Gt(0)] | None = 6.0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            *(f"{split}/{reading}" for split in ("val", "test") for reading in READINGS)
+        )
         if rewriter is not None and rewriter.mode == "dual" and parser_from is None:
             raise ValueError(
                 "module.rewriter.mode=dual: the parser's verdict is part of the reward; give a "
@@ -156,13 +157,11 @@ class TextToSql(DialogueModule):
         self.tables, self.missing = tables, missing
         self.keep_distinct, self.sql_timeout, self.megabytes = keep_distinct, sql_timeout, megabytes
         self.hypotheses, self.max_nll = hypotheses, max_nll
-        self.matches = Matches(*(f"{split}/{r}" for split in ("val", "test") for r in READINGS))
         self.judge = Judge(sql_timeout)
         self.verdicts: dict[str, list[Verdict]] = {}
         self.samples: list[dict[str, Any]] = []
         self.judged: list[tuple[float, bool]] = []
         """Of the rewritten reading, log-likelihoods of answers and whether they are right."""
-        self._rewrites: dict[tuple[int, int], str] = {}
 
     # --- the parts
 
@@ -176,6 +175,12 @@ class TextToSql(DialogueModule):
         if self.parser is None:
             raise ValueError(
                 "module: give parser (to train it here) or parser_from (a run of its own)"
+            )
+        if self.parser.history:
+            raise ValueError(
+                f"module.parser: reads history={self.parser.history} utterances beside a turn, but "
+                "gets one question here. Give one with history=0; an end-to-end parser is trained "
+                "and tested by itself, experiment=end_to_end_sparc"
             )
         for name, part in self._parts():
             try:
@@ -261,27 +266,19 @@ class TextToSql(DialogueModule):
 
     @torch.no_grad()
     def rewrite(self, batch: Sequence[Example]) -> list[str]:
-        """Return the self-contained question of each turn.
-
-        Args:
-            batch: Turns; with `recursive`, the turns before them must have been rewritten already.
-        """
+        """Return the self-contained question of each turn; rewrites and queries are not read."""
         if self.rewriter is None:
             return [example.utterance for example in batch]
-        if not self.recursive:
-            return self.rewriter.rewrite(batch)
-        for turn in sorted({example.turn for example in batch}):
-            now = [example for example in batch if example.turn == turn]
-            read = self.rewriter.rewrite([self._as_read(example) for example in now])
-            for example, text in zip(now, read, strict=True):
-                self._rewrites[example.interaction, turn] = text
-        return [self._rewrites[e.interaction, e.turn] for e in batch]
+        return self.rewriter.rewrite(self._as_read(batch))
 
-    def _as_read(self, example: Example) -> Example:
-        """The turn with the history that the rewriter is given."""
-        if not self.recursive or not example.turn:
-            return example
-        return replace(example, history=(self._rewrites[example.interaction, example.turn - 1],))
+    def _as_read(self, batch: Sequence[Example]) -> list[Example]:
+        """The turns with the history that the rewriter is given."""
+        later = [example for example in batch if example.history] if self.recursive else []
+        if not later:
+            return list(batch)
+        before = [replace(e, history=e.history[:-1], utterance=e.history[-1]) for e in later]
+        texts = dict(zip(later, self.rewrite(before), strict=True))
+        return [replace(e, history=(texts[e],)) if e in texts else e for e in batch]
 
     @property
     def _parser(self) -> SqlParser:
@@ -309,7 +306,7 @@ class TextToSql(DialogueModule):
             if reading == "rewritten":
                 scores = [best[pair][1] for pair in pairs]
                 self.judged += [(s, v.exact) for s, v in zip(scores, judged, strict=True)]
-            self.matches.add(f"{split}/{reading}", judged)
+            self.count_match(f"{split}/{reading}", judged)
             self.verdicts.setdefault(reading, []).extend(judged)
             found[reading] = dict(zip([e for e, _ in pairs], judged, strict=True))
         for example, question in questions["rewritten"]:
@@ -319,7 +316,7 @@ class TextToSql(DialogueModule):
 
     def forget(self) -> None:
         """Drop what the last validation or test has written and judged."""
-        self.verdicts, self.samples, self.judged, self._rewrites = {}, [], [], {}
+        self.verdicts, self.samples, self.judged = {}, [], []
 
     def finish(self, split: str) -> None:
         """Log match of the three readings.
@@ -328,8 +325,7 @@ class TextToSql(DialogueModule):
         readings side by side, by turn and by hardness.
         """
         for reading in READINGS:
-            for name, share in self.matches.pop(f"{split}/{reading}").items():
-                self.log(name, share, sync_dist=True, prog_bar=name.endswith("/exact"))
+            self.log_match(f"{split}/{reading}")
         if split == "val" and not self.trainer.sanity_checking:
             self._parser.calibrate(self.judged)
         if split == "test" and self.trainer.is_global_zero:
@@ -361,9 +357,7 @@ class TextToSql(DialogueModule):
 
     def _reader(self) -> Reader:
         def rewrite(example: Example) -> str:
-            (question,) = self.rewrite([example])
-            self._rewrites[example.interaction, example.turn] = question
-            return question
+            return self.rewrite([example])[0]
 
         def rank(question: str, schema: Schema, path: Path, count: int) -> list[Ranked]:
             parser = self._parser
@@ -378,7 +372,7 @@ class TextToSql(DialogueModule):
         def read(example: Example) -> tuple[str, ...]:
             if self.rewriter is None:
                 return ()
-            return self.rewriter.turns_read(self._as_read(example))
+            return self.rewriter.turns_read(self._as_read([example])[0])
 
         return Reader(rewrite, rank, read)
 
@@ -413,6 +407,11 @@ class TextToSql(DialogueModule):
         self.eval()
         datamodule.prepare_data()
         datamodule.setup("fit")
+        keep = getattr(datamodule, "describe", dict)().get("keep", "all")
+        if keep != "all":
+            raise ValueError(
+                f"datamodule.keep={keep}: task=annotate writes whole dialogues; give all"
+            )
         dialogues = whole_dialogues(datamodule.examples("train"))
         bare = bare_turns(dialogues)
         chosen: dict[Example, str] = {}

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.counted_loss import Figure, Loss
@@ -177,7 +176,6 @@ class UtteranceRewriter(DialogueModule):
         self.schema_words: bool = self.network_settings["schema_words"]
         self.simplifier: Rewriter | None = None
         self.has_simplifier = simplifier or mode == "dual"
-        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.scores = nn.ModuleDict({split: RewriteScores() for split in ("val", "test")})
         self.samples: list[dict[str, Any]] = []
         """Rows of the running validation or test: what was written for each turn."""
@@ -377,17 +375,11 @@ class UtteranceRewriter(DialogueModule):
     def evaluate_batch(self, split: str, batch: Batch) -> None:
         """Add a batch to the loss, and its rewrites to the scores: in validation the first ones."""
         pairs = [example for example in batch if example.rewrite]
-        if not pairs:
-            return
-        loss = cast(MeanMetric, self.losses[split])
-        loss.update(*self.rewriting_loss(pairs))
-        self.log(f"{split}/loss", loss, on_epoch=True, prog_bar=True, batch_size=len(pairs))
+        self.count_loss(split, *(self.rewriting_loss(pairs) if pairs else (0.0, 0)))
         # First turns are complete as they are: they would only make the scores look better.
         later = [example for example in pairs if example.history]
         if split == "val":
             later = later[: max(0, self.scored_rewrites - len(self.samples))]
-        if not later:
-            return
         texts, golds = self.rewrite(later), [e.complete for e in later]
         cast(RewriteScores, self.scores[split]).update(
             texts, golds, [e.utterance for e in later], [e.schema for e in later]
@@ -405,7 +397,8 @@ class UtteranceRewriter(DialogueModule):
         ]
 
     def finish(self, split: str) -> None:
-        """Log the scores of the rewrites."""
+        """Log the loss and the scores of the rewrites."""
+        self.log_loss(split)
         scores = cast(RewriteScores, self.scores[split])
         if scores.update_called:
             # The metric has summed over the ranks; `sync_dist` averages equal values.

@@ -46,8 +46,7 @@ class Ranked:
     Args:
         sql: Its text.
         score: Its log-likelihood, in nats.
-        right: How many of a hundred answers this likely were right on validation data; None: not
-            measured.
+        right: Share of answers this likely that were right on validation data; None: not measured.
     """
 
     sql: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import cast
+from math import nan
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.text import BLEUScore
 from torchmetrics.utilities import dim_zero_cat
@@ -19,68 +19,37 @@ from text2sql.words import words_of
 
 
 class InteractionMatch(Metric):
-    """Share of turns that are right, and of interactions whose turns all are (arXiv 1906.02285)."""
+    """Exact and execution match: share of turns that are right, and of interactions (1906.02285).
+
+    Of an interaction all turns must be right. Those that were not executed count in exact match.
+    """
 
     full_state_update = False
     higher_is_better = True
-    interactions: list[Tensor]
-    verdicts: list[Tensor]
+    turns: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("interactions", default=[], dist_reduce_fx="cat")
-        self.add_state("verdicts", default=[], dist_reduce_fx="cat")
+        self.add_state("turns", default=[], dist_reduce_fx="cat")
 
-    def update(self, interactions: Sequence[int], verdicts: Sequence[bool]) -> None:
-        """Add turns: the number of each one's interaction, and whether it is right."""
-        self.interactions.append(torch.tensor(interactions, device=self.device))
-        self.verdicts.append(torch.tensor(verdicts, dtype=torch.float, device=self.device))
+    def update(self, verdicts: Sequence[Verdict]) -> None:
+        """Add turns; none too, because processes count together and one may have none."""
+        rows = [(v.interaction, v.exact, nan if v.execution is None else v.execution)
+                for v in verdicts]  # fmt: skip
+        self.turns.append(torch.tensor(rows, dtype=torch.float, device=self.device).view(-1, 3))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `turns` and `interactions`, in [0, 1]."""
-        right = dim_zero_cat(self.verdicts)
-        _, groups = dim_zero_cat(self.interactions).unique(return_inverse=True)
-        # Several processes may have got a turn twice, to be equally busy: a share stays what it is.
-        whole = torch.ones(int(groups.max()) + 1, device=right.device)
-        whole = whole.scatter_reduce(0, groups, right, "amin")
-        return {"turns": right.mean(), "interactions": whole.mean()}
-
-
-class Matches(nn.Module):
-    """Exact and execution match of several splits or readings, such as `val/raw`."""
-
-    def __init__(self, *names: str) -> None:
-        super().__init__()
-        self.metrics = nn.ModuleDict(
-            {f"{n} {kind}": InteractionMatch() for n in names for kind in ("exact", "execution")}
-        )
-
-    def add(self, name: str, verdicts: Sequence[Verdict]) -> None:
-        """Add verdicts under a name; those without execution to exact match only."""
-        for kind in ("exact", "execution"):
-            counted = [v for v in verdicts if getattr(v, kind) is not None]
-            if counted:
-                self._metric(name, kind).update(
-                    [v.interaction for v in counted], [bool(getattr(v, kind)) for v in counted]
-                )
-
-    def pop(self, name: str) -> dict[str, Tensor]:
-        """Return `NAME/exact`, `NAME/exact_interaction` and, if any ran, both of execution.
-
-        What was added is forgotten.
-        """
-        figures = {}
-        for kind in ("exact", "execution"):
-            metric = self._metric(name, kind)
-            if metric.update_called:
-                found = metric.compute()
-                figures[f"{name}/{kind}"] = found["turns"]
-                figures[f"{name}/{kind}_interaction"] = found["interactions"]
-                metric.reset()
-        return figures
-
-    def _metric(self, name: str, kind: str) -> InteractionMatch:
-        return cast(InteractionMatch, self.metrics[f"{name} {kind}"])
+        """Return `exact`, `exact_interaction`, and both of `execution`; those without turns not."""
+        shares: dict[str, Tensor] = {}
+        interactions, *verdicts = dim_zero_cat(self.turns).unbind(1)
+        for kind, right in zip(("exact", "execution"), verdicts, strict=True):
+            counted = ~right.isnan()
+            if counted.any():
+                _, groups = interactions[counted].unique(return_inverse=True)
+                whole = torch.ones(int(groups.max()) + 1, device=right.device)
+                whole = whole.scatter_reduce(0, groups, right[counted], "amin")
+                shares |= {kind: right[counted].mean(), f"{kind}_interaction": whole.mean()}
+        return shares
 
 
 # --- rewrites ------------------------------------------------------------------------------------
@@ -148,8 +117,10 @@ class RewriteScores(BLEUScore):
                 self.shares += torch.tensor(shares, device=self.device)
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """Return the scores by name; NaN-free: a set without rewrites scores 0."""
-        count = self.count.clamp_min(1)[0]
+        """Return the scores by name; nothing if there are no rewrites."""
+        count = self.count[0]
+        if count == 0:
+            return {}
         right, new, wanted = self.restored
         scores = {
             "bleu": super().compute(),

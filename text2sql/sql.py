@@ -467,13 +467,15 @@ def to_sql(query: Query, schema: Schema) -> str:
     """Write a query as SQL that SQLite runs and `parse` reads back.
 
     Several tables get the aliases T1, T2, ..., each number once in the whole text, because the
-    benchmarks' aliases hold everywhere. Names with other signs than letters, digits and `_` are
-    quoted; the benchmarks' language has no such names, so that `parse` does not read them.
+    benchmarks' aliases hold everywhere, and none that is a table's name. Names with other signs
+    than letters, digits and `_` are quoted; the benchmarks' language has no such names, so that
+    `parse` does not read them.
 
     Raises:
         SqlError: A column's table is in no FROM around it.
     """
-    return _Writer(query, schema, (), count(1)).text()
+    free = (n for n in count(1) if schema.find_table(f"T{n}") is None)
+    return _Writer(query, schema, (), free).text()
 
 
 # The tables of a FROM, each with its occurrence and what it is called there ("" without alias).

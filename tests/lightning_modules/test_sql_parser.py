@@ -166,6 +166,12 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> Non
         module(**options)
 
 
+def test_an_encoder_that_reads_too_little_is_refused(data: Concerts, tmp_path: Path) -> None:
+    made = module(architecture={"model_type": "bert", **SIZES, "max_position_embeddings": 64})
+    with pytest.raises(ValueError, match=r"reads 64 wordpieces.*at least 192"):
+        trainer(tmp_path, 1).fit(made, datamodule=data)
+
+
 def test_an_encoder_that_is_not_there_is_named() -> None:
     made = module(architecture=None, pretrained="package:no_such_package/model")
     with pytest.raises(ValueError, match=r"module\.pretrained.*no_such_package"):

@@ -202,14 +202,14 @@ def test_the_parser_chooses_rewrites_for_turns_that_have_none(
 
 
 def test_annotating_says_what_it_needs(
-    trained: tuple[Path, Path], data: Concerts, tmp_path: Path
+    trained: tuple[Path, Path], data: Concerts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = trained
     for settings, words in (({}, "json: task=annotate"), ({"json": "/nowhere/x"}, "no folder")):
         with pytest.raises(ValueError, match=words):
             restored(path).annotate(data, **settings)
-    data.turns = [e for e in data.turns if e.history]
-    with pytest.raises(ValueError, match=r"datamodule\.keep"):
+    monkeypatch.setattr(Concerts, "describe", lambda _: {"keep": "first"}, raising=False)
+    with pytest.raises(ValueError, match=r"datamodule\.keep=first"):
         restored(path).annotate(data, json=str(tmp_path / "x.json"))
     assert not list(tmp_path.glob("*x.json*"))
 
@@ -295,6 +295,7 @@ def test_the_parsers_verdict_is_a_match_or_a_result(
     assert mixed[0] == pytest.approx(likely[0])
     assert mixed[1] in {0.0, 1.0}
     assert module.verify([replace(nothing[0], database=None)], golds[:1]) == [0.0]
+    assert module.verify([replace(nothing[0], schema=None, database=None)], golds[:1]) == [0.0]
 
 
 def test_recursive_rewriting_reads_the_rewrite_before(
@@ -311,7 +312,9 @@ def test_recursive_rewriting_reads_the_rewrite_before(
 
     monkeypatch.setattr(module.rewriter, "rewrite", watched)
     written = module.rewrite(data.turns[:3])
-    assert seen == [(), (written[0],), (written[1],)]
+    assert seen[-3:] == [(), (written[0],), (written[1],)]
+    # Whichever turns come together, as on several devices or where some turns have no SQL.
+    assert module.rewrite([data.turns[2], data.turns[0]]) == [written[2], written[0]]
 
 
 def test_a_conversation_shows_question_sql_and_result(
@@ -358,6 +361,8 @@ def test_what_a_conversation_needs_is_named(trained: tuple[Path, Path], tmp_path
 def test_parts_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"parser_from"):
         TextToSql().configure_model()
+    with pytest.raises(ValueError, match=r"module\.parser: reads history=4 utterances"):
+        pipeline(parser=parser(history=4)).configure_model()
     (tmp_path / "other.ckpt").write_bytes(b"")
     torch.save({"hyper_parameters": {"no": 1}, "state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"module\.rewriter_from=.*UtteranceRewriter"):

@@ -267,6 +267,8 @@ def test_what_cannot_run_is_refused_in_words(options: dict[str, Any], words: str
          ["Show the ages of singers.", "Show the names of singers."], 1),
         # People leave names out as well, where the turn needs what was before.
         ("Show the singers.", "What is the age of these?", ["How old are the singers?"], 0),
+        # No text at all is none.
+        ("Show the singers.", "And the others?", ["", "Show the other singers."], 1),
         # Nothing is lost: the first one.
         ("Show the singers.", "Only those from Peru.",
          ["Show the singers from Peru.", "Show singers from Peru."], 0),

@@ -210,6 +210,10 @@ CONDITIONS: list[tuple[list[str], str | None]] = [
     (["experiment=sat_sft", "datamodule.messages_column=m", "datamodule.answer_column=a"], "null"),
     (["experiment=dlch", "callbacks.checkpoint.mode=max"], "monitor=None; that must be set"),
     (["experiment=sat_cpt", "datamodule.tokenizer.sample_chars=9"], "that must be null"),
+    (
+        ["experiment=delta_sparc", "datamodule.root=.", "+datamodule.dialogues=20"],
+        "datamodule.source=files; that must be generated",
+    ),
 ]
 
 

@@ -1,13 +1,19 @@
-"""Scores of rewrites: those of the field's tools, or of brute force."""
+"""Match and scores of rewrites: those of the field's tools, or of brute force."""
 
+from datetime import timedelta
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.text import BLEUScore
 
-from text2sql.metrics import RewriteScores, longest_common
+from tests.forked import Child
+from text2sql.evaluation import Verdict
+from text2sql.metrics import InteractionMatch, RewriteScores, longest_common
 from text2sql.schema import Schema
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=6)
@@ -18,6 +24,47 @@ def scored(*rows: tuple[str, str, str], schema: Schema | None = None) -> dict[st
     for text, gold, utterance in rows:
         metric.update([text], [gold], [utterance], [schema])
     return {name: float(value) for name, value in metric.compute().items()}
+
+
+def verdict(interaction: int, exact: bool, execution: bool | None = None) -> Verdict:
+    return Verdict(
+        interaction, 0, "x", "easy", exact, execution, True, {}, "", "", 0, "", "gold", "sql"
+    )
+
+
+def floats(found: dict[str, Any]) -> dict[str, float]:
+    return {name: float(share) for name, share in found.items()}
+
+
+def test_an_interaction_is_right_if_all_its_turns_are() -> None:
+    match = InteractionMatch()
+    match.update([verdict(3, True), verdict(3, False, True), verdict(0, True, True)])
+    match.update([verdict(0, True, False)])
+    assert floats(match.compute()) == {
+        "exact": 0.75, "exact_interaction": 0.5,
+        "execution": pytest.approx(2 / 3), "execution_interaction": 0.5,
+    }  # fmt: skip
+    match.reset()
+    match.update([])
+    assert match.compute() == {}
+
+
+def test_a_process_without_turns_counts_with_the_others(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        store = f"file://{tmp_path}/store"
+        dist.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=20)
+        )
+        match, scores = InteractionMatch(), RewriteScores()
+        match.update([verdict(7, True), verdict(8, False)] if rank else [])
+        rows = [["how old"], ["how old"], ["old"], [None]] if rank else [[], [], [], []]
+        scores.update(*rows)
+        assert floats(match.compute()) == {"exact": 0.5, "exact_interaction": 0.5}
+        assert float(scores.compute()["exact"]) == 1.0
+
+    children = [Child(lambda rank=rank: work(rank)) for rank in range(2)]
+    ended = [child.wait(60) for child in children]
+    assert [each.code for each in ended] == [0, 0], ended
 
 
 @settings(deadline=None)
@@ -71,3 +118,11 @@ def test_batches_add_up_and_reset_forgets() -> None:
     metric.reset()
     metric.update(["x y"], ["x y"], ["x"], [None])
     assert float(metric.compute()["exact"]) == 1.0
+
+
+def test_a_set_without_rewrites_has_no_scores() -> None:
+    metric = RewriteScores()
+    metric.update([], [], [], [])
+    assert metric.compute() == {}
+    empty = scored(("", "a", ""), ("a", "a", "a"))
+    assert empty == {"bleu": 0.0, "rouge_l": 0.5, "exact": 0.5, "restored_f1": 0.0}
