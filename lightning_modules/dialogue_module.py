@@ -101,7 +101,8 @@ class DialogueModule(CountedLoss, ABC):
     def log_match(self, name: str) -> None:
         """Log question and interaction match, exact and by execution, of what was counted."""
         match = cast(InteractionMatch, self.matches[name])
-        for kind, share in match.compute().items() if match.update_called else ():
+        shares = match.compute() if match.update_called else {}
+        for kind, share in shares.items():
             self.log(f"{name}/{kind}", share, sync_dist=True, prog_bar=kind == "exact")
         match.reset()
 

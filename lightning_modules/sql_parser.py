@@ -56,8 +56,8 @@ class SqlParser(DialogueModule):
             grows with the square. null: none.
         read: What is read of a turn: `rewrite`, the self-contained question where there is one;
             `utterance`, its words as they are.
-        history: How many utterances before it are read too, newest first: above 0 this is the
-            end-to-end baseline.
+        history: How many utterances before an `utterance` are read too, newest first: above 0 this
+            is the end-to-end baseline.
         beam: Derivations kept at every step of decoding.
         init: A checkpoint of this module, whose network to begin with.
         optimizer: `lr` (of all but the encoder), `betas`, `eps`, `weight_decay` of AdamW.
@@ -126,6 +126,11 @@ class SqlParser(DialogueModule):
             raise ValueError("module: give pretrained or architecture (from scratch), and one only")
         if width % heads:
             raise ValueError(f"module.width={width}: must be a multiple of heads={heads}")
+        if history and read == "rewrite":
+            raise ValueError(
+                f"module.history={history}: a rewrite stands alone; reading the turns before needs "
+                "module.read=utterance"
+            )
         self.pretrained, self.architecture = pretrained, architecture
         self.vocab_size = vocab_size
         self.sizes: dict[str, Any] = {

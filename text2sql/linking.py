@@ -343,14 +343,14 @@ def _quoted(
     An apostrophe inside of a word is none of them here.
     """
     opened: int | None = None
-    for index, word in enumerate(words):
-        if word not in _QUOTES:
+    for index, (word, (start, end)) in enumerate(zip(words, spans, strict=True)):
+        in_word = question[start - 1 : start].isalnum() and question[end : end + 1].isalnum()
+        if word not in _QUOTES or in_word:
             continue
         if opened is not None and 0 < index - opened - 1 <= 12:
-            text = question[spans[opened][1] : spans[index][0]].strip()
-            yield text, opened + 1, index - 1
+            yield question[spans[opened][1] : start].strip(), opened + 1, index - 1
             opened = None
-        elif not (word == "'" and index + 1 < len(words) and words[index + 1] in ("s", "t", "re")):
+        else:
             opened = index
 
 

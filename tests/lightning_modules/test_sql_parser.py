@@ -159,6 +159,7 @@ def test_large_schemas_are_left_out_of_training_and_counted(data: Concerts, tmp_
         ({"pretrained": "bert", "architecture": {}}, "one only"),
         ({"architecture": None}, "give pretrained or architecture"),
         ({"width": 30, "heads": 4}, r"module\.width=30"),
+        ({"history": 4}, r"module\.history=4: .*read=utterance"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> None:

@@ -362,7 +362,7 @@ def test_parts_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"parser_from"):
         TextToSql().configure_model()
     with pytest.raises(ValueError, match=r"module\.parser: reads history=4 utterances"):
-        pipeline(parser=parser(history=4)).configure_model()
+        pipeline(parser=parser(history=4, read="utterance")).configure_model()
     (tmp_path / "other.ckpt").write_bytes(b"")
     torch.save({"hyper_parameters": {"no": 1}, "state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"module\.rewriter_from=.*UtteranceRewriter"):

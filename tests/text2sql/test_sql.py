@@ -152,6 +152,17 @@ def test_self_joins_keep_their_sides(concerts: Schema) -> None:
     assert to_sql(query, concerts) == text
 
 
+def test_no_alias_is_a_tables_name(tmp_path: Path) -> None:
+    ddl = "CREATE TABLE t1 (a INT); CREATE TABLE T3 (b INT); INSERT INTO t1 VALUES (5)"
+    file = make(tmp_path / "t.sqlite", f"{ddl}; INSERT INTO T3 VALUES (5)")
+    schema = Schema.from_sqlite(file)
+    text = to_sql(parse("SELECT b FROM t1 JOIN T3 ON a = b", schema), schema)
+    assert text == "SELECT T4.b FROM t1 AS T2 JOIN T3 AS T4 ON T2.a = T4.b"
+    assert to_sql(parse(text, schema), schema) == text
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute(text).fetchall() == [(5,)]
+
+
 def test_names_that_need_quotes_get_them(tmp_path: Path) -> None:
     ddl = 'CREATE TABLE "order" ("a b" INT, "group" TEXT)'
     schema = Schema.from_sqlite(make(tmp_path / "odd.sqlite", ddl))
