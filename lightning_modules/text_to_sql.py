@@ -407,10 +407,10 @@ class TextToSql(DialogueModule):
         self.eval()
         datamodule.prepare_data()
         datamodule.setup("fit")
-        keep = getattr(datamodule, "describe", dict)().get("keep", "all")
-        if keep != "all":
+        said: dict[str, Any] = getattr(datamodule, "describe", dict)()
+        if (keep := said.get("keep", "all")) != "all":
             raise ValueError(
-                f"datamodule.keep={keep}: task=annotate writes whole dialogues; give all"
+                f"datamodule.keep={keep}: task=annotate writes whole dialogues, of all"
             )
         dialogues = whole_dialogues(datamodule.examples("train"))
         bare = bare_turns(dialogues)
