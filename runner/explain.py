@@ -22,6 +22,7 @@ from runner.task_keys import readers, with_task_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+HOME = Path.home().as_posix()
 
 
 # Keys of a sweep's launcher and sweeper that are written short, with what reads them.
@@ -46,9 +47,11 @@ def with_new_keys(arguments: list[str]) -> list[str]:
     """Let tasks, values in braces and a run's module bring keys, for which Hydra wants a `++`.
 
     So do `key={name: value}`, and `module.key=value` beside a `ckpt_path` that says which module it
-    is. Keys of SHORT are written in full. What nothing reads is refused by `runner.validate`.
+    is. Keys of SHORT are written in full, and so is the home folder in `key=~/file`, which few
+    shells do. What nothing reads is refused by `runner.validate`.
     """
     arguments = with_task_keys(arguments)
+    arguments = [re.sub(r"^([+\w./@-]+=)~(?=/)", rf"\g<1>{HOME}", each) for each in arguments]
     for short, (full, _) in SHORT.items():
         arguments = [re.sub(rf"^{short}=", f"{full}=", each) for each in arguments]
     named = {each.partition("=")[0] for each in arguments}
@@ -83,7 +86,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return f"{override}: not of the form key=value. {_meant(override) or message}"
     if match := re.match(r"Ambiguous value for argument '(.*?)'\n1\. ", message, re.DOTALL):
         ways = "A list is [a,b]; several runs, one a value, are run with -m."
-        return f"{match[1]}: several values. {ways} {_meant(match[1])}"
+        given = match[1].removeprefix("++")  # put there by `with_new_keys`
+        return f"{given}: several values. {ways} {_meant(given)}"
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", message):
         return f"{match[1]}: is there already. To change it, leave out the +: {match[1]}=..."
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
@@ -117,7 +121,8 @@ def _meant(override: str) -> str:
     """Say what an argument may have meant: an experiment's name, or a value that is text."""
     key, sign, value = override.partition("=")
     if not sign:
-        return close(override, experiments(), "experiment=").strip()
+        meant = close(override, experiments(), "experiment=").strip()
+        return meant or f"A setting has a value, without spaces around the =: {override}=VALUE"
     word = quoted(key, value) if re.fullmatch(r"[+~]*[\w./@-]+", key) else None
     return f"As text, in a shell: {word}" if word else ""
 
@@ -171,7 +176,7 @@ def _nearest_key(key: str, base: dict[str, Any]) -> str:
             return nearest(name, known, prefix)
     every = list(_flat(base))
     tails = [k for k in every if k.rpartition(".")[2] == name]
-    return f" Did you mean {tails[0]}?" if tails else nearest(key, every)
+    return f" Did you mean {tails[0]}?" if tails else close(key, every) or nearest(name, base)
 
 
 def _flat(node: Any, key: str = "") -> Iterator[str]:

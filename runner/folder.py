@@ -221,7 +221,7 @@ def fault_of(path: Path) -> str | None:
             if archive.testzip() is not None:
                 return "is damaged"
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
-        return "is damaged"
+        return "is damaged, or no checkpoint"
     import torch  # slow, and needed only where there is a checkpoint
 
     try:

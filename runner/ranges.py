@@ -46,7 +46,7 @@ class Trainer(TypedDict, total=False):
 
     checkpoint_every: Whole
     precision: Precision | None
-    devices: Annotated[int, Ge(-1)] | str | list[Annotated[int, Ge(0)]]
+    devices: Literal[-1] | Whole | str | list[Annotated[int, Ge(0)]]
     num_nodes: Whole
     max_steps: Annotated[int, Ge(-1)]
     min_steps: Annotated[int, Ge(0)] | None

@@ -27,8 +27,8 @@ class CheckJobs(Callback):
     """Gives a sweep its id, and checks every job before the first one starts."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a launcher or sweeper where there is no sweep."""
-        for name in ("launcher", "sweeper"):
+        """Refuse a sweeper or launcher where there is no sweep."""
+        for name in ("sweeper", "launcher"):  # a search brings its launcher
             if str(config.hydra[name]._target_).startswith(OUR_PLUGINS):
                 chosen = config.hydra.runtime.choices[f"hydra/{name}"]
                 raise Refusal(
@@ -115,4 +115,4 @@ def _of_job(job: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"Job {' '.join(job)}:\n{error}") from error
+        raise ConfigError(f"Job {' '.join(job)}:\n{error}" if job else str(error)) from error

@@ -17,7 +17,6 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,16 +193,14 @@ def _described(function: str) -> dict[str, str]:
 def problems(settings: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with top-level keys that are no key of conf/config.yaml.
 
-    Those that the task reads are bound to its arguments; those in the module's `shortcuts` to the
-    module's argument of that name, which an experiment sets by them.
+    Those that the task reads are bound to its arguments. By those in the module's `shortcuts` an
+    experiment sets the module's arguments of these names.
     """
     task, module = settings["task"], settings["module"]
     top = signatures.fields_of(TOP_LEVEL)
     wanted = {n: p for n, p in arguments(task, module).items() if n not in top}
-    taken = signatures.signature(module["_target_"]) if module else None
-    if taken is not None:
-        for name in signatures.promise(module, "shortcuts") or ():
-            wanted[name] = replace(taken.parameters[name], required=False)
+    for name in signatures.promise(module, "shortcuts") or ():  # checked as the module's
+        wanted[name] = signatures.Parameter(required=False)
     further = {name: value for name, value in settings.items() if name not in (*top, *GROUPS)}
     if task not in (*TASKS, *FREE_TASKS, *own_tasks(module)):
         return []  # what it would read is unknown

@@ -269,6 +269,11 @@ def _task(settings: dict[str, Any]) -> list[str]:
     own = own_tasks(settings["module"])
     known = (*TASKS, *FREE_TASKS, *own)
     if task not in known:
+        if of := [name for name in task_keys.modules() if task in own_tasks({"_target_": name})]:
+            chosen = " or ".join(f"module={name.split('.')[1]}" for name in of)
+            return [
+                f"task={task}: {chosen} does it. Name a run of it, ckpt_path=PATH, or choose it"
+            ]
         return [f"task={task}: no such task.{nearest(task, known, 'task=')}"]
     if task == "train" and checkpoint is not None:
         return [

@@ -79,13 +79,26 @@ CASES = {
     ),
     "interpolation": (["module.width=${nothing}"], "module.width: Interpolation key 'nothing'"),
     "method": (["callbacks.tiny.rate=7"], "callbacks.tiny.rate=7 must be in (0, 1]"),
+    "task-of-a-module": (
+        ["experiment=base_llama", "task=chat"],
+        "task=chat: module=text_to_sql does it. Name a run of it, ckpt_path=PATH, or choose it",
+    ),
+    "no-datamodule": (
+        ["module=gpt2", "name=a"],
+        "n_positions: it follows the datamodule, and none is chosen. Choose one: datamodule=NAME",
+    ),
+    "no-sign": (["trainer.max_steps", "3"], "key=value. A setting has a value, without spaces"),
+    "key-of-nothing": (["xyz=1"], "xyz: no such key. There are: callbacks, ckpt_path, datamodule"),
+    "devices": (["trainer.devices=0"], "trainer.devices=0 must be one of -1 or int of at least 1"),
+    "commas-of-a-task": (["task=greet", "query=a, b"], """As text, in a shell: "query='a, b'\""""),
     "checkpoint": (["task=test"], "task=test needs ckpt_path=PATH"),
     "resume": (["resume=nowhere"], "resume=nowhere: must be never, auto"),
     "resume-of-a-test": (
         ["task=test", "ckpt_path=/", "resume=auto"],
         "resume=auto: task=test does not read it. What it looks at: ckpt_path=PATH",
     ),
-    "output-at-home": (["paths.output_dir=~/x"], "write it out: paths.output_dir=/"),
+    "output-at-home": (["paths.output_dir='~/x'"], "write it out: paths.output_dir=/"),
+    "home": (["resume=~/no-run"], f"resume={Path.home()}/no-run: must be never, auto"),
     "ddp": (
         ["trainer.strategy=ddp", "trainer.devices=2"],
         "trainer.strategy=ddp with callbacks.tiny: the method leaves parameters without a gradient",
@@ -170,7 +183,10 @@ CASES = {
 
 
 # One of each kind, and what is no setting: these go through run.py as a whole.
-WHOLE = {"key", "type", "experiment", "interpolation", "null-group", "syntax", "commas", "heads"}
+WHOLE = {
+    *("key", "type", "experiment", "interpolation", "null-group", "syntax", "heads"),
+    *("commas", "commas-of-a-task"),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -201,10 +217,11 @@ def test_a_launcher_without_a_sweep_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FRUGAL_OUTPUTS", str(tmp_path / "outputs"))
-    assert command("hydra/launcher=pool", "experiment=tiny") == 2
-    said = capfd.readouterr()
-    assert "hydra/launcher=pool: for several jobs, which -m asks for" in said.err
-    assert said.out == ""
+    for choice in ("hydra/launcher=pool", "hydra/sweeper=search"):
+        assert command(choice, "experiment=tiny") == 2
+        said = capfd.readouterr()
+        assert f"{choice}: for several jobs, which -m asks for" in said.err
+        assert said.out == ""
 
 
 @pytest.mark.parametrize(
