@@ -164,9 +164,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         ) from error
     except OmegaConfBaseException as error:
         message = str(error.msg if hasattr(error, "msg") else error).splitlines()[0]
-        group = re.match(r"Interpolation key '(\w+)\.", message)
-        if group and group[1] in copy and copy[group[1]] is None:
-            message = f"it follows the {group[1]}, and none is chosen. Choose one: {group[1]}=NAME"
+        followed = re.match(r"Interpolation key '(module|datamodule)\.", message)
+        if followed and copy.get(followed[1]) is None:
+            message = f"it follows the {followed[1]}; choose one: {followed[1]}=NAME"
         raise ConfigError(f"{error.full_key}: {message}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

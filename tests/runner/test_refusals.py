@@ -85,7 +85,7 @@ CASES = {
     ),
     "no-datamodule": (
         ["module=gpt2", "name=a"],
-        "n_positions: it follows the datamodule, and none is chosen. Choose one: datamodule=NAME",
+        "n_positions: it follows the datamodule; choose one: datamodule=NAME",
     ),
     "no-sign": (["trainer.max_steps", "3"], "key=value. A setting has a value, without spaces"),
     "key-of-nothing": (["xyz=1"], "xyz: no such key. There are: callbacks, ckpt_path, datamodule"),
