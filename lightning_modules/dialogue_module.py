@@ -4,13 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import MeanMetric
 
 from lightning_modules.counted_loss import CountedLoss
 from text2sql.dialogue import DialogueData, Example, by_database
 from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
-from text2sql.evaluation import Verdict
 from text2sql.metrics import InteractionMatch
 
 
@@ -28,8 +27,9 @@ class DialogueModule(CountedLoss, ABC):
     def __init__(self, *judged: str) -> None:
         """Make the metrics: of `judged` match is counted, such as `val/raw`."""
         super().__init__()
-        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
-        self.matches = nn.ModuleDict({name: InteractionMatch() for name in judged})
+        # Every batch is counted, also one with nothing to count: all processes log together.
+        self.losses: Any = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.matches: Any = nn.ModuleDict({name: InteractionMatch() for name in judged})
 
     @property
     def datamodule(self) -> DialogueData:
@@ -80,27 +80,16 @@ class DialogueModule(CountedLoss, ABC):
     def forget(self) -> None:
         """Drop what the last validation or test has written and judged."""
 
-    def count_loss(self, split: str, mean: Tensor | float, count: Tensor | int) -> None:
-        """Take a batch's mean loss into that of a validation or test; of nothing with a count of 0.
-
-        All processes count together, though one of them may have nothing to count.
-        """
-        cast(MeanMetric, self.losses[split]).update(mean, count)
-
     def log_loss(self, split: str) -> None:
-        """Log the mean of what was counted, if anything was."""
-        loss = cast(MeanMetric, self.losses[split])
+        """Log the mean loss of a validation or test, if anything was counted."""
+        loss = self.losses[split]
         if loss.update_called and (mean := loss.compute()).isfinite():
             self.log(f"{split}/loss", mean, sync_dist=True, prog_bar=True)
         loss.reset()
 
-    def count_match(self, name: str, verdicts: Sequence[Verdict]) -> None:
-        """Take a batch's verdicts into the match of that name, as `count_loss` does."""
-        cast(InteractionMatch, self.matches[name]).update(verdicts)
-
     def log_match(self, name: str) -> None:
         """Log question and interaction match, exact and by execution, of what was counted."""
-        match = cast(InteractionMatch, self.matches[name])
+        match = self.matches[name]
         shares = match.compute() if match.update_called else {}
         for kind, share in shares.items():
             self.log(f"{name}/{kind}", share, sync_dist=True, prog_bar=kind == "exact")

@@ -281,14 +281,14 @@ class SqlParser(DialogueModule):
     def evaluate_batch(self, split: str, batch: Sequence[Example]) -> None:
         """Parse and judge a batch."""
         known = [f for f in map(self._of, batch) if f is not None]
-        self.count_loss(split, *self.likelihood_loss(known))
+        self.losses[split].update(*self.likelihood_loss(known))
         asked = [e for e in batch if e.is_judged]
         # Features with a gold derivation serve as well: parsing does not look at it.
         features = [self._of(e) or self.reader.featuriser(*self._asked(e)) for e in asked]
         ranked = self.reader.ranked(features, self.beam)
         verdicts = [self.judge(e, sql) for e, ((sql, _), *_) in zip(asked, ranked, strict=True)]
         self.judged += [(r[0][1], v.exact) for r, v in zip(ranked, verdicts, strict=True)]
-        self.count_match(split, verdicts)
+        self.matches[split].update(verdicts)
         self.samples += [
             {"history": list(e.history), "utterance": e.utterance, "question": self.question(e),
              "sql": v.prediction, "gold": v.gold, "database": v.db_id, "turn": v.turn,

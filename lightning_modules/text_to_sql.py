@@ -306,7 +306,7 @@ class TextToSql(DialogueModule):
             if reading == "rewritten":
                 scores = [best[pair][1] for pair in pairs]
                 self.judged += [(s, v.exact) for s, v in zip(scores, judged, strict=True)]
-            self.count_match(f"{split}/{reading}", judged)
+            self.matches[f"{split}/{reading}"].update(judged)
             self.verdicts.setdefault(reading, []).extend(judged)
             found[reading] = dict(zip([e for e, _ in pairs], judged, strict=True))
         for example, question in questions["rewritten"]:

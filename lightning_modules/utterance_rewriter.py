@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ class UtteranceRewriter(DialogueModule):
         self.schema_words: bool = self.network_settings["schema_words"]
         self.simplifier: Rewriter | None = None
         self.has_simplifier = simplifier or mode == "dual"
-        self.scores = nn.ModuleDict({split: RewriteScores() for split in ("val", "test")})
+        self.scores: Any = nn.ModuleDict({split: RewriteScores() for split in ("val", "test")})
         self.samples: list[dict[str, Any]] = []
         """Rows of the running validation or test: what was written for each turn."""
         self.verify: Verify | None = None
@@ -286,6 +286,11 @@ class UtteranceRewriter(DialogueModule):
         if self.mode == "supervised":
             return
         weights, values = self.reward_weights, self.dual_settings["values"]
+        if weights.parser and self.verify is None and self.trainer.is_global_zero:
+            print(
+                "module.dual.parser and verdict have no effect: no parser gives its verdict here. "
+                "One does in experiment=delta_dual"
+            )
         trigrams = TrigramModel(complete_questions(known)) if weights.fluency else None
         share = natural_share(known, values) if weights.database else 1.0
         self._rewards = Rewards(weights, share, trigrams, self.verify, values)
@@ -375,13 +380,13 @@ class UtteranceRewriter(DialogueModule):
     def evaluate_batch(self, split: str, batch: Batch) -> None:
         """Add a batch to the loss, and its rewrites to the scores: in validation the first ones."""
         pairs = [example for example in batch if example.rewrite]
-        self.count_loss(split, *(self.rewriting_loss(pairs) if pairs else (0.0, 0)))
+        self.losses[split].update(*(self.rewriting_loss(pairs) if pairs else (0.0, 0)))
         # First turns are complete as they are: they would only make the scores look better.
         later = [example for example in pairs if example.history]
         if split == "val":
             later = later[: max(0, self.scored_rewrites - len(self.samples))]
         texts, golds = self.rewrite(later), [e.complete for e in later]
-        cast(RewriteScores, self.scores[split]).update(
+        self.scores[split].update(
             texts, golds, [e.utterance for e in later], [e.schema for e in later]
         )
         self.samples += [
@@ -399,7 +404,7 @@ class UtteranceRewriter(DialogueModule):
     def finish(self, split: str) -> None:
         """Log the loss and the scores of the rewrites."""
         self.log_loss(split)
-        scores = cast(RewriteScores, self.scores[split])
+        scores = self.scores[split]
         if scores.update_called:
             # The metric has summed over the ranks; `sync_dist` averages equal values.
             named = {f"{split}/{name}": value for name, value in scores.compute().items()}
