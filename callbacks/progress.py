@@ -34,7 +34,7 @@ class Progress(ProgressBar):
         self._enabled = True
         self._bar: RichProgress | None = None
         self._step = 0
-        self._tokens = 0
+        self._tokens: int | torch.Tensor = 0
         self._seconds = 0.0  # of training since the last row, up to `_started`
         self._started: float | None = None  # when the clock was started, None while it stands
         self._rate: float | None = None
@@ -84,7 +84,8 @@ class Progress(ProgressBar):
         """Count tokens; show and log when an optimizer step at which a row is due completed."""
         ids = batch.get("input_ids") if isinstance(batch, dict) else None
         if isinstance(ids, torch.Tensor):
-            self._tokens += ids.numel() * trainer.world_size
+            mask = batch.get("attention_mask")  # padding is no text
+            self._tokens += (ids.numel() if mask is None else mask.sum()) * trainer.world_size
         step = trainer.global_step
         if step == self._step:
             return
@@ -92,7 +93,7 @@ class Progress(ProgressBar):
         due = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due and self._tokens:
             seconds = self._seconds + self._running()
-            self._rate = self._tokens / seconds
+            self._rate = float(self._tokens) / seconds
             pl_module.log("perf/tokens_per_second", self._rate, batch_size=1)
         if self._enabled:
             self._show(trainer, due or step == trainer.max_steps)

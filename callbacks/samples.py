@@ -54,7 +54,8 @@ class GenerationSamples(_SamplesFile):
 
     Greedy, so that nothing random is drawn. Prompt, answer and reference go to `samples.jsonl` in
     the run folder and as a table to loggers that have tables (W&B). A prompt of which the model's
-    context has no room for an answer loses its beginning, which is said. With an answer pattern the
+    context has no room for an answer loses its beginning, which is said. Of several processes each
+    answers a part, and the first one's are written. With an answer pattern the
     share of right answers is logged as `val/exact_match` or `test/exact_match`: GSM8K's metric,
     where the pattern's last match in both texts must be equal, thousands separators apart. It is a
     metric of data whose answers all end so: of other data it is not logged, and that is said once.

@@ -112,6 +112,7 @@ class InstructionDataModule(LanguageModelingDataModule):
     check: ClassVar[str] = "datamodules.conversations:check"
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {
         "count": ("source", ("arithmetic",)),
+        "streaming": ("source", ("hub",)),
         "prompt_column": ("messages_column", False),
         "answer_column": ("messages_column", False),
         "val_fraction": ("val_files", False),

@@ -151,6 +151,8 @@ class LanguageModelingDataModule(OrderedDataModule):
     fits: ClassVar[str] = "datamodules.vocabulary:fits"
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {
         "val_fraction": ("val_files", False),
+        "text_column": ("source", ("jsonl", "parquet")),
+        "streaming": ("source", ("hub",)),
         "tokenizer.sample_chars": ("tokenizer.pretrained", False),
     }
 

@@ -207,6 +207,7 @@ CONDITIONS: list[tuple[list[str], str | None]] = [
         "importance=uniform; that must be magnitude or",
     ),
     (["experiment=est_gpt2", "callbacks.est.shared_indices=true"], "that must be random"),
+    (["experiment=est_gpt2", "+datamodule.streaming=false"], "source=docstrings; that must be hub"),
     (["experiment=sat_sft", "datamodule.messages_column=m", "datamodule.answer_column=a"], "null"),
     (["experiment=dlch", "callbacks.checkpoint.mode=max"], "monitor=None; that must be set"),
     (["experiment=sat_cpt", "datamodule.tokenizer.sample_chars=9"], "that must be null"),
