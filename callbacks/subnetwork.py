@@ -278,7 +278,6 @@ class SubnetworkTraining(Callback):
         return {
             "settings": self.settings,
             "seed": self.seed,
-            "step": self._step,
             "spent": None if self._spent is None else self._spent.to_dict(),
         }
 

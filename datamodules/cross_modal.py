@@ -110,12 +110,12 @@ class Pairs(Dataset[Batch]):
 
     def __getitem__(self, indices: Rows) -> Batch:
         """Return some pairs: `rows` (numbers within this part), `image`, `text` and `labels`."""
-        rows = self.rows[indices]
+        rows, numbers = self.rows[indices], torch.from_numpy(np.asarray(indices, dtype=np.int64))
         return {
-            "rows": torch.from_numpy(np.asarray(indices, dtype=np.int64)),
+            "rows": numbers,
             "image": torch.from_numpy(self.standardised("image", self.items.image[rows])),
             "text": torch.from_numpy(self.standardised("text", self.items.text[rows])),
-            "labels": self.labels[torch.from_numpy(np.asarray(indices, dtype=np.int64))],
+            "labels": self.labels[numbers],
         }
 
     def standardised(self, part: str, values: NDArray[Any]) -> NDArray[Any]:
