@@ -23,11 +23,11 @@ from lightning_modules.optimization import (
 from lightning_modules.sql_parser import SqlParser
 from lightning_modules.utterance_rewriter import UtteranceRewriter
 from terminal import literal
-from text2sql.conversation import Conversation, Ranked, Reader
+from text2sql.conversation import Conversation, Reader
 from text2sql.dialogue import Example
 from text2sql.evaluation import Judge, Verdict
 from text2sql.execute import Limits
-from text2sql.parsing import ParserVerdict
+from text2sql.parsing import ParserVerdict, Scored
 from text2sql.reports import notes, sample_row, score_files, show_readings, show_scores
 from text2sql.rewrites import (
     TOGETHER,
@@ -356,25 +356,22 @@ class TextToSql(DialogueModule):
         return {"turns": float(conversation.turns), "seconds_per_turn": conversation.slowest}
 
     def _reader(self) -> Reader:
-        def rewrite(example: Example) -> str:
-            return self.rewrite([example])[0]
-
-        def rank(question: str, schema: Schema, path: Path, count: int) -> list[Ranked]:
+        def rank(question: str, schema: Schema, path: Path, count: int) -> list[Scored]:
             parser = self._parser
             features = parser.reader.featuriser(question, schema, path)
-            (ranked,) = parser.reader.ranked([features], parser.beam if count == 1 else count)
-            sure = parser.confidence
-            return [
-                Ranked(sql, score, None if sure is None else sure(score))
-                for sql, score in ranked[:count]
-            ]
+            beam = parser.beam if count == 1 else count
+            return parser.reader.ranked([features], beam)[0][:count]
 
         def read(example: Example) -> tuple[str, ...]:
             if self.rewriter is None:
                 return ()
             return self.rewriter.turns_read(self._as_read([example])[0])
 
-        return Reader(rewrite, rank, read)
+        def right(score: float) -> float | None:
+            sure = self._parser.confidence
+            return None if sure is None else sure(score)
+
+        return Reader(lambda example: self.rewrite([example])[0], rank, read, right)
 
     # --- task=annotate
 

@@ -39,34 +39,22 @@ COMMANDS = {
 _LEAVE = "Ctrl-C once more, :quit or Ctrl-D leaves; :help lists the commands."
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A query that a parser proposes.
-
-    Args:
-        sql: Its text.
-        score: Its log-likelihood, in nats.
-        right: Share of answers this likely that were right on validation data; None: not measured.
-    """
-
-    sql: str
-    score: float
-    right: float | None = None
-
-
 @dataclass(frozen=True)
 class Reader:
     """The models of a conversation.
 
     Args:
         rewrite: Makes a turn into a question that needs no turns before it.
-        rank: Parses such a question: question, schema, SQLite file, and how many queries.
+        rank: Parses such a question: question, schema, SQLite file, and how many queries; each
+            comes with its log-likelihood in nats.
         read: The turns before one that its rewriting reads, oldest first.
+        right: Share of answers this likely that were right on validation data; None: not measured.
     """
 
     rewrite: Callable[[Example], str]
-    rank: Callable[[str, Schema, Path, int], Sequence[Ranked]]
+    rank: Callable[[str, Schema, Path, int], Sequence[tuple[str, float]]]
     read: Callable[[Example], Sequence[str]]
+    right: Callable[[float], float | None]
 
 
 class Conversation:
@@ -150,20 +138,21 @@ class Conversation:
         history = tuple(example.utterance for example, _ in self.answers)
         example = Example(0, len(history), history, line, None, None, self.schema, self.path)
         question = self.reader.rewrite(example)
-        best = self.reader.rank(question, self.schema, self.path, 1)[0]
+        sql, score = self.reader.rank(question, self.schema, self.path, 1)[0]
         self.answers.append((example, question))
         self._print(f"question  {question}")
         self._apart(question)
-        self._print(sqlparse.format(best.sql, reindent=True))
-        if best.right is not None and best.right < 0.5:
+        self._print(sqlparse.format(sql, reindent=True))
+        right = self.reader.right(score)
+        if right is not None and right < 0.5:
             self._print(
                 Text(
-                    f"Unsure: of answers this likely, {100 * best.right:.0f} in 100 were right on "
+                    f"Unsure: of answers this likely, {100 * right:.0f} in 100 were right on "
                     "validation data. :why shows what came next.",
                     "yellow",
                 )
             )
-        self._show(best.sql)
+        self._show(sql)
         seconds = time.perf_counter() - start
         self._print(Text(f"{seconds:.2f} s", "dim"))
         self.slowest, self.turns = max(self.slowest, seconds), self.turns + 1
@@ -269,8 +258,8 @@ class Conversation:
         }
         for name, words in rows.items():
             table.add_row(name, literal(words))
-        for ranked in self.reader.rank(question, schema, self.path, _BEAM):
-            table.add_row(f"{ranked.score:.2f} nats", literal(ranked.sql))
+        for sql, score in self.reader.rank(question, schema, self.path, _BEAM):
+            table.add_row(f"{score:.2f} nats", literal(sql))
         self.console.print(table)
 
 

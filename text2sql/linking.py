@@ -30,18 +30,11 @@ _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _TEXTS, _CHARACTERS = 5000, 60  # distinct cells of a column that are read, and their length
 _SPAN = 10  # words of the longest value that is looked for; an address by e-mail has 7
-_NUMERALS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-    "nineteen", "twenty",
-)  # fmt: skip
-_ORDINALS = (
-    "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
-)  # fmt: skip
-_TIMES = {
-    "once": 1, "twice": 2, **{word: number for number, word in enumerate(_NUMERALS)},
-    **{word: number for number, word in enumerate(_ORDINALS, start=2)},
-}  # fmt: skip
+_NUMERALS = """zero one two three four five six seven eight nine ten eleven twelve thirteen
+    fourteen fifteen sixteen seventeen eighteen nineteen twenty""".split()  # noqa: SIM905
+_ORDINALS = "second third fourth fifth sixth seventh eighth ninth tenth".split()  # noqa: SIM905
+_TIMES = {"once": 1, "twice": 2, **{word: number for number, word in enumerate(_NUMERALS)}}
+_TIMES |= {word: number for number, word in enumerate(_ORDINALS, start=2)}
 # Words that name nothing by themselves, though a column or cell may be called so.
 _STOP = frozenset(
     """a about all an and any are as at be by can did do does each every find for from give had has

@@ -4,6 +4,7 @@ import io
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from tests.text2sql.conftest import make
-from text2sql.conversation import COMMANDS, Conversation, Ranked, Reader
+from text2sql.conversation import COMMANDS, Conversation, Reader
 from text2sql.dialogue import Example
 from text2sql.execute import Limits
 from text2sql.schema import Schema
@@ -59,11 +60,11 @@ def reader(
 ) -> Reader:
     """Answers with SQL of its own; a question is what was said, and two turns are read."""
 
-    def rank(question: str, schema: Schema, path: Path, count: int) -> list[Ranked]:
+    def rank(question: str, schema: Schema, path: Path, count: int) -> list[tuple[str, float]]:
         sql = answer if isinstance(answer, str) else answer(question)
-        return [Ranked(sql, -1.0 - place, right) for place in range(count)]
+        return [(sql, -1.0 - place) for place in range(count)]
 
-    return Reader(lambda e: e.utterance, rank, lambda e: e.history[-2:])
+    return Reader(lambda e: e.utterance, rank, lambda e: e.history[-2:], lambda _: right)
 
 
 def conversation(path: Path, script: Script, own: Reader, **limits: int) -> Conversation:
@@ -290,6 +291,6 @@ def test_turns_carry_the_conversation(database: Path, script: Script) -> None:
         seen.append(example)
         return example.utterance
 
-    talk = conversation(database, script, Reader(rewrite, own.rank, own.read))
+    talk = conversation(database, script, replace(own, rewrite=rewrite))
     script.hold(talk, "One.", "Two.", ":reset", "Three.")
     assert [(e.turn, e.history) for e in seen] == [(0, ()), (1, ("One.",)), (0, ())]
