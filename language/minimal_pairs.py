@@ -95,7 +95,8 @@ def log_likelihoods(model: Any, sequences: Sequence[Sequence[int]]) -> list[floa
         for start in range(0, len(numbers), size):
             some = numbers[start : start + size]
             ids_BT = torch.tensor([sequences[number] for number in some], device=device)
-            logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+            # Nothing follows the last token, so that it is predicted and not read.
+            logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits.float()
             losses_BT = cross_entropy(logits_BTV.mT, ids_BT[:, 1:], reduction="none")
             for number, total in zip(some, losses_BT.sum(1).tolist(), strict=True):
                 sums[number] = -total
@@ -121,10 +122,10 @@ def judge(
     """
     sequences = encode(tokenizer, [sentence for pair in pairs for sentence in pair])
     longest = max(sequences, key=len, default=[])
-    if context is not None and len(longest) > context:
+    if context is not None and len(longest) - 1 > context:
         sentence = tokenizer.decode(longest, skip_special_tokens=True)
         raise ValueError(
-            f"a sentence has {len(longest)} tokens, the model's context {context}:{sentence}"
+            f"a sentence has {len(longest) - 1} tokens, the model's context {context}:{sentence}"
         )
     sums = log_likelihoods(model, sequences)
     return [good >= bad for good, bad in zip(sums[::2], sums[1::2], strict=True)]

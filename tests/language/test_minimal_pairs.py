@@ -67,8 +67,14 @@ def test_files_and_sentences_that_do_not_fit_are_refused(tmp_path: Path) -> None
         "part_0": 4,
         "part_1": 4,
     }
-    with pytest.raises(ValueError, match="tokens, the model's context 4"):
-        judge(model(), fast(byte_level()), read_pairs(folder)["part_0"], 4)
+    pairs, tokenizer = read_pairs(folder)["part_0"], fast(byte_level())
+    # The last token is predicted and not read.
+    longest = max(map(len, encode(tokenizer, [each for pair in pairs for each in pair]))) - 1
+    assert len(judge(model(context=longest), tokenizer, pairs, longest)) == len(pairs)
+    with pytest.raises(
+        ValueError, match=f"has {longest} tokens, the model's context {longest - 1}:"
+    ):
+        judge(model(), tokenizer, pairs, longest - 1)
     (folder / "part_1.jsonl").write_text('{"sentence_good": "a"}\n')
     with pytest.raises(ValueError, match=r"part_1.jsonl, line 1: no object with sentence_good"):
         read_pairs(folder)
