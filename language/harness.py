@@ -35,7 +35,8 @@ def evaluate(
 
     Raises:
         ImportError: lm-eval is not installed.
-        ValueError: There is no such task, its data cannot be had, or there are no such files.
+        ValueError: There is no such task, its data cannot be had, there are no such files, or an
+            answer is longer than the model's context.
     """
     try:
         from lm_eval import simple_evaluate
@@ -55,9 +56,10 @@ def evaluate(
         raise ValueError(
             f"tasks: lm-eval has no {', '.join(unknown)}; `lm-eval ls tasks` lists its tasks"
         )
+    reader = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     try:
         found = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            model=reader,
             tasks=[*tasks, *local],
             limit=limit,
             task_manager=manager,
@@ -66,6 +68,11 @@ def evaluate(
         )
     except (ConnectionError, FileNotFoundError) as error:
         raise ValueError(f"tasks: their data cannot be had: {error}") from error
+    except AssertionError as error:
+        raise ValueError(
+            "tasks: a check of lm-eval failed, as it does where an answer has more tokens than the "
+            f"model's context ({reader.max_length}); task=minimal_pairs takes any length. {error}"
+        ) from error
     return {
         task: {
             name.removesuffix(",none"): float(value)

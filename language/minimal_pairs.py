@@ -1,7 +1,8 @@
 """Which of two sentences a language model finds likelier: BLiMP and other minimal pairs.
 
 A sentence's score is the sum of its tokens' log-probabilities behind the token that begins a text,
-and a space, as lm-eval scores BLiMP.
+and a space, as lm-eval scores BLiMP. Sentences longer than the model's context, which lm-eval
+refuses, are scored too.
 """
 
 from __future__ import annotations
@@ -73,33 +74,43 @@ def encode(tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]) -> list
 
 
 @torch.inference_mode()
-def log_likelihoods(model: Any, sequences: Sequence[Sequence[int]]) -> list[float]:
+def log_likelihoods(
+    model: Any, sequences: Sequence[Sequence[int]], context: int | None = None
+) -> list[float]:
     """Return the sum of the log-probabilities of every token but the first, for each sequence.
 
-    Sequences of one length are computed together, so that nothing is padded.
+    Tokens that the context does not reach are predicted from as many before them as it holds. What
+    is of one length is computed together, so that nothing is padded.
 
     Args:
         model: A Hugging Face causal language model, in evaluation mode.
         sequences: Token ids.
+        context: Tokens that the model reads at once; None: any number.
 
     Returns:
         In nats, in the order of the sequences.
     """
     device = next(model.parameters()).device
-    by_length = defaultdict(list)
+    # By length and by how many of the last tokens count: a sequence, and where to cut it.
+    windows = defaultdict(list)
     for number, sequence in enumerate(sequences):
-        by_length[len(sequence)].append(number)
+        whole = len(sequence) if context is None else min(len(sequence), context + 1)
+        windows[whole, whole - 1].append((number, 0, whole))
+        for end in range(whole + 1, len(sequence) + 1):
+            windows[whole, 1].append((number, end - whole, end))
     sums = [0.0] * len(sequences)
-    for length, numbers in sorted(by_length.items()):
+    for (length, counted), places in sorted(windows.items()):
         size = max(1, _LOGITS // (length * model.config.vocab_size))
-        for start in range(0, len(numbers), size):
-            some = numbers[start : start + size]
-            ids_BT = torch.tensor([sequences[number] for number in some], device=device)
+        for start in range(0, len(places), size):
+            some = places[start : start + size]
+            ids_BT = torch.tensor([sequences[n][i:j] for n, i, j in some], device=device)
             # Nothing follows the last token, so that it is predicted and not read.
             logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits.float()
             losses_BT = cross_entropy(logits_BTV.mT, ids_BT[:, 1:], reduction="none")
-            for number, total in zip(some, losses_BT.sum(1).tolist(), strict=True):
-                sums[number] = -total
+            for (number, *_), total in zip(
+                some, losses_BT[:, -counted:].sum(1).tolist(), strict=True
+            ):
+                sums[number] -= total
     return sums
 
 
@@ -116,18 +127,9 @@ def judge(
         tokenizer: Of the model.
         pairs: The pairs.
         context: Tokens that the model reads at once; None: any number.
-
-    Raises:
-        ValueError: A sentence is longer than the context.
     """
     sequences = encode(tokenizer, [sentence for pair in pairs for sentence in pair])
-    longest = max(sequences, key=len, default=[])
-    if context is not None and len(longest) - 1 > context:
-        sentence = tokenizer.decode(longest, skip_special_tokens=True)
-        raise ValueError(
-            f"a sentence has {len(longest) - 1} tokens, the model's context {context}:{sentence}"
-        )
-    sums = log_likelihoods(model, sequences)
+    sums = log_likelihoods(model, sequences, context)
     return [good >= bad for good, bad in zip(sums[::2], sums[1::2], strict=True)]
 
 

@@ -156,7 +156,7 @@ class LanguageTasks:
             The share of right pairs, by file, and their `mean`.
 
         Raises:
-            ValueError: There are no such files, or a sentence is longer than the model's context.
+            ValueError: There are no such files.
         """
         if blimp is None:
             raise ValueError("blimp: task=minimal_pairs needs blimp=FOLDER, BLiMP's jsonl files")

@@ -54,12 +54,24 @@ def test_sentences_are_scored_as_one_by_one(
     assert 0 < sum(verdicts) < len(verdicts)
 
 
+@torch.no_grad()
+def test_a_sentence_longer_than_the_context_is_scored_by_what_the_context_holds() -> None:
+    built = model(context=8)
+    for length in (2, 8, 9, 10, 30):  # up to nine the last token is only predicted
+        ids = torch.randint(built.config.vocab_size, (length,)).tolist()
+        expected = 0.0
+        for end in range(1, length):
+            logits = built(input_ids=torch.tensor([ids[max(0, end - 8) : end]])).logits[0, -1]
+            expected += float(torch.log_softmax(logits.double(), 0)[ids[end]])
+        assert log_likelihoods(built, [ids, ids[:2]], 8)[0] == pytest.approx(expected, abs=1e-4)
+
+
 def test_accuracy_is_the_mean_over_files() -> None:
     found = accuracies({"a": [True, False], "b": [True] * 10})
     assert found == {"a": 0.5, "b": 1.0, "mean": 0.75}
 
 
-def test_files_and_sentences_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_files_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no folder with jsonl files"):
         read_pairs(tmp_path)
     folder = written(tmp_path / "a")
@@ -67,14 +79,6 @@ def test_files_and_sentences_that_do_not_fit_are_refused(tmp_path: Path) -> None
         "part_0": 4,
         "part_1": 4,
     }
-    pairs, tokenizer = read_pairs(folder)["part_0"], fast(byte_level())
-    # The last token is predicted and not read.
-    longest = max(map(len, encode(tokenizer, [each for pair in pairs for each in pair]))) - 1
-    assert len(judge(model(context=longest), tokenizer, pairs, longest)) == len(pairs)
-    with pytest.raises(
-        ValueError, match=f"has {longest} tokens, the model's context {longest - 1}:"
-    ):
-        judge(model(), tokenizer, pairs, longest - 1)
     (folder / "part_1.jsonl").write_text('{"sentence_good": "a"}\n')
     with pytest.raises(ValueError, match=r"part_1.jsonl, line 1: no object with sentence_good"):
         read_pairs(folder)
@@ -101,3 +105,5 @@ def test_lm_eval_gives_the_same_accuracies(tmp_path: Path) -> None:
     }
     with pytest.raises(ValueError, match="lm-eval has no blmp"):
         harness.evaluate(built, tokenizer, ["blmp"])
+    with pytest.raises(ValueError, match=r"more tokens than the model's context \(4\)"):
+        harness.evaluate(model(context=4), tokenizer, ["blimp"], str(folder))
