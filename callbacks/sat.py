@@ -80,6 +80,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
     method: ClassVar[str] = "sat"
     check: ClassVar[str] = "subnetworks.ladder:check"
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "omission": ("ladder.rungs", True),  # a list of stages has rates of its own
         "probe_sequences": ("importance", "subnetworks.importance:PROBING"),
         "selection": ("importance", "subnetworks.importance:SCORING"),
         "refresh_every": ("importance", "subnetworks.importance:SCORING"),

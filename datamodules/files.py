@@ -128,7 +128,7 @@ def read_text(file: Path, where: str) -> str:
     """
     content = file.read_bytes()
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise no_utf8(where, content[:4], error, error.start) from error
 

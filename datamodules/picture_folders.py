@@ -267,7 +267,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
         yield from jsonl_rows(file, str(file), example)
         return
     form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    with file.open(encoding="utf-8", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
         table = csv.DictReader(stream, **(form if file.suffix == ".tsv" else {}))
         try:
             for row in table:

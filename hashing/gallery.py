@@ -235,7 +235,7 @@ def read_further(file: str | Path, data: PairData) -> Iterator[tuple[str, str, T
     if not Path(file).is_file():
         raise ValueError(f"items={file}: is no file")
     try:
-        lines = Path(file).read_text(encoding="utf-8").split("\n")
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"items={file}: is not UTF-8 at byte {error.start}") from error
     for number, line in enumerate(lines, start=1):

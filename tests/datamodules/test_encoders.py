@@ -178,6 +178,16 @@ def spoil(source: Path) -> None:
     huge_png(source / "bomb.png", 60_000)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_table_or_a_text(tmp_path: Path) -> None:
+    """Spreadsheets and some editors write it."""
+    (tmp_path / "cat.png").touch()
+    (tmp_path / "cat.txt").write_text("A cat.", encoding="utf-8-sig")
+    assert [pair.text for pair in read_pairs(str(tmp_path))] == ["A cat."]
+    table = "path,labels,text\ncat.png,cat,A dog.\n"
+    (tmp_path / "pairs.csv").write_text(table, encoding="utf-8-sig")
+    assert [pair.text for pair in read_pairs(str(tmp_path))] == ["A dog."]
+
+
 @pytest.mark.parametrize("row", BAD)
 def test_a_bad_pair_is_refused_by_file_and_row(
     source: Path, models: dict[str, str], tmp_path: Path, row: str

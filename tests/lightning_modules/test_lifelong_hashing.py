@@ -385,7 +385,7 @@ def test_codes_kept_on_disk_are_found_and_grow_with_sessions_and_items(
     early.load_state_dict(checkpoint["state_dict"])
     original = int((datamodule.groups["retrieval"] == 0).sum())
     items = tmp_path / "items.txt"
-    items.write_text("text:0\n\nimage:2\n")
+    items.write_text("text:0\n\nimage:2\n", encoding="utf-8-sig")  # as some editors write it
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("text:0\na red bird\n")
     for wrong_keys, words in (

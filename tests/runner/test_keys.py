@@ -183,6 +183,9 @@ def test_nor_can_it_be_added() -> None:
             checked(["experiment=delta", f"+module.{key}=1"])
 
 
+# Hydra merges no list into the mapping that is the ladder otherwise.
+STAGES = ["experiment=sat_cpt", "~callbacks.sat.ladder"]
+STAGES += ["+callbacks.sat.ladder=[{until: 1.0, heads: 0.5}]"]
 CONDITIONS: list[tuple[list[str], str | None]] = [
     (
         ["experiment=delta_parser", "module.pretrained_lr=0.1"],
@@ -206,6 +209,9 @@ CONDITIONS: list[tuple[list[str], str | None]] = [
         ],
         "importance=uniform; that must be magnitude or",
     ),
+    (STAGES, None),
+    ([*STAGES, "callbacks.sat.omission.heads=0.3"], "callbacks.sat.ladder.rungs=None"),
+    (["experiment=sat_cpt", "callbacks.sat.omission.heads=0.3"], None),
     (["experiment=est_gpt2", "callbacks.est.shared_indices=true"], "that must be random"),
     (["experiment=est_gpt2", "+datamodule.streaming=false"], "source=docstrings; that must be hub"),
     (["experiment=sat_sft", "datamodule.messages_column=m", "datamodule.answer_column=a"], "null"),
