@@ -10,7 +10,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Run(RunRecord):
     """A run: its record, and what else its folder holds; `metrics` has what was measured later."""
 
     folder: Path
+    asked: dict[str, str] = field(default_factory=dict)
+    """With which keys tasks have measured it later, by task."""
 
     @cached_property
     def figures(self) -> dict[str, float]:
@@ -109,12 +111,13 @@ def read(folder: Path) -> Run:
         NoRun: Its run.json, or what a task has measured of it, is missing or damaged.
     """
     record = read_record(folder)
+    asked: dict[str, str] = {}
     for task in MEASURED:
         path = folder / f"{task}.json"
         if path.exists():
-            found = read_measured(path)
+            found, asked[task] = read_measured(path)
             record.metrics |= {f"{task}/{name}": value for name, value in found.items()}
-    return Run(folder=folder, **vars(record))
+    return Run(folder=folder, asked=asked, **vars(record))
 
 
 def _number(value: Any) -> float | None:

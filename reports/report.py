@@ -155,10 +155,12 @@ def _what_runs_differ_in(runs: Sequence[Run]) -> list[str]:
         "threads": [run.hardware.threads for run in runs],
         "GPUs": [", ".join(run.hardware.gpus) for run in runs],
     }
+    for task in MEASURED:
+        facts[f"keys of task={task}"] = [r.asked[task] for r in runs if task in r.asked]
     counts = {name: Counter(values) for name, values in facts.items()}
     return [
         f"Not all runs have the same {name}: "
-        + ", ".join(f"{value or 'none'} ({count} of {len(runs)})" for value, count in each.items())
+        + ", ".join(f"{v or 'none'} ({n} of {each.total()})" for v, n in each.items())
         for name, each in counts.items()
         if len(each) > 1
     ]

@@ -195,8 +195,8 @@ def read_record(folder: Path) -> RunRecord:
         raise NoRun(f"{path}: no record of a run, {error}") from error
 
 
-def read_measured(path: Path) -> METRICS:
-    """Return the metrics in a file that a task has written beside run.json.
+def read_measured(path: Path) -> tuple[METRICS, str]:
+    """Return the metrics in a file that a task has written beside run.json, and the task's keys.
 
     Raises:
         NoRun: It is damaged.
@@ -204,9 +204,10 @@ def read_measured(path: Path) -> METRICS:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found: METRICS = _value("metrics", METRICS, content["metrics"])
+        keys = json.dumps(content.get("keys"))
     except (LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         raise NoRun(f"{path}: damaged, {error}") from error
-    return found
+    return found, keys
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

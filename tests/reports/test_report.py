@@ -166,11 +166,16 @@ def test_unequal_seeds_are_paired_where_they_meet(tmp_path: Path) -> None:
 def test_what_was_measured_afterwards_is_shown_by_its_mean(tmp_path: Path) -> None:
     for seed, share in ((1, 0.5), (2, 0.7)):
         folder = make_run(tmp_path, "est", seed)
-        measured = {"metrics": {"adjuncts": share - 0.1, "islands": share + 0.1, "mean": share}}
+        metrics = {"adjuncts": share - 0.1, "islands": share + 0.1, "mean": share}
+        measured = {"metrics": metrics, "keys": {"limit": seed}}
         (folder / "minimal_pairs.json").write_text(json.dumps(measured))
     arms, _ = arms_of(find([tmp_path])[0])
     assert arms[0].values("minimal_pairs/islands") == {1: 0.6, 2: pytest.approx(0.8)}
     assert [m for m in reported(arms) if "minimal_pairs" in m] == ["minimal_pairs/mean"]
+    write(tmp_path / "out", arms, None, [])
+    told = re.search("Not all .*", (tmp_path / "out" / "report.tex").read_text())
+    assert told is not None
+    assert ": 1\\} (1 of 2), \\{" in told[0]
 
 
 def test_what_is_forgotten_is_reported_after_what_is_learned(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_what_is_no_record_is_refused(
 def test_what_a_task_has_measured_is_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "lm_eval.json"
     file.write_text('{"metrics": {"acc": 0.5, "ppl": null}}')
-    assert read_measured(file) == {"acc": 0.5, "ppl": None}
+    assert read_measured(file) == ({"acc": 0.5, "ppl": None}, "null")
     for content in ("{}", "7", '{"metrics": {"acc": "high"}}', "[" * 100_000):
         file.write_text(content)
         with pytest.raises(NoRun, match=r"lm_eval\.json: damaged"):
