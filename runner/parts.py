@@ -47,7 +47,7 @@ def build(key: str, node: Any, **further: Any) -> Any:
         arguments.pop(extra, None)
     try:
         return target(**arguments, **further)
-    except (ValueError, ImportError, MisconfigurationException) as error:
+    except (ValueError, OverflowError, ImportError, MisconfigurationException) as error:
         words = str(error)
         if key.startswith("module."):  # a part names its keys as if it were the module
             words = words.replace("module.", f"{key}.")

@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Interval
 
 Whole = Annotated[int, Ge(1)]
 Share = Annotated[float, Interval(ge=0, le=1)]
+Part = Annotated[float, Interval(gt=0, le=1)]
+Amount = Annotated[int, Interval(ge=0, le=10_000_000)]
 Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Batches = Annotated[int, Ge(0)] | Share | None
 Precision = Literal[
@@ -41,6 +43,16 @@ class Paths(TypedDict):
     run_dir: str
 
 
+class Duration(TypedDict, total=False):
+    """A time, as `datetime.timedelta` takes it; that ends at a thousand million days."""
+
+    weeks: Amount
+    days: Amount
+    hours: Amount
+    minutes: Amount
+    seconds: Amount
+
+
 class Trainer(TypedDict, total=False):
     """Keys of `trainer`: arguments of Lightning's Trainer and what the runner reads beside them."""
 
@@ -50,16 +62,17 @@ class Trainer(TypedDict, total=False):
     num_nodes: Whole
     max_steps: Annotated[int, Ge(-1)]
     min_steps: Annotated[int, Ge(0)] | None
-    max_epochs: Annotated[int, Ge(-1)] | None
+    max_epochs: Literal[-1] | Whole | None
+    max_time: str | Duration | None
     min_epochs: Annotated[int, Ge(0)] | None
     accumulate_grad_batches: Whole
     gradient_clip_val: Annotated[float, Ge(0)] | None
     gradient_clip_algorithm: Literal["norm", "value"] | None
     log_every_n_steps: Whole | None
-    val_check_interval: Whole | Annotated[float, Interval(gt=0, le=1)] | str | dict[str, int] | None
+    val_check_interval: Whole | Part | str | Duration | None
     check_val_every_n_epoch: Whole | None
     num_sanity_val_steps: Annotated[int, Ge(-1)] | None
-    limit_train_batches: Batches
+    limit_train_batches: Whole | Part | None
     limit_val_batches: Batches
     limit_test_batches: Batches
     overfit_batches: Annotated[int, Ge(0)] | Share

@@ -76,7 +76,8 @@ def changes(keys: Mapping[str, tuple[Any, ...]]) -> SearchStrategy[Changes]:
 
     def some(known: Mapping[str, tuple[Any, ...]]) -> SearchStrategy[list[str]]:
         one = st.sampled_from(sorted(known))
-        return one.map(lambda key: [key]) | st.lists(one, min_size=2, max_size=3, unique=True)
+        several = st.lists(one, min_size=2, max_size=3, unique=True)
+        return one.map(lambda key: [key]) | several.filter(_apart)
 
     return st.booleans().flatmap(
         lambda tame: some(allowed if tame else keys).flatmap(
@@ -84,6 +85,13 @@ def changes(keys: Mapping[str, tuple[Any, ...]]) -> SearchStrategy[Changes]:
                 {k: st.sampled_from(keys[k]) if tame else anything(keys[k]) for k in chosen}
             )
         )
+    )
+
+
+def _apart(keys: list[str]) -> bool:
+    """Whether no key lies below another one, whose value may have no keys."""
+    return not any(
+        f"{key}.".startswith(f"{other}.") for key in keys for other in keys if key != other
     )
 
 

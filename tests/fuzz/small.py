@@ -63,7 +63,10 @@ SMALL = {
         "datamodule.old_domain.source=text",
         "datamodule.old_domain.files=text.txt",
     ],
-    "dlch*": [*runs.RUNS["dlch"], "trainer.max_steps=3", "module.lengths.sample=100"],
+    "dlch*": [
+        *(*runs.RUNS["dlch"], "trainer.max_steps=3", "module.lengths.sample=100"),
+        "trainer.val_check_interval=1.0",
+    ],
     "delta_rewriter*": [*DIALOGUES, *_rewriter("module"), "module.scored_rewrites=4"],
     "delta_parser*": [*DIALOGUES, *_parser("module")],
     "end_to_end*": [*DIALOGUES, *_parser("module")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
@@ -48,3 +49,5 @@ def warm_up(*commands: list[str]) -> None:
     figure.savefig(io.BytesIO())
     for command in commands:
         asked(command)
+    gc.collect()
+    gc.freeze()  # a child's collections leave the pages of all these modules alone

@@ -380,3 +380,18 @@ def test_parts_that_do_not_go_together_are_refused(given: list[str], words: str)
     experiment, *others = given
     with pytest.raises(ConfigError, match=words):
         checked([f"experiment={experiment}", *others])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("limit_train_batches", "0"),
+        ("max_epochs", "0"),
+        ("max_time", "1"),
+        ("max_time", "{lives: 9}"),
+        ("val_check_interval", "{days: 1000000000}"),
+    ],
+)
+def test_a_training_without_a_step_or_of_no_known_time_is_refused(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.{key}"):
+        checked(["experiment=est_gpt2", f"++trainer.{key}={value}"])
