@@ -48,7 +48,8 @@ class Verdict:
     """How a config that differs in a few values ended.
 
     Args:
-        end: `refused`, `ran`, `failed in words`, `slow` (it asks for much), or one of FAULTS.
+        end: `refused`, `ran` (where there was a run to go on with: `went on`, `begun anew`),
+            `failed in words`, `slow` (it asks for much), or one of FAULTS.
         said: What was said.
         seconds: How long it took.
     """
@@ -142,7 +143,10 @@ def run(base: DictConfig, given: Changes, folder: Path, unfinished: Path | None 
         ended = start(config, folder)
     finally:
         shutil.rmtree(outputs)
-    return Verdict(_end(ended, given), ended.said, ended.seconds)
+    end = _end(ended, given)
+    if end == "ran" and unfinished is not None:
+        end = "went on" if "Going on with" in ended.said else "begun anew"
+    return Verdict(end, ended.said, ended.seconds)
 
 
 def start(config: DictConfig, folder: Path, stop_after: int | None = None) -> Ended:
