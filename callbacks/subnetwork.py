@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any, ClassVar, cast
 
@@ -278,7 +279,7 @@ class SubnetworkTraining(Callback):
         return {
             "settings": self.settings,
             "seed": self.seed,
-            "spent": None if self._spent is None else self._spent.to_dict(),
+            "spent": None if self._spent is None else asdict(self._spent),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

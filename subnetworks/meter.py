@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Any, Self
@@ -91,21 +91,12 @@ class Spent:
     def _sum(self, flops: Iterable[StepFlops]) -> StepFlops:
         return sum(flops, StepFlops()).with_optimizer(self.n_parameters * self.steps)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain containers, for a checkpoint."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild what `to_dict` returned."""
+        """Rebuild what `asdict` took apart, for a checkpoint."""
+        sides = ("planned", "dense")
         kinds = {
-            key: _Kind(
-                **{
-                    **kind,
-                    "planned": StepFlops(**kind["planned"]),
-                    "dense": StepFlops(**kind["dense"]),
-                }
-            )
+            key: _Kind(**{**kind, **{side: StepFlops(**kind[side]) for side in sides}})
             for key, kind in content["kinds"].items()
         }
         return cls(**{**content, "extra": StepFlops(**content["extra"]), "kinds": kinds})
