@@ -165,13 +165,19 @@ def _changes_of_data(trained: Run, tested: Run) -> str:
 def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
     """Name each arm: by its experiment, else by what its runs' names begin with.
 
-    Where arms share a name, the settings in which they differ are added.
+    Where arms share that, their runs' own names stand for them, or the settings in which they
+    differ are added.
     """
     names = [_name(runs) for runs in members]
     labels = list(names)
     for name in set(names):
         places = [place for place, other in enumerate(names) if other == name]
         if len(places) == 1:
+            continue
+        own = [{run.name for run in members[place]} for place in places]
+        if all(len(each) == 1 for each in own) and len(set.union(*own)) == len(places):
+            for place, (given,) in zip(places, own, strict=True):
+                labels[place] = given
             continue
         changes = differences([members[place][0].config for place in places])
         words = shortened(changes)
@@ -205,7 +211,8 @@ def _name(runs: Sequence[Run]) -> str:
 def baseline_of(arms: Sequence[Arm], wanted: str | None = None) -> Arm | None:
     """Return the arm that the others are compared with: the one of a label, or of a run's id.
 
-    None wanted: the arm without a method, if there is one: trained ones and short labels first.
+    None wanted: of the arms without a method the one that differs from those with one in the fewest
+    settings, if there is any.
 
     Raises:
         ValueError: No arm is called so.
@@ -216,12 +223,14 @@ def baseline_of(arms: Sequence[Arm], wanted: str | None = None) -> Arm | None:
                 return arm
         labels = ", ".join(arm.label for arm in arms)
         raise ValueError(f"baseline={wanted}: no arm is called so. There are: {labels}")
-    plain = [arm for arm in arms if not arm.ledgers()]
-    return min(
-        plain,
-        key=lambda arm: (arm.runs[0].task != "train", len(arm.label), arm.label),
-        default=None,
-    )
+    others = [arm.runs[0].config for arm in arms if arm.ledgers()]
+
+    def rank(arm: Arm) -> tuple[object, ...]:
+        config = arm.runs[0].config
+        changes = sum(len(differences([config, other])) for other in others)
+        return arm.runs[0].task != "train", changes, len(arm.label), arm.label
+
+    return min((arm for arm in arms if not arm.ledgers()), key=rank, default=None)
 
 
 def saved(rows: Sequence[Saving]) -> Spread | None:

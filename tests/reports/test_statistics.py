@@ -76,6 +76,18 @@ def test_arms_of_one_method_and_its_baseline_have_names_of_their_own(tmp_path: P
     assert set(arms(tmp_path)) == names
 
 
+def test_runs_names_tell_arms_of_one_experiment_apart_and_the_nearest_is_the_baseline(
+    tmp_path: Path,
+) -> None:
+    record = {"experiment": "est_gpt2"}
+    make_run(tmp_path, "est_gpt2", 1, method={"_target_": "a.EST"}, record=record)
+    make_run(tmp_path, "est_gpt2-dense", 1, record=record)
+    make_run(tmp_path, "short", 1, steps=range(10, 51, 10), record=record)
+    found = arms(tmp_path)
+    assert set(found) == {"est_gpt2", "est_gpt2-dense", "short"}
+    assert baseline_of([*found.values()]) is found["est_gpt2-dense"]
+
+
 def test_settings_with_one_last_word_are_told_by_their_whole_keys() -> None:
     keys = ("module.optimizer.name", "module.lr", "module.parser.lr", "trainer.max_steps")
     assert shortened(keys, ["name"]) == {**{key: key for key in keys[:3]}, keys[3]: "max_steps"}
