@@ -118,7 +118,7 @@ class LifelongHashing(CodedPairs):
     }
 
     validated: ClassVar[tuple[str, ...]] = (
-        "train/loss", "val/*", "session_*", "distinct_codes/*", "bit_balance/*", "chance/*"
+        "train/loss", "val/map_*", "session_*", "distinct_codes/*", "bit_balance/*", "chance/*"
     )  # fmt: skip
     """What a callback may monitor."""
 
