@@ -97,6 +97,7 @@ def write_inputs(folder: Path) -> None:
     with contextlib.chdir(folder):
         ends = {"bos_token_id": 0, "eos_token_id": 0}
         sizes = {**LLAMA, "max_position_embeddings": 136, "vocab_size": 300}
+        sizes |= {"num_attention_heads": 6, "hidden_size": 48}  # three heads a group
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes, **ends))
         model.save_pretrained("base")
