@@ -112,7 +112,7 @@ def check(cfg: DictConfig) -> Job:
     problems += _methods(settings) + _readers(settings) + _monitors(settings) + _places(settings)
     problems += _key_of_wandb(settings["logger"] or {})
     problems += _task(settings) + _needs_of_trainer(settings)
-    problems += _strategy(settings) + fit.architecture_problems(settings)
+    problems += _precision(settings) + _strategy(settings) + fit.architecture_problems(settings)
     _refuse(problems)
     job = Job(settings, settings, origin(), _bases(settings))
     _refuse(_misfits(job))
@@ -315,6 +315,18 @@ def _needs_of_trainer(settings: dict[str, Any]) -> list[str]:
                 f"and needs {needed}; shorten the training by trainer.max_steps"
             )
     return problems
+
+
+def _precision(settings: dict[str, Any]) -> list[str]:
+    """Refuse the precisions for which Lightning converts batches, where these are of texts."""
+    given = str(settings["trainer"].get("precision"))
+    converts = given == "64" or given.endswith("-true") or given.startswith("transformer-engine")
+    if given != "32-true" and converts and promise(settings["module"], "reads") == "turns":
+        return [
+            f"trainer.precision={given}: Lightning converts batches for it, and those of "
+            f"{settings['module']['_target_']} are texts. Take bf16-mixed or 32-true"
+        ]
+    return []
 
 
 def _strategy(settings: dict[str, Any]) -> list[str]:

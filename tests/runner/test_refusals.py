@@ -375,6 +375,7 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
             ["est_gpt2", "++callbacks.rng_state={_target_: runner.sweep.CheckJobs}"],
             "must be a Callback of Lightning",
         ),
+        (["delta_parser", "trainer.precision=64-true"], r"trainer\.precision=64-true: .*are texts"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(given: list[str], words: str) -> None:
