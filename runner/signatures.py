@@ -398,7 +398,8 @@ class _Names(dict[str, Any]):
             return getattr(annotated_types, name)
         if isinstance(found.node, ast.Assign | ast.AnnAssign):  # an alias of a type
             return _hint(found.node.value, found.source)
-        if found.source.module.split(".")[0] in LIGHTNING and found.kinds:
+        roots = [each.source.module.split(".")[0] for each in found.ancestry()]
+        if found.kinds and any(root in LIGHTNING for root in roots):
             return type(name, (_Built,), {})
         if any(isinstance(statement, ast.FunctionDef) for statement in found.body):
             return Any  # no TypedDict, which has no methods
@@ -409,7 +410,7 @@ class _Names(dict[str, Any]):
 
 
 class _Built:
-    """Stands for a class of Lightning's, of which a node with a `_target_` makes an object."""
+    """Stands for a class of Lightning's or ours below one: a node's `_target_` makes an object."""
 
 
 class _Group(dict[str, Any]):

@@ -375,6 +375,8 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
             ["est_gpt2", "++callbacks.rng_state={_target_: runner.sweep.CheckJobs}"],
             "must be a Callback of Lightning",
         ),
+        (["delta", "module.parser=1.0"], r"module\.parser=1\.0 must be SqlParser or null"),
+        (["delta", "module.rewriter=x"], r"module\.rewriter='x' must be UtteranceRewriter or null"),
         (["delta_parser", "trainer.precision=64-true"], r"trainer\.precision=64-true: .*are texts"),
     ],
 )
