@@ -78,9 +78,10 @@ class Learner:
     def _keep(
         self, batch: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Outputs as this session reads them, kept without a gradient."""
+        """Outputs as this session reads them, in full precision, kept without a gradient."""
+        full = {m: each.to(self.outputs[m].dtype) for m, each in outputs.items()}
         is_lifelong = self.session.kind == "lifelong"
-        read = {m: torch.tanh(each) if is_lifelong else each for m, each in outputs.items()}
+        read = {m: torch.tanh(each) if is_lifelong else each for m, each in full.items()}
         for m, each in read.items():
             self.outputs[m][batch["rows"]] = each.detach()
         return read

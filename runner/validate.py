@@ -318,13 +318,18 @@ def _needs_of_trainer(settings: dict[str, Any]) -> list[str]:
 
 
 def _precision(settings: dict[str, Any]) -> list[str]:
-    """Refuse the precisions for which Lightning converts batches, where these are of texts."""
+    """Refuse precisions of the weights for which not all that a module reads is converted."""
     given = str(settings["trainer"].get("precision"))
     converts = given == "64" or given.endswith("-true") or given.startswith("transformer-engine")
-    if given != "32-true" and converts and promise(settings["module"], "reads") == "turns":
+    reads = {"turns": "texts", "pairs": "items beside its batches"}
+    if (
+        given != "32-true"
+        and converts
+        and (what := reads.get(promise(settings["module"], "reads")))
+    ):
         return [
-            f"trainer.precision={given}: Lightning converts batches for it, and those of "
-            f"{settings['module']['_target_']} are texts. Take bf16-mixed or 32-true"
+            f"trainer.precision={given}: {settings['module']['_target_']} reads {what}, which "
+            "Lightning does not convert to it. Take bf16-mixed or 32-true"
         ]
     return []
 

@@ -180,7 +180,8 @@ class UnitChooser:
         if branch_input is not None:
             rows = _rows(branch_input, self._mask)
             if self.importance.reads == "input norm":
-                squares = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).square()
+                dtype = torch.promote_types(rows.dtype, torch.float32)
+                squares = torch.linalg.vector_norm(rows, dim=0, dtype=dtype).square()
                 statistic = self._over_ranks(squares).sqrt()
             else:  # up to the number of ranks the mean, and the same on each
                 statistic = self._over_ranks(rows.mean(0, dtype=torch.float32))

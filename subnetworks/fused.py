@@ -204,8 +204,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _rms_norm(norm: Any, x: Tensor) -> Tensor:
-    """The forward pass of a plain norm; evaluation stays bit-equal to Hugging Face's."""
-    if not norm.training:
+    """The forward pass of a plain norm; in evaluation and in fp64 it is Hugging Face's own."""
+    if not norm.training or x.dtype == torch.float64:
         own: Tensor = type(norm).forward(norm, x)
         return own
     normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon, _autocast_dtype(x))

@@ -70,12 +70,14 @@ def fit(
     callbacks: tuple[pl.Callback, ...] = (),
     resume: Path | None = None,
     limit: int | None = None,
+    precision: Any = "32-true",
     **options: Any,
 ) -> LifelongHashing:
     pl.seed_everything(1, verbose=False)
     made = module(strategy, **options)
     trainer = pl.Trainer(
         accelerator="cpu",
+        precision=precision,
         max_steps=made.max_steps(datamodule, limit),
         max_epochs=-1,
         logger=False,
@@ -187,6 +189,11 @@ def test_codes_of_earlier_sessions_stay_bit_identical(
     if strategy == "lifelong":
         new = groups > 0
         assert torch.equal(final["image"][new], final["text"][new]) == (codes == "shared")
+
+
+def test_outputs_are_kept_in_full_precision(features: Path) -> None:
+    made = fit(data(features), "lifelong", precision="bf16-mixed")
+    assert all((made.codes(m).abs() == 1).all() for m in MODALITIES)
 
 
 @pytest.mark.parametrize(

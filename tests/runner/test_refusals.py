@@ -377,7 +377,11 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
         ),
         (["delta", "module.parser=1.0"], r"module\.parser=1\.0 must be SqlParser or null"),
         (["delta", "module.rewriter=x"], r"module\.rewriter='x' must be UtteranceRewriter or null"),
-        (["delta_parser", "trainer.precision=64-true"], r"trainer\.precision=64-true: .*are texts"),
+        (
+            ["delta_parser", "trainer.precision=64-true"],
+            r"trainer\.precision=64-true: .*reads texts",
+        ),
+        (["dlch", "trainer.precision=bf16-true"], "reads items beside its batches"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(given: list[str], words: str) -> None:

@@ -106,6 +106,14 @@ def test_a_fused_model_is_hugging_faces(name: str, tied: bool, precision: str) -
             assert (right - left).norm() <= most * left.norm() + 1e-6
 
 
+def test_a_fused_model_in_double_precision_is_hugging_faces() -> None:
+    model = build("llama").double()
+    ids = batch()
+    expected = loss_and_gradients(model, ids, ids, False)
+    for left, right in zip(expected, loss_and_gradients(fused(model), ids, ids, True), strict=True):
+        torch.testing.assert_close(right, left, atol=1e-6, rtol=1e-5, check_dtype=False)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_norms_are_found_and_keep_their_parameters(name: str) -> None:
     model = build(name)
