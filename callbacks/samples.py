@@ -17,7 +17,7 @@ from annotated_types import Ge
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.nn.utils.rnn import pad_sequence
 
-from language.generation import as_told, end_tokens
+from language.generation import as_told, end_tokens, padding_token
 from subnetworks.families import longest_context
 
 
@@ -247,7 +247,7 @@ def generate(
     Returns:
         The answers in words, without special tokens.
     """
-    filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    filler: Any = padding_token(tokenizer)
     device = next(model.parameters()).device
     rows = [torch.tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
     pad = partial(pad_sequence, batch_first=True, padding_side="left")

@@ -39,6 +39,7 @@ from datamodules.settings import (
 from datamodules.text_sources import OldDomain
 from datamodules.token_cache import count_token_ids
 from language.chat_rendering import ChatRenderer, Rendering
+from language.generation import padding_token
 from subnetworks.context import IGNORED
 
 log = logging.getLogger(__name__)
@@ -192,8 +193,7 @@ class InstructionDataModule(LanguageModelingDataModule):
         return {"token_ids": count_token_ids(tokenizer), **record}
 
     def _open_blocks(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-        filler = self.tokenizer.pad_token_id
-        filler = self.tokenizer.eos_token_id if filler is None else filler
+        filler: Any = padding_token(self.tokenizer)
         self.samples = {part: Samples(folder, part, record["dtype"]) for part in PARTS}
         if record["bad_rows"]:
             listed = folder / BAD_ROWS

@@ -45,6 +45,12 @@ class Sampling:
         return {"do_sample": True, **chosen}
 
 
+def padding_token(tokenizer: Any) -> int | None:
+    """Return the token that fills up shorter rows: the tokenizer's, else its end of text."""
+    pad: int | None = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
+
+
 def end_tokens(model: Any, tokenizer: Any, further: Iterable[int] = ()) -> list[int]:
     """Return the tokens that end a text, ascending: the tokenizer's, others, and the model's.
 
@@ -180,7 +186,7 @@ class Writer:
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.max_new_tokens = max_new_tokens
         self.ends = end_tokens(model, tokenizer, ends)
-        filler = tokenizer.pad_token_id
+        filler = padding_token(tokenizer)
         self._settings = {
             **sampling.settings(),
             "eos_token_id": self.ends or None,

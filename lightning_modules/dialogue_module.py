@@ -18,6 +18,8 @@ class DialogueModule(CountedLoss, ABC):
 
     reads: ClassVar[str] = "turns"
     """What the data must serve."""
+    unconverted: ClassVar[str] = "texts"
+    """What Lightning does not convert to a precision of the weights."""
     lists_samples: ClassVar[bool] = True
     """Keeps what it writes while it is validated or tested in `samples`."""
 

@@ -97,6 +97,9 @@ class LifelongHashing(CodedPairs):
     reads: ClassVar[str] = "pairs"
     """What the data must serve."""
 
+    unconverted: ClassVar[str] = "items beside its batches"
+    """What Lightning does not convert to a precision of the weights."""
+
     shortcuts: ClassVar[tuple[str, ...]] = ("strategy", "bits")
     """Arguments that an experiment may set at the top level."""
 

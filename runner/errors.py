@@ -73,13 +73,21 @@ def refusing() -> Iterator[None]:
         raise ConfigError(f"a file cannot be read or written: {error}") from error
 
 
-def disk_behind(error: BaseException) -> str | None:
-    """Say what the disk refused, None if that is not what ended the run.
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from.
 
     PyTorch's own error of a checkpoint that was cut short has the disk's behind it.
     """
     behind: BaseException | None = error
     while behind is not None:
+        yield behind
+        torn = "inline_container" in str(behind)
+        behind = behind.__context__ if torn else behind.__cause__
+
+
+def disk_behind(error: BaseException) -> str | None:
+    """Say what the disk refused, None if that is not what ended the run."""
+    for behind in _chain(error):
         number = behind.errno if isinstance(behind, OSError) else None
         # A number says it all; without one, only an error of files or databases is read.
         is_of_files = isinstance(behind, OSError) or type(behind).__module__ == "sqlite3"
@@ -90,22 +98,18 @@ def disk_behind(error: BaseException) -> str | None:
             return f"the disk does not take what the run writes: {words}" + (
                 f": {place}" if place else ""
             )
-        torn = "inline_container" in str(behind)
-        behind = behind.__context__ if torn else behind.__cause__
     return None
 
 
 def memory_behind(error: BaseException) -> str | None:
     """Say that memory is too small, None if that is not what ended the run."""
-    behind: BaseException | None = error
-    while behind is not None:
+    for behind in _chain(error):
         said = isinstance(behind, RuntimeError) and any(w in str(behind) for w in MEMORY_WORDS)
         if said or isinstance(behind, MemoryError):
             return (
                 f"memory does not hold what the run needs: {first_line(behind)}. A smaller model, "
                 "batch or context needs less; dry_run=true says how much"
             )
-        behind = behind.__cause__
     return None
 
 

@@ -321,17 +321,13 @@ def _precision(settings: dict[str, Any]) -> list[str]:
     """Refuse precisions of the weights for which not all that a module reads is converted."""
     given = str(settings["trainer"].get("precision"))
     converts = given == "64" or given.endswith("-true") or given.startswith("transformer-engine")
-    reads = {"turns": "texts", "pairs": "items beside its batches"}
-    if (
-        given != "32-true"
-        and converts
-        and (what := reads.get(promise(settings["module"], "reads")))
-    ):
-        return [
-            f"trainer.precision={given}: {settings['module']['_target_']} reads {what}, which "
-            "Lightning does not convert to it. Take bf16-mixed or 32-true"
-        ]
-    return []
+    kept = promise(settings["module"], "unconverted")
+    if kept is None or not converts or given == "32-true":
+        return []
+    return [
+        f"trainer.precision={given}: {settings['module']['_target_']} reads {kept}, which "
+        "Lightning does not convert to it. Take bf16-mixed or 32-true"
+    ]
 
 
 def _strategy(settings: dict[str, Any]) -> list[str]:
