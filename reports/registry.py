@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from reports.run_record import (
+    LOCK_FILE,
     RUN_FILE,
     NoRun,
     RunRecord,
@@ -25,6 +26,11 @@ from reports.run_record import (
     read_record,
     run_folder,
 )
+
+try:
+    import fcntl
+except ImportError:  # Windows: a run that was killed is not told from one that runs
+    fcntl = None  # type: ignore[assignment]
 
 # What tasks have measured of a run's checkpoint afterwards: TASK.json.
 MEASURED = ("minimal_pairs", "lm_eval")
@@ -59,6 +65,14 @@ class Run(RunRecord):
     def not_finite(self) -> list[str]:
         """The metrics that are none."""
         return [name for name in self.metrics if name not in self.figures]
+
+    @property
+    def state(self) -> str:
+        """Its status; `killed` where its process is gone though its record says that it runs.
+
+        Not to be asked by the process that is at work in the folder, which would let others in.
+        """
+        return "killed" if self.status == "running" and not _is_held(self.folder) else self.status
 
     @property
     def own_command(self) -> str | None:
@@ -118,6 +132,20 @@ def read(folder: Path) -> Run:
             found, asked[task] = read_measured(path)
             record.metrics |= {f"{task}/{name}": value for name, value in found.items()}
     return Run(folder=folder, asked=asked, **vars(record))
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process is at work in a run folder; nothing is written, also where that is so."""
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _number(value: Any) -> float | None:

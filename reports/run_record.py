@@ -22,6 +22,7 @@ from atomic import replacing
 from ledger import Ledger
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 METRICS = dict[str, float | None]
 
@@ -77,7 +78,10 @@ class RunRecord:
 
     id: Annotated[str, "The run's id: in the folder's name, in checkpoints, and in W&B."]
     task: Annotated[str, "train, validate or test."]
-    status: Annotated[str, "running, finished, failed or interrupted. A killed run stays running."]
+    status: Annotated[
+        str,
+        "running, finished, failed or interrupted. A killed run stays running; `ls` says killed.",
+    ]
     name: Annotated[str, "The run's name: the folder above, and the group in W&B."] = ""
     experiment: Annotated[
         str | None, "The experiment that was chosen, also under name= and debug=; null: none."
@@ -157,7 +161,7 @@ FILES = {
     "search/*.png": "task=search: what was found, a picture for each query.",
     "traceback.txt": "Where a failed run failed.",
     "fit-profile.txt": "debug=profile: every hook and its time.",
-    ".lock": "Held while a process is at work in the folder.",
+    LOCK_FILE: "Held while a process is at work in the folder.",
 }
 """Every file of a run folder by its pattern; what ends with /* is a whole folder."""
 

@@ -90,7 +90,7 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     Returns:
         The arms by label, and a line for each run that is in none and why.
     """
-    left_out = [f"{run.folder}: {run.status}" for run in runs if run.status != "finished"]
+    left_out = [f"{run.folder}: {run.state}" for run in runs if run.status != "finished"]
     originals: dict[tuple[str, str], Run] = {}
     for run in (run for run in runs if run.status == "finished"):
         first = originals.setdefault((run.id, run.folder.name), run)

@@ -39,7 +39,7 @@ def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> 
             literal(run.name),
             literal(run.task),
             "" if run.seed is None else str(run.seed),
-            Text(run.status, COLOURS.get(run.status, "")),
+            Text(run.state, COLOURS.get(run.state, "")),
             moment(run.started),
             duration(run.seconds),
             literal(_result(run)),
@@ -54,7 +54,7 @@ def show_run(console: Console, run: Run) -> None:
     facts = {
         "folder": run.folder,
         "experiment": run.experiment,
-        "status": run.status,
+        "status": run.state,
         "reason": run.reason,
         "seed": run.seed,
         "started": moment(run.started),
@@ -114,7 +114,7 @@ def compare(console: Console, runs: Sequence[Run]) -> None:
     table.add_column()
     for run in runs:
         table.add_column(literal(f"{run.name}\n{run.id}"), justify="right")
-    table.add_row("status", *(Text(run.status, COLOURS.get(run.status, "")) for run in runs))
+    table.add_row("status", *(Text(run.state, COLOURS.get(run.state, "")) for run in runs))
     table.add_row("seed", *(str(run.seed) for run in runs))
     table.add_section()
     for key, values in settings.items():
@@ -143,7 +143,7 @@ def jobs(console: Console, runs: Sequence[Run], without: Mapping[int, str]) -> N
 
     `without` says how jobs ended that have left no run, by their numbers.
     """
-    ends = [*(run.status for run in runs), *without.values()]
+    ends = [*(run.state for run in runs), *without.values()]
     counts = ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends))
     columns: dict[str, list[object]] = {
         "name": [run.name for run in runs],
@@ -172,7 +172,7 @@ def jobs(console: Console, runs: Sequence[Run], without: Mapping[int, str]) -> N
             literal(run.id),
             *(_setting(values[place]) for values in shown.values()),
             str(run.seed),
-            Text(run.status, COLOURS.get(run.status, "")),
+            Text(run.state, COLOURS.get(run.state, "")),
             duration(run.seconds),
             *(_figure(run.figures.get(name)) for name in metrics),
         )

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from reports import run_record
 from reports.configs import RUN_DIR, replaced
-from reports.run_record import RUN_FILE, NoRun, RunRecord, run_folder
+from reports.run_record import LOCK_FILE, RUN_FILE, NoRun, RunRecord, run_folder
 from runner.errors import ConfigError, first_line
 from runner.job import with_keys_of_today
 
@@ -28,7 +28,6 @@ try:
 except ImportError:  # Windows: two processes in one run folder are then not noticed
     fcntl = None  # type: ignore[assignment]
 
-LOCK_FILE = ".lock"
 # All that a folder holds until its run.json is there; RUN_NAMES is what such folders are called.
 FIRST_FILES = {LOCK_FILE, "config.yaml", "config.yaml.tmp", f"{RUN_FILE}.tmp"}
 RUN_NAMES = "????-??-??_??-??-??-*"

@@ -84,14 +84,8 @@ def finish() -> None:
 
 
 def show(sweep: Sweep) -> None:
-    """Print one table of a sweep's jobs: what differs, how each ended, what it reached.
-
-    A job whose process is gone though its record says that it runs was killed.
-    """
+    """Print one table of a sweep's jobs: what differs, how each ended, what it reached."""
     runs = sweep.runs()
-    for run in runs:
-        if run.status == "running" and not is_locked(run.folder):
-            run.status = "killed"
     if runs or sweep.ended:
         numbers = {*range(1, (sweep.jobs or 0) + 1)} - {run.job for run in runs}
         tables.jobs(Console(), runs, {n: sweep.ended.get(n, "not started") for n in numbers})
@@ -196,7 +190,7 @@ def end_of(folder: Path | None, log: Path, code: int) -> End:
     if folder is not None and (folder / RUN_FILE).exists():
         wait_for(folder)
         run = registry.read(folder)
-        status = words = run.status if run.status != "running" else "killed"
+        status = words = run.state
         monitor = ((run.config.get("callbacks") or {}).get("checkpoint") or {}).get("monitor")
         value = run.figures.get(str(monitor))
         if status == "finished":

@@ -18,7 +18,7 @@ import torch
 
 from callbacks.checkpoint import Checkpointing
 from reports.registry import find
-from reports.run_record import write_json
+from reports.run_record import RunRecord, write_json, write_record
 from runner import life
 from runner.command import guard
 from runner.errors import ConfigError, FailedRun, disk_behind, memory_behind
@@ -179,20 +179,22 @@ def test_a_step_is_in_the_table_before_its_checkpoint_is_written(
     assert steps == [str(5 * n) for n in range(1, 9)]
 
 
-def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
+def test_two_processes_cannot_share_a_run_and_readers_see_which_is_at_work(tmp_path: Path) -> None:
+    write_record(tmp_path, RunRecord("abcdefgh", "train", "running"))
     held = lock(tmp_path)
     code = (
-        "from pathlib import Path; from runner.folder import is_locked\n"
-        "print(is_locked(Path('{}')))"
+        "from pathlib import Path; from reports.registry import read; "
+        "from runner.folder import is_locked\n"
+        "print(is_locked(Path('{0}')), read(Path('{0}')).state)"
     )
 
     def seen_by_another_process() -> str:
         command = [sys.executable, "-c", code.format(tmp_path)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    assert seen_by_another_process() == "True"
+    assert seen_by_another_process() == "True running"
     held.close()
-    assert seen_by_another_process() == "False"
+    assert seen_by_another_process() == "False killed"
 
 
 def test_a_folder_whose_process_died_at_once_goes_with_the_next_run(tmp_path: Path) -> None:
