@@ -2,6 +2,7 @@
 
 * `experiment:NAME`: the model that `experiment=NAME` trains. It is trained when it is first asked
   for, exported with its tokenizer, and kept in the cache by its settings and its tokenised data.
+  A training of it that was stopped goes on.
 * `FILE.gguf`, or `package:IMPORT_NAME/FILE.gguf` for one inside of a Python package: converted to
   safetensors once, in full precision, and kept by its content.
 
@@ -69,7 +70,9 @@ def _train(named: str, base: Job, models: Path) -> Path:
 
     def train(unfinished: Path) -> dict[str, Any]:
         print(f"{named}: not in {models} yet; training it first", flush=True)
-        start = choose(base.settings)
+        start = choose({**base.settings, "resume": "auto"})
+        if not start.resumed:
+            start = replace(start, words=())  # of runs that cannot be gone on with
         rehearse(base)
         made = resolve(base)
         metrics = life.run(made, start)

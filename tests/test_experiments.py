@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,11 +149,19 @@ def test_small_experiments_run(
 def test_an_experiment_makes_the_model_that_another_goes_on_from(
     text: Path, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`module.pretrained=experiment:NAME` trains it once, says so, and finds it the second time."""
+    """`module.pretrained=experiment:NAME` trains it once, says so, and finds it the second time.
+
+    A training of it that was killed goes on.
+    """
     made = "debug=fast datamodule=text datamodule.vocab_size=300 datamodule.context_length=16"
     made += f" datamodule.files={text} module.architecture.hidden_size=32 logger=csv"
     overrides = tiny_sat("sat_cpt", Path("unused"), text, tmp_path, cache_dir)[1:]
-    for run in ("first", "second"):
+    for run in ("first", "second", "killed"):
+        if run == "killed":
+            shutil.rmtree(cache_dir / "models")
+            (base,) = (tmp_path / "debug").iterdir()
+            record = json.loads((base / "run.json").read_text())
+            (base / "run.json").write_text(json.dumps({**record, "status": "running"}))
         job = asked(
             [
                 "experiment=sat_cpt",
@@ -164,7 +173,8 @@ def test_an_experiment_makes_the_model_that_another_goes_on_from(
         )
         runner.do(job)
         said = capsys.readouterr().out
-        assert ("training it first" in said) == (run == "first")
+        assert ("training it first" in said) == (run != "second")
+        assert ("Going on with" in said) == (run == "killed")
         (folder,) = (tmp_path / run).iterdir()
         record = json.loads((folder / "run.json").read_text())
         assert record["status"] == "finished"
