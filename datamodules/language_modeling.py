@@ -226,7 +226,9 @@ class LanguageModelingDataModule(OrderedDataModule):
         """What the cache depends on beside text and tokenizer."""
         limit = self.settings["max_tokens"]
         # Caches with a limit that cut held-out text as well stand under max_tokens.
-        return {"max_tokens": None} if limit is None else {"max_train_tokens": limit}
+        limited = {"max_tokens": None} if limit is None else {"max_train_tokens": limit}
+        # Caches of pretrained tokenizers without it have no beginnings of texts.
+        return limited if self.pretrained is None else {**limited, "beginnings": True}
 
     def _make_tokenizer(self, source: Any) -> PreTrainedTokenizerFast:
         if self.pretrained is None:
@@ -330,8 +332,8 @@ class LanguageModelingDataModule(OrderedDataModule):
     def _check_own_files(self) -> None:
         held = Counter({"train": 0, "val": 0})
         for piece in open_source(self.settings).pieces():
-            # Tokens at most: one for each byte, a space before and an end behind.
-            held["val" if piece.held_out else "train"] += len(piece.text.encode()) + 2
+            # Tokens at most: one for each byte, a beginning and a space before, an end behind.
+            held["val" if piece.held_out else "train"] += len(piece.text.encode()) + 3
         blocks = {part: count // self.context_length for part, count in held.items()}
         self._refuse_too_little(blocks, f"{held['train']} bytes, and {held['val']} are held out")
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules.hub import probe_hub
 from datamodules.text_sources import Piece, TextSource
-from language.text_encoder import TextEncoder
+from language.text_encoder import TextEncoder, beginning
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ def write_tokens(
 ) -> dict[str, Any]:
     """Tokenise everything into `folder`: `train.bin` and `val.bin`, tokens end to end.
 
-    Nothing is dropped or added but the end-of-text token after each document; the name of a control
-    token in the text is tokenised as text.
+    Nothing is dropped. Added are the end-of-text token after each document and, before it, what the
+    tokenizer lets texts begin with; the name of a control token in the text is tokenised as text.
 
     Args:
         source: The text.
@@ -112,6 +112,8 @@ def write_tokens(
     dtype = np.uint16 if count_token_ids(tokenizer) <= 1 << 16 else np.uint32
     parts = {part: {"documents": 0, "characters": 0, "tokens": 0} for part in ("train", "val")}
     encoder = TextEncoder(tokenizer)
+    begin = np.array(beginning(tokenizer), dtype=np.int64)
+    begins_document = {"train": True, "val": True}
 
     def is_wanted(piece: Piece) -> bool:
         return piece.held_out or parts["train"]["tokens"] != max_tokens
@@ -124,8 +126,11 @@ def write_tokens(
                 if not is_wanted(piece):
                     continue
                 part, stream = ("val", val) if piece.held_out else ("train", train)
+                if begins_document[part]:
+                    ids = np.append(begin, ids)
                 if piece.ends_document:
                     ids = np.append(ids, tokenizer.eos_token_id)
+                begins_document[part] = piece.ends_document
                 if part == "train" and max_tokens is not None:
                     ids = ids[: max_tokens - parts[part]["tokens"]]
                 ids.astype(dtype).tofile(stream)

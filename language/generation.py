@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
-from language.text_encoder import TextEncoder
+from language.text_encoder import TextEncoder, beginning
 
 Show = Callable[[str], object]
 
@@ -268,10 +268,8 @@ def text_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     Raises:
         ValueError: The tokenizer knows no token to begin with.
     """
-    begin = [i for i in tokenizer("").input_ids if i == tokenizer.bos_token_id]
     (ids,) = TextEncoder(tokenizer).encode([text])
-    found = [*begin, *ids.tolist()]
-    return found or [prefix(tokenizer)]
+    return [*beginning(tokenizer), *ids.tolist()] or [prefix(tokenizer)]
 
 
 def prefix(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -101,6 +101,11 @@ class TextEncoder:
         ]
 
 
+def beginning(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return what the tokenizer puts before each text: Llama's its beginning, GPT-2's nothing."""
+    return [i for i in tokenizer("").input_ids if i == tokenizer.bos_token_id]
+
+
 def _renamed(content: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Rename tokens in a tokenizer's JSON, and let it encode only: nothing added, nothing cut."""
     model = content["model"]

@@ -27,6 +27,7 @@ import pytorch_lightning as pl
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
+from tokenizers import processors
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from datamodules import language_modeling, text_sources, token_cache
@@ -393,6 +394,25 @@ def test_a_pretrained_tokenizer_is_taken_from_its_folder(tmp_path: Path) -> None
         with pytest.raises(ValueError, match=r"datamodule\.vocab_size=269.*270"):
             small.setup("fit")
     assert not list((tmp_path / "new").glob("text-*[!k]"))
+
+
+@pytest.mark.parametrize("piece_bytes", [64, 1 << 16])
+def test_a_document_begins_as_the_tokenizer_lets_texts_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    """As Llama's does, and `task=generate`; once, also where a document is read in parts."""
+    monkeypatch.setattr(text_sources, "PIECE_BYTES", piece_bytes)
+    trained = opened(tmp_path, make_text(3000), vocab_size=270)
+    tokenizer, own = trained.tokenizer, tmp_path / "tokenizer"
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begin)]
+    )
+    tokenizer.save_pretrained(own)
+    data = opened(tmp_path, tokenizer={"pretrained": str(own)}, vocab_size=512)
+    for part in ("train", "val"):
+        assert token_file(data, part).tolist() == [begin, *token_file(trained, part)]
 
 
 def test_large_vocabularies_take_four_bytes(
