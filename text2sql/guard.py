@@ -48,6 +48,10 @@ _FIRST_WORD = re.compile(r"(select|with|values)\b", re.IGNORECASE)
 _PIECE = re.compile(
     r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|;|[^;'"`\[/-]+|.""", re.DOTALL
 )
+_LEFT_BEHIND = (
+    "was left behind by a program that did not end well; open and close the database once with "
+    "SQLite, then read it"
+)
 _STEPS = 2000  # virtual-machine steps between looks at the clock: some 20 microseconds
 _FRAME = 64_000  # bytes of rows that are sent together
 _KEPT = 200_000_000  # bytes of freed memory that a process may hold for its next query
@@ -89,10 +93,7 @@ def connect(path: str | Path, log: Path | None, seconds: float) -> sqlite3.Conne
     """
     path = Path(path).resolve()
     if log is not None and log.exists() and not Path(f"{path}-shm").exists():
-        raise sqlite3.OperationalError(
-            f"{log.name} was left behind by a program that did not end well; open and close the "
-            "database once with SQLite, then read it"
-        )
+        raise sqlite3.OperationalError(f"{log.name} {_LEFT_BEHIND}")
     immutable = "&immutable=1" if log is not None and not log.exists() else ""
     db = sqlite3.connect(
         f"{path.as_uri()}?mode=ro{immutable}",
@@ -171,6 +172,8 @@ class Reader:
                 status, message = "stopped", late
             elif message == "database is locked":
                 status, message = "stopped", f"another program has locked the database; {late}"
+            elif message == "attempt to write a readonly database":  # to roll it back
+                message = f"{Path(path).resolve().name}-journal {_LEFT_BEHIND}"
         finally:
             if cursor is not None:
                 cursor.close()

@@ -25,7 +25,7 @@ def read_gold(path: str | Path) -> list[list[Gold]]:
         ValueError: The file cannot be read, or a line or entry has another form; names it.
     """
     path = Path(path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         found = _entries(path, "query")
     else:
         lines = _lines(path)
@@ -67,7 +67,7 @@ def read_predictions(
             database than its gold query, or has no gold query; names the line or entry.
     """
     path = Path(path)
-    found = _from_json(path, golds) if path.suffix == ".json" else _from_text(path, golds)
+    found = _from_json(path, golds) if path.suffix.lower() == ".json" else _from_text(path, golds)
     _refuse_other_interactions(found, golds, path)
     predictions: list[list[str | None]] = []
     for number, (answers, turns) in enumerate(zip(found, golds, strict=True)):
@@ -230,8 +230,10 @@ def _lines(path: Path) -> list[str]:
         raise ValueError(f"{path}: is not UTF-8 at byte {error.start}") from error
     # A tab at a line's beginning says that there is no SQL before the database's name.
     lines = [line.rstrip().lstrip(" ") for line in text.removesuffix("\n").split("\n")]
-    if not any(lines):
-        raise ValueError(f"{path}: is empty")
+    first = next(filter(None, lines), "")
+    if first[:1] in ("", "[", "{"):
+        what = "holds JSON: make it one list, in a file whose name ends in .json"
+        raise ValueError(f"{path}: {what if first else 'is empty'}")
     return lines
 
 

@@ -86,7 +86,7 @@ class Schema:
         db_id: The database's name.
         tables: In the order of the source.
         columns: In the order of the source, table by table.
-        primary_keys: Column indices.
+        primary_keys: Column indices; those of a table in the order of its key.
         foreign_keys: Pairs of column indices, each a column and the one that it refers to, in the
             order of the source.
         keys: The same pairs, those that are one key together; tables are joined over whole keys.
@@ -276,16 +276,20 @@ class Schema:
         try:
             for name in _readable(file):
                 try:
-                    described = file.catalogue(f"PRAGMA table_info({_quoted(name)})")
+                    described = file.catalogue(f"PRAGMA table_xinfo({_quoted(name)})")
                 except ValueError as error:
                     if not str(error).startswith("no such module"):
                         raise
                     warnings.warn(f"{path}: {name} is left out: {error}", stacklevel=2)
                     continue
                 first = len(columns)
-                for _, column, declared, _, _, key in described:
-                    primary += [len(columns)] if key else []
+                keys_by_place = []
+                for _, column, declared, _, _, key, hidden in described:
+                    if hidden == 1:  # of a virtual table's own, which `*` leaves out
+                        continue
+                    keys_by_place += [(key, len(columns))] if key else []
                     columns.append(Column(column, split_name(column), len(tables), _kind(declared)))
+                primary += [column for _, column in sorted(keys_by_place)]
                 tables.append(Table(name, split_name(name), tuple(range(first, len(columns)))))
             schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), (), ())
             keys = tuple(

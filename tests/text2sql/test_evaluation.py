@@ -284,6 +284,9 @@ def test_a_file_with_one_interaction_is_one(tmp_path: Path) -> None:
     [
         ("gold.txt", "SELECT 1\n", r"gold.txt:1: must be SQL, a tab"),
         ("gold.txt", "\n\n", "is empty"),
+        ("gold.jsonl", '{"query": "SELECT 1", "db_id": "a"}\n', "holds JSON: make it one list"),
+        ("gold.txt", '\n [["SELECT 1"]]', "holds JSON"),
+        ("gold.JSON", "{", "not JSON"),
         ("gold.json", "{", "not JSON"),
         ("gold.json", '[{"query": "a"}]', "entry 0, turn 0: .* under database_id"),
         ("gold.json", '[{"db_id": "a", "interaction": [{}]}]', "entry 0, turn 0"),

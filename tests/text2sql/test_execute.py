@@ -682,19 +682,27 @@ def test_a_database_that_is_opened_by_another_program_meanwhile_is_refused(tmp_p
     )  # fmt: skip
 
 
-def test_a_log_that_was_left_behind_is_refused_and_kept(tmp_path: Path) -> None:
-    """To read it, SQLite would write an index of it."""
-    file = make(tmp_path / "wal.sqlite", f"PRAGMA journal_mode = WAL; {DDL}")
+@pytest.mark.parametrize(("mode", "kind"), [("WAL", "wal"), ("DELETE", "journal")])
+def test_a_log_that_was_left_behind_is_refused_and_kept(
+    mode: str, kind: str, tmp_path: Path
+) -> None:
+    """To read it, SQLite would write an index of it; a journal it would roll back."""
+    file = make(tmp_path / "own.sqlite", f"PRAGMA journal_mode = {mode}; {DDL}")
     copy = tmp_path / "copy.sqlite"
-    with closing(sqlite3.connect(file)) as db:
-        db.execute("INSERT INTO singer VALUES (4, 'Di', 'Peru', 1)")
-        db.commit()
+    with closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")
+        db.execute("BEGIN")
+        db.execute(
+            f"INSERT INTO singer SELECT n + 9, hex(zeroblob(3000)), '', 1 FROM {_NUMBERS.format(99)}"
+        )
+        if kind == "wal":
+            db.execute("COMMIT")
         copy.write_bytes(file.read_bytes())
-        Path(f"{copy}-wal").write_bytes(Path(f"{file}-wal").read_bytes())
+        Path(f"{copy}-{kind}").write_bytes(Path(f"{file}-{kind}").read_bytes())
     before = state(tmp_path)
     result = Database(copy).execute("SELECT count(*) FROM singer")
     assert result.status == "failed"
-    assert "copy.sqlite-wal was left behind" in result.message
+    assert f"copy.sqlite-{kind} was left behind" in result.message
     assert state(tmp_path) == before
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.text2sql.conftest import DDL, make
+from text2sql.execute import Database
 from text2sql.schema import Schema, read_tables
 
 
@@ -88,6 +89,10 @@ def joins(file: Path) -> set[str]:
                 "users.tenant = sales.tenant and users.id = sales.seller",
             },
         ),
+        (  # without names it is the primary key, in its own order
+            "a (x, y, PRIMARY KEY (y, x)); CREATE TABLE b (p, q, FOREIGN KEY (p, q) REFERENCES a)",
+            {"a.y = b.p and a.x = b.q"},
+        ),
         (
             "airport (code PRIMARY KEY); CREATE TABLE flight (source REFERENCES airport, "
             "target REFERENCES airport)",
@@ -158,6 +163,17 @@ def test_what_nobody_made_is_hidden_and_views_are_offered(tmp_path: Path) -> Non
     schema = Schema.from_sqlite(make(tmp_path / "own.sqlite", ddl))
     assert [table.name for table in schema.tables] == ["t", "notes", "last", "old"]
     assert [schema.full_name(c) for c in schema.tables[3].columns] == ["old.word", "old.id"]
+
+
+def test_columns_are_those_that_a_star_has(tmp_path: Path) -> None:
+    """Generated ones among them, and of a virtual table none of its own."""
+    ddl = "CREATE TABLE t (a INT, b INT AS (a * 2), c TEXT AS (a || 'x') STORED);"
+    file = make(tmp_path / "a.sqlite", ddl + "CREATE VIRTUAL TABLE f USING fts5(title, body)")
+    schema = Schema.from_sqlite(file)
+    for table in schema.tables:
+        star = Database(file).execute(f"SELECT * FROM {table.name}").columns
+        assert star == tuple(schema.columns[index].name for index in table.columns)
+    assert [column.kind for column in schema.columns[1:4]] == ["number", "number", "text"]
 
 
 def test_groups_of_equal_columns_that_meet_late_stay_two(entry: dict[str, Any]) -> None:
