@@ -26,7 +26,8 @@ class Array:
         path: The file.
         name: With its groups or structs: `train/image`.
         shape: Of the whole.
-        kind: NumPy's letter of its type; empty for what is no array (a cell, a broken link).
+        kind: NumPy's letter of its type; empty for what is no array (a cell, a pickle, a broken
+            link).
         matlab: Whether MATLAB wrote it, so that the order of its axes is known.
         load: Reads it.
     """
@@ -89,7 +90,12 @@ def _npz(path: Path) -> Iterator[Array]:
     # Opened here: NumPy leaves a file open that is no zip file.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         for name in file.files:
-            yield _in_memory(path, name, file[name], False)
+            try:
+                yield _in_memory(path, name, file[name], False)
+            except ValueError as error:
+                if "allow_pickle" not in str(error):
+                    raise
+                yield Array(path, name, (), "", False, lambda: np.empty(0))
 
 
 def _in_memory(path: Path, name: str, values: Any, matlab: bool) -> Array:

@@ -318,7 +318,8 @@ class CrossModalDataModule(pl.LightningDataModule):
                 digest.update(np.ascontiguousarray(values).data)
         else:  # what encoders make of a picture differs in the last digits between machines
             names = (Path(name).name for name in self.items.names)
-            digest.update("\n".join([*names, *self.items.captions]).encode())
+            words = "\n".join([*names, *self.items.captions])
+            digest.update(words.encode(errors="surrogatepass"))  # of names that are no UTF-8
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def check(settings: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"datamodule.path={path}: no such file")
-            if path.suffix not in SUFFIXES:
+            if path.suffix.lower() not in SUFFIXES:
                 raise ValueError(
                     f"datamodule.path={path}: must end with one of {', '.join(SUFFIXES)}"
                 )

@@ -184,6 +184,12 @@ def _of_numbers(
     numbers = np.concatenate([array.read().ravel().astype(np.int64) for array in arrays])
     distinct, place = np.unique(numbers, return_inverse=True)
     if class_names:
+        if 0 < distinct[0] <= distinct[-1] < len(class_names) and not arrays[0].matlab:
+            raise ValueError(
+                f"{arrays[0]}: class numbers from {distinct[0]} to {distinct[-1]} and "
+                f"{len(class_names)} class_names: whether they count from 0 or from 1 cannot be "
+                "told; give a multi-hot row for each item, or the names of the classes that occur"
+            )
         first = 0 if distinct[0] == 0 else 1
         if distinct[-1] - first >= len(class_names):
             raise ValueError(

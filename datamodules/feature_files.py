@@ -138,6 +138,12 @@ def _place(name: str) -> tuple[str, str]:
     return part, rest
 
 
+def _described(array: Array) -> str:
+    if not array.kind:
+        return f"{array.name} (no array)"
+    return f"{array.name} {array.shape}{'' if array.numeric else ' (no numbers)'}"
+
+
 def _parts(
     arrays: Sequence[Array], fields: Mapping[str, str], files: str, several: bool
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
@@ -145,7 +151,7 @@ def _parts(
     places = [_place(f"{a.path.stem}/{a.name}" if several else a.name) for a in arrays]
     has_labels = any(_FIELD_OF.get(rest) == "labels" and rest != "y" for _, rest in places)
     exact = {wanted for wanted in fields.values() if any(a.name == wanted for a in arrays)}
-    there = ", ".join(f"{a.name} {a.shape if a.kind else '(no array)'}" for a in arrays) or "none"
+    there = ", ".join(map(_described, arrays)) or "none"
     found: dict[str, dict[str, Array]] = {}
     rows: dict[str, Array] = {}
     unread = []
@@ -155,7 +161,8 @@ def _parts(
             for field, wanted in fields.items()
             if array.name == wanted or (wanted not in exact and rest == _place(wanted)[1])
         ]
-        readable = array.numeric and math.prod(array.shape) > 0 and array.shape != ()
+        is_empty = array.numeric and math.prod(array.shape) == 0
+        readable = array.numeric and not is_empty and array.shape != ()
         field = "text" if rest == "y" and has_labels else _FIELD_OF.get(rest, "")
         if field == "rows" and not part:
             field = ""
@@ -163,7 +170,13 @@ def _parts(
             field = chosen[0]
             if not readable:
                 raise ValueError(f"path={array}: holds no numbers")
-        if not field or (field in fields and not chosen) or not readable:
+        is_named = bool(field) and (bool(chosen) or field not in fields)
+        if is_named and is_empty:
+            raise ValueError(
+                f"path={array}: is {field}{part and f' of the {part} part'} and holds nothing; "
+                "leave it out of the file"
+            )
+        if not is_named or not readable:
             unread.append(array)
             continue
         side, key = (rows, part) if field == "rows" else (found.setdefault(part, {}), field)
@@ -183,7 +196,7 @@ def _parts(
         unread += rows.values()
         rows = {}
     if unread:
-        names = ", ".join(f"{array.name} {array.shape}" for array in unread)
+        names = ", ".join(map(_described, unread))
         log.warning("%s: not read, as no name of a field: %s", files, names)
     # Training rows last, where a database has most of them: what it has is then cut off at the end.
     first = "database" if "database" in found else "train"

@@ -35,6 +35,8 @@ from datamodules.pictures import SUFFIXES, TooLargeError, is_picture, read_pictu
 log = logging.getLogger(__name__)
 
 TABLES = ("pairs.tsv", "pairs.csv", "pairs.jsonl")
+COLUMNS = ("path", "labels", "text")
+_WORDS = (str, int, float)  # what JSON may have for them
 
 
 @dataclass(frozen=True)
@@ -247,17 +249,20 @@ def _read_table(folder: Path, file: Path) -> Iterator[Pair]:
     for where, row in _rows(file):
         if isinstance(row, ValueError):
             raise row
-        if not isinstance(row, dict) or any(row.get(k) is None for k in ("path", "labels", "text")):
+        if not isinstance(row, dict) or any(row.get(k) is None for k in COLUMNS):
             has = f", it has {', '.join(map(str, row))}" if isinstance(row, dict) else ""
             raise ValueError(f"{where}: needs path, labels and text{has}")
-        labels = row["labels"]
-        names = labels if isinstance(labels, list) else str(labels).split(",")
+        labels, text = row["labels"], row["text"]
+        is_list = isinstance(labels, list)
+        if not all(isinstance(each, _WORDS) for each in (text, *(labels if is_list else [labels]))):
+            raise ValueError(f"{where}: labels must be words, or a list of them, and text words")
         picture = folder / str(row["path"])
         if picture.suffix.lower() not in SUFFIXES:
             same = (picture.with_suffix(suffix) for suffix in SUFFIXES)
             picture = next((other for other in same if other.is_file()), picture)
+        names = labels if is_list else str(labels).split(",")
         stripped = (str(name).strip() for name in names)
-        yield Pair(where, picture, tuple(dict.fromkeys(filter(None, stripped))), str(row["text"]))
+        yield Pair(where, picture, tuple(dict.fromkeys(filter(None, stripped))), str(text))
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Any]]:
@@ -266,11 +271,22 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
         example = '{"path": "cat.png", "labels": ["cat"], "text": "A cat."}'
         yield from jsonl_rows(file, str(file), example)
         return
-    form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    form: dict[str, Any] = {"strict": True}
+    if file.suffix == ".tsv":
+        form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        table = csv.DictReader(stream, **(form if file.suffix == ".tsv" else {}))
+        table = csv.DictReader(stream, **form)
         try:
+            names = list(table.fieldnames or ())
+            if twice := [name for name in COLUMNS if names.count(name) > 1]:
+                raise ValueError(f"{file}:1: has the column {twice[0]} twice")
             for row in table:
-                yield f"{file}:{table.line_num}", row
+                where = f"{file}:{table.line_num}"
+                if any(row.get(None) or ()):
+                    mark = "a tab" if file.suffix == ".tsv" else "a comma that is not quoted"
+                    raise ValueError(
+                        f"{where}: has more columns than {', '.join(names)}: is {mark} in one?"
+                    )
+                yield where, row
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{file}:{table.line_num + 1}: cannot be read: {error}") from error

@@ -76,14 +76,14 @@ class Retrieval:
         Returns:
             `map_{all|old|new|original|original_alone}_{i2t|t2i}`: all queries whose classes have
             arrived; those of earlier sessions; of the last; of the first; of the first, against the
-            items of the first alone.
+            items of the first alone. One whose queries have no relevant item is left out.
         """
         alone = self.counted(0)
         figures: dict[str, float] = {}
         for direction, (counts, groups) in self.counted(self.session).items():
             values = average_precision(counts)
-            original = average_precision(alone[direction][0]).mean()
-            figures[f"map_original_alone_{direction}"] = float(original)
+            if len(original := average_precision(alone[direction][0])):
+                figures[f"map_original_alone_{direction}"] = float(original.mean())
             for name, chosen in {**self.subsets(groups), "original": groups == 0}.items():
                 if chosen.any():
                     figures[f"map_{name}_{direction}"] = float(values[chosen].mean())
@@ -97,7 +97,8 @@ class Retrieval:
             figures[f"distinct_codes/{m}"] = float(distinct_codes(self.codes[m][known]))
             figures[f"bit_balance/{m}"] = bit_balance(self.codes[m][known])
         for direction, (counts, _) in self.counted(self.session).items():
-            figures[f"chance/{direction}"] = float(chance_precision(counts).mean())
+            if len(chance := chance_precision(counts)):
+                figures[f"chance/{direction}"] = float(chance.mean())
         return figures
 
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
@@ -123,10 +124,12 @@ def lost(history: Sequence[Figures], figures: Figures) -> dict[str, float]:
         original ones alone.
     """
     fallen = {}
-    for direction, *_ in DIRECTIONS if history else ():
+    for direction, *_ in DIRECTIONS:
         for name, figure in (("forgetting", "original"), ("drift", "original_alone")):
             key = f"map_{figure}_{direction}"
-            fallen[f"{name}_{direction}"] = max(past[key] for past in history) - figures[key]
+            past = [figures[key] for figures in history if key in figures]
+            if past and key in figures:
+                fallen[f"{name}_{direction}"] = max(past) - figures[key]
     return fallen
 
 

@@ -28,7 +28,8 @@ class Lengths:
             new codes. At least 1.
         round_epochs: Epochs over a round's sample, at least 1.
         sample: Items in a sample (Omega), at least 2; of fewer items all are taken.
-        old_share: Share of a sample that is drawn from the items of earlier sessions, in [0, 1).
+        old_share: Share of a sample that is drawn from the items of earlier sessions, in [0, 1);
+            one item at least is new.
     """
 
     epochs: int = 100
@@ -196,7 +197,7 @@ class SessionPlan:
 
     def _sample_sizes(self, old: int, new: int) -> tuple[int, int]:
         asked = self.lengths.sample
-        from_old = min(old, round(asked * self.lengths.old_share))
+        from_old = min(old, round(asked * self.lengths.old_share), asked - 1)
         from_new = min(new, asked - from_old)
         return min(old, asked - from_new), from_new
 

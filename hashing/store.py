@@ -26,6 +26,7 @@ from atomic import replacing
 
 CHUNK_ITEMS = 1 << 20  # packed or written at once
 FORMAT = 1  # of the folder
+LONE = "surrogatepass"  # what Python makes of a file's name that is no UTF-8
 Packed = NDArray[np.uint8]
 
 
@@ -41,7 +42,10 @@ def pack(codes: Tensor | NDArray[Any]) -> Packed:
     Raises:
         ValueError: Bits are not a multiple of 8, or a value is neither -1 nor 1.
     """
-    array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else np.asarray(codes)
+    if isinstance(codes, Tensor):
+        codes = codes.detach().cpu()
+        codes = codes.float().numpy() if codes.is_floating_point() else codes.numpy()
+    array = np.asarray(codes)
     if array.dtype.kind not in "if":
         raise ValueError(
             f"codes of {array.dtype} hold no -1: must be signs of -1 and 1, not packed yet"
@@ -205,10 +209,12 @@ class CodeStore:
             folder: Empty or absent, or a store that these items continue.
 
         Raises:
-            ValueError: The folder holds other codes than this store's first, or is damaged; it
-                stays as it is.
+            ValueError: The folder is a file, is damaged, or holds other codes than this store's
+                first; it stays as it is.
         """
         folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file: choose a folder")
         folder.mkdir(parents=True, exist_ok=True)
         codes, names = folder / "codes.bin", folder / "names.txt"
         with FileLock(folder / "store.lock"):
@@ -300,7 +306,7 @@ def _read_names(file: Path, items: int) -> list[str]:
         *lines, _ = file.read_bytes().split(b"\n", items)
         if len(lines) < items:
             raise ValueError(f"has {len(lines)} lines, not {items}")
-        return [line.decode() for line in lines]
+        return [line.decode(errors=LONE) for line in lines]
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: {error}: the store is damaged") from error
 
@@ -339,7 +345,8 @@ def _bytes(block: Packed | bytes) -> Any:
 
 def _lines(names: Sequence[str]) -> Iterator[bytes]:
     for first in range(0, len(names), CHUNK_ITEMS):
-        yield "".join(f"{name}\n" for name in names[first : first + CHUNK_ITEMS]).encode()
+        text = "".join(f"{name}\n" for name in names[first : first + CHUNK_ITEMS])
+        yield text.encode(errors=LONE)
 
 
 def _checked_names(names: Sequence[str], items: int) -> list[str]:

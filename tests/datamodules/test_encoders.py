@@ -133,6 +133,35 @@ def test_features_are_computed_once_and_again_when_content_changes(
     assert np.allclose(first.image[1:], third.image[1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "table", "words"),
+    [
+        ("pairs.csv", "path,labels,text\na.png,cat,dog,Both.\n", r"csv:2: .* comma that is not"),
+        ("pairs.csv", 'path,labels,text\na.png,cat,"Cut\nb.png,dog,Lost.\n', "unexpected end"),
+        ("pairs.csv", "path,labels,text,text\na.png,cat,One,Two\n", "column text twice"),
+        ("pairs.tsv", "path\tlabels\ttext\na.png\tcat\tA cat\tsits.\n", r"tsv:2: .* a tab in one"),
+        (
+            "pairs.jsonl",
+            '{"path": "a.png", "labels": ["cat", null], "text": "A"}\n',
+            "must be words",
+        ),
+        ("pairs.jsonl", '{"path": "a.png", "labels": {"cat": 1}, "text": "A"}\n', "must be words"),
+        ("pairs.jsonl", '{"path": "a.png", "labels": "cat", "text": ["A", "B"]}\n', "text words"),
+    ],
+)
+def test_a_row_that_would_be_cut_or_bent_is_refused(
+    name: str, table: str, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(table)
+    with pytest.raises(ValueError, match=words):
+        read_pairs(str(tmp_path))
+
+
+def test_empty_columns_behind_a_row_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("path\tlabels\ttext\na.png\tcat\tA cat.\t\t\n")
+    assert [pair.text for pair in read_pairs(str(tmp_path))] == ["A cat."]
+
+
 def test_tables_of_every_form_and_texts_beside_pictures_give_the_same(source: Path) -> None:
     rows = [(name, [name, "any"], f"a picture of {name}") for name in COLOURS]
 

@@ -392,6 +392,15 @@ def test_class_numbers_name_their_classes(
         np.testing.assert_array_equal(named.labels, items.labels)
     with pytest.raises(ValueError, match=r"class_names: 2 names, and .*, labels has class numbers"):
         read_features([file], class_names=["a", "b"])
+    if first == 1:
+        with pytest.raises(ValueError, match=r"1 to 3 and 4 class_names: whether they count from"):
+            read_features([file], class_names=["a", "b", "c", "d"], bad_rows="skip")
+
+
+def test_labels_in_words_are_said(tmp_path: Path) -> None:
+    arrays = {**WHOLE, "labels": np.array(["cat"] * len(WHOLE["labels"]))}
+    with pytest.raises(ValueError, match=r"labels \(\d+,\) \(no numbers\)"):
+        read_features([write_npz(tmp_path / "f", arrays)])
 
 
 def test_a_class_number_of_ten_digits_takes_no_memory(tmp_path: Path) -> None:
@@ -652,7 +661,7 @@ WHOLE = {field: getattr(DATA, field) for field in FIELDS}
             "a split needs query",
         ),
         ({"image": DATA.image, "labels": DATA.labels}, r"no fields .* there are image \(12, 4\)"),
-        ({**WHOLE, "text": np.zeros((0, 5))}, "no fields"),
+        ({**WHOLE, "text": np.zeros((0, 5))}, "text: is text and holds nothing"),
         ({**WHOLE, "text": DATA.text[:11]}, r"text \(11, 5\).*: they must describe the same items"),
         ({**WHOLE, "text": DATA.text[:, 0]}, r"text: of shape \(12,\): must be a matrix"),
         ({**WHOLE, "labels": DATA.labels * 0.5}, r"labels, row 0: labels must be 0 or 1"),
@@ -744,9 +753,19 @@ def test_a_sparse_matrix_whose_rows_lie_outside_is_refused(tmp_path: Path) -> No
         read_features([file])
 
 
-def test_pickles_are_not_opened(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"f\.npz: cannot be read: Object arrays"):
-        read_features([write_npz(tmp_path / "f", {**WHOLE, "more": np.array([{}, {}])})])
+def test_pickles_are_not_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write_npz(tmp_path / "f", {**WHOLE, "more": np.array([{}, {}])})
+    same(read_features([file]), DATA, False)
+    assert "not read, as no name of a field: more (no array)" in caplog.text
+    with pytest.raises(ValueError, match=r"f\.npz, more: holds no numbers"):
+        read_features([file], {"text": "more"})
+
+
+def test_a_part_without_items_is_refused(tmp_path: Path) -> None:
+    arrays = of_parts("{name}_{part}", ("I", "T", "L"), ("tr", "te"))(DATA, lambda field, v: v)
+    arrays = {name: v[:0] if "te" in name else v for name, v in arrays.items()}
+    with pytest.raises(ValueError, match=r"I_te: is image of the query part and holds nothing"):
+        read_features([write_npz(tmp_path / "f", arrays)])
 
 
 def test_axes_of_a_setting_are_checked_before_reading(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A session reads what its strategy allows, once an epoch, in an order any step can recompute."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -53,6 +54,14 @@ def test_a_lifelong_increment_reads_its_samples_only() -> None:
         assert len(set(sample)) == len(sample) == 12
         assert (GROUPS[sample] == 0).sum() == 6
         assert set(p.batch(step)) <= set(sample)
+
+
+@pytest.mark.parametrize(("sample", "share"), [(2, 0.75), (2, 0.0), (10, 0.95), (40, 0.999)])
+def test_every_sample_has_new_items(sample: int, share: float) -> None:
+    lengths = replace(LENGTHS, sample=sample, old_share=share)
+    p = SessionPlan(GROUPS, "lifelong", lengths, 8, 0)
+    for session in p.sessions[1:]:
+        assert np.isin(p.sample(session, session.start), session.new).any()
 
 
 @pytest.mark.parametrize("strategy", get_args(Strategy))

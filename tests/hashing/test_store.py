@@ -97,6 +97,26 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, named: bool) -> None:
         loaded.packed[0] = 0
 
 
+def test_a_file_name_that_is_no_text_is_kept(tmp_path: Path) -> None:
+    """Python has lone surrogates for bytes of a file's name that are no UTF-8."""
+    odd = ["caf\udce9.png", "", "\u2028\x85"]
+    CodeStore(signs(3, 16), odd).save(tmp_path)
+    assert list(CodeStore.load(tmp_path).names) == odd
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file: choose a folder"):
+        CodeStore(signs(1, 16)).save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.int64])
+def test_codes_of_any_number_type_are_packed(kind: torch.dtype) -> None:
+    codes = signs(5, 16)
+    assert torch.equal(unpack(pack(codes.to(kind))), codes)
+
+
 def test_appending_writes_only_what_is_new(tmp_path: Path) -> None:
     old, new, newer = signs(60, 32), signs(20, 32, 1), signs(5, 32, 2)
     CodeStore(old, names(60)).save(tmp_path)
