@@ -11,7 +11,8 @@ def test_original_queries_that_find_nothing_leave_their_figures_out() -> None:
     """The one original query is of a class that no item has: nothing is said of such queries."""
     codes = {m: torch.ones(4, 8, dtype=torch.int8) for m in ("image", "text")}
     labels = torch.tensor([[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
-    groups, history = torch.tensor([0, 0, 1, 1]), []
+    groups = torch.tensor([0, 0, 1, 1])
+    history: list[dict[str, float]] = []
     for session in (0, 1):
         asked = {m: values[:2] for m, values in codes.items()}
         retrieval = Retrieval(
