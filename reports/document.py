@@ -1,22 +1,23 @@
 """A document in three languages: Markdown, LaTeX, and one HTML file that needs nothing else.
 
-Names of runs and metrics are other people's text: each language escapes all of it, and characters
-that are obeyed instead of shown are written as escapes.
+Each has its template, page.md, page.tex or page.html. Names of runs and metrics are other people's
+text: each language escapes all of it, and characters that are obeyed instead of shown are written
+as escapes.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from string import Template
 from urllib.parse import quote
 
-from terminal import literal
+from jinja2 import Environment, FileSystemLoader
 
-PAGE, PAPER = (Path(__file__).with_name(name) for name in ("page.html", "page.tex"))
+from terminal import literal
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ class Table:
     note: str = ""
     left: Sequence[int] = ()
 
+    def is_left(self, column: int) -> bool:
+        """Whether a column is set to the left."""
+        return column == 0 or column in self.left
+
+    @property
+    def ends_with_code(self) -> bool:
+        """Whether commands, which are long, stand in the last column."""
+        return any(isinstance(row[-1], Code) for row in self.rows if len(row) > 1)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -79,53 +89,63 @@ class Picture:
 Block = Heading | Lines | Table | Picture
 
 
+def markdown(title: str, blocks: Sequence[Block]) -> str:
+    """Return a document in Markdown."""
+    return _render("page.md", title, blocks, text=_in_markdown, code=_code_in_markdown)
+
+
+def latex(title: str, blocks: Sequence[Block]) -> str:
+    """Return a document in LaTeX; its tables can be copied into a paper that loads booktabs."""
+    return _render("page.tex", title, blocks, text=_in_latex)
+
+
+def webpage(title: str, blocks: Sequence[Block], folder: Path) -> str:
+    """Return a document as one HTML file: styles and figures are in it, nothing is fetched.
+
+    `folder` is the document's own, in which the figures are.
+    """
+    svg = partial(_svg, folder / "figures")
+    return _render("page.html", title, blocks, text=_in_html, svg=svg)
+
+
+def _render(
+    template: str, title: str, blocks: Sequence[Block], **filters: Callable[[str], str]
+) -> str:
+    """Fill a template, in which `<<` and `<%` begin what Jinja reads: LaTeX is full of braces."""
+    environment = Environment(
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+    )
+    environment.filters.update(filters, url=quote)
+    for kind in (Link, Code, Heading, Lines, Picture):
+        environment.tests[kind.__name__.lower()] = kind.__instancecheck__
+    return environment.get_template(template).render(title=title, blocks=blocks)
+
+
+# --- other people's text, escaped ---
+
+
 def plain(words: str) -> str:
     """Return text in which no character is obeyed, on one line."""
     return re.sub(r"\s+", " ", literal(words).plain)
 
 
-# --- Markdown
-
-
-def markdown(title: str, blocks: Sequence[Block]) -> str:
-    """Return a document in Markdown."""
-    return "\n\n".join([f"# {_md(title)}", *map(_md_block, blocks)]) + "\n"
-
-
-def _md(words: str) -> str:
+def _in_markdown(words: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", plain(words))
 
 
-def _md_cell(cell: Cell) -> str:
-    if isinstance(cell, Link):
-        return f"[{_md(cell.words)}]({quote(cell.target)})"
-    if isinstance(cell, Code):
-        words = plain(cell.words)
-        fence = "`" * (max((len(run) for run in re.findall("`+", words)), default=0) + 1)
-        space = " " if "`" in words else ""
-        return f"{fence}{space}{words}{space}{fence}".replace("|", "\\|") if words else ""
-    return _md(cell)
+def _code_in_markdown(words: str) -> str:
+    words = plain(words)
+    fence = "`" * (max((len(run) for run in re.findall("`+", words)), default=0) + 1)
+    space = " " if "`" in words else ""
+    return f"{fence}{space}{words}{space}{fence}".replace("|", "\\|")
 
-
-def _md_block(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"## {_md(block.words)}"
-    if isinstance(block, Lines):
-        return "\n".join(f"* {_md(line)}" for line in block.lines)
-    if isinstance(block, Picture):
-        return f"![{_md(block.caption)}](figures/{quote(block.name)}.svg)\n\n{_md(block.caption)}"
-    rule = [":--" if c == 0 or c in block.left else "--:" for c in range(len(block.headings))]
-    rows = [[_md(heading) for heading in block.headings], rule]
-    for row in block.rows:
-        if len(row) == 1:
-            rows.append([f"**{_md_cell(row[0])}**", *[""] * (len(block.headings) - 1)])
-        else:
-            rows.append([_md_cell(cell) for cell in row])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\n{_md(block.note)}" if block.note else table
-
-
-# --- LaTeX
 
 _TEX: dict[str, str | int | None] = {
     "\\": r"\textbackslash{}",
@@ -146,117 +166,21 @@ _TEX: dict[str, str | int | None] = {
 }
 
 
-def latex(title: str, blocks: Sequence[Block]) -> str:
-    """Return a document in LaTeX; its tables can be copied into a paper that loads booktabs."""
-    body = "\n\n".join(map(_tex_block, blocks))
-    return Template(PAPER.read_text(encoding="utf-8")).substitute(title=_tex(title), body=body)
-
-
-def _tex(words: str) -> str:
+def _in_latex(words: str) -> str:
     return plain(words).translate(str.maketrans(_TEX))
 
 
-def _tex_cell(cell: Cell) -> str:
-    if isinstance(cell, Link):
-        target = quote(cell.target).replace("%", r"\%")
-        return f"\\href{{run:{target}}}{{{_tex(cell.words)}}}"
-    if isinstance(cell, Code):
-        return f"\\texttt{{{_tex(cell.words)}}}"
-    return _tex(cell)
-
-
-def _tex_block(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"\\section*{{{_tex(block.words)}}}"
-    if isinstance(block, Lines):
-        return "\n\n".join(_tex(line) for line in block.lines)
-    if isinstance(block, Picture):
-        return (
-            "\\begin{figure}[htbp]\n\\centering\n"
-            f"\\includegraphics[width=\\linewidth]{{figures/{block.name}.pdf}}\n"
-            f"\\caption{{{_tex(block.caption)}}}\n\\end{{figure}}"
-        )
-    code = [any(isinstance(row[-1], Code) for row in block.rows if len(row) > 1)]
-    count = len(block.headings)
-    columns = ["l" if c == 0 or c in block.left else "r" for c in range(count)]
-    if code[0]:
-        columns[-1] = "p{0.5\\linewidth}"
-    lines = [" & ".join(map(_tex, block.headings)) + r" \\", r"\midrule", r"\endhead"]
-    for row in block.rows:
-        cells = " & ".join(map(_tex_cell, row))
-        lines.append(
-            f"\\addlinespace\n\\multicolumn{{{count}}}{{l}}{{\\textbf{{{cells}}}}} \\\\"
-            if len(row) == 1
-            else f"{cells} \\\\"
-        )
-    table = "\n".join(
-        [f"\\begin{{longtable}}{{{''.join(columns)}}}", r"\toprule", *lines, r"\bottomrule"]
-    )
-    note = f"\n\n{_tex(block.note)}" if block.note else ""
-    return f"{table}\n\\end{{longtable}}{note}"
-
-
-# --- HTML
-
-
-def webpage(title: str, blocks: Sequence[Block], folder: Path) -> str:
-    """Return a document as one HTML file: styles and figures are in it, nothing is fetched.
-
-    `folder` is the document's own, in which the figures are.
-    """
-    body = "\n".join(_html_block(block, folder) for block in blocks)
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(title=_html(title), body=body)
-
-
-def _html(words: str) -> str:
+def _in_html(words: str) -> str:
     """Return text in which a mean and its deviation stay on one line."""
     return html.escape(plain(words)).replace(" \u00b1 ", "&nbsp;\u00b1&nbsp;")
 
 
-def _html_cell(cell: Cell) -> str:
-    if isinstance(cell, Link):
-        return f'<a href="{quote(cell.target)}">{_html(cell.words)}</a>'
-    if isinstance(cell, Code):
-        return f"<code>{_html(cell.words)}</code>" if cell.words else ""
-    return _html(cell)
-
-
-def _html_block(block: Block, folder: Path) -> str:
-    if isinstance(block, Heading):
-        return f"<h2>{_html(block.words)}</h2>"
-    if isinstance(block, Lines):
-        return f"<ul>{''.join(f'<li>{_html(line)}</li>' for line in block.lines)}</ul>"
-    if isinstance(block, Picture):
-        caption = f"<figcaption>{_html(block.caption)}</figcaption>"
-        svgs = [
-            f'<div class="{kind}" role="img" aria-label="{_html(block.caption)}">'
-            f"{_svg(folder / 'figures' / f'{block.name}{suffix}.svg')}</div>"
-            for kind, suffix in (("roomy", ""), ("narrow", "-narrow"))
-        ]
-        return f"<figure>\n{''.join(svgs)}\n{caption}</figure>"
-
-    def placed(column: int) -> str:
-        return ' class="left"' if column in block.left else ""
-
-    head = "".join(f"<th{placed(c)}>{_html(words)}</th>" for c, words in enumerate(block.headings))
-    rows = [
-        f'<td class="group" colspan="{len(block.headings)}">{_html_cell(row[0])}</td>'
-        if len(row) == 1
-        else "".join(f"<td{placed(c)}>{_html_cell(cell)}</td>" for c, cell in enumerate(row))
-        for row in block.rows
-    ]
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    note = f'<p class="note">{_html(block.note)}</p>' if block.note else ""
-    table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-    return f'<div class="wide">{table}</div>{note}'
-
-
-def _svg(path: Path) -> str:
+def _svg(folder: Path, name: str) -> str:
     """Return an SVG file as an element: as wide as the page allows, its idle ids left out.
 
     Matplotlib numbers every group; several figures in one page would share those names.
     """
-    text = path.read_text(encoding="utf-8")
+    text = (folder / f"{name}.svg").read_text(encoding="utf-8")
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text[text.index("<svg") :], count=1)
     used = set(re.findall(r"#([\w.-]+)", text))
     return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)

@@ -339,10 +339,9 @@ def runs_table(arms: Sequence[Arm], folder: Path) -> Table:
     rows: list[list[Cell]] = []
     for arm in arms:
         rows.append([arm.label])
-        rows += [
-            [_link(run, folder), str(run.seed), duration(run.seconds), Code(run.own_command or "")]
-            for run in arm.runs
-        ]
+        for run in arm.runs:
+            command = Code(run.own_command) if run.own_command else ""
+            rows.append([_link(run, folder), str(run.seed), duration(run.seconds), command])
     return Table(["run", "seed", "time", "command"], rows, left=(3,))
 
 
