@@ -54,7 +54,7 @@ def row(name: str, devices: int) -> str:
         if way == "ddp":
             cells += [f"{each.parameters / 1e9:.2f}B", f"{each.batch[0]} x {each.batch[1]:,}"]
         kept, peak = sum(each.kept), each.step.peak
-        sent = each.sent / (each.spread.micro_batches if each.spread.split else 1)
+        sent = each.sent / (each.micro_batches if each.split else 1)
         cells += [size_in_words(count) for count in (kept, peak - kept, peak, sent)]
     return f"| {' | '.join(cells)} |"
 

@@ -62,30 +62,6 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How several devices share a training.
-
-    Args:
-        devices: How many train together.
-        split: Whether each keeps its share of everything (FSDP2) or the whole (DDP).
-        micro_batches: In an optimizer step.
-    """
-
-    devices: int = 1
-    split: bool = False
-    micro_batches: int = 1
-
-    @classmethod
-    def of(cls, trainer: Mapping[str, Any]) -> Spread:
-        """Return what a trainer's node asks for."""
-        strategy = trainer.get("strategy")
-        split = isinstance(strategy, dict) and strategy["_target_"].endswith(
-            ".FullyShardedStrategy"
-        )
-        return cls(device_count(trainer), split, trainer.get("accumulate_grad_batches") or 1)
-
-
-@dataclass(frozen=True)
 class Cost:
     """What a training holds on each device, and sends.
 
@@ -94,16 +70,20 @@ class Cost:
         trained: How many of them get a gradient.
         batch: Sequences of a micro-batch on one device, and tokens of each; 1 where it has none.
         precision: Of the trainer.
-        spread: How the devices share it.
         step: What a step takes of a device; None for what is no language model.
+        devices: How many train together.
+        split: Whether each keeps its share of everything (FSDP2) or the whole (DDP).
+        micro_batches: In an optimizer step.
     """
 
     parameters: int
     trained: int
     batch: tuple[int, int]
     precision: Precision
-    spread: Spread
     step: Footprint | None
+    devices: int = 1
+    split: bool = False
+    micro_batches: int = 1
 
     @classmethod
     def of(cls, module: Any, settings: Mapping[str, Any]) -> Cost:
@@ -113,29 +93,41 @@ class Cost:
             module: As it is before `configure_model`.
             settings: The checked config.
         """
-        data, spread = settings["datamodule"], Spread.of(settings["trainer"])
+        data, trainer = settings["datamodule"], settings["trainer"]
         batch = (data.get("batch_size", 1), data.get("context_length", 1))
-        precision = Precision.of(str(settings["trainer"].get("precision") or "32-true"))
+        precision = Precision.of(str(trainer.get("precision") or "32-true"))
+        devices, strategy = device_count(trainer), trainer.get("strategy")
+        split = isinstance(strategy, dict) and strategy["_target_"].endswith(
+            ".FullyShardedStrategy"
+        )
         step = None
         if is_language_model(settings["module"]):
             # Its sizes are enough: nothing is loaded, and nothing is compiled.
             module.pretrained, module.compile_blocks = None, False
-            step = footprint(module, batch, precision, spread.devices, spread.split)
+            step = footprint(module, batch, precision, devices, split)
         else:
             module.configure_model()
         counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
-        trained = sum(count for count, trains in counts if trains)
-        return cls(sum(c for c, _ in counts), trained, batch, precision, spread, step)
+        return cls(
+            parameters=sum(count for count, _ in counts),
+            trained=sum(count for count, trains in counts if trains),
+            batch=batch,
+            precision=precision,
+            step=step,
+            devices=devices,
+            split=split,
+            micro_batches=trainer.get("accumulate_grad_batches") or 1,
+        )
 
     @property
     def sequences(self) -> int:
         """In an optimizer step, on all devices."""
-        return self.batch[0] * self.spread.micro_batches * self.spread.devices
+        return self.batch[0] * self.micro_batches * self.devices
 
     @property
     def kept(self) -> tuple[float, float, float]:
         """Bytes of parameters, gradients and AdamW's moments that stay on one device."""
-        size = self.precision.kept.itemsize / (self.spread.devices if self.spread.split else 1)
+        size = self.precision.kept.itemsize / (self.devices if self.split else 1)
         return self.parameters * size, self.trained * size, 2 * self.trained * size
 
     @property
@@ -145,17 +137,17 @@ class Cost:
         In a ring of N each collective moves (N - 1) / N of what it collects. DDP adds the gradients
         up once and gathers the sums.
         """
-        if self.spread.split:
+        if self.split:
             assert self.step is not None, "only language models are split"
-            collected = self.spread.micro_batches * self.step.collected
+            collected = self.micro_batches * self.step.collected
         else:
             collected = 2.0 * self.trained * self.precision.kept.itemsize
-        return collected * (self.spread.devices - 1) / self.spread.devices
+        return collected * (self.devices - 1) / self.devices
 
 
 def memory(cost: Cost) -> Table:
     """Return what a device holds in a step, and what it sends the others."""
-    spread, name = cost.spread, str(cost.precision.kept).removeprefix("torch.")
+    name = str(cost.precision.kept).removeprefix("torch.")
     table = Table("memory", "type", "", title="Memory on each device")
     table.columns[2].justify = "right"
     labels = ("parameters", "gradients", "optimizer states (AdamW: two a parameter)")
@@ -164,16 +156,16 @@ def memory(cost: Cost) -> Table:
     if cost.step is None:
         table.caption = "without activations"
     else:
-        more = "activations" + (", whole blocks" if spread.split else "")
-        more += ", DDP's sums" if spread.devices > 1 and not spread.split else ""
+        more = "activations" + (", whole blocks" if cost.split else "")
+        more += ", DDP's sums" if cost.devices > 1 and not cost.split else ""
         besides = size_in_words(cost.step.peak - sum(cost.kept))
         table.add_row(f"at the peak besides: {more}", "", besides)
         table.caption = "a step of the whole model; without what CUDA and its allocator add"
     table.add_section()
     table.add_row("in all", "", size_in_words(cost.step.peak if cost.step else sum(cost.kept)))
-    if spread.devices > 1:
-        way = "FSDP2" if spread.split else "DDP"
-        label = f"sent by each of {spread.devices} devices in an optimizer step ({way})"
+    if cost.devices > 1:
+        way = "FSDP2" if cost.split else "DDP"
+        label = f"sent by each of {cost.devices} devices in an optimizer step ({way})"
         table.add_row(label, "", size_in_words(cost.sent))
     return table
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -28,28 +27,22 @@ from transformers import masking_utils
 from subnetworks import fused
 
 
-@dataclass(frozen=True)
-class Precision:
-    """What a step computes in.
+class Precision(NamedTuple):
+    """What a step computes in; products in another type than what is kept are autocast."""
 
-    Args:
-        kept: The type of parameters, gradients and moments.
-        computed: That of products; another one is autocast.
-    """
-
-    kept: torch.dtype
-    computed: torch.dtype
+    kept: torch.dtype  # parameters, gradients and moments
+    computed: torch.dtype  # products
 
     @classmethod
     def of(cls, name: str) -> Precision:
         """Return what one of Lightning's names stands for; mixed ones keep 32 bits."""
+        types = {"64": torch.float64, "16": torch.float16, "bf16": torch.bfloat16}
         bits, _, way = name.partition("-")
-        computed = _TYPES.get(bits, torch.float32)
+        computed = types.get(bits, torch.float32)
         return cls(torch.float32 if way == "mixed" else computed, computed)
 
 
-@dataclass(frozen=True)
-class Footprint:
+class Footprint(NamedTuple):
     """What a step takes of a device.
 
     Args:
@@ -60,9 +53,6 @@ class Footprint:
 
     peak: float
     collected: float
-
-
-_TYPES = {"64": torch.float64, "16": torch.float16, "bf16": torch.bfloat16}
 
 
 def footprint(

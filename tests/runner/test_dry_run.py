@@ -15,12 +15,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
 from lightning_modules.causal_lm import CausalLM
-from runner.dry_run import Cost, Spread, memory
+from runner.dry_run import Cost, memory
 from runner.footprint import Footprint, Precision, footprint
 
 GPT2 = 124_439_808
 PLAIN, MIXED = Precision.of("32-true"), Precision.of("bf16-mixed")
-ONE = Cost(GPT2, GPT2, (12, 1024), PLAIN, Spread(), None)
+ONE = Cost(GPT2, GPT2, (12, 1024), PLAIN, None)
 
 
 def shown(cost: Cost) -> str:
@@ -39,7 +39,7 @@ def test_one_device_keeps_all_and_sends_nothing() -> None:
 
 def test_eight_devices_that_keep_all_send_the_gradients_twice() -> None:
     """Nearly: 7/8 of 474.7 MiB, once to add up and once to tell."""
-    said = shown(replace(ONE, precision=MIXED, spread=Spread(8, False, micro_batches=4)))
+    said = shown(replace(ONE, precision=MIXED, devices=8, micro_batches=4))
     assert "1.9 GiB" in said
     assert "8 devices in an optimizer step (DDP)" in said
     assert "830.7 MiB" in said
@@ -47,7 +47,7 @@ def test_eight_devices_that_keep_all_send_the_gradients_twice() -> None:
 
 def test_eight_devices_that_split_keep_an_eighth_and_gather_for_every_micro_batch() -> None:
     step = Footprint(peak=20.0 * GPT2, collected=12.0 * GPT2)
-    said = shown(replace(ONE, precision=MIXED, spread=Spread(8, True, 2), step=step))
+    said = shown(replace(ONE, precision=MIXED, step=step, devices=8, split=True, micro_batches=2))
     assert "59.3 MiB" in said
     assert "2.3 GiB" in said  # at the peak
     assert "2.1 GiB" in said  # of these not kept
