@@ -27,7 +27,6 @@ from callbacks.subnetwork import SubnetworkTraining
 from lightning_modules.causal_lm import CausalLM
 from subnetworks.anatomy import dimensions_of
 from subnetworks.chooser import UnitChooser
-from subnetworks.context import IGNORED
 from subnetworks.flops import FlopCount, StepFlops
 from subnetworks.slicing import SlicedModel, activate
 from subnetworks.spec import SubnetworkSpec
@@ -68,20 +67,14 @@ class Stepper:
     """Takes optimizer steps on a language model, each on a sub-network, everything included.
 
     Args:
-        module: The model; of one with adapters these alone are trained.
+        module: The model.
         device: Where it runs.
         shape: Micro-batches of a step, sequences of one, and tokens of a sequence.
         bf16: Run under bf16 autocast.
-        prompt_share: Share of the tokens, the first ones, without a label, in [0, 1).
     """
 
     def __init__(
-        self,
-        module: CausalLM,
-        device: str,
-        shape: tuple[int, int, int],
-        bf16: bool,
-        prompt_share: float = 0.0,
+        self, module: CausalLM, device: str, shape: tuple[int, int, int], bf16: bool
     ) -> None:
         torch.manual_seed(0)
         module.configure_model()
@@ -89,11 +82,9 @@ class Stepper:
         self.device = torch.device(device)
         self.module = module.train().to(self.device)
         self.sliced = SlicedModel(module.backbone)
-        self.trained = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
+        self.parameters = list(module.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
         self.ids = torch.randint(self.config.vocab_size, shape, device=self.device)
-        self.labels = self.ids.clone()
-        self.labels[..., : round(shape[-1] * prompt_share)] = IGNORED
         self.bf16 = bf16
         self.steps: Counter[SubnetworkSpec] = Counter()
         """Steps taken by sub-network: renewals of scores are counted for each alone."""
@@ -108,14 +99,14 @@ class Stepper:
             chooser.begin_step(self.steps[spec])
             if not spec.is_full and chooser.needs_probe:
                 with self.precision():
-                    first = {"input_ids": self.ids[0, :1], "labels": self.labels[0, :1]}
-                    chooser.probe(self.module.backbone, first)
+                    first = self.ids[0, :1]
+                    chooser.probe(self.module.backbone, {"input_ids": first, "labels": first})
         with activate(self.sliced, spec, chooser):
-            for ids, labels in zip(self.ids, self.labels, strict=True):
+            for ids in self.ids:
                 with self.precision():
-                    loss = self.module({"input_ids": ids, "labels": labels})
+                    loss = self.module({"input_ids": ids, "labels": ids})
                 (loss / len(self.ids)).backward()
-        clip_grad_norm_(self.trained, 1.0, foreach=True)
+        clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.synchronize()
@@ -125,7 +116,7 @@ class Stepper:
         """Return the FLOPs of a step, counted while it runs."""
         with FlopCount(self.config) as count:
             self.step(spec, chooser)
-        return count.flops.with_optimizer(sum(p.numel() for p in self.trained))
+        return count.flops.with_optimizer(sum(p.numel() for p in self.parameters))
 
     def precision(self) -> Any:
         """Return the context of a forward pass."""
@@ -236,16 +227,12 @@ def compare(
                     "choosing": choosing[key] / len(seconds[DENSE]) / medians[DENSE],
                 }
             )
-        whole = {
-            what: sum(row["share"] * row[what] for row in rows)
-            for what in rows[0]
-            if what != "share"
-        }
-        time, all_flops = whole["time_saved"], whole["flops_saved_all"]
-        choosing_share = whole.pop("choosing") / (1 - time)
+        kinds = ("time_saved", "flops_saved_blocks", "flops_saved_all", "choosing")
+        *saved, choosing_time = (sum(row["share"] * row[kind] for row in rows) for kind in kinds)
+        time, _, all_flops = saved
         result["courses"][name] = {
-            **whole,
-            "choosing_share": choosing_share,
+            **dict(zip(kinds, saved, strict=False)),
+            "choosing_share": choosing_time / (1 - time),
             "throughput_gain": 1 / (1 - time) - 1,
             "realised": time / all_flops if all_flops else None,
             "parts": rows,

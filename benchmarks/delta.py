@@ -155,17 +155,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; return what it writes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.delta", description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder of experiment=delta")
-    parser.add_argument("--quick", action="store_true", help="32 turns, one round")
+    parser.add_argument("--quick", action="store_true", help="32 turns, one round (3)")
     parser.add_argument("--json", type=Path, help="write one JSON object here")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--turns", type=int, help="at most so many of the test part (128)")
-    parser.add_argument("--rounds", type=int, help="of each (3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
     sql_parser, rewriter, turns = load(args.run, args.device)
     turns = turns[: args.turns or (32 if args.quick else 128)]
-    rounds = args.rounds or (1 if args.quick else 3)
-    result = speed(sql_parser, rewriter, turns, args.batches, rounds)
+    result = speed(sql_parser, rewriter, turns, args.batches, 1 if args.quick else 3)
     result |= {"run": str(args.run), "versions": versions(args.device)}
     Console().print(table(result))
     write(args.json, result)

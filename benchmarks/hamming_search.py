@@ -40,11 +40,7 @@ from hashing.networks import binarise
 from hashing.search import Hits, nearest
 from hashing.store import CodeStore, pack
 
-ARMS = {
-    "store": "our store",
-    "flat": "IndexBinaryFlat",
-    "kernel": "knn_hamming",
-}
+ARMS = {"store": "our store", "flat": "IndexBinaryFlat", "kernel": "knn_hamming"}
 
 
 def build(items: int, bits: int, queries: int, folder: Path) -> dict[str, Any]:
@@ -139,9 +135,7 @@ def run_arms(folder: Path, top: int, rounds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def measure(
-    items: int = 10_000_000, bits: int = 64, queries: int = 1_000, top: int = 100, rounds: int = 3
-) -> dict[str, Any]:
+def measure(items: int, bits: int, queries: int, top: int, rounds: int) -> dict[str, Any]:
     """Build, save, load and search so many codes, our store and faiss in turn.
 
     Returns `search_ratio_to_faiss`, `memory_ratio_to_faiss` and the figures of each arm.
@@ -212,15 +206,6 @@ def mean_average_precisions(
     }
 
 
-def measure_map(
-    items: int = 20_015, queries: int = 2_000, bits: int = 64, classes: int = 24, rounds: int = 3
-) -> dict[str, Any]:
-    """Run `mean_average_precisions` in a process of its own, whose memory is its own."""
-    with process_of_its_own() as call:
-        found: dict[str, Any] = call(mean_average_precisions, items, queries, bits, classes, rounds)
-    return found
-
-
 def table(result: dict[str, Any]) -> Table:
     """The figures of each arm."""
     shown = Table(
@@ -262,16 +247,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the codes and queries")
     parser.add_argument("--json", type=Path, help="write one JSON object here")
-    parser.add_argument("--items", type=int, help="10,000,000 (quick: 1,000,000)")
-    parser.add_argument("--queries", type=int, help="1,000 (quick: 100)")
-    parser.add_argument("--bits", type=int, default=64)
-    parser.add_argument("--top", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3, help="searches of each arm")
     args = parser.parse_args(arguments)
-    items = args.items or (1_000_000 if args.quick else 10_000_000)
-    queries = args.queries or (100 if args.quick else 1_000)
-    result = measure(items, args.bits, queries, args.top, args.rounds)
-    result["map"] = measure_map(bits=args.bits, rounds=args.rounds)
+    part = 10 if args.quick else 1
+    result = measure(10_000_000 // part, 64, 1_000 // part, 100, args.rounds)
+    with process_of_its_own() as call:  # whose memory is its own
+        result["map"] = call(mean_average_precisions, 20_015, 2_000, 64, 24, args.rounds)
     result["versions"] = versions() | {"faiss": faiss.__version__}
     Console().print(table(result))
     write(args.json, result)

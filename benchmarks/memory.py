@@ -63,13 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     args = parser.parse_args(arguments)
     heads = ["model", "parameters", "sequences x tokens"]
     for way, unit in (("DDP", "step"), ("FSDP2", "micro-batch")):
         heads += [f"{way}: {what}" for what in ("kept", "besides", "peak", f"sent in a {unit}")]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for name in args.models:
+    for name in MODELS:
         print(row(name, args.devices), flush=True)
 
 

@@ -35,7 +35,7 @@ def rate(args: argparse.Namespace, processes: int) -> float:
         command += ["trainer.limit_val_batches=0", "trainer.num_sanity_val_steps=0"]
         command += ["callbacks.checkpoint.monitor=null"]
         command += [f"trainer={'ddp' if processes > 1 else 'cpu'}", "trainer.accelerator=cpu"]
-        command += [f"trainer.devices={processes}", *args.set]
+        command += [f"trainer.devices={processes}"]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         subprocess.run(command, cwd=ROOT, env={**os.environ, **threads}, check=True)
         (run,), _ = find([folder])
@@ -51,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch-size", type=int, default=32, help="sequences, in each process")
     parser.add_argument("--steps", type=int, default=20, help="of a run, more than 5")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
-    parser.add_argument("--set", action="append", default=[], help="a further setting of the runs")
     parser.add_argument("--json", type=Path, help="write one JSON object here")
     args = parser.parse_args(arguments)
     if args.steps <= WARM_UP:

@@ -19,16 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
+from datamodules.settings import validate
 from reports import registry
-from reports.configs import config_hash
+from reports.configs import at, config_hash
 from runner.errors import ConfigError
-from runner.explain import explain
 from runner.validate import checked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,27 +141,22 @@ class Table:
         """Read a table.
 
         Raises:
-            ValueError: An arm or a cell that it refers to is not one of its own.
+            ValueError: A value is not of its type, or an arm or a cell that it refers to is not one
+                of its own.
         """
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        arms = {name: _made(Arm, node) for name, node in content["arms"].items()}
-        cells = {name: _made(Cell, node) for name, node in content["cells"].items()}
-        claims = tuple(_made(Claim, node) for node in content["paper"])
-        scales = {name: _made(Scale, node) for name, node in content["scales"].items()}
-        named = [part.against for part in (*cells.values(), *arms.values()) if part.against]
-        named += [claim.arm for claim in claims]
-        named += [arm for scale in scales.values() for arm in (*scale.arms, *scale.arm_overrides)]
-        for word, known, kind in [(n, arms, "arm") for n in named] + [
-            (claim.cell, cells, "cell") for claim in claims
-        ]:
-            if word not in known:
-                raise ValueError(f"{path}: {kind} {word!r} is not one of: {', '.join(known)}")
-        return cls(path.stem, content["title"], arms, cells, claims, scales)
-
-
-def _made(kind: type, node: Mapping[str, Any]) -> Any:
-    """Build one of a table's parts; lists become tuples."""
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in node.items()})
+        content = {"name": path.stem, **yaml.safe_load(path.read_text(encoding="utf-8"))}
+        table = cls(**validate(get_type_hints(cls), content, path.name))
+        parts: list[Arm | Cell] = [*table.cells.values(), *table.arms.values()]
+        arms = [part.against for part in parts if part.against]
+        arms += [claim.arm for claim in table.paper]
+        for scale in table.scales.values():
+            arms += [*scale.arms, *scale.arm_overrides]
+        cells = [claim.cell for claim in table.paper]
+        for kind, named, known in (("arm", arms, table.arms), ("cell", cells, table.cells)):
+            for word in named:
+                if word not in known:
+                    raise ValueError(f"{path}: {kind} {word!r} is not one of: {', '.join(known)}")
+        return table
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -215,30 +208,23 @@ def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
                 *arm.overrides,
             ]
             if scale.tokens_per_parameter is not None and steps is None:
-                steps = _steps(_settings(overrides), scale.tokens_per_parameter)
+                steps = _steps(checked(overrides), scale.tokens_per_parameter)
             if steps is not None:
                 overrides.append(f"trainer.max_steps={max(1, round(steps * arm.steps))}")
-            digest = config_hash(_settings(overrides))
+            digest = config_hash(checked(overrides))
             runs.append(Run(name, seed, tuple(overrides), digest, folder / _slug(name)))
     return runs
-
-
-def _settings(overrides: list[str]) -> dict[str, Any]:
-    try:
-        return checked(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error, overrides)) from error
 
 
 def _steps(settings: Mapping[str, Any], tokens_per_parameter: float) -> float:
     """Return the steps in which each parameter of the blocks meets so many tokens."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from lightning_modules.hugging_face import model_config
     from subnetworks.anatomy import Anatomy
 
-    architecture = dict(settings["module"]["architecture"])
-    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    config = model_config(settings["module"]["architecture"], None)
     with torch.device("meta"):
         blocks = Anatomy(AutoModelForCausalLM.from_config(config)).layers
     parameters = sum(p.numel() for block in blocks for p in block.parameters())
@@ -265,48 +251,42 @@ def figure_of(cell: Cell, run: registry.Run) -> float | None:
         rows = run.ledgers[name].savings if name in run.ledgers else ()
         return next((row.saved for row in rows if row.quantity == quantity), None)
     paths = (cell.value,) if isinstance(cell.value, str) else cell.value
-    values = [value for path in paths if (value := _at(run, path)) is not None]
+    values = [value for path in paths if (value := _value(run, path)) is not None]
     return mean(values) if values and len(values) == len(paths) else None
 
 
-def _at(run: registry.Run, paths: str) -> float | None:
+def _value(run: registry.Run, paths: str) -> float | None:
     for path in paths.split(" | "):
         if path.startswith("lowest."):
             return min(run.series(path.removeprefix("lowest.")).values(), default=None)
-        node: Any = vars(run)
-        for key in path.split("."):
-            node = node.get(key) if isinstance(node, dict) else None
-        if isinstance(node, int | float):
-            return float(node)
+        if isinstance(value := at(vars(run), path), int | float):
+            return float(value)
     return None
 
 
 def fill(table: Table, runs: Runs) -> dict[str, dict[str, dict[int, float]]]:
     """Return the figure of every arm, cell and seed that was run."""
-    arms = [name for name in table.arms if any(name == arm for arm, _ in runs)]
-    filled: dict[str, dict[str, dict[int, float]]] = {arm: {} for arm in arms}
-    for arm in arms:
-        for name, cell in table.cells.items():
-            against = cell.against and (table.arms[arm].against or cell.against)
-            found: dict[int, float] = {}
-            for seed in (seed for of, seed in runs if of == arm):
-                value = figure_of(cell, runs[arm, seed])
-                if value is not None and against is not None:
-                    other = runs.get((against, seed))
-                    base = None if other is None or arm == against else figure_of(cell, other)
-                    value = None if base is None else _compared(value, base, cell.how)
-                if value is not None and math.isfinite(value):
-                    found[seed] = value
-            if found:
-                filled[arm][name] = found
+    filled: dict[str, dict[str, dict[int, float]]] = {arm: {} for arm, _ in runs}
+    for name, cell in table.cells.items():
+        for (arm, seed), run in runs.items():
+            value = figure_of(cell, run)
+            if cell.against is not None:
+                against = table.arms[arm].against or cell.against
+                other = runs.get((against, seed)) if arm != against else None
+                base = None if other is None else figure_of(cell, other)
+                value = _compared(value, base, cell.how)
+            if value is not None and math.isfinite(value):
+                filled[arm].setdefault(name, {})[seed] = value
     return filled
 
 
-def _compared(value: float, base: float, how: str) -> float:
+def _compared(value: float | None, base: float | None, how: str) -> float | None:
+    if value is None or base is None:
+        return None
     if how == "minus":
         return value - base
     if not base:
-        return math.nan
+        return None
     return 1 - value / base if how == "saved" else value / base - 1
 
 
@@ -362,16 +342,12 @@ def result_of(table: Table, name: str, scale: Scale, runs: Runs) -> dict[str, An
 def markdown(table: Table, result: Mapping[str, Any]) -> str:
     """Return a result as Markdown: arms by cells, then what the paper says."""
     lines = [f"### {result['title']}, scale `{result['scale']}`", ""]
-    lines += _rows(("arm", *table.cells))
+    lines += _head("arm", *table.cells)
     for arm, cells in result["arms"].items():
         shown = [_shown(cell, cells.get(name)) for name, cell in table.cells.items()]
-        lines.append(f"| {' | '.join((arm, *shown))} |")
-    lines += ["", *_rows(("the paper says", "paper", "ours", "verdict"))]
-    for claim in result["paper"]:
-        cell = table.cells[claim["cell"]]
-        ours = "" if claim["ours"] is None else _number(cell, claim["ours"])
-        row = (claim["claim"], _number(cell, claim["paper"]), ours, claim["verdict"])
-        lines.append(f"| {' | '.join(row)} |")
+        lines.append(_row((arm, *shown)))
+    lines += ["", *_head("the paper says", "paper", "ours", "verdict")]
+    lines += [_row(_compared_with_paper(table, claim)) for claim in result["paper"]]
     versions: dict[str, str] = next((run["versions"] for run in result["runs"].values()), {})
     foot = [
         f"Seeds {', '.join(map(str, result['seeds']))}; mean, +- the deviation over seeds.",
@@ -388,26 +364,33 @@ def markdown(table: Table, result: Mapping[str, Any]) -> str:
 
 def page_with(text: str, folder: Path) -> str:
     """Return a page whose section between `MARKS` says what the results of a folder say."""
-    lines = ["", *_rows(("table", "scale", "the paper says", "paper", "ours", "verdict", "seeds"))]
+    lines = ["", *_head("table", "scale", "the paper says", "paper", "ours", "verdict", "seeds")]
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         table = Table.read(TABLES / f"{result['table']}.yaml")
         link = f"[{result['table']}](results/{path.stem}.md)"
         for claim in result["paper"]:
-            cell = table.cells[claim["cell"]]
-            ours = "" if claim["ours"] is None else _number(cell, claim["ours"])
-            figures = (_number(cell, claim["paper"]), ours, claim["verdict"])
             seeds = len(result["arms"].get(claim["arm"], {}).get(claim["cell"], {}))
-            row = (link, result["scale"], claim["claim"], *figures, seeds)
-            lines.append(f"| {' | '.join(map(str, row))} |")
+            cells = _compared_with_paper(table, claim)
+            lines.append(_row((link, result["scale"], *cells, str(seeds))))
     begin, end = MARKS
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     return "\n".join([before + begin, *lines, "", RULE, "", end + after])
 
 
-def _rows(headings: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]
+def _head(*headings: str) -> list[str]:
+    return [_row(headings), f"|{' --- |' * len(headings)}"]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _compared_with_paper(table: Table, claim: Mapping[str, Any]) -> tuple[str, ...]:
+    cell = table.cells[claim["cell"]]
+    ours = "" if claim["ours"] is None else _number(cell, claim["ours"])
+    return claim["claim"], _number(cell, claim["paper"]), ours, claim["verdict"]
 
 
 def _shown(cell: Cell, values: Mapping[int, float] | None) -> str:

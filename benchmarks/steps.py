@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from torch._subclasses import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from benchmarks.arena import (
     Course,
@@ -31,7 +31,7 @@ from benchmarks.arena import (
 )
 from callbacks.subnetwork import SubnetworkTraining
 from lightning_modules.causal_lm import CausalLM
-from lightning_modules.hugging_face import Lora
+from lightning_modules.hugging_face import model_config
 from runner.job import methods
 from runner.parts import build
 from runner.validate import checked
@@ -71,8 +71,7 @@ def counted_savings(experiment: str) -> dict[str, float]:
         `flops_saved_blocks` and `flops_saved_all`, with LM head and optimizer.
     """
     method, settings = method_of(experiment)
-    architecture = dict(settings["module"]["architecture"])
-    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    config = model_config(settings["module"]["architecture"], None)
     data, trainer = settings["datamodule"], settings["trainer"]
     length = data["context_length"]
     # Of one device; where a step has several, the optimizer's share is smaller.
@@ -106,13 +105,9 @@ def shape_of(method: SubnetworkTraining, args: argparse.Namespace) -> str:
 def stepper_of(shape: str, bf16: bool, args: argparse.Namespace) -> Stepper:
     """Return what takes the steps on a model of `shape_of`."""
     known = SHAPES.get(shape)
-    lora = Lora(rank=args.lora) if args.lora else None
-    module = CausalLM(
-        architecture=known and dict(known), pretrained=None if known else shape, lora=lora
-    )
+    module = CausalLM(architecture=known, pretrained=None if known else shape)
     length = args.context_length or module.hf_config.max_position_embeddings
-    sizes = (args.micro_batches, args.batch_size, length)
-    return Stepper(module, args.device, sizes, bf16, args.prompt_share)
+    return Stepper(module, args.device, (args.micro_batches, args.batch_size, length), bf16)
 
 
 def timings(args: argparse.Namespace, until: float | None = None) -> dict[str, Any]:
@@ -154,7 +149,7 @@ def peak_memory(experiment: str, dense: bool, args: argparse.Namespace) -> float
 
 def peak_memory_ratios(args: argparse.Namespace) -> dict[str, float]:
     """Return peak memory over dense, each in a process of its own."""
-    small = argparse.Namespace(**vars(args) | {"micro_batches": 2, "prompt_share": 0.0})
+    small = argparse.Namespace(**vars(args) | {"micro_batches": 2})
 
     def measured(experiment: str, dense: bool) -> float:
         print(f"memory of {experiment}{', dense' if dense else ''} ...", flush=True)
@@ -173,7 +168,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], help="a setting of the experiments")
     parser.add_argument("--shape", choices=SHAPES, help="timed model (EST gpt2, SAT llama)")
     parser.add_argument("--model", help="time this pretrained model (a folder or hub id) instead")
-    parser.add_argument("--lora", type=int, help="time steps on adapters of this rank")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16")
@@ -181,14 +175,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--context-length", type=int, help="tokens of a timed sequence")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences of a micro-batch")
     parser.add_argument("--micro-batches", type=int, help="of a timed step (8; quick: 2)")
-    parser.add_argument("--prompt-share", type=float, default=0.0, help="tokens without labels")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each kind")
     parser.add_argument("--no-count", action="store_true", help="leave the paper-scale count out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     args = parser.parse_args(arguments)
     args.micro_batches = args.micro_batches or (2 if args.quick else 8)
-    if not 0 <= args.prompt_share < 1:
-        parser.error(f"--prompt-share {args.prompt_share}: a share in [0, 1) of the tokens")
     return args
 
 
@@ -199,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if not args.no_count:
         papers = ("est_gpt2_paper", "est_tinyllama_paper")
         result["counted"] = {name: counted_savings(name) for name in papers}
-    if not args.no_memory and not args.model and not args.lora:
+    if not args.no_memory and not args.model:
         result["peak_memory_ratio"] = peak_memory_ratios(args)
     Console().print(table(result))
     write(args.json, result)
