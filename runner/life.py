@@ -10,8 +10,9 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities import rank_zero_only
@@ -34,7 +35,7 @@ from reports.figures import draw_run
 from reports.run_record import without_secrets
 from reports.tables import reached, without_constants
 from runner import machine
-from runner.axes import Axes
+from runner.axes import cost_of_step, spent
 from runner.errors import FailedRun, machine_behind
 from runner.folder import CHECKPOINT_KEY, Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import Job
@@ -80,7 +81,10 @@ class _CountsStepsTaken(_LoggerConnector):
     1 afterwards. Each row says as well how many tokens and FLOPs that were.
     """
 
-    axes: Axes
+    @cached_property
+    def cost(self) -> dict[str, float]:
+        """What a step takes; asked once, for it may read data."""
+        return cost_of_step(self.trainer)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Log a row, at a step if one is given."""
@@ -88,7 +92,7 @@ class _CountsStepsTaken(_LoggerConnector):
             metrics = {"epoch": self.trainer.current_epoch, **metrics}
         step = self.trainer.global_step if step is None else step
         if metrics and step:
-            metrics = {**metrics, **self.axes.at(step, self.trainer)}
+            metrics = {**metrics, **spent(step, self.cost, self.trainer)}
         super().log_metrics(metrics, step)
 
 
@@ -371,9 +375,7 @@ class _Run:
             enable_progress_bar=any(isinstance(cb, ProgressBar) for cb in self.callbacks),
         )
         assert isinstance(trainer, pl.Trainer)
-        connector = cast(_CountsStepsTaken, trainer._logger_connector)
-        connector.__class__ = _CountsStepsTaken
-        connector.axes = Axes(self.callbacks)
+        trainer._logger_connector.__class__ = _CountsStepsTaken
         return trainer
 
 

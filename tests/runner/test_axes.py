@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from runner.axes import Axes
+from runner.axes import cost_of_step, spent
 
 
 class Planning:
@@ -22,23 +22,25 @@ class Counting(pl.Callback):
         return 700.0
 
 
-def trainer(module: Any, **described: int) -> Any:
-    """Two processes of two micro-batches each."""
-    return SimpleNamespace(
+def after_three(module: Any, *callbacks: pl.Callback, **described: int) -> dict[str, float]:
+    """What two processes of two micro-batches each have spent in three steps."""
+    trainer: Any = SimpleNamespace(
         datamodule=SimpleNamespace(describe=lambda: described),
         accumulate_grad_batches=2,
         world_size=2,
         lightning_module=module,
+        callbacks=callbacks,
     )
+    return spent(3, cost_of_step(trainer), trainer)
 
 
 def test_a_step_costs_what_the_module_plans_or_the_method_counts() -> None:
     data = {"tokens_per_batch": 64, "context_length": 16}  # of both processes
-    assert Axes([]).at(3, trainer(Planning(), **data)) == {"tokens": 384, "FLOPs": 3840}
-    assert Axes([Counting()]).at(3, trainer(Planning(), **data)) == {"tokens": 384, "FLOPs": 1400}
+    assert after_three(Planning(), **data) == {"tokens": 384, "FLOPs": 3840}
+    assert after_three(Planning(), Counting(), **data) == {"tokens": 384, "FLOPs": 1400}
 
 
 def test_what_nobody_knows_is_left_out() -> None:
     data = {"tokens_per_batch": 64, "context_length": 16}
-    assert Axes([]).at(3, trainer(object(), **data)) == {"tokens": 384}
-    assert Axes([]).at(3, trainer(Planning(), conversations=9)) == {}
+    assert after_three(object(), **data) == {"tokens": 384}
+    assert after_three(Planning(), conversations=9) == {}
