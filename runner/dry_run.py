@@ -56,8 +56,8 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
         if (plan := answer(callback, "plan", module, shape, trainer["max_steps"])) is not None:
             console.print(plan)
     for line in remarks(getattr(module, "schedule_settings", None), trainer["max_steps"]):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print("Dry run: nothing was trained and nothing was written.")
+        print(line)
+    print("Dry run: nothing was trained and nothing was written.")
     return {"parameters": float(cost.parameters), "tokens_per_step": float(tokens)}
 
 

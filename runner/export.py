@@ -19,8 +19,6 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import HfHubHTTPError
-from rich.console import Console
-from rich.text import Text
 
 from reports.registry import SPLITS
 from reports.run_record import RunRecord, run_folder
@@ -68,9 +66,9 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
     config, record = getattr(module, "hf_config", None), read_record(folder)
     text = card(record, stored_config(folder), checkpoint, content, config, hub)
     (target / "README.md").write_text(text, encoding="utf-8")
-    Console().print(Text(f"exported: {target}"), soft_wrap=True)
+    print(f"exported: {target}")
     if hub is not None:
-        Console().print(Text(f"pushed: {push(target, hub)}"), soft_wrap=True)
+        print(f"pushed: {push(target, hub)}")
     return {}
 
 
@@ -168,8 +166,7 @@ def _base(named: str | None) -> tuple[str | None, Any]:
         try:
             own = ModelCard.load(file, ignore_metadata_errors=True).data
         except Exception as error:  # noqa: BLE001  parsers of damaged files raise anything
-            words = f"{file}: no model card, so the licence is unknown: {first_line(error)}"
-            Console().print(Text(words), soft_wrap=True)
+            print(f"{file}: no model card, so the licence is unknown: {first_line(error)}")
     return (folder.name if folder.exists() else named), own
 
 

@@ -206,10 +206,6 @@ class _Study:
         """Return the trials that have begun and not ended."""
         return [each for each in self.trials() if each.state.name == "RUNNING"]
 
-    def ask(self) -> Any:
-        """Begin a trial."""
-        return self.study.ask(self.distributions)
-
     def again(self, frozen: Any) -> Any:
         """Return a trial that has begun earlier."""
         trial = self.optuna.trial.Trial(self.study, frozen._trial_id)
@@ -221,42 +217,34 @@ class _Study:
         """End a trial: COMPLETE with a value, PRUNED, or FAIL."""
         self.study.tell(number, value, state=self.optuna.trial.TrialState[state])
 
-    def best(self) -> Any:
-        """Return the best trial, None if none is complete."""
-        is_complete = any(each.state.name == "COMPLETE" for each in self.trials())
-        return self.study.best_trial if is_complete else None
-
     def show(self) -> None:
         """Print a table of all trials, and the command that repeats the best one."""
         names = shortened(self.distributions, ("trial", "state", "time"))
         table = Table("trial", "state", "time", str(self.monitor), *names.values())
-        best = self.best()
-        for each in self.trials():
+        trials = self.trials()
+        is_complete = any(each.state.name == "COMPLETE" for each in trials)
+        best = self.study.best_trial if is_complete else None
+        for each in trials:
             state = each.state.name.lower().replace("running", "unfinished")
             taken = each.duration.total_seconds() if each.duration else None
             value = "" if each.value is None else f"{each.value:.4g}"
-            settings = [literal(_short(each.params.get(key, ""))) for key in names]
+            params = [each.params.get(key, "") for key in names]
+            settings = [literal(f"{v:.4g}" if isinstance(v, float) else v) for v in params]
             style = "bold" if best is not None and each.number == best.number else ""
             table.add_row(
                 str(each.number + 1), state, duration(taken), value, *settings, style=style
             )
-        console = Console()
-        console.print(table)
-        console.print(f"The study: {self.folder / STUDY_FILE}", highlight=False, soft_wrap=True)
+        Console().print(table)
+        print(f"The study: {self.folder / STUDY_FILE}")
         if best is not None:
             words = [*self.space.fixed, *_settings_of(best)]
-            again = shlex.join(["python", "run.py", *words])
-            console.print(f"The best, trial {best.number + 1}:", highlight=False)
-            console.print(again, highlight=False, markup=False, soft_wrap=True)
+            print(f"The best, trial {best.number + 1}:")
+            print(shlex.join(["python", "run.py", *words]))
 
 
 def _settings_of(trial: Any) -> list[str]:
     """Return a trial's settings as overrides."""
     return [f"{key}={value}" for key, value in trial.params.items()]
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass
@@ -296,7 +284,8 @@ class _Search:
             if (start := self._where_it_was(frozen)) is not None:
                 yield self._command(self.study.again(frozen), start)
         while len(self.study.trials()) < self.count:
-            yield self._command(self.study.ask(), choose(self.study.job.settings))
+            asked = self.study.study.ask(self.study.distributions)
+            yield self._command(asked, choose(self.study.job.settings))
 
     def _where_it_was(self, frozen: Any) -> Start | None:
         """Return what to go on with for a trial that has begun; None if its run has ended since."""
@@ -331,18 +320,14 @@ class _Search:
             if size == trial.read or trial.pruned:
                 continue
             trial.read = size
-            if self._report(trial) and trial.asked.should_prune():
+            series = registry.read(trial.folder).series(str(self.study.monitor))
+            new = series.keys() - trial.steps
+            for step in sorted(new):
+                trial.asked.report(series[step], step)
+            trial.steps |= new
+            if new and trial.asked.should_prune():
                 trial.pruned = True
                 job.stop()
-
-    def _report(self, trial: _Trial) -> bool:
-        """Report values that are new; return whether there are such."""
-        series = registry.read(trial.folder).series(str(self.study.monitor))
-        new = {step: value for step, value in series.items() if step not in trial.steps}
-        for step, value in new.items():
-            trial.asked.report(value, step)
-        trial.steps |= new.keys()
-        return bool(new)
 
     def _end(self, number: int, trial: _Trial, end: End) -> None:
         """Tell the study of a trial whose process has ended; one that was stopped goes on later."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.console import Console
-from rich.text import Text
 
 from reports.run_record import run_folder, write_json
 from runner import dry_run, task_keys
@@ -57,5 +55,5 @@ def _own_task(settings: dict[str, Any]) -> dict[str, float]:
         asked = {key: value for key, value in given.items() if key not in ("ckpt_path", "blimp")}
         said = {"at": now(), "checkpoint": checkpoint.name, "keys": asked, "metrics": metrics}
         write_json(folder / f"{task}.json", said)
-        Console().print(Text(f"written: {folder / task}.json"), soft_wrap=True)
+        print(f"written: {folder / task}.json")
     return metrics
