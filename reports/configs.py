@@ -56,6 +56,13 @@ def replaced(node: Any, old: str, new: str) -> Any:
     return node.replace(old, new) if isinstance(node, str) else node
 
 
+def at(node: Any, path: str) -> Any:
+    """Return what stands at a path of keys, None where it does not lead anywhere."""
+    for name in path.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
 def _unseeded(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {key: _unseeded(value) for key, value in node.items() if key != "seed"}

@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ledger import Ledger
-from reports.configs import differences, shortened
+from reports.configs import at, differences, shortened
 from reports.registry import SPLITS, Run
 from terminal import literal
 
@@ -39,7 +38,7 @@ def list_runs(console: Console, runs: Sequence[Run], skipped: Sequence[str]) -> 
             literal(run.name),
             literal(run.task),
             "" if run.seed is None else str(run.seed),
-            Text(run.state, COLOURS.get(run.state, "")),
+            _status(run.state),
             moment(run.started),
             duration(run.seconds),
             literal(_result(run)),
@@ -114,7 +113,7 @@ def compare(console: Console, runs: Sequence[Run]) -> None:
     table.add_column()
     for run in runs:
         table.add_column(literal(f"{run.name}\n{run.id}"), justify="right")
-    table.add_row("status", *(Text(run.state, COLOURS.get(run.state, "")) for run in runs))
+    table.add_row("status", *(_status(run.state) for run in runs))
     table.add_row("seed", *(str(run.seed) for run in runs))
     table.add_section()
     for key, values in settings.items():
@@ -155,7 +154,7 @@ def jobs(console: Console, runs: Sequence[Run], without: Mapping[int, str]) -> N
         told |= dict.fromkeys(differences([r.config for r in runs if r.experiment == experiment]))
     metrics = _shared_metrics(runs)
     words = shortened(told, ("job", "id", *columns, "seed", "status", "time", *metrics))
-    columns |= {words[key]: [_at(run.config, key) for run in runs] for key in told}
+    columns |= {words[key]: [at(run.config, key) for run in runs] for key in told}
     shown = {name: values for name, values in columns.items() if len(set(map(str, values))) > 1}
     hidden = list(shown)[MOST_COLUMNS:]
     shown = {name: values for name, values in shown.items() if name not in hidden}
@@ -172,21 +171,14 @@ def jobs(console: Console, runs: Sequence[Run], without: Mapping[int, str]) -> N
             literal(run.id),
             *(_setting(values[place]) for values in shown.values()),
             str(run.seed),
-            Text(run.state, COLOURS.get(run.state, "")),
+            _status(run.state),
             duration(run.seconds),
             *(_figure(run.figures.get(name)) for name in metrics),
         )
     for number, end in sorted(without.items()):
-        table.add_row(str(number), "", *("" for _ in shown), "", Text(end, COLOURS.get(end, "")))
+        table.add_row(str(number), "", *("" for _ in shown), "", _status(end))
     console.print(f"Jobs of the sweep: {counts}.", soft_wrap=True, highlight=False)
     console.print(table)
-
-
-def _at(config: Mapping[str, Any], key: str) -> object:
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return json.dumps(node) if isinstance(node, Mapping | list) else node
 
 
 def _shared_metrics(runs: Sequence[Run]) -> list[str]:
@@ -204,11 +196,16 @@ def _result(run: Run) -> str:
 
 
 def _setting(value: object) -> Text:
-    return literal("-" if value is None else value, 40, 1)
+    shown = json.dumps(value) if isinstance(value, Mapping | list) else value
+    return literal("-" if shown is None else shown, 40, 1)
 
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def _status(words: str) -> Text:
+    return Text(words, COLOURS.get(words, ""))
 
 
 def _share(value: float | None) -> str:

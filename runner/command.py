@@ -41,15 +41,11 @@ def guard(main: Callable[[], Any]) -> int:
         sys.argv[1:] = with_new_keys(_options_first(sys.argv[1:]))
         _search_has_an_experiment(sys.argv[1:])
         main()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except (Refusal, ConfigError, HydraException, OmegaConfBaseException) as error:
+        refused = error.error if isinstance(error, Refusal) else error
         if full:
-            raise
-        refuse(error)
-        return 2
-    except Refusal as refusal:
-        if full:
-            raise refusal.error from None
-        refuse(refusal.error)
+            raise refused from refused.__cause__
+        refuse(refused)
         return 2
     except FailedRun:
         if full:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner import signatures
 from runner.errors import close, nearest
+from runner.job import nodes
 from runner.task_keys import readers, with_task_keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,14 +174,6 @@ def _nearest_key(key: str, base: dict[str, Any]) -> str:
         prefix = key.removesuffix(name)
         if len(path) > 1 or close(name, known):
             return nearest(name, known, prefix)
-    every = list(_flat(base))
+    every = [f"{place}.{name}".strip(".") for place, node in nodes(base) for name in node]
     tails = [k for k in every if k.rpartition(".")[2] == name]
     return f" Did you mean {tails[0]}?" if tails else close(key, every) or nearest(name, base)
-
-
-def _flat(node: Any, key: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            full = f"{key}.{name}" if key else str(name)
-            yield full
-            yield from _flat(value, full)

@@ -10,7 +10,7 @@ import ast
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from runner import signatures
 from runner.errors import ConfigError, MissingPackage, close
+from runner.job import nodes
 
 # What `pretrained` may begin with, see runner.pretrained.
 EXPERIMENT, PACKAGE = "experiment:", "package:"
@@ -149,18 +150,10 @@ def _packages() -> dict[str, str]:
 def architecture_problems(settings: Mapping[str, Any]) -> list[str]:
     """Check every `architecture`, which transformers would take with any key in it."""
     problems = []
-    for key, architecture in _architectures("module", settings["module"]):
-        problems += _keys_of_architecture(key, architecture) or _sizes_fit(key, architecture)
+    for key, node in nodes(settings["module"], "module"):
+        if key.endswith(".architecture") and "model_type" in node:
+            problems += _keys_of_architecture(key, node) or _sizes_fit(key, node)
     return problems
-
-
-def _architectures(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every architecture of a module and its parts, with its full key."""
-    for name, value in node.items() if isinstance(node, dict) else ():
-        if name == "architecture" and isinstance(value, dict) and "model_type" in value:
-            yield f"{key}.{name}", value
-        else:
-            yield from _architectures(f"{key}.{name}", value)
 
 
 def _keys_of_architecture(key: str, architecture: dict[str, Any]) -> list[str]:
@@ -195,13 +188,12 @@ def _sizes_fit(key: str, architecture: dict[str, Any]) -> list[str]:
 
 def made_models(node: Any, key: str = "module") -> list[tuple[str, str]]:
     """Every `pretrained` of a module and its parts that names what has to be made: key and name."""
-    if not isinstance(node, dict):
-        return []
-    named = node.get("pretrained")
-    made = isinstance(named, str) and (named.startswith(EXPERIMENT) or named.endswith(".gguf"))
-    own = [(f"{key}.pretrained", str(named))] if made else []
-    parts = (made_models(part, f"{key}.{name}") for name, part in node.items())
-    return own + [found for part in parts for found in part]
+    named = ((f"{place}.pretrained", part.get("pretrained")) for place, part in nodes(node, key))
+    return [
+        (place, name)
+        for place, name in named
+        if isinstance(name, str) and (name.startswith(EXPERIMENT) or name.endswith(".gguf"))
+    ]
 
 
 def gguf_file(key: str, named: str) -> Path:

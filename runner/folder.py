@@ -19,8 +19,8 @@ from yaml import YAMLError
 
 from reports import run_record
 from reports.configs import RUN_DIR, replaced
-from reports.run_record import LOCK_FILE, RUN_FILE, NoRun, RunRecord, run_folder
-from runner.errors import ConfigError, first_line
+from reports.run_record import LOCK_FILE, RUN_FILE, RunRecord, run_folder
+from runner.errors import ConfigError, first_line, refusing
 from runner.job import with_keys_of_today
 
 try:
@@ -65,10 +65,8 @@ def to_json(start: Start) -> str:
 def from_json(text: str) -> Start:
     """Return the start that `to_json` wrote."""
     content = json.loads(text)
-    checkpoint = content["checkpoint"]
-    return Start(
-        Path(content["folder"]), content["run_id"], None if checkpoint is None else Path(checkpoint)
-    )
+    checkpoint = content["checkpoint"] and Path(content["checkpoint"])
+    return Start(Path(content["folder"]), content["run_id"], checkpoint)
 
 
 def lock(folder: Path) -> TextIO:
@@ -133,10 +131,8 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         ConfigError: It is missing, damaged, or no record of a run.
     """
-    try:
+    with refusing():
         return run_record.read_record(folder)
-    except NoRun as error:
-        raise ConfigError(str(error)) from error
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
@@ -221,13 +217,12 @@ def fault_of(path: Path) -> str | None:
                 return "is damaged"
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
         return "is damaged, or no checkpoint"
-    import torch  # slow, and needed only where there is a checkpoint
-
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content = load(path)
     except Exception:  # noqa: BLE001  the bytes of a foreign pickle can raise anything
         return "is no checkpoint"
-    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+    known = isinstance(content, dict) and {"state_dict", "global_step"} <= content.keys()
+    if not known:
         return "is no checkpoint"
     folder, writer = run_folder(path), content.get(CHECKPOINT_KEY)
     if folder is None or not isinstance(writer, dict):
@@ -239,8 +234,9 @@ def load(checkpoint: Path) -> dict[str, Any]:
     """Return a checkpoint's content; tensors stay on disk until they are read."""
     import torch  # slow, and needed only where there is a checkpoint
 
-    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    assert isinstance(content, dict)
+    content: dict[str, Any] = torch.load(
+        checkpoint, map_location="cpu", mmap=True, weights_only=True
+    )
     return content
 
 

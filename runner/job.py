@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from reports.configs import HOW, RUN_DIR, differing
+from reports.configs import HOW, RUN_DIR, at, differing
 from reports.run_record import SweepJob
 from runner.errors import ConfigError, MissingValue
 from runner.signatures import promise
@@ -172,16 +172,20 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every node that has a `_target_`, with its full key."""
+def nodes(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every group of keys, this one and those below it, with its full key."""
     if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node
+        yield key, node
         for name, value in node.items():
-            yield from targets(value, f"{key}.{name}" if key else str(name))
+            yield from nodes(value, f"{key}.{name}" if key else str(name))
     elif isinstance(node, list):
         for position, value in enumerate(node):
-            yield from targets(value, f"{key}[{position}]")
+            yield from nodes(value, f"{key}[{position}]")
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every node that has a `_target_`, with its full key."""
+    return ((place, each) for place, each in nodes(node, key) if "_target_" in each)
 
 
 def methods(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -234,10 +238,3 @@ def with_keys_of_today(node: Any) -> Any:
             parent, _, name = path.rpartition(".")
             (at(each, parent) or {}).pop(name, None)
     return copy
-
-
-def at(node: Any, path: str) -> Any:
-    """Return what stands at a path of keys, None where it does not lead anywhere."""
-    for name in path.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
-    return node

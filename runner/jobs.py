@@ -122,9 +122,10 @@ def launch(
         end = end_of(folders.get(job.number), job.log, code)
         sweep.ended[job.number] = end.status
         print(f"job {job.number}/{sweep.jobs} {own}: {end.words}", flush=True)
-        returns[job.number] = JobReturn(overrides=overrides)
-        returns[job.number].status = JobStatus.FAILED if code else JobStatus.COMPLETED
-        returns[job.number].return_value = FailedRun(end.words) if code else end.value
+        status = JobStatus.FAILED if code else JobStatus.COMPLETED
+        returned = JobReturn(overrides=overrides, status=status)
+        returned.return_value = FailedRun(end.words) if code else end.value
+        returns[job.number] = returned
     return [returns[number] for number in sorted(returns)]
 
 

@@ -14,7 +14,6 @@ from runner.errors import ConfigError, refusing
 from runner.fit import is_language_model, made_models
 from runner.folder import load
 from runner.job import Job, plans_steps
-from runner.validate import RUNNER_KEYS
 
 
 def answer(part: Any, name: str, *given: Any) -> Any:
@@ -43,8 +42,6 @@ def build(key: str, node: Any, **further: Any) -> Any:
         return arguments
     module, _, name = arguments.pop("_target_").rpartition(".")
     target = getattr(importlib.import_module(module), name)
-    for extra in RUNNER_KEYS.get(key, ()):
-        arguments.pop(extra, None)
     try:
         return target(**arguments, **further)
     except (ValueError, OverflowError, ImportError, MisconfigurationException) as error:
@@ -121,6 +118,7 @@ def trainer_node(settings: dict[str, Any], module: Any, datamodule: Any) -> dict
     A module that plans its steps is asked how many there are, once the data is prepared.
     """
     node = {**settings["trainer"]}
+    node.pop("checkpoint_every", None)  # which only the callbacks follow
     if plans_steps(settings) and (settings["task"] == "train" or settings["dry_run"]):
         prepare(datamodule)
         limit = None if node["max_steps"] == -1 else node["max_steps"]

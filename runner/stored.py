@@ -11,11 +11,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from reports.configs import INDIFFERENT
+from reports.configs import INDIFFERENT, at
 from reports.run_record import run_folder
 from runner.errors import ConfigError
 from runner.folder import stored_config
-from runner.job import at, difference, listed, methods
+from runner.job import difference, listed, methods
 from runner.signatures import promise
 
 # Settings of modules that nothing but training reads.

@@ -52,18 +52,11 @@ def function_of(task: str, module: Mapping[str, Any] | None) -> str | None:
     return None
 
 
-def arguments(task: str, module: Mapping[str, Any] | None) -> dict[str, signatures.Parameter]:
-    """Return the keys that a task reads, those of conf/config.yaml included."""
-    function = function_of(task, module)
-    return _arguments(function) if function else {}
-
-
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that settings give to their task."""
     function = function_of(settings["task"], settings["module"])
-    accepted = signatures.keywords(function) if function else None
     found = {}
-    for name, parameter in (accepted or {}).items():
+    for name, parameter in _keywords(function).items():
         if kind := signatures.dataclass_of(parameter):
             made = getattr(importlib.import_module(kind.source.module), kind.kinds[0])
             keys = signatures.fields(kind).parameters
@@ -73,12 +66,8 @@ def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _arguments(function: str) -> dict[str, signatures.Parameter]:
-    found: dict[str, signatures.Parameter] = {}
-    for name, parameter in (signatures.keywords(function) or {}).items():
-        kind = signatures.dataclass_of(parameter)
-        found |= signatures.fields(kind).parameters if kind else {name: parameter}
-    return found
+def _keywords(function: str | None) -> dict[str, signatures.Parameter]:
+    return (signatures.keywords(function) if function else None) or {}
 
 
 def run_free(settings: Mapping[str, Any]) -> dict[str, float]:
@@ -94,19 +83,14 @@ def run_free(settings: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def named_in(overrides: list[str]) -> str | None:
-    """Return the task that a command line names, None if it reads no keys beside conf/'s."""
-    tasks = [each.lstrip("+").partition("=")[2] for each in overrides if _key(each) == "task"]
-    return tasks[-1] if tasks and tasks[-1] not in {*TASKS} - KEYED.keys() else None
-
-
 def with_task_keys(overrides: list[str]) -> list[str]:
     """Let keys of a task be written like those of conf/, where Hydra wants a `++`.
 
     It is put before every bare word that no file of conf/ names. Those that the task does not read
     are refused by `runner.validate`.
     """
-    if named_in(overrides) is None:
+    tasks = [each.partition("=")[2] for each in overrides if _key(each) == "task"]
+    if not tasks or tasks[-1] in {*TASKS} - KEYED.keys():
         return overrides
     known = _keys_of_conf()
     return [
@@ -125,14 +109,14 @@ def _keys_of_conf() -> set[str]:
     return {*written, *(path.name for path in conf.iterdir() if path.is_dir())}
 
 
-def modules() -> Iterator[str]:
-    """Yield the dotted name of every class in lightning_modules that has tasks of its own."""
+def modules() -> Iterator[tuple[str, dict[str, bool]]]:
+    """Yield the dotted name of every class in lightning_modules that has tasks, and these."""
     folder = Path(__file__).resolve().parent.parent / "lightning_modules"
     for path in sorted(folder.glob("*.py")):
         for name in re.findall(r"(?m)^class (\w+)", path.read_text(encoding="utf-8")):
             target = f"lightning_modules.{path.stem}.{name}"
-            if signatures.attribute(target, "tasks"):
-                yield target
+            if tasks := signatures.attribute(target, "tasks"):
+                yield target, tasks
 
 
 def readers(key: str) -> list[str]:
@@ -143,22 +127,26 @@ def readers(key: str) -> list[str]:
 
 def _functions() -> Iterator[tuple[str, str]]:
     yield from {**KEYED, **FREE_TASKS}.items()
-    for target in modules():
-        for task in own_tasks({"_target_": target}):
-            if task not in TASKS:
-                yield task, f"{target}.{task}"
+    for target, tasks in modules():
+        yield from ((task, f"{target}.{task}") for task in tasks if task not in TASKS)
 
 
-def _keys(function: str) -> dict[str, signatures.Parameter]:
+def _keys(function: str | None) -> dict[str, signatures.Parameter]:
+    """Return the keys that a function reads beside those of conf/config.yaml."""
+    found: dict[str, signatures.Parameter] = {}
+    for name, parameter in _keywords(function).items():
+        kind = signatures.dataclass_of(parameter)
+        found |= signatures.fields(kind).parameters if kind else {name: parameter}
     top = signatures.fields_of(TOP_LEVEL)
-    return {name: key for name, key in _arguments(function).items() if name not in top}
+    return {name: key for name, key in found.items() if name not in top}
 
 
 def listed() -> str:
     """Return every task with its keys, for `--help`."""
     lines = []
     for task, function in _functions():
-        lines.append(f"task={task}  {_summary(function)}")
+        summary = _docstring(signatures.find(function)).partition("\n")[0]
+        lines.append(f"task={task}  {summary}")
         described = _described(function)
         for name, parameter in _keys(function).items():
             kind = signatures.words(parameter.hint)
@@ -174,13 +162,9 @@ def _docstring(found: signatures.Definition | None) -> str:
     return ast.get_docstring(found.node) or ""
 
 
-def _summary(function: str) -> str:
-    return _docstring(signatures.find(function)).partition("\n")[0]
-
-
 def _described(function: str) -> dict[str, str]:
     """Return what Google docstrings say of each argument, and of the fields of its dataclass."""
-    kinds = map(signatures.dataclass_of, (signatures.keywords(function) or {}).values())
+    kinds = map(signatures.dataclass_of, _keywords(function).values())
     described: dict[str, str] = {}
     for found in (signatures.find(function), *kinds):
         section = re.search(r"(?ms)^Args:\n(.*?)(?:^\S|\Z)", _docstring(found))
@@ -197,15 +181,14 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     experiment sets the module's arguments of these names.
     """
     task, module = settings["task"], settings["module"]
-    top = signatures.fields_of(TOP_LEVEL)
-    wanted = {n: p for n, p in arguments(task, module).items() if n not in top}
-    for name in signatures.promise(module, "shortcuts") or ():  # checked as the module's
-        wanted[name] = signatures.Parameter(required=False)
-    further = {name: value for name, value in settings.items() if name not in (*top, *GROUPS)}
     if task not in (*TASKS, *FREE_TASKS, *own_tasks(module)):
         return []  # what it would read is unknown
+    optional = signatures.Parameter(required=False)
+    of_conf = dict.fromkeys((*signatures.fields_of(TOP_LEVEL), *GROUPS), optional)
+    shortcuts = signatures.promise(module, "shortcuts") or ()  # checked as the module's
+    wanted = {**_keys(function_of(task, module)), **dict.fromkeys(shortcuts, optional)}
+    further = {name: value for name, value in settings.items() if name not in of_conf}
     for name in further.keys() - wanted.keys():
         if tasks := readers(name):
             return [f"{name}: task={task} does not read it, task={' or task='.join(tasks)} does"]
-    known = {name: signatures.Parameter(required=False) for name in (*top, *GROUPS)}
-    return signatures.bind("", further, signatures.Signature({**known, **wanted}))
+    return signatures.bind("", further, signatures.Signature({**of_conf, **wanted}))

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from reports.configs import at
 from runner import fit, signatures, task_keys
 from runner.errors import ConfigError, MissingPackage, MissingValue, nearest
 from runner.explain import CONF as CONF
@@ -31,7 +32,6 @@ from runner.explain import experiments as experiments
 from runner.job import (
     OUR_PLUGINS,
     Job,
-    at,
     methods,
     origin,
     part_checkpoints,
@@ -63,9 +63,6 @@ KINDS = {
     "callbacks": "Callback",
     "logger": "Logger",
 }
-
-# Keys of a node that are not arguments of its `_target_`.
-RUNNER_KEYS = {"trainer": ("checkpoint_every",)}
 
 # Arguments of the Trainer that the runner gives it, and the setting that decides about each.
 OF_THE_RUNNER = {
@@ -120,8 +117,15 @@ def check(cfg: DictConfig) -> Job:
 
 
 def asked(overrides: list[str]) -> Job:
-    """Compose and check what `python run.py OVERRIDES` would, whatever Hydra is doing just now."""
-    return check_apart(composed(overrides))
+    """Compose and check what `python run.py OVERRIDES` would, whatever Hydra is doing just now.
+
+    Raises:
+        ConfigError: All that is wrong with it, also what Hydra refuses.
+    """
+    try:
+        return check_apart(composed(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from error
 
 
 def check_apart(cfg: DictConfig) -> Job:
@@ -203,8 +207,8 @@ def main() -> int:
             words = "ok"
         except (MissingPackage, MissingValue) as error:
             words = f"ok once there is what it needs: {error}"
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            words = str(error) if isinstance(error, ConfigError) else explain(error, [])
+        except ConfigError as error:
+            words = str(error)
             failed += 1
         print(f"{name:{width}}  {words}")
     return 2 if failed else 0
@@ -269,7 +273,7 @@ def _task(settings: dict[str, Any]) -> list[str]:
     own = own_tasks(settings["module"])
     known = (*TASKS, *FREE_TASKS, *own)
     if task not in known:
-        if of := [name for name in task_keys.modules() if task in own_tasks({"_target_": name})]:
+        if of := [name for name, tasks in task_keys.modules() if task in tasks]:
             chosen = " or ".join(f"module={name.split('.')[1]}" for name in of)
             return [
                 f"task={task}: {chosen} does it. Name a run of it, ckpt_path=PATH, or choose it"

@@ -57,7 +57,7 @@ def test_every_experiment_is_in_one_workspace() -> None:
 def test_what_workspaces_show_is_logged() -> None:
     """By what modules say that they validate, and by the rows of ledgers."""
     classes = [
-        *task_keys.modules(),
+        *(target for target, _ in task_keys.modules()),
         "lightning_modules.sql_parser.SqlParser",
         "lightning_modules.utterance_rewriter.UtteranceRewriter",
         "callbacks.progress.Progress",
