@@ -56,7 +56,8 @@ class Checkpointing(Checkpoint):
 
     A checkpoint is written when a step's last micro-batch ends, or after the validation that is due
     at that step: Lightning does not make up for a validation that a resumed run has missed.
-    `best.ckpt` is written when a validation ends. What was logged by then stands in each of them.
+    `best.ckpt` is written when a validation ends, also that of a finished training. What was logged
+    by then stands in each of them.
 
     Args:
         folder: Where to; made when the first checkpoint is written.
@@ -127,12 +128,18 @@ class Checkpointing(Checkpoint):
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Name the best checkpoint, if a kill came between the two names of its file."""
+        """Name the best checkpoint, if a kill came between the two names of its file.
+
+        Where it is gone, say with another future of the run, the next validation's is the best.
+        """
         if trainer.is_global_zero and self._path(self.best_step).exists():
             self._name_best(self.best_step)
+        if not trainer.strategy.broadcast(self.best is not None):
+            self.best_value, self.best_step = math.inf, -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the step that was resumed from, which is saved already if its file is there."""
+        self.on_fit_start(trainer, pl_module)  # with FSDP a checkpoint is read after it
         self._seen_step = trainer.global_step
         saved: bool = trainer.strategy.broadcast(self._path(trainer.global_step).exists())
         self._saved_step = trainer.global_step if saved else -1
@@ -168,11 +175,22 @@ class Checkpointing(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.validated_step = trainer.global_step
-        better = self.monitor is not None and self._improved(trainer, self.monitor)
+        better = self._improved(trainer, trainer.global_step)
         if self._due:
             self.save(trainer)
         if better:
             self._save_best(trainer)
+
+    def judge_last(self, trainer: pl.Trainer, step: int) -> None:
+        """Name the last checkpoint the best if the validation that has followed it says so.
+
+        Args:
+            trainer: The trainer of the run; every process must call this.
+            step: Of the checkpoint.
+        """
+        known = self.monitor in trainer.callback_metrics
+        if known and self._improved(trainer, step) and trainer.is_global_zero:
+            self._name_best(step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of a run that ended otherwise than by reaching max_steps."""
@@ -181,6 +199,7 @@ class Checkpointing(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and its step, that of the last validation, and what was logged."""
         return {
+            "watched": [self.monitor, self.sign],
             "best_value": self.best_value,
             "best_step": self.best_step,
             "validated_step": self.validated_step,
@@ -188,27 +207,31 @@ class Checkpointing(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
-        self.best_value = state_dict["best_value"]
-        self.best_step = state_dict.get("best_step", -1)  # older files have none
+        """Take them back; the best by another metric is none."""
+        watched = [self.monitor, self.sign]
+        if state_dict.get("watched", watched) == watched:  # older files have none
+            self.best_value = state_dict["best_value"]
+            self.best_step = state_dict.get("best_step", -1)
         self.validated_step = state_dict["validated_step"]
         self.metrics = dict(state_dict["metrics"])
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.ckpt"
 
-    def _improved(self, trainer: pl.Trainer, monitor: str) -> bool:
-        if monitor not in trainer.callback_metrics:
+    def _improved(self, trainer: pl.Trainer, step: int) -> bool:
+        if self.monitor is None:
+            return False
+        if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise ValueError(
-                f"callbacks.checkpoint.monitor={monitor}: no such metric was logged. "
+                f"callbacks.checkpoint.monitor={self.monitor}: no such metric was logged. "
                 f"Name one of these, or null for no best.ckpt: {known}"
             )
-        value = self.sign * float(trainer.callback_metrics[monitor])
+        value = self.sign * float(trainer.callback_metrics[self.monitor])
         # The processes need not agree to the last bit, and all of them must save or none.
         better: bool = trainer.strategy.broadcast(value < self.best_value)
         if better:
-            self.best_value, self.best_step = value, trainer.global_step
+            self.best_value, self.best_step = value, step
         return better
 
     def _save_best(self, trainer: pl.Trainer) -> None:

@@ -75,15 +75,16 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
 # --- the card ---------------------------------------------------------------------------------
 
 
-def measured(record: RunRecord, checkpoint: Path, content: Mapping[str, Any]) -> dict[str, float]:
+def measured(record: RunRecord, content: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics that were measured on the weights of a checkpoint with some content."""
+    step = content["global_step"]
     metrics: Mapping[str, float | None] = {}
     for state in content["callbacks"].values():
-        if isinstance(state, Mapping) and state.get("validated_step") == content["global_step"]:
+        if isinstance(state, Mapping) and state.get("validated_step") == step:
             metrics = state["metrics"]
     # A run that ends between two validations is validated after its last checkpoint.
-    last = Path(record.checkpoint or "").name
-    if not metrics and record.status == "finished" and checkpoint.name == last:
+    last = Path(record.checkpoint or "").stem
+    if not metrics and record.status == "finished" and last == f"step-{step:08d}":
         metrics = record.metrics
     return {
         name: value
@@ -112,7 +113,7 @@ def card(
     """
     kind = str(getattr(config, "model_type", "language"))
     name = f"{record.name}-{record.id}"
-    reached = measured(record, checkpoint, content)
+    reached = measured(record, content)
     module, node = settings["module"] or {}, settings["datamodule"] or {}
     base, base_card = _base(module.get("pretrained"))
     data = _data(node, record.data)

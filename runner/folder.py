@@ -258,8 +258,11 @@ def fill(module: Any, checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def retire_newer(folder: Path, checkpoint: Path) -> None:
-    """Rename checkpoints that are newer than the one gone on from: they are of another future."""
-    for path in (folder / "checkpoints").glob("step-*.ckpt"):
-        if checkpoint.name.startswith("step-") and path.name > checkpoint.name:
+def retire_newer(folder: Path, step: int) -> None:
+    """Rename checkpoints of later steps than the one gone on from: they are of another future."""
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        _, _, number = path.stem.partition("step-")
+        if not number and fault_of(path) is None:  # best.ckpt: its content says
+            number = load(path)["global_step"]
+        if int(number or 0) > step:
             os.replace(path, path.with_name(f"{path.name}.unused"))

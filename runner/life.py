@@ -189,7 +189,7 @@ class _Run:
             # Files of older versions do not say it.
             self.identity.seconds_before = content.get(CHECKPOINT_KEY, {}).get("seconds", 0.0)
             if self.first:
-                retire_newer(self.start.folder, checkpoint)
+                retire_newer(self.start.folder, content["global_step"])
             for logger in self.loggers:
                 if isinstance(logger, MetricsFile):
                     logger.keep_to(content["global_step"])
@@ -207,6 +207,8 @@ class _Run:
             with self._timed("validation"):
                 self.trainer.validate(self.module, datamodule=self.datamodule, verbose=False)
             metrics |= logged(self.trainer)
+            for callback in saving:
+                callback.judge_last(self.trainer, step)
         metrics["seconds"] = self.identity.seconds_before + self.phases["training"]
         if self.first:
             self._report(metrics, saving, step)

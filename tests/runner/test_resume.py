@@ -22,6 +22,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from callbacks.checkpoint import Checkpointing
 from reports.configs import arm_hash, config_hash
 from reports.run_record import read_record, write_record
 from runner import pretrained, resume, signatures
@@ -488,17 +489,47 @@ def test_a_part_from_a_run_is_refused_before_anything_is_built(tmp_path: Path) -
 
 
 def test_checkpoints_of_another_future_are_put_aside(tmp_path: Path) -> None:
-    """Those after the one gone on from; `best.ckpt` says nothing of a step, and moves none."""
+    """Those after the step gone on from; the best one says in its content of which step it is."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     names = [f"step-{step:08d}.ckpt" for step in (5, 10, 15)]
-    for name in (*names, "best.ckpt"):
+    for name in names:
         (folder / name).touch()
-    retire_newer(tmp_path, folder / "best.ckpt")
-    assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", *names]
-    retire_newer(tmp_path, folder / names[1])
+    torch.save({"state_dict": {}, "global_step": 10}, folder / "best.ckpt")
+    retire_newer(tmp_path, 10)
     kept = ["best.ckpt", *names[:2], f"{names[2]}.unused"]
     assert sorted(p.name for p in folder.iterdir()) == kept
+    retire_newer(tmp_path, 9)
+    kept = ["best.ckpt.unused", names[0], f"{names[1]}.unused", f"{names[2]}.unused"]
+    assert sorted(p.name for p in folder.iterdir()) == kept
+
+
+def test_going_on_from_the_best_checkpoint_loses_nothing_again(tmp_path: Path) -> None:
+    """Later checkpoints of the first time are no newer ones of this time."""
+    worst = "callbacks.checkpoint.mode=max"
+    run(tmp_path, worst)
+    best = folder_of(tmp_path) / "checkpoints" / "best.ckpt"
+    assert torch.load(best, weights_only=True)["global_step"] == 10
+    kill = ["+callbacks.kill._target_=tests.runner.tiny.Kill", "+callbacks.kill.at=23"]
+    forked(tmp_path, "experiment=tiny", "name=tiny", worst, f"resume={best}", *kill)
+    assert [path.stem for path in checkpoints(tmp_path)] == ["step-00000015", "step-00000020"]
+    assert torch.load(best, weights_only=True)["global_step"] == 10
+
+
+def test_the_last_validation_has_a_say_in_the_best_of_the_metric_that_is_watched(
+    tmp_path: Path,
+) -> None:
+    """Also where it comes after the last step; a value of another metric is no best one."""
+    run(tmp_path, "trainer.max_steps=13")
+    folder = folder_of(tmp_path) / "checkpoints"
+    assert (folder / "best.ckpt").samefile(folder / "step-00000013.ckpt")
+    state = torch.load(folder / "best.ckpt", weights_only=True)["callbacks"]["Checkpointing"]
+    assert state["best_step"] == 10
+    changes: list[dict[str, Any]] = [{}, {"monitor": "train/loss"}, {"mode": "max"}]
+    for changed, best in zip(changes, (10, -1, -1), strict=True):
+        callback = Checkpointing(str(folder), **changed)
+        callback.load_state_dict(state)
+        assert callback.best_step == best
 
 
 def test_the_hash_of_a_config_says_what_decides_and_not_where_files_go() -> None:
