@@ -228,11 +228,8 @@ class InstructionDataModule(LanguageModelingDataModule):
 
     @functools.cached_property
     def ends(self) -> set[int]:
-        """The special token that the chat template writes behind an answer, if it writes one."""
-        ids, labels = self.samples["val"][0]
-        added = self.tokenizer.added_tokens_decoder.items()
-        special = [number for number, token in added if token.special]
-        return set(ids[(labels != IGNORED) & np.isin(ids, special)][-1:].tolist())
+        """The control token that the chat template writes behind an answer, if it writes one."""
+        return ChatRenderer(self.tokenizer).ends()
 
     def _amount(self, part: str) -> str:
         record = self.record[part]

@@ -115,7 +115,10 @@ class ChatRenderer:
     def ends(self) -> set[int]:
         """Return the control token that the template writes behind an answer, if it writes one."""
         said = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
-        text = self._text(said, None, "a conversation")
+        try:
+            text = self._text(said, None, "a conversation")
+        except ValueError:  # a template of other roles
+            return set()
         (ids,) = self.encoder.encode([text.rpartition(PROBE)[2]])
         added = self.tokenizer.added_tokens_decoder.items()
         controls = {number for number, token in added if token.content in self.encoder.names}

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from language.chat_rendering import ChatRenderer
 from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.hugging_face import Lora, adapt, load, model_config, refuse_unbuildable
 from lightning_modules.language_tasks import LanguageTasks
@@ -201,7 +202,8 @@ class CausalLM(LanguageTasks, CountedLoss):
         """Write the model, and a tokenizer if given, so that `from_pretrained` loads them.
 
         Adapters are merged into the weights in float32, after which this module trains no more.
-        The tokenizer's special tokens become the model's.
+        The tokenizer's special tokens become the model's; it writes until one of them, or the token
+        that the chat template sets behind an answer.
 
         Args:
             folder: Where to write.
@@ -223,9 +225,18 @@ def _predicted(batch: Batch) -> Tensor:
 
 
 def _take_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
-    for config in (model.config, model.generation_config):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    writing = model.generation_config
+    assert writing is not None, "a causal language model generates"
+    for config in (model.config, writing):
+        for name in ("bos_token_id", "eos_token_id"):
             stated, own = getattr(config, name, None), getattr(tokenizer, name)
             # Chat models may end at one of several tokens.
-            if config is not None and not (isinstance(stated, list) and own in stated):
+            if not (isinstance(stated, list) and own in stated):
                 setattr(config, name, own)
+    # Not the model's: the row of its padding takes no gradient, and many tokenizers pad with the end.
+    writing.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.chat_template is not None:
+        ends = writing.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        if further := ChatRenderer(tokenizer).ends().difference(ends):
+            writing.eos_token_id = [*ends, *further]

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from datamodules.conversations import DEFAULT_TEMPLATE
 from lightning_modules.causal_lm import CausalLM
+from tests.language.test_chat_rendering import CHATML
 from tests.runner.test_fit import model_folder
 from tests.subnetworks.models import FAMILIES, batch
 
@@ -95,19 +97,26 @@ def test_a_model_that_cannot_be_built_is_refused(further: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("pretrained", [False, True])
 @pytest.mark.parametrize(
-    ("stated", "expected"),
-    [(7, 0), (None, 0), ([7, 0], [7, 0]), ([7, 8], 0)],
+    ("stated", "template", "expected", "written"),
+    [
+        (7, None, 0, 0),
+        (None, None, 0, 0),
+        ([7, 0], None, [7, 0], [7, 0]),
+        ([7, 8], None, 0, 0),
+        (7, DEFAULT_TEMPLATE, 0, 0),
+        (7, CHATML, 0, [0, 258]),
+        ([7, 0], CHATML, [7, 0], [7, 0, 258]),
+        (7, "{{ raise_exception('of other roles') }}", 0, 0),
+    ],
 )
 def test_special_tokens_are_the_tokenizers(
-    tmp_path: Path, pretrained: bool, stated: Any, expected: Any
+    tmp_path: Path, pretrained: bool, stated: Any, template: str | None, expected: Any, written: Any
 ) -> None:
-    """A chat model may end at several tokens, of which its tokenizer names one."""
+    """A chat model may end at several tokens: its tokenizer names one, its template another one."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder(tmp_path / "words", {}))
-    assert (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) == (
-        0,
-        None,
-        None,
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.chat_template, tokenizer.pad_token = template, "<end>"
+    assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (0, None)
     sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
     architecture = {"model_type": "llama", **sizes, "intermediate_size": 8, "vocab_size": 300}
     ends = {"bos_token_id": 9, "eos_token_id": stated}
@@ -119,7 +128,7 @@ def test_special_tokens_are_the_tokenizers(
         trained.configure_model()
     trained.export(tmp_path / "last", [tokenizer])
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "last")
-    for config in (again.config, again.generation_config):
-        assert config.eos_token_id == expected
-        assert config.bos_token_id is None
-        assert config.pad_token_id is None
+    assert (again.config.eos_token_id, again.generation_config.eos_token_id) == (expected, written)
+    assert (again.config.bos_token_id, again.generation_config.bos_token_id) == (None, None)
+    # A row of padding would take no gradient, and this one pads with the end.
+    assert (again.config.pad_token_id, again.generation_config.pad_token_id) == (None, 0)
