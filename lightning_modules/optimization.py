@@ -51,7 +51,9 @@ def learning_rate_factor(
     warmup_steps, last = _warmup_steps(warmup, max_steps), max_steps - 1
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    start = warmup_steps if decay != "wsd" else max(warmup_steps, round((1 - COOLDOWN) * max_steps))
+    start = warmup_steps
+    if decay == "wsd":
+        start = max(warmup_steps, min(last, round((1 - COOLDOWN) * max_steps)))
     if decay == "constant" or step < start:
         return 1.0
     if start < last:

@@ -107,6 +107,7 @@ def test_learning_rate_ends_at_its_final_share(warmup: float, decay: str) -> Non
     assert factors[-1] == pytest.approx(0.2)
     assert max(factors) == 1.0
     assert learning_rate_factor(0, 1, 0, 0.2, decay) == 1.0, "the only step"
+    assert [learning_rate_factor(s, 2, 0, 0.2, decay) for s in range(2)] == [1.0, 0.2]
 
 
 def test_a_warm_up_as_long_as_the_training_is_said(capsys: pytest.CaptureFixture[str]) -> None:
