@@ -89,7 +89,7 @@ class Checkpointing(Checkpoint):
         self.validated_step = -1
         self.metrics: dict[str, float] = {}
         """What had been logged when the newest checkpoint was written."""
-        self._seen_step = -1
+        self._first_step = self._seen_step = -1
         self._saved_step = -1
         self._due = False  # a checkpoint waits for the end of a validation
 
@@ -140,7 +140,7 @@ class Checkpointing(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the step that was resumed from, which is saved already if its file is there."""
         self.on_fit_start(trainer, pl_module)  # with FSDP a checkpoint is read after it
-        self._seen_step = trainer.global_step
+        self._first_step = self._seen_step = trainer.global_step
         saved: bool = trainer.strategy.broadcast(self._path(trainer.global_step).exists())
         self._saved_step = trainer.global_step if saved else -1
         loop, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
@@ -222,6 +222,8 @@ class Checkpointing(Checkpoint):
         if self.monitor is None:
             return False
         if self.monitor not in trainer.callback_metrics:
+            if step == self._first_step:  # a metric of training has no value yet
+                return False
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise ValueError(
                 f"callbacks.checkpoint.monitor={self.monitor}: no such metric was logged. "

@@ -233,7 +233,7 @@ def _take_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
             # Chat models may end at one of several tokens.
             if not (isinstance(stated, list) and own in stated):
                 setattr(config, name, own)
-    # Not the model's: the row of its padding takes no gradient, and many tokenizers pad with the end.
+    # Not the model's: its row takes no gradient then, and many tokenizers pad with the end.
     writing.pad_token_id = tokenizer.pad_token_id
     if tokenizer.chat_template is not None:
         ends = writing.eos_token_id

@@ -101,10 +101,15 @@ def test_no_folder_when_a_constructor_refuses(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_validation_before_the_first_step_saves_the_best(tmp_path: Path) -> None:
-    """With three micro-batches a step the first two validations come before it or between two."""
+@pytest.mark.parametrize("monitor", ["val/loss", "train/lr"])
+def test_a_validation_before_the_first_step_saves_the_best(tmp_path: Path, monitor: str) -> None:
+    """With three micro-batches a step the first two validations come before it or between two.
+
+    What a step logs is not known yet at the first one.
+    """
     run(
         tmp_path,
+        f"callbacks.checkpoint.monitor={monitor}",
         "trainer.max_steps=4",
         "trainer.accumulate_grad_batches=3",
         "trainer.val_check_interval=2",
