@@ -73,17 +73,26 @@ def load(pretrained: str, attn_implementation: str) -> PreTrainedModel:
     """Load a model with its weights; code that comes with it is not run.
 
     Raises:
-        ValueError: They cannot be loaded.
+        ValueError: They cannot be loaded, or some are not there: Hugging Face would draw them.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             pretrained,
             attn_implementation=attn_implementation,
             dtype=torch.float32,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # parsers of damaged files raise anything
         raise ValueError(f"module.pretrained={pretrained}: cannot be loaded: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        other = sorted(found["unexpected_keys"])
+        there = f"; there is {other[0]}, of which the model knows nothing" if other else ""
+        raise ValueError(
+            f"module.pretrained={pretrained}: {len(missing)} of its weights are missing, "
+            f"{missing[0]} among them{there}. Save the model itself by save_pretrained"
+        )
+    return cast(PreTrainedModel, model)
 
 
 class Lora(TypedDict, total=False):

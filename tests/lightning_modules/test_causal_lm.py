@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
@@ -69,6 +70,36 @@ def test_export_reloads_with_equal_logits(tmp_path: Path) -> None:
     ids = batch()["input_ids"]
     module.eval()
     assert torch.equal(again(input_ids=ids).logits, module.model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("renamed", "words"),
+    [
+        (
+            {"model.norm.weight": None},
+            r"1 of its weights are missing, model\.norm\.weight among them\.",
+        ),
+        (
+            {"": "_orig_mod."},
+            r"\d+ of its .*there is _orig_mod\.lm_head.weight, of which the model",
+        ),
+    ],
+)
+def test_weights_that_are_missing_are_not_drawn(
+    tmp_path: Path, renamed: dict[str, str | None], words: str
+) -> None:
+    """As where a compiled or a wrapped model's state was saved under the names of its parts."""
+    built(architecture=LLAMA).export(tmp_path)
+    file, ((old, new),) = tmp_path / "model.safetensors", renamed.items()
+    weights = {
+        name.replace(old, new or "", 1): value
+        for name, value in load_file(file).items()
+        if new is not None or name != old
+    }
+    save_file(weights, file, {"format": "pt"})
+    module = CausalLM(pretrained=str(tmp_path))
+    with pytest.raises(ValueError, match=words):
+        module.configure_model()
 
 
 def test_decay_applies_to_matrices_and_every_parameter_is_optimized_once() -> None:
