@@ -14,8 +14,12 @@ RUN_DIR = "<run folder>"
 # Settings that say how a run is started and found, and change nothing in what it learns.
 HOW = ("name", "resume", "stretch", "dry_run", "tags")
 
-# Settings of the data that change how fast it comes, not what comes.
-INDIFFERENT = ("cache_dir", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers")
+# Settings that change how fast something comes and in how much memory, not what comes: of the data,
+# and of a model.
+INDIFFERENT = (
+    *("cache_dir", "num_workers", "pin_memory", "prefetch_factor", "persistent_workers"),
+    *("attn_implementation", "compile", "gradient_checkpointing"),
+)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -340,6 +340,14 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
     assert 1000 < ended <= after["metrics"]["seconds"]
 
 
+def test_what_changes_time_and_memory_only_may_change() -> None:
+    """As a training that ran out of memory needs it."""
+    free = ("module.gradient_checkpointing", "module.compile", "datamodule.num_workers")
+    changes = dict.fromkeys((*free, "module.optimizer.lr", "trainer.precision"), (1, 2))
+    config = {"module": {}, "datamodule": {}, "callbacks": None}
+    assert resume.changes_that_forbid_resuming(changes, config, config) == ["module.optimizer.lr"]
+
+
 class Following(TinyModule):
     """Its learning rate falls until the last step."""
 
