@@ -76,7 +76,7 @@ def load(pretrained: str, attn_implementation: str) -> PreTrainedModel:
         ValueError: They cannot be loaded, or some are not there: Hugging Face would draw them.
     """
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             pretrained,
             attn_implementation=attn_implementation,
             dtype=torch.float32,
@@ -85,6 +85,7 @@ def load(pretrained: str, attn_implementation: str) -> PreTrainedModel:
         )
     except Exception as error:  # parsers of damaged files raise anything
         raise ValueError(f"module.pretrained={pretrained}: cannot be loaded: {error}") from error
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         other = sorted(found["unexpected_keys"])
         there = f"; there is {other[0]}, of which the model knows nothing" if other else ""

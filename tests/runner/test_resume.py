@@ -344,7 +344,7 @@ def test_what_changes_time_and_memory_only_may_change() -> None:
     """As a training that ran out of memory needs it."""
     free = ("module.gradient_checkpointing", "module.compile", "datamodule.num_workers")
     changes = dict.fromkeys((*free, "module.optimizer.lr", "trainer.precision"), (1, 2))
-    config = {"module": {}, "datamodule": {}, "callbacks": None}
+    config: dict[str, Any] = {"module": {}, "datamodule": {}, "callbacks": None}
     assert resume.changes_that_forbid_resuming(changes, config, config) == ["module.optimizer.lr"]
 
 
