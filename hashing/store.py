@@ -213,9 +213,10 @@ class CodeStore:
                 first; it stays as it is.
         """
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file: choose a folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"{folder}: a file stands there; choose another folder") from error
         codes, names = folder / "codes.bin", folder / "names.txt"
         with FileLock(folder / "store.lock"):
             bits, saved = _read_record(folder) or (self.bits, ())

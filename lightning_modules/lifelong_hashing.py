@@ -420,6 +420,8 @@ class LifelongHashing(CodedPairs):
         return {name: float(count) for name, count in counts.items()}
 
     def _gallery(self, data: PairData) -> Gallery:
+        if int(self.session) < 0:
+            raise ValueError("ckpt_path: of before the first step; no item has a code")
         data.prepare_data()
         data.setup("test")
         return Gallery(data, {m: self.codes(m) for m in MODALITIES}, int(self.session))

@@ -67,9 +67,7 @@ class Conversation:
     def __init__(self, path: Path, reader: Reader, limits: Limits, console: Console) -> None:
         self.path, self.reader, self.console = path, reader, console
         self.database = Database(path, limits)
-        self.schema = Schema.from_sqlite(path, limits.seconds)
-        if not any(table.columns for table in self.schema.tables):
-            raise ValueError(f"database={path}: it has no tables, so there is nothing to ask")
+        self.schema = self._read()
         self.answers: list[tuple[Example, str]] = []
         self.turns, self.slowest = 0, 0.0
         self._stamp = stamp(path)
@@ -81,7 +79,7 @@ class Conversation:
         """
         try:
             self._open(about)
-            while (line := ask(self.console, _LEAVE)) is not None and line != ":quit":
+            while (line := ask(self.console, _LEAVE)) is not None and line.lower() != ":quit":
                 try:
                     self._answer(line)
                 except KeyboardInterrupt:
@@ -104,7 +102,9 @@ class Conversation:
         if not line:
             return
         if line.startswith(":"):
-            self._command(line)
+            self._command(line.lower())
+        elif f":{line.lower()}" in COMMANDS:
+            self._print(f"A command begins with a colon: :{line.lower()}")
         elif len(line) > _LENGTH or len(line.split()) > _WORDS:
             self._print(
                 f"A question may have {_WORDS} words and {_LENGTH:,} characters; this one has "
@@ -157,12 +157,18 @@ class Conversation:
         self._print(Text(f"{seconds:.2f} s", "dim"))
         self.slowest, self.turns = max(self.slowest, seconds), self.turns + 1
 
+    def _read(self) -> Schema:
+        schema = Schema.from_sqlite(self.path, self.database.limits.seconds)
+        if not any(table.columns for table in schema.tables):
+            raise ValueError(f"database={self.path}: it has no tables, so there is nothing to ask")
+        return schema
+
     def _read_again(self) -> None:
         """Follow a database that has changed since it was read."""
         now = stamp(self.path)
         if now == self._stamp:
             return
-        schema = Schema.from_sqlite(self.path, self.database.limits.seconds)
+        schema = self._read()
         self._stamp = now
         if schema != self.schema:
             self.schema = schema

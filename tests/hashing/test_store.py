@@ -106,8 +106,9 @@ def test_a_file_name_that_is_no_text_is_kept(tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="file is a file: choose a folder"):
-        CodeStore(signs(1, 16)).save(tmp_path / "file")
+    for folder in (tmp_path / "file", tmp_path / "file" / "image"):
+        with pytest.raises(ValueError, match="a file stands there; choose another folder"):
+            CodeStore(signs(1, 16)).save(folder)
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -112,7 +112,11 @@ def test_whatever_is_typed_the_next_question_is_answered(
 
 def test_what_is_no_question_is_said(database: Path, script: Script) -> None:
     talk = conversation(database, script, reader())
-    out = script.hold(talk, "?!", "word " * 10_000, "x" * 5000, ":help", ":nope")
+    out = script.hold(
+        talk, "?!", "word " * 10_000, "x" * 5000, ":Help", ":nope", "Quit", ":QUIT", "?"
+    )
+    assert "A command begins with a colon: :quit" in out
+    assert out.count("no word in that") == 1
     assert "no word in that" in out
     assert "10,000" in out
     assert all(name in out and what in out for name, what in COMMANDS.items())
@@ -182,6 +186,8 @@ def test_a_broken_model_or_database_is_said(tmp_path: Path, script: Script) -> N
         yield "Show all of it."
         path.write_bytes(content[:100])
         yield "Show again."
+        path.write_bytes(b"")
+        yield "Show what is left."
         path.write_bytes(content)
         yield "Show once more."
         with closing(sqlite3.connect(path)) as db:
@@ -191,7 +197,8 @@ def test_a_broken_model_or_database_is_said(tmp_path: Path, script: Script) -> N
     out = script.hold(talk, lines())
     assert "RuntimeError: [/b] out of memory" in out
     assert out.count("Ann") == 2
-    assert out.count("No answer: ValueError") == 2
+    assert out.count("No answer: ValueError") == 3
+    assert "it has no tables" in out
     assert "have changed and were read again" in out
     assert "shoe" in out
 
