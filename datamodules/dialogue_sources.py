@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import parquet_rows
+from datamodules.files import parquet_rows, refuse_surrogates
 from text2sql.dialogue import Interaction, Turn
 from text2sql.schema import read_list
 from text2sql.sql import SqlError, tokenise
@@ -80,21 +80,25 @@ class _Entry:
         value = self.fields.get(field)
         if not isinstance(value, str) or not value.strip():
             raise self.malformed(field, "a text that is not empty")
-        return value.strip()
+        return self._stripped(value, field)
 
     def optional(self, field: str) -> str | None:
         """The text of an annotation; None if the field is absent, null or empty."""
         value = self.fields.get(field)
         if value is not None and not isinstance(value, str):
             raise self.malformed(field, "a text, or null where there is no annotation")
-        return (value or "").strip() or None
+        return self._stripped(value or "", field) or None
 
     def texts(self, field: str) -> list[str]:
         """The texts of a list."""
         value = self.fields.get(field)
         if not isinstance(value, list) or not all(isinstance(t, str) and t.strip() for t in value):
             raise self.malformed(field, "a list of texts that are not empty")
-        return [text.strip() for text in value]
+        return [self._stripped(text, field) for text in value]
+
+    def _stripped(self, text: str, field: str) -> str:
+        refuse_surrogates(text, f"{self.where}: {field}")
+        return text.strip()
 
     def inner(self, field: str) -> list[_Entry]:
         """The objects of a list."""

@@ -29,7 +29,7 @@ from datamodules.encoders import (
     load_image_encoder,
     load_text_encoder,
 )
-from datamodules.files import digest_file, files_under, jsonl_rows, read_text
+from datamodules.files import digest_file, files_under, jsonl_rows, read_text, refuse_surrogates
 from datamodules.pictures import SUFFIXES, TooLargeError, is_picture, read_picture
 
 log = logging.getLogger(__name__)
@@ -232,11 +232,12 @@ def read_pairs(path: str, table: str | None = None) -> list[Pair]:
             return list(_read_table(folder, folder / name))
     pairs = []
     for picture in files_under(str(folder)):
-        if picture.suffix.lower() in SUFFIXES:
+        names = picture.relative_to(folder).parts
+        is_hidden = any(name.startswith(".") or name == "__MACOSX" for name in names)
+        if picture.suffix.lower() in SUFFIXES and not is_hidden:
             beside = picture.with_suffix(".txt")
             text = read_text(beside, str(beside)) if beside.is_file() else ""
-            labels = tuple(dict.fromkeys(picture.relative_to(folder).parts[:-1]))
-            pairs.append(Pair(str(picture), picture, labels, text))
+            pairs.append(Pair(str(picture), picture, tuple(dict.fromkeys(names[:-1])), text))
     if not pairs:
         raise ValueError(
             f"datamodule.path={path}: holds neither {', '.join(TABLES)} nor a picture; set "
@@ -261,6 +262,7 @@ def _read_table(folder: Path, file: Path) -> Iterator[Pair]:
             same = (picture.with_suffix(suffix) for suffix in SUFFIXES)
             picture = next((other for other in same if other.is_file()), picture)
         names = labels if is_list else str(labels).split(",")
+        refuse_surrogates("".join(map(str, (*names, text))), where)
         stripped = (str(name).strip() for name in names)
         yield Pair(where, picture, tuple(dict.fromkeys(filter(None, stripped))), str(text))
 

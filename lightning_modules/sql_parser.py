@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Interval
 from rich.console import Console
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from lightning_modules.optimization import (
 from text2sql.dialogue import Example, by_database
 from text2sql.encoder import freeze
 from text2sql.evaluation import Judge, Scores, Verdict
+from text2sql.execute import MOST_SECONDS
 from text2sql.parser import ParserNetwork
 from text2sql.parser_features import Features, Featuriser
 from text2sql.parsing import Confidence, Parser, Question
@@ -118,7 +119,7 @@ class SqlParser(DialogueModule):
         optimizer: Optimizer | None = None,
         pretrained_lr: Annotated[float, Ge(0)] = 1e-4,
         schedule: Schedule | None = None,
-        sql_timeout: Annotated[float, Gt(0)] = 5.0,
+        sql_timeout: Annotated[float, Interval(gt=0, le=MOST_SECONDS)] = 5.0,
     ) -> None:
         super().__init__("val", "test")
         self.save_hyperparameters()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from terminal import literal
 from text2sql.conversation import Conversation, Reader
 from text2sql.dialogue import Example
 from text2sql.evaluation import Judge, Verdict
-from text2sql.execute import Limits
+from text2sql.execute import MOST_SECONDS, Limits
 from text2sql.parsing import ParserVerdict, Scored
 from text2sql.reports import notes, sample_row, score_files, show_readings, show_scores
 from text2sql.rewrites import (
@@ -134,8 +134,8 @@ class TextToSql(DialogueModule):
         tables: str | None = None,
         missing: Literal["error", "wrong", "skip"] = "error",
         keep_distinct: bool = False,
-        sql_timeout: Annotated[float, Gt(0)] = 30.0,
-        megabytes: Annotated[float, Ge(_MEGABYTES)] = 1000.0,
+        sql_timeout: Annotated[float, Interval(gt=0, le=MOST_SECONDS)] = 30.0,
+        megabytes: Annotated[float, Interval(ge=_MEGABYTES, le=10**6)] = 1000.0,
         hypotheses: Annotated[int, Ge(1)] = 4,
         max_nll: Annotated[float, Gt(0)] | None = 6.0,
     ) -> None:

@@ -8,6 +8,7 @@ its main module again, with all of torch; hence a plain program.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from text2sql import guard
 Status = Literal["ok", "refused", "failed", "stopped"]
 
 _GRACE = 0.2  # seconds beyond a query's limit after which its process is killed
+MOST_SECONDS = 10**6  # beyond some 10**9 sockets and SQLite count no further
+_MOST = {"seconds": MOST_SECONDS, "value_bytes": 2**31 - 1, "memory_bytes": 2**62}
 _IDLE = 4  # processes that wait for a query; further ones end with theirs
 
 
@@ -31,7 +34,7 @@ class Limits:
     """What a query may take.
 
     Args:
-        seconds: From its start to its last row.
+        seconds: From its start to its last row; at most MOST_SECONDS.
         rows: Of the result.
         result_bytes: Of the result, as Python holds it.
         value_bytes: Of one text or blob, in the result or on the way.
@@ -49,8 +52,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+            value, most = getattr(self, name), _MOST.get(name, math.inf)
+            if not 0 < value <= most:
+                raise ValueError(f"{name}={value}: must be above 0 and at most {most:g}")
 
 
 @dataclass(frozen=True, slots=True)

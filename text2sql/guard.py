@@ -172,7 +172,7 @@ class Reader:
                 status, message = "stopped", late
             elif message == "database is locked":
                 status, message = "stopped", f"another program has locked the database; {late}"
-            elif message == "attempt to write a readonly database":  # to roll it back
+            elif getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
                 message = f"{Path(path).resolve().name}-journal {_LEFT_BEHIND}"
         finally:
             if cursor is not None:

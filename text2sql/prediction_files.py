@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def find_databases(
             for file in (
                 place / db_id / f"{db_id}.sqlite",
                 place / f"{db_id}.sqlite",
-                *sorted(place.glob(f"*/{db_id}/{db_id}.sqlite")),
+                *sorted(place.glob(f"*/{escape(db_id)}/{escape(db_id)}.sqlite")),
             )
         )
         file = next((file for file in candidates if file.is_file()), None)

@@ -150,6 +150,10 @@ def test_canard_is_about_no_database(tmp_path: Path) -> None:
         (SPARC | {"interaction": []}, "interaction"),
         (SPARC | {"interaction": [{"query": "SELECT 1"}]}, r"interaction\[0\]: utterance"),
         (SPARC | {"interaction": ["SELECT 1"]}, r"interaction\[0\]: must be an object"),
+        (
+            SPARC | {"interaction": [{"utterance": "a\ud800"}]},
+            "utterance holds half a surrogate pair",
+        ),
         (SPARC | {"final": "All cats."}, "final: must be an object"),
         (PARTIAL | {"turns_heuristic": "Show all cats."}, "turns_heuristic"),
         (PARTIAL | {"final": {"query": "SELECT 1"}}, "final: utterance"),

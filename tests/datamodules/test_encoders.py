@@ -147,6 +147,16 @@ def test_features_are_computed_once_and_again_when_content_changes(
         ),
         ("pairs.jsonl", '{"path": "a.png", "labels": {"cat": 1}, "text": "A"}\n', "must be words"),
         ("pairs.jsonl", '{"path": "a.png", "labels": "cat", "text": ["A", "B"]}\n', "text words"),
+        (
+            "pairs.jsonl",
+            '{"path": "a.png", "labels": ["\\ud800"], "text": "A"}\n',
+            "half a surrogate",
+        ),
+        (
+            "pairs.jsonl",
+            '{"path": "a.png", "labels": "cat", "text": "\\ud800"}\n',
+            "half a surrogate",
+        ),
     ],
 )
 def test_a_row_that_would_be_cut_or_bent_is_refused(
@@ -215,6 +225,14 @@ def test_a_byte_order_mark_is_no_part_of_a_table_or_a_text(tmp_path: Path) -> No
     table = "path,labels,text\ncat.png,cat,A dog.\n"
     (tmp_path / "pairs.csv").write_text(table, encoding="utf-8-sig")
     assert [pair.text for pair in read_pairs(str(tmp_path))] == ["A dog."]
+
+
+def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
+    """Notebooks and macOS leave copies that are called like pictures."""
+    for name in ("cat/a.png", "cat/._a.png", ".ipynb_checkpoints/a.png", "__MACOSX/cat/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert [(p.file.name, p.labels) for p in read_pairs(str(tmp_path))] == [("a.png", ("cat",))]
 
 
 @pytest.mark.parametrize("row", BAD)

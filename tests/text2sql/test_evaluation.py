@@ -306,6 +306,10 @@ def test_databases_are_found_and_missing_ones_named(database: Path, tmp_path: Pa
     assert find_databases([tmp_path, folder], ["concerts"]) == {"concerts": database}
     assert find_databases([database.parent], ["concerts"]) == {"concerts": database}
     assert find_databases([folder.parent], ["concerts"])["concerts"].samefile(database)
+    odd = tmp_path / "suite" / "a[1]" / "a[1].sqlite"
+    odd.parent.mkdir(parents=True)
+    odd.touch()
+    assert find_databases([tmp_path], ["a[1]"]) == {"a[1]": odd}
     with pytest.raises(ValueError, match="no SQLite file for pets, cars; looked for pets/pets"):
         find_databases([folder], ["pets", "concerts", "cars"])
     with pytest.raises(ValueError, match="no such folder"):

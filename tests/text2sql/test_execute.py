@@ -2,6 +2,7 @@
 """No statement, hostile or broken, can change, leave or hang a database."""
 
 import hashlib
+import math
 import os
 import signal
 import sqlite3
@@ -448,8 +449,14 @@ def test_limits_are_kept_and_told(database: Path) -> None:
     assert shorter.rows == ((1,), (2,))
     assert shorter.message == "more than 2 rows"
     assert Database(database, Limits(rows=3)).execute("SELECT * FROM singer").status == "ok"
-    with pytest.raises(ValueError, match="seconds=0"):
-        Limits(seconds=0)
+    for wrong in (
+        {"seconds": 0},
+        {"seconds": math.nan},
+        {"seconds": math.inf},
+        {"value_bytes": 2**31},
+    ):
+        with pytest.raises(ValueError, match="must be above 0 and at most"):
+            Limits(**wrong)
 
 
 def test_long_cells_and_results_come_whole(database: Path) -> None:
