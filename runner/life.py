@@ -16,6 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities import rank_zero_only
+from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
@@ -36,7 +37,7 @@ from reports.run_record import without_secrets
 from reports.tables import reached, without_constants
 from runner import machine
 from runner.axes import cost_of_step, spent
-from runner.errors import FailedRun, machine_behind
+from runner.errors import ConfigError, FailedRun, machine_behind
 from runner.folder import CHECKPOINT_KEY, Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import Job
 from runner.parts import (
@@ -78,8 +79,12 @@ class _CountsStepsTaken(_LoggerConnector):
     """Logs under the number of optimizer steps taken, as checkpoints, samples and the terminal do.
 
     Lightning numbers a step from 0 while it logs what the step and its validation reached, and from
-    1 afterwards. Each row says as well how many tokens and FLOPs that were.
+    1 afterwards. Each row says as well how many tokens and FLOPs that were. Loggers get it once: a
+    checkpoint has its step's row written before Lightning writes it.
     """
+
+    row: tuple[int, dict[str, Any]] | None = None
+    """The last one."""
 
     @cached_property
     def cost(self) -> dict[str, float]:
@@ -93,7 +98,10 @@ class _CountsStepsTaken(_LoggerConnector):
         step = self.trainer.global_step if step is None else step
         if metrics and step:
             metrics = {**metrics, **spent(step, self.cost, self.trainer)}
-        super().log_metrics(metrics, step)
+        row = (step, convert_tensors_to_scalars(metrics))
+        if row != self.row:
+            self.row = row
+            super().log_metrics(metrics, step)
 
 
 class _Run:
@@ -402,6 +410,8 @@ def _refusal(error: BaseException) -> str | None:
     Such is a ValueError that our own code raises in words, say where a part's checkpoint is of
     another network, and what Lightning refuses once it has the loaders.
     """
+    if isinstance(error, ConfigError):
+        return str(error)
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

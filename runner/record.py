@@ -166,7 +166,6 @@ class MetricsFile(Logger):
     def __init__(self, folder: str) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        self._last: Mapping[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -184,14 +183,8 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write one row, if the last one is another.
-
-        A metric never seen before rewrites the file with one more column.
-        """
+        """Write one row; a metric never seen before rewrites the file with one more column."""
         row = {"step": step, **metrics}
-        if row == self._last:
-            return
-        self._last = row
         header = self._header()
         if new := [name for name in row if name not in header]:
             header += new

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from runner.axes import AXES
+from runner.errors import ConfigError, first_line
 
 
 class WandbRun(WandbLogger):
@@ -24,9 +25,19 @@ class WandbRun(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """W&B's run, opened when it is first asked for."""
+        """W&B's run, opened when it is first asked for.
+
+        Raises:
+            ConfigError: The server cannot be reached, or does not take the run.
+        """
         if self._experiment is None and wandb.run is None and not hasattr(self, "_attach_id"):
-            self._experiment = run = wandb.init(**self._wandb_init)
+            try:
+                self._experiment = run = wandb.init(**self._wandb_init)
+            except wandb.Error as error:
+                raise ConfigError(
+                    f"logger.wandb.mode={self._wandb_init.get('mode')}: {first_line(error)}. Take "
+                    "offline, and `wandb sync` later, or logger=csv"
+                ) from error
             for axis in AXES:
                 run.define_metric(axis)
             run.define_metric("*", step_metric="step", step_sync=True)
