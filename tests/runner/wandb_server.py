@@ -170,8 +170,11 @@ def serving() -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        listening.handle_error = lambda *_: None  # type: ignore[method-assign]  a client that left
+    class Listening(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Let clients leave in the middle of a request."""
+
+    with Listening(("127.0.0.1", 0), Handler) as listening:
         server = Server(f"http://127.0.0.1:{listening.server_port}")
         thread = Thread(target=listening.serve_forever)
         thread.start()
