@@ -202,6 +202,11 @@ class InstructionDataModule(LanguageModelingDataModule):
             self._say(
                 f"Left out: {record['bad_rows']} rows, listed in {listed}; the first: {first}."
             )
+        if not self.ends:
+            self._say(
+                "The chat template writes no control token behind an answer: what is trained does "
+                "not learn to end one."
+            )
         blocks: dict[str, Any] = {}
         for part, samples in self.samples.items():
             kept = np.flatnonzero(samples.lengths <= self.context_length)
@@ -245,8 +250,9 @@ class InstructionDataModule(LanguageModelingDataModule):
             # A block has one answer at least.
             roles = [message["role"] for message in conversation.messages]
             held[conversation.part] += roles.count("assistant")
-        words = f"{held['train']} answers, and {held['val']} are held out"
-        self._refuse_too_little(held, f"{words} ({len(bad_rows.lines)} rows are left out)")
+        left_out = f" ({len(bad_rows.lines)} rows are left out)" if bad_rows.lines else ""
+        words = {part: f"{count} answers{left_out}" for part, count in held.items()}
+        self._refuse_too_little(held, words)
 
     def _rows(self, dataset: Any, number: int) -> Rows:
         if self.packed:

@@ -289,11 +289,17 @@ class LanguageModelingDataModule(OrderedDataModule):
         self._check_vocabulary(record["token_ids"])
         self.record = record
         self.blocks = self._open_blocks(self.folder, record)
-        self._refuse_too_little({part: len(blocks) for part, blocks in self.blocks.items()})
+        held = {part: len(blocks) for part, blocks in self.blocks.items()}
+        self._refuse_too_little(held, {part: self._amount(part) for part in held})
         self._opened_at = rank, world_size
 
-    def _refuse_too_little(self, held: Mapping[str, int], of: str = "") -> None:
-        """Refuse parts whose blocks fill no batch; `of` describes the text, else its record."""
+    def _refuse_too_little(self, held: Mapping[str, int], there: Mapping[str, str]) -> None:
+        """Refuse parts whose blocks fill no batch.
+
+        Args:
+            held: Blocks of each part.
+            there: The same in words.
+        """
         _, world_size = self.place
         limit = self.settings.get("max_tokens")
         for part, needed, mend in (
@@ -302,11 +308,10 @@ class LanguageModelingDataModule(OrderedDataModule):
         ):
             if held[part] >= needed:
                 continue
-            there = of or self._amount(part)
             if part == "train" and limit is not None:
                 mend += f" or datamodule.max_tokens={limit} (up)"
             raise ValueError(
-                f"the {part} part has {there}, too few for {needed} blocks of "
+                f"the {part} part has {there[part]}, too few for {needed} blocks of "
                 f"datamodule.context_length={self.context_length} tokens "
                 f"({needed * self.context_length} in all); give more text, or change "
                 f"datamodule.context_length (down) or {mend}"
@@ -335,7 +340,7 @@ class LanguageModelingDataModule(OrderedDataModule):
             # Tokens at most: one for each byte, a beginning and a space before, an end behind.
             held["val" if piece.held_out else "train"] += len(piece.text.encode()) + 3
         blocks = {part: count // self.context_length for part, count in held.items()}
-        self._refuse_too_little(blocks, f"{held['train']} bytes, and {held['val']} are held out")
+        self._refuse_too_little(blocks, {part: f"{count} bytes" for part, count in held.items()})
 
     def _open_blocks(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -58,14 +58,21 @@ def test_labels_are_the_answers_and_nothing_else(packed: bool, cache_dir: Path) 
     assert ends == begins
 
 
-def test_what_is_written_ends_where_the_template_ends_an_answer(tmp_path: Path) -> None:
-    """The model learns that token, which need not be the end of a text."""
+def test_what_is_written_ends_where_the_template_ends_an_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model learns that token, which need not be the end of a text; where there is none it is
+    said."""
+    (tmp_path / "endless.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    module = data(tmp_path, chat_template=str(tmp_path / "endless.jinja"))
+    assert module.ends == set()
+    assert "does not learn to end one" in capsys.readouterr().out
     tokenizer = fast(byte_level(), CHATML)
     tokenizer.save_pretrained(tmp_path / "own")
     own = {"pretrained": str(tmp_path / "own")}
     module = data(tmp_path, tokenizer=own, chat_template=None, vocab_size=450, context_length=512)
     assert module.ends == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
-    assert tokenizer.eos_token_id not in module.ends
+    assert "does not learn to end one" not in capsys.readouterr().out
 
 
 def test_every_conversation_is_read_once_an_epoch(cache_dir: Path) -> None:
