@@ -31,7 +31,7 @@ def read_pairs(folder: str | Path, limit: int | None = None) -> dict[str, list[P
 
     Args:
         folder: Holds jsonl files whose lines have `sentence_good` and `sentence_bad`.
-        limit: Read only the first so many lines of each file.
+        limit: Read only the first so many pairs of each file.
 
     Raises:
         ValueError: There is no such folder or no such file in it, or a line is something else.
@@ -42,12 +42,13 @@ def read_pairs(folder: str | Path, limit: int | None = None) -> dict[str, list[P
     found: dict[str, list[Pair]] = {}
     for file in files:
         try:
-            with file.open(encoding="utf-8") as stream:
-                lines = list(islice(stream, limit))
+            with file.open(encoding="utf-8-sig") as stream:
+                written = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
+                lines = list(islice(written, limit))
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: is not UTF-8 at byte {error.start}") from error
         pairs = found[file.stem] = []
-        for number, line in enumerate(lines, 1):
+        for number, line in lines:
             try:
                 row = json.loads(line)
                 pair = row["sentence_good"], row["sentence_bad"]

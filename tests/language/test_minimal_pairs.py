@@ -79,9 +79,17 @@ def test_files_that_hold_something_else_are_refused(tmp_path: Path) -> None:
         "part_0": 4,
         "part_1": 4,
     }
-    (folder / "part_1.jsonl").write_text('{"sentence_good": "a"}\n')
-    with pytest.raises(ValueError, match=r"part_1.jsonl, line 1: no object with sentence_good"):
+    (folder / "part_1.jsonl").write_text('\n{"sentence_good": "a"}\n')
+    with pytest.raises(ValueError, match=r"part_1.jsonl, line 2: no object with sentence_good"):
         read_pairs(folder)
+
+
+def test_a_byte_order_mark_and_empty_lines_are_no_pairs(tmp_path: Path) -> None:
+    file = tmp_path / "part.jsonl"
+    row = {"sentence_good": "a b", "sentence_bad": "b a"}
+    file.write_text(f"\ufeff{json.dumps(row)}\n \n{json.dumps(row)}\n\n", encoding="utf-8")
+    assert read_pairs(tmp_path) == {"part": [("a b", "b a")] * 2}
+    assert read_pairs(tmp_path, 1) == {"part": [("a b", "b a")]}
 
 
 def test_lm_eval_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
