@@ -221,8 +221,10 @@ class CrossModalDataModule(pl.LightningDataModule):
             if values.dtype == np.uint8:
                 continue  # pictures: the network scales them
             known = values[original].astype(np.float32)
-            deviation = known.std(0)
-            moments[name] = (known.mean(0), np.where(deviation > 0, deviation, np.float32(1)))
+            # The mean of equal numbers is rounded, and then their deviation is not 0.
+            varies = (known != known[0]).any(0)
+            mean, deviation = known.mean(0), known.std(0)
+            moments[name] = np.where(varies, mean, known[0]), np.where(varies, deviation, 1)
         self.parts = {part: Pairs(items, rows, moments) for part, rows in parts.items()}
         self.classes, self.order = items.classes, order
         self.image_shape: tuple[int, ...] = items.image.shape[1:]

@@ -275,17 +275,21 @@ def _chosen_rows(rows: Mapping[str, Array], count: int) -> dict[str, NDArray[np.
         numbers[part] = values.ravel()
         if not (np.isfinite(values).all() and (values == np.floor(values)).all()):
             raise ValueError(f"path={array}: rows must be whole numbers")
+    chosen: dict[str, NDArray[np.int64]] = {}
     if all(len(n) == count and np.isin(n, (0, 1)).all() for n in numbers.values()):
-        return {part: np.flatnonzero(mask) for part, mask in numbers.items()}
+        chosen = {part: np.flatnonzero(mask) for part, mask in numbers.items()}
+        for part, found in chosen.items():
+            if not len(found):
+                raise ValueError(f"path={rows[part]}: names no row; leave it out of the file")
+        return chosen
     lowest, highest = min(n.min() for n in numbers.values()), max(n.max() for n in numbers.values())
-    if lowest > 0 and highest < count and any(a.path.suffix != ".mat" for a in rows.values()):
+    if lowest > 0 and highest < count and any(a.path.suffix.lower() != ".mat" for a in rows.values()):
         names = ", ".join(array.name for array in rows.values())
         raise ValueError(
             f"path={next(iter(rows.values())).path}: {names} name rows {lowest} to {highest} of "
             f"{count}: from 0 or from 1 cannot be told; give masks of {count} values instead"
         )
     first = 0 if lowest == 0 else 1  # MATLAB counts from 1
-    chosen = {}
     for part, values in numbers.items():
         outside = (values < first) | (values >= count + first)
         if outside.any():

@@ -571,6 +571,7 @@ def with_split(folder: Path, train: Any, test: Any, write: Any = write_mat5) -> 
         (np.r_[-1, 1:12], np.arange(12, 21), r"ind_train: row -1\.?0? of 20"),
         (np.r_[1:12, 3], np.arange(12, 21), r"ind_train: has row 3 twice"),
         (np.r_[1:12] + 0.5, np.arange(12, 21), r"ind_train: rows must be whole"),
+        (np.ones(20), np.zeros(20), r"ind_test: names no row"),
         (np.arange(20) < 12, np.arange(20) > 8, r"has 3 rows that are in ind_t\w+ too"),
         (np.ones((3, 4)), np.arange(12, 21), r"ind_train: of shape \(3, 4\): give the rows of one"),
     ],
