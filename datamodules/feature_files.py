@@ -283,7 +283,8 @@ def _chosen_rows(rows: Mapping[str, Array], count: int) -> dict[str, NDArray[np.
                 raise ValueError(f"path={rows[part]}: names no row; leave it out of the file")
         return chosen
     lowest, highest = min(n.min() for n in numbers.values()), max(n.max() for n in numbers.values())
-    if lowest > 0 and highest < count and any(a.path.suffix.lower() != ".mat" for a in rows.values()):
+    suffixes = {array.path.suffix.lower() for array in rows.values()}
+    if lowest > 0 and highest < count and suffixes != {".mat"}:
         names = ", ".join(array.name for array in rows.values())
         raise ValueError(
             f"path={next(iter(rows.values())).path}: {names} name rows {lowest} to {highest} of "
