@@ -31,6 +31,12 @@ _AFFINITY = (
 )
 
 
+_LOOKED_AT = 1000  # rows of a table whose declared types say nothing
+_KIND_HELD = {frozenset({"text"}): "text"} | {
+    frozenset(numbers): "number" for numbers in (("integer",), ("real",), ("integer", "real"))
+}
+
+
 class _Entry(TypedDict):
     """What is read of an entry of a tables.json; pairs are of a table's index and a name."""
 
@@ -262,7 +268,8 @@ class Schema:
     def from_sqlite(cls, path: str | Path, seconds: float = 10.0) -> Schema:
         """Read the schema of a SQLite file, whose stem becomes `db_id`; nothing is written.
 
-        A virtual table whose module this SQLite lacks is left out, with a warning that names it.
+        A column whose declared type says nothing is of the kind that its first rows hold. A virtual table
+        whose module this SQLite lacks is left out, with a warning that names it.
         Each part may take so many seconds, and another program's lock is waited for as long.
 
         Raises:
@@ -282,14 +289,14 @@ class Schema:
                         raise
                     warnings.warn(f"{path}: {name} is left out: {error}", stacklevel=2)
                     continue
+                # Without those of a virtual table's own, which `*` leaves out.
+                own = [row[1:] for row in described if row[6] != 1]
+                kinds = {column: _kind(declared) for column, declared, *_ in own}
+                kinds |= _held(file, name, [c for c, kind in kinds.items() if kind == "others"])
                 first = len(columns)
-                keys_by_place = []
-                for _, column, declared, _, _, key, hidden in described:
-                    if hidden == 1:  # of a virtual table's own, which `*` leaves out
-                        continue
-                    keys_by_place += [(key, len(columns))] if key else []
-                    columns.append(Column(column, split_name(column), len(tables), _kind(declared)))
-                primary += [column for _, column in sorted(keys_by_place)]
+                columns += [Column(c, split_name(c), len(tables), kinds[c]) for c, *_ in own]
+                keyed = sorted((row[4], place) for place, row in enumerate(own, first) if row[4])
+                primary += [place for _, place in keyed]
                 tables.append(Table(name, split_name(name), tuple(range(first, len(columns)))))
             schema = cls(path.stem, tuple(tables), tuple(columns), tuple(primary), (), ())
             keys = tuple(
@@ -439,6 +446,21 @@ def _readable(file: Database) -> list[str]:
     )
     tables, views = ([name for of, name in made if of == kind] for kind in ("table", "view"))
     return [name for name in tables if name not in inner] + [v for v in views if _works(file, v)]
+
+
+def _held(file: Database, table: str, names: Sequence[str]) -> dict[str, str]:
+    """The kinds of columns by what their first rows hold."""
+    if not names:
+        return {}
+    quoted = list(map(_quoted, names))
+    first = f"SELECT {', '.join(quoted)} FROM {_quoted(table)} LIMIT {_LOOKED_AT}"
+    types = ", ".join(f"typeof({name})" for name in quoted)
+    quick = replace(file.limits, seconds=min(1.0, file.limits.seconds))
+    rows = file.execute(f"SELECT DISTINCT {types} FROM ({first})", quick).rows
+    held = [{*column} - {"null"} for column in zip(*rows, strict=True)] or [set()] * len(names)
+    return {
+        name: _KIND_HELD.get(frozenset(h), "others") for name, h in zip(names, held, strict=True)
+    }
 
 
 def _works(file: Database, view: str) -> bool:

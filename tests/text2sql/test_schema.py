@@ -176,6 +176,16 @@ def test_columns_are_those_that_a_star_has(tmp_path: Path) -> None:
     assert [column.kind for column in schema.columns[1:4]] == ["number", "number", "text"]
 
 
+def test_columns_without_a_type_are_of_the_kind_that_they_hold(tmp_path: Path) -> None:
+    """There SQLite finds no 5551234 where '5551234' stands: a value's kind must be its cells'."""
+    ddl = "CREATE TABLE t (phone BLOB, age, ratio, mixed, none, d DATE);"
+    rows = "INSERT INTO t VALUES ('5551234', 30, 1, 'x', NULL, 1), (NULL, 31, 1.5, 2, NULL, 1);"
+    view = "CREATE VIEW v AS SELECT phone || '' AS phone, count(*) AS n FROM t"
+    schema = Schema.from_sqlite(make(tmp_path / "a.sqlite", ddl + rows + view))
+    kinds = ["text", "number", "number", "others", "others", "time", "text", "number"]
+    assert [column.kind for column in schema.columns[1:]] == kinds
+
+
 def test_groups_of_equal_columns_that_meet_late_stay_two(entry: dict[str, Any]) -> None:
     """Spider's evaluation joins a key to the first group it touches, and never joins groups."""
     entry["foreign_keys"] = [[1, 2], [4, 5], [2, 5]]
