@@ -268,9 +268,9 @@ class Schema:
     def from_sqlite(cls, path: str | Path, seconds: float = 10.0) -> Schema:
         """Read the schema of a SQLite file, whose stem becomes `db_id`; nothing is written.
 
-        A column whose declared type says nothing is of the kind that its first rows hold. A virtual table
-        whose module this SQLite lacks is left out, with a warning that names it.
-        Each part may take so many seconds, and another program's lock is waited for as long.
+        A column whose declared type says nothing is of the kind that its first rows hold. A virtual
+        table whose module this SQLite lacks is left out, with a warning that names it. Each part
+        may take so many seconds, and another program's lock is waited for as long.
 
         Raises:
             ValueError: There is no such file, or it is no SQLite database.
