@@ -77,7 +77,7 @@ class Ledger:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        names = [_slug(s.quantity) for s in self.savings] + [_slug(q.metric) for q in self.quality]
+        names = [slug(s.quantity) for s in self.savings] + [slug(q.metric) for q in self.quality]
         if len(set(names)) < len(names):
             raise ValueError(f"{self.method}: two rows share a name: {', '.join(sorted(names))}")
 
@@ -104,10 +104,10 @@ class Ledger:
         flat: dict[str, float | None] = {}
         for row in self.savings:
             figures = {"spent": row.spent, "baseline": row.baseline, "saved": row.saved}
-            flat |= {f"{_slug(row.quantity)}_{name}": value for name, value in figures.items()}
+            flat |= {f"{slug(row.quantity)}_{name}": value for name, value in figures.items()}
         for line in self.quality:
             figures = {"baseline": line.baseline, "gain": line.gain}  # the value has its own name
-            flat |= {f"{_slug(line.metric)}_{name}": value for name, value in figures.items()}
+            flat |= {f"{slug(line.metric)}_{name}": value for name, value in figures.items()}
         return {f"{prefix}/{key}": value for key, value in flat.items() if value is not None}
 
 
@@ -120,7 +120,8 @@ def amount(value: float | None, unit: str = "") -> str:
     return f"{digits} {['', 'k', *'MGTPEZ'][power]}{unit}"
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """Return a name in small letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 

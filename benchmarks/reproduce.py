@@ -12,7 +12,6 @@ stays empty.
 import argparse
 import json
 import math
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from datamodules.settings import validate
+from ledger import slug
 from reports import registry
 from reports.configs import at, config_hash
 from runner.errors import ConfigError
@@ -198,7 +198,7 @@ def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
             arm = table.arms[name]
             overrides = [
                 f"experiment={scale.experiments.get(arm.experiment, arm.experiment)}",
-                f"name={_slug(name)}",
+                f"name={slug(name)}",
                 f"paths.output_dir={folder.resolve()}",
                 "logger=csv",
                 "resume=auto",
@@ -212,7 +212,7 @@ def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
             if steps is not None:
                 overrides.append(f"trainer.max_steps={max(1, round(steps * arm.steps))}")
             digest = config_hash(checked(overrides))
-            runs.append(Run(name, seed, tuple(overrides), digest, folder / _slug(name)))
+            runs.append(Run(name, seed, tuple(overrides), digest, folder / slug(name)))
     return runs
 
 
@@ -231,10 +231,6 @@ def _steps(settings: Mapping[str, Any], tokens_per_parameter: float) -> float:
     data, accumulated = settings["datamodule"], settings["trainer"]["accumulate_grad_batches"]
     tokens = data["batch_size"] * accumulated * data["context_length"]
     return tokens_per_parameter * parameters / tokens
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 Runs = Mapping[tuple[str, int], registry.Run]

@@ -21,11 +21,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from datamodules.settings import Whole
 from runner import engines, machine
 from runner.engines import Command, Running
 from runner.errors import ConfigError, first_line
-
-Whole = Annotated[int, Ge(1)]
 
 
 class EngineLauncher(Launcher):

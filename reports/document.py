@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from terminal import literal
 
@@ -120,6 +120,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        undefined=StrictUndefined,
         loader=FileSystemLoader(Path(__file__).parent),
     )
     environment.filters.update(filters, url=quote)

@@ -145,22 +145,11 @@ def workload(run: Run) -> str:
 
 def metrics_of(arms: Sequence[Arm]) -> list[str]:
     """Return the metrics that are worth a figure of all arms: losses, else two of validation."""
-    logged = {
-        name: None
-        for arm in arms
-        for run in arm.runs[:1]
-        for name in run.logged
-        if len(run.series(name)) > 1
-    }
+    first = [arm.runs[0] for arm in arms]
+    logged = dict.fromkeys(name for r in first for name in r.logged if len(r.series(name)) > 1)
     losses: list[str] = [name for name in ("val/loss", "train/loss") if name in logged]
     others = [name for name in logged if name.startswith("val/")][:2]
     return losses if "val/loss" in losses else [*losses, *others]
-
-
-def curves_of(arms: Sequence[Arm], metric: str) -> dict[str, Curve]:
-    """Return a metric of each arm that has logged it, by the arm's label; MOST_ARMS at most."""
-    found = {arm.label: curve(arm.runs, metric) for arm in arms[:MOST_ARMS]}
-    return {label: each for label, each in found.items() if each is not None}
 
 
 def arms_figure(curves: Mapping[str, Curve], label: str, marked: bool, columns: int = 2) -> Figure:

@@ -311,9 +311,9 @@ def _differences(arms: Sequence[Arm], base: Arm, folder: Path) -> Picture | None
 
 
 def _pictures(arms: Sequence[Arm], folder: Path) -> list[Picture]:
-    found = []
+    found, shown = [], arms[: figures.MOST_ARMS]
     for metric in figures.metrics_of(arms):
-        curves = figures.curves_of(arms, metric)
+        curves = {a.label: c for a in shown if (c := figures.curve(a.runs, metric)) is not None}
         if not curves:
             continue
         name = "".join(c if c.isalnum() else "-" for c in metric)
@@ -324,12 +324,11 @@ def _pictures(arms: Sequence[Arm], folder: Path) -> list[Picture]:
         words = f"{label.capitalize()}: mean over seeds, band \u00b1 one standard deviation."
         if metric.startswith("train/"):
             words += " Smoothed over a twentieth of the run."
-        if len(arms) > figures.MOST_ARMS:
-            words += f" The first {figures.MOST_ARMS} of {len(arms)} arms."
-        drawn = {label: each.runs for label, each in curves.items()}
-        if fewer := [a for a in arms[: figures.MOST_ARMS] if drawn.get(a.label, 0) < len(a.runs)]:
-            shown = (f"{a.label} {drawn.get(a.label, 0)} of {len(a.runs)}" for a in fewer)
-            words += f" Runs in it: {', '.join(shown)}; all other arms are whole."
+        if len(shown) < len(arms):
+            words += f" The first {len(shown)} of {len(arms)} arms."
+        drawn = [(arm, curves[arm.label].runs if arm.label in curves else 0) for arm in shown]
+        if fewer := [f"{a.label} {n} of {len(a.runs)}" for a, n in drawn if n < len(a.runs)]:
+            words += f" Runs in it: {', '.join(fewer)}; all other arms are whole."
         found.append(Picture(name, words))
     return found
 

@@ -7,9 +7,9 @@ GGUF file it is known once the module is built, and the same questions are asked
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
 import json
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -94,10 +94,9 @@ def answers(settings: Mapping[str, Any], promise: str, about: Any) -> list[str]:
         named = signatures.promise(node, promise)
         if named is None:
             continue
-        place, _, function = named.partition(":")
         given = {name: value for name, value in node.items() if name != "_target_"}
         try:
-            getattr(importlib.import_module(place), function)(given, about)
+            pkgutil.resolve_name(named)(given, about)
         except ValueError as error:
             words = str(error).removeprefix(f"{key}.")
             names_key = words.partition("=")[0].replace(".", "_").isidentifier()
@@ -186,12 +185,12 @@ def _sizes_fit(key: str, architecture: dict[str, Any]) -> list[str]:
     return []
 
 
-def made_models(node: Any, key: str = "module") -> list[tuple[str, str]]:
+def made_models(module: Any) -> list[tuple[str, str]]:
     """Every `pretrained` of a module and its parts that names what has to be made: key and name."""
-    named = ((f"{place}.pretrained", part.get("pretrained")) for place, part in nodes(node, key))
+    named = ((f"{key}.pretrained", node.get("pretrained")) for key, node in nodes(module, "module"))
     return [
-        (place, name)
-        for place, name in named
+        (key, name)
+        for key, name in named
         if isinstance(name, str) and (name.startswith(EXPERIMENT) or name.endswith(".gguf"))
     ]
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from reports import registry, tables
 from reports.registry import Run
-from reports.run_record import RUN_FILE, NoRun
+from reports.run_record import RUN_FILE
 from runner.engines import Command, Engine, follow
 from runner.errors import FailedRun
 from runner.folder import is_locked
@@ -49,15 +49,9 @@ class Sweep:
 
     def runs(self) -> list[Run]:
         """Return the runs of its jobs, in their order."""
-        found: list[Run] = []
-        for file in self.output_dir.glob(f"*/*/{RUN_FILE}"):
-            try:
-                run = registry.read(file.parent)
-            except NoRun:  # damaged, or somebody else's
-                continue
-            if run.sweep is not None and run.sweep.id == self.id:
-                found.append(run)
-        return sorted(found, key=lambda run: (run.job or 0, run.folder))
+        found, _ = registry.find([self.output_dir] if self.output_dir.exists() else [])
+        own = [run for run in found if run.sweep is not None and run.sweep.id == self.id]
+        return sorted(own, key=lambda run: (run.job or 0, run.folder))
 
 
 _running: list[Sweep] = []

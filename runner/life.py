@@ -346,9 +346,6 @@ class _Run:
             further = self._wandb(node) if name == "wandb" else {}
             kept = {key: value for key, value in node.items() if key not in further}
             found.append(build(f"logger.{name}", kept, **further))
-            if name == "wandb":
-                # pytorch-lightning 2.6.6 hands on an argument that wandb 0.31 warns about.
-                getattr(found[-1], "_wandb_init", {}).pop("anonymous", None)
         return found
 
     def _wandb(self, node: dict[str, Any]) -> dict[str, Any]:

@@ -47,10 +47,8 @@ def versions() -> dict[str, str]:
     """Return Python's version and those of the packages that decide a result."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

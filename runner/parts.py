@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,7 @@ def build(key: str, node: Any, **further: Any) -> Any:
     arguments = {name: build(f"{key}.{name}", value) for name, value in node.items()}
     if "_target_" not in arguments:
         return arguments
-    module, _, name = arguments.pop("_target_").rpartition(".")
-    target = getattr(importlib.import_module(module), name)
+    target = pkgutil.resolve_name(arguments.pop("_target_"))
     try:
         return target(**arguments, **further)
     except (ValueError, OverflowError, ImportError, MisconfigurationException) as error:

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, TypedDict
 
 from annotated_types import Ge, Gt, Interval
 
-Whole = Annotated[int, Ge(1)]
-Share = Annotated[float, Interval(ge=0, le=1)]
+from datamodules.settings import Share, Whole
+
 Part = Annotated[float, Interval(gt=0, le=1)]
 Amount = Annotated[int, Interval(ge=0, le=10_000_000)]
 Dropout = Annotated[float, Interval(ge=0, lt=1)]

@@ -423,12 +423,11 @@ def _hint(annotation: ast.expr | None, source: Source | None) -> Any:
     """Return an annotation as a type, Any if only an import could tell."""
     if annotation is None or source is None:
         return Any
+    names = _Names(source)
     try:
         code = compile(ast.Expression(annotation), source.module, "eval")
-        found = eval(code, {"__builtins__": {}}, _Names(source))
-        return (
-            eval(found, {"__builtins__": {}}, _Names(source)) if isinstance(found, str) else found
-        )
+        found = eval(code, {"__builtins__": {}}, names)
+        return eval(found, {"__builtins__": {}}, names) if isinstance(found, str) else found
     except (AttributeError, NameError, SyntaxError, TypeError):
         return Any
 

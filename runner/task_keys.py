@@ -14,7 +14,7 @@ Everything is read from the source; nothing is imported to know it.
 from __future__ import annotations
 
 import ast
-import importlib
+import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,7 +58,7 @@ def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, parameter in _keywords(function).items():
         if kind := signatures.dataclass_of(parameter):
-            made = getattr(importlib.import_module(kind.source.module), kind.kinds[0])
+            made = pkgutil.resolve_name(f"{kind.source.module}:{kind.kinds[0]}")
             keys = signatures.fields(kind).parameters
             found[name] = made(**{key: settings[key] for key in keys if key in settings})
         elif name in settings:
@@ -76,9 +76,8 @@ def run_free(settings: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         ConfigError: The function refuses what it was given, by a ValueError.
     """
-    module, _, name = FREE_TASKS[settings["task"]].rpartition(".")
     with refusing():
-        do = getattr(importlib.import_module(module), name)
+        do = pkgutil.resolve_name(FREE_TASKS[settings["task"]])
         metrics: dict[str, float] = do(settings, **given(settings))
     return metrics
 

@@ -7,8 +7,8 @@ checks all of them.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import pkgutil
 import re
 import sys
 from contextlib import suppress
@@ -467,8 +467,7 @@ def _unread(key: str, node: dict[str, Any]) -> list[str]:
     overrides = [each.lstrip("+").partition("=")[0] for each in HydraConfig.get().overrides.task]
     for path, (other, values) in (promise(node, "read_where") or {}).items():
         if isinstance(values, str):  # where the values stand
-            place, _, name = values.partition(":")
-            values = getattr(importlib.import_module(place), name)
+            values = pkgutil.resolve_name(values)
         value = at(node, other)
         if value in values if isinstance(values, tuple) else bool(value) == values:
             continue
@@ -516,20 +515,18 @@ def _readers(settings: dict[str, Any]) -> list[str]:
 
 def _monitors(settings: dict[str, Any]) -> list[str]:
     """Check that a training watches what is logged, as far as module and callbacks say."""
-    if settings["task"] != "train":
+    validated = promise(settings["module"], "validated")
+    if settings["task"] != "train" or validated is None:
         return []
-    nodes = {f"callbacks.{name}": node for name, node in (settings["callbacks"] or {}).items()}
-    sources = [node for node in (settings["module"], *nodes.values()) if node]
-    said = [promise(node, "validated") for node in sources]
-    if settings["module"] is None or said[0] is None:
-        return []
-    known = [name for names in said for name in names or ()]
+    callbacks = settings["callbacks"] or {}
+    known = [*validated]
+    for node in callbacks.values():
+        known += promise(node, "validated") or ()
+    monitors = {name: node.get("monitor") for name, node in callbacks.items() if node}
     return [
-        f"{key}.monitor={node['monitor']}: no such metric.{nearest(str(node['monitor']), known)}"
-        for key, node in nodes.items()
-        if node
-        and node.get("monitor") is not None
-        and not any(fnmatch(str(node["monitor"]), name) for name in known)
+        f"callbacks.{name}.monitor={monitor}: no such metric.{nearest(str(monitor), known)}"
+        for name, monitor in monitors.items()
+        if monitor is not None and not any(fnmatch(str(monitor), each) for each in known)
     ]
 
 

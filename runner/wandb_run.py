@@ -31,6 +31,8 @@ class WandbRun(WandbLogger):
             ConfigError: The server cannot be reached, or does not take the run.
         """
         if self._experiment is None and wandb.run is None and not hasattr(self, "_attach_id"):
+            # pytorch-lightning 2.6.6 hands on an argument that wandb 0.31 warns about.
+            self._wandb_init.pop("anonymous", None)
             try:
                 self._experiment = run = wandb.init(**self._wandb_init)
             except wandb.Error as error:
