@@ -227,17 +227,26 @@ def compare(
                     "choosing": choosing[key] / len(seconds[DENSE]) / medians[DENSE],
                 }
             )
-        kinds = ("time_saved", "flops_saved_blocks", "flops_saved_all", "choosing")
-        *saved, choosing_time = (sum(row["share"] * row[kind] for row in rows) for kind in kinds)
-        time, _, all_flops = saved
-        result["courses"][name] = {
-            **dict(zip(kinds, saved, strict=False)),
-            "choosing_share": choosing_time / (1 - time),
-            "throughput_gain": 1 / (1 - time) - 1,
-            "realised": time / all_flops if all_flops else None,
-            "parts": rows,
-        }
+        result["courses"][name] = _whole(rows)
     return result
+
+
+def _whole(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Return what a course saves by what its parts do."""
+
+    def mean(kind: str) -> float:
+        return sum(row["share"] * row[kind] for row in rows)
+
+    time, all_flops = mean("time_saved"), mean("flops_saved_all")
+    return {
+        "time_saved": time,
+        "flops_saved_blocks": mean("flops_saved_blocks"),
+        "flops_saved_all": all_flops,
+        "choosing_share": mean("choosing") / (1 - time),
+        "throughput_gain": 1 / (1 - time) - 1,
+        "realised": time / all_flops if all_flops else None,
+        "parts": rows,
+    }
 
 
 def resident_bytes(field: str) -> float:

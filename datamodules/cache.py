@@ -48,32 +48,31 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
         log.info("Another process is making %s: waiting for it", folder)
         lock.acquire()
     try:
-        if (record := read_record(folder)) is not None:
-            return record
-        unfinished = folder.with_name(f"{folder.name}.tmp")
-        for leftover in (folder, unfinished):
-            shutil.rmtree(leftover, ignore_errors=True)
-        unfinished.mkdir()
-        try:
-            try:
-                record = build(unfinished)
-            except Exception as error:
-                if "(os error " not in str(error):
-                    raise
-                # tokenizers and safetensors say what the disk refuses by errors of their own.
-                raise OSError(f"{unfinished}: {error}") from error
-            record["sizes"] = {
-                str(file.relative_to(unfinished)): file.stat().st_size
-                for file in files_under(str(unfinished))
-            }
-            (unfinished / "finished.json").write_text(json.dumps(record, indent=2))
-            unfinished.rename(folder)
-        except BaseException:
-            shutil.rmtree(unfinished)
-            raise
-        return record
+        return read_record(folder) or _built(folder, build)
     finally:
         lock.release()
+
+
+def _built(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    for leftover in (folder, unfinished):
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        record = build(unfinished)
+        record["sizes"] = {
+            str(file.relative_to(unfinished)): file.stat().st_size
+            for file in files_under(unfinished)
+        }
+        (unfinished / "finished.json").write_text(json.dumps(record, indent=2))
+        unfinished.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(unfinished)
+        if isinstance(error, Exception) and "(os error " in str(error):
+            # tokenizers and safetensors say what the disk refuses by errors of their own.
+            raise OSError(f"{unfinished}: {error}") from error
+        raise
+    return record
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

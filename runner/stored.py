@@ -53,32 +53,12 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     stored = stored_config(folder)
     if not stored["module"]:
         raise ConfigError(f"{key}={path}: {folder / 'config.yaml'} names no module")
-    target = stored["module"]["_target_"]
     bound = bool(promise(stored["module"], "bound_to_data"))
     if bound:
         settings = {**settings, "datamodule": _data_of(stored, settings, f"{key}={path}")}
     if trains:
         return settings
-    asked = settings["module"] or stored["module"]
-    if "_target_" not in asked:
-        asked = OmegaConf.to_container(OmegaConf.merge(stored["module"], asked), resolve=False)
-        assert isinstance(asked, dict)
-    same = bound and asked["_target_"] == target
-    changes = difference({"module": stored["module"]}, {"module": asked})
-    adjustable = [f"module.{each}" for each in promise(stored["module"], "adjustable") or ()]
-    against = {
-        name: change
-        for name, change in changes.items()
-        if _is_given(name) or not (same or name.split(".")[1] in OF_TRAINING)
-        if name not in adjustable
-    }
-    if against:
-        lines = "\n".join(listed(against))
-        raise ConfigError(f"ckpt_path={path}: that run's model is another one\n{lines}")
-    chosen = {"module": deepcopy(stored["module"]), "name": stored["name"]}
-    for name in filter(_is_given, changes.keys() & adjustable):
-        parent, _, leaf = name.rpartition(".")
-        at(chosen, parent)[leaf] = at({"module": asked}, name)
+    chosen = {"module": _module_of(stored, settings, bound), "name": stored["name"]}
     if settings["task"] in (promise(stored["module"], "without_data") or ()):
         chosen["datamodule"] = None
     elif not settings["datamodule"]:
@@ -91,6 +71,35 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("trainer") and limit is not None and not _is_given("trainer.limit_val_batches"):
         chosen["trainer"] = {**settings["trainer"], "limit_val_batches": limit}  # the same figure
     return {**settings, **chosen}
+
+
+def _module_of(
+    stored: Mapping[str, Any], settings: Mapping[str, Any], bound: bool
+) -> dict[str, Any]:
+    """Return a run's module with what may be changed of it and was."""
+    before = stored["module"]
+    asked = settings["module"] or before
+    if "_target_" not in asked:
+        asked = OmegaConf.to_container(OmegaConf.merge(before, asked), resolve=False)
+    same = bound and asked["_target_"] == before["_target_"]
+    changes = difference({"module": before}, {"module": asked})
+    adjustable = [f"module.{each}" for each in promise(before, "adjustable") or ()]
+    against = {
+        name: change
+        for name, change in changes.items()
+        if _is_given(name) or not (same or name.split(".")[1] in OF_TRAINING)
+        if name not in adjustable
+    }
+    if against:
+        lines = "\n".join(listed(against))
+        path = Path(settings["ckpt_path"]).expanduser()
+        raise ConfigError(f"ckpt_path={path}: that run's model is another one\n{lines}")
+    chosen: dict[str, Any] = {"module": deepcopy(before)}
+    for name in filter(_is_given, changes.keys() & adjustable):
+        parent, _, leaf = name.rpartition(".")
+        at(chosen, parent)[leaf] = at({"module": asked}, name)
+    module: dict[str, Any] = chosen["module"]
+    return module
 
 
 def _data_of(stored: Mapping[str, Any], settings: Mapping[str, Any], words: str) -> dict[str, Any]:
