@@ -86,9 +86,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scores:
-    """Verdicts of a file of predictions, in the order of the gold file."""
+    """Verdicts of a file of predictions, in the order of the gold file; those left out counted."""
 
     verdicts: tuple[Verdict, ...]
+    left_out: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Return `exact`, `exact_interaction`; if executed, `execution`, `execution_interaction`.
@@ -141,6 +142,7 @@ class Scores:
             **self.metrics(),
             "turns": len(self.verdicts),
             "interactions": self.interactions,
+            "left_out": self.left_out,
             "by_turn": self.by_turn(),
             "by_hardness": self.by_hardness(),
             "components": self.components(),
@@ -325,9 +327,10 @@ def evaluate(
             ("skip", which is what the official script does with it).
 
     Raises:
-        ValueError: A prediction is missing; names the first.
+        ValueError: A prediction is missing, names the first; or all are, and none is counted.
     """
-    verdicts = []
+    verdicts: list[Verdict] = []
+    left_out = 0
     for number, (turns, answers) in enumerate(zip(golds, predictions, strict=True)):
         for turn, (gold, prediction) in enumerate(zip(turns, answers, strict=True)):
             if prediction is None and missing == "error":
@@ -335,9 +338,13 @@ def evaluate(
                     f"interaction {number}, turn {turn} (counted from 0): the prediction is "
                     f"missing. {MISSING_WAYS}"
                 )
-            if prediction is not None or missing == "wrong":
+            if prediction is None and missing == "skip":
+                left_out += 1
+            else:
                 verdicts.append(evaluator.judge(gold, prediction, number, turn))
-    return Scores(tuple(verdicts))
+    if left_out and not verdicts:
+        raise ValueError(f"all {left_out} predictions are missing, missing=skip leaves none over")
+    return Scores(tuple(verdicts), left_out)
 
 
 def _share(verdicts: Sequence[Verdict], kind: str) -> float:

@@ -91,7 +91,9 @@ def notes(scores: Scores, source: Path | None) -> list[str]:
     if "execution" in scores.kinds:
         files = {v.db_id: v.files for v in verdicts}
         said.append(f"executed on {len(files)} databases, {sum(files.values())} SQLite files")
-    if unparsed := sum(not v.parsed for v in verdicts):
+    if scores.left_out:
+        said.append(f"missing predictions, left out of all counts: {scores.left_out}")
+    if unparsed := sum(not v.parsed and v.prediction is not None for v in verdicts):
         said.append(f"predictions outside of the benchmarks' SQL: {unparsed}")
     for v in verdicts:
         where = f"interaction {v.interaction}, turn {v.turn} ({v.db_id})"

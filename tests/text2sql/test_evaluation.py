@@ -12,6 +12,7 @@ from tests.text2sql.conftest import make
 from text2sql.evaluation import Evaluator, Gold, evaluate
 from text2sql.match import without_masks
 from text2sql.prediction_files import find_databases, read_gold, read_predictions
+from text2sql.reports import notes
 from text2sql.schema import Schema, read_tables
 
 GOLD = """SELECT name FROM singer\tconcerts
@@ -134,8 +135,13 @@ def test_missing_turns_are_an_error_or_counted_or_left_out(
     wrong = evaluate(golds, predictions, evaluator, "wrong")
     assert wrong.metrics()["exact"] == 2 / 3
     assert wrong.verdicts[1].prediction is None
+    assert not any("outside" in note or "left out" in note for note in notes(wrong, None))
     # The official script pairs lines by zip: a missing last turn is in no count.
-    assert evaluate(golds, predictions, evaluator, "skip").metrics()["exact"] == 1
+    skipped = evaluate(golds, predictions, evaluator, "skip")
+    assert skipped.metrics()["exact"] == 1
+    assert "missing predictions, left out of all counts: 1" in notes(skipped, None)
+    with pytest.raises(ValueError, match="all 3 predictions are missing"):
+        evaluate(golds, [[None, None], [None]], evaluator, "skip")
 
 
 def test_what_is_too_much_is_named(gold: Path, tmp_path: Path, evaluator: Evaluator) -> None:
