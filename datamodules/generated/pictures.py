@@ -7,6 +7,7 @@ paraphrase ("a form with three corners") and now and then leave a figure unnamed
 """
 
 import hashlib
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from datamodules.pictures import is_picture, read_picture
 from datamodules.settings import read_table
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 CAPTIONS = Path(__file__).with_name("captions.yaml")
 SUPERSAMPLING = 4
@@ -165,6 +167,8 @@ def encode_query(
             f"query={query!r}: no file, and the generated captions have none of these words; they "
             f"have {', '.join(words)}"
         )
+    if unknown := [word for word in dict.fromkeys(split_words(query)) if word not in words]:
+        log.warning("query=%s: not read, as no caption has it: %s", query, ", ".join(unknown))
     return "text", text
 
 

@@ -159,11 +159,14 @@ def test_two_thousand_pictures_take_seconds() -> None:
     assert time.process_time() - start < 4
 
 
-def test_a_query_becomes_features(tmp_path: Path) -> None:
+def test_a_query_becomes_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     modality, text = encode_query("A RED form, with three corners!", size=32)
     assert modality == "text"
     words = {w for w, there in zip(vocabulary(), text[0], strict=True) if there}
     assert words == {"a", "red", "form", "with", "three", "corners"}
+    assert not caplog.text
+    encode_query("a red triangle and an xyzzy", size=32)
+    assert "not read, as no caption has it: triangle, xyzzy" in caplog.text
     with pytest.raises(ValueError, match=r"query='xyzzy': .*none of these words; they have a,"):
         encode_query("xyzzy", size=32)
     picture = tmp_path / "mine.PNG"
