@@ -1,5 +1,6 @@
 """Language modelling: any Hugging Face causal language model, from scratch or pretrained."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -80,6 +81,7 @@ class CausalLM(LanguageTasks, CountedLoss):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        pretrained = pretrained and os.path.expanduser(pretrained)
         self.hf_config = model_config(architecture, pretrained)
         self.hf_config._attn_implementation = attn_implementation  # a plan of FLOPs asks for it
         self.pretrained, self.lora = pretrained, lora

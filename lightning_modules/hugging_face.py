@@ -40,7 +40,7 @@ def model_config(
             found = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
         except Exception as error:  # parsers of damaged files raise anything
             raise ValueError(f"module.pretrained={pretrained}: {error}") from error
-        _refuse_damaged(Path(pretrained).expanduser())
+        _refuse_damaged(Path(pretrained))
         for key, value in (architecture or {}).items():
             if getattr(found, key, value) != value:
                 raise ValueError(

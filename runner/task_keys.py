@@ -109,9 +109,12 @@ def _keys_of_conf() -> set[str]:
 
 
 def modules() -> Iterator[tuple[str, dict[str, bool]]]:
-    """Yield the dotted name of every class in lightning_modules that has tasks, and these."""
-    folder = Path(__file__).resolve().parent.parent / "lightning_modules"
-    for path in sorted(folder.glob("*.py")):
+    """Yield the dotted name of every class that `module=` chooses and has tasks, and these."""
+    root = Path(__file__).resolve().parent.parent
+    chosen = {path.stem for path in (root / "conf" / "module").glob("*.yaml")}
+    for path in sorted((root / "lightning_modules").glob("*.py")):
+        if path.stem not in chosen:
+            continue
         for name in re.findall(r"(?m)^class (\w+)", path.read_text(encoding="utf-8")):
             target = f"lightning_modules.{path.stem}.{name}"
             if tasks := signatures.attribute(target, "tasks"):

@@ -272,6 +272,12 @@ def _task(settings: dict[str, Any]) -> list[str]:
     task, checkpoint = settings["task"], settings["ckpt_path"]
     own = own_tasks(settings["module"])
     known = (*TASKS, *FREE_TASKS, *own)
+    named = {key: node[name] for key, node, name in part_checkpoints(settings)}
+    if task != "train":
+        named = {"ckpt_path": checkpoint, **named}
+    for key, place in named.items():
+        if place is not None and not Path(place).expanduser().exists():
+            return [f"{key}={place}: no such file or folder"]
     if task not in known:
         if of := [name for name, tasks in task_keys.modules() if task in tasks]:
             chosen = " or ".join(f"module={name.split('.')[1]}" for name in of)
@@ -286,10 +292,6 @@ def _task(settings: dict[str, Any]) -> list[str]:
     needed = task != "train" and task not in FREE_TASKS
     if checkpoint is None and own.get(task, needed):
         return [f"task={task} needs ckpt_path=PATH: a .ckpt file or a run folder"]
-    named = {key: node[name] for key, node, name in part_checkpoints(settings)}
-    for key, place in {"ckpt_path": checkpoint, **named}.items():
-        if place is not None and not Path(place).expanduser().exists():
-            return [f"{key}={place}: no such file or folder"]
     resume = settings["resume"]
     if task != "train" and resume != "never":
         return [f"resume={resume}: task={task} does not read it. What it looks at: ckpt_path=PATH"]

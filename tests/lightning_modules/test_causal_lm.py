@@ -63,9 +63,12 @@ def test_pretrained_models_train_with_dropout_on(tmp_path: Path) -> None:
     assert torch.equal(module(data), source(data))
 
 
-def test_export_reloads_with_equal_logits(tmp_path: Path) -> None:
+def test_export_reloads_with_equal_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
     module = built(architecture=LLAMA)
     module.export(tmp_path)
+    home = built(pretrained=f"~/{tmp_path.name}")
+    assert torch.equal(home.model.lm_head.weight, module.model.lm_head.weight)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = batch()["input_ids"]
     module.eval()

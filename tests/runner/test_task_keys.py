@@ -71,8 +71,21 @@ def test_help_lists_every_task_of_every_module_with_its_keys(
     shown = capsys.readouterr().out
     for name in ("task=search", "top_k=  int in [1, 1000], default 10. How many", "task=chat"):
         assert name in shown
+    assert shown.count("task=generate  ") == 1  # of a class that another one inherits from
     found = task_keys._described(f"{TinyModule.__module__}.TinyModule.greet")
     assert found == {"datamodule": "Any.", "query": "What is said.", "times": "How often."}
     for task, function in task_keys._functions():
         described = task_keys._described(function)
         assert described.keys() >= task_keys._keys(function).keys(), f"{task}: Args lack a key"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["ckpt_path=/nowhere"], r"ckpt_path=/nowhere: no such file or folder"),
+        ([], r"task=generate: module=causal_lm does it\. Name a run of it"),
+    ],
+)
+def test_a_task_without_its_model_says_where_it_is_missing(given: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        checked(["task=generate", *given])
