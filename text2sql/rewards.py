@@ -25,6 +25,9 @@ PRONOUNS = frozenset(
     """it its they them their theirs these those this he him his she her hers one ones
     itself themselves former latter above aforementioned""".split()  # noqa: SIM905
 )
+# Two of them mostly say something else: `more than one`, `above 30`.
+_COUNTED_BY = frozenset("than least most only exactly just".split())  # noqa: SIM905
+_BEFORE_ABOVE = frozenset("the from".split())  # noqa: SIM905
 # Words of column names that say nothing: `of` in `number of heads`.
 _EMPTY = frozenset(
     """a an and are as at by for from in is of on or per the to with""".split()  # noqa: SIM905
@@ -94,7 +97,13 @@ def naturalness(share: float, natural: float) -> float:
 
 def pronouns(text: str) -> int:
     """Number of words that refer to something said before."""
-    return sum(word in PRONOUNS for word in words_of(text))
+    words = words_of(text)
+    return sum(
+        word in PRONOUNS
+        and not (word == "one" and before in _COUNTED_BY)
+        and (word != "above" or before in _BEFORE_ABOVE)
+        for before, word in zip(["", *words], words, strict=False)
+    )
 
 
 # --- fluency -------------------------------------------------------------------------------------

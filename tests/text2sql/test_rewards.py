@@ -58,6 +58,8 @@ def test_the_reward_for_database_words_peaks_at_what_is_natural() -> None:
 def test_pronouns_are_counted_and_relative_ones_are_none() -> None:
     assert pronouns("What are THEIR names, and its capacity?") == 2
     assert pronouns("Singers that are from France, which is large") == 0
+    assert pronouns("Which one is above 30? Sort the above, and the one from above.") == 4
+    assert pronouns("Singers above 30 with more than one concert, at least one, or only one") == 0
 
 
 def test_listing_columns_earns_less_than_the_gold_rewrite(schema: Schema, database: Path) -> None:
