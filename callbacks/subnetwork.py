@@ -216,6 +216,7 @@ class SubnetworkTraining(Callback):
             return None
         (planned, dense_planned), (counted, dense) = spent.planned, spent.counted
         seconds, dense_seconds = spent.seconds
+        time = Saving("time of the steps", "s", seconds, dense_seconds, estimated=True)
         return Ledger(
             method=self.method.upper(),
             baseline=f"dense training for the same {spent.steps:,} steps",
@@ -224,7 +225,7 @@ class SubnetworkTraining(Callback):
                 Saving("FLOPs planned, all", "FLOPs", planned.total, dense_planned.total),
                 Saving("FLOPs counted, blocks", "FLOPs", counted.blocks, dense.blocks),
                 Saving("FLOPs counted, all", "FLOPs", counted.total, dense.total),
-                Saving("time of the steps", "s", seconds, dense_seconds, estimated=True),
+                *([time] if seconds else []),  # no step was timed that was not counted as well
             ),
             notes=(
                 "all: with LM head and optimizer. time: medians of this run's steps, the baseline "

@@ -153,6 +153,15 @@ def test_the_time_of_checkpoints_is_none_of_the_steps(
     assert 0 < saved["time of the steps"].spent < 100
 
 
+def test_no_time_is_stated_where_no_step_was_timed() -> None:
+    """The first step of each kind is counted, which takes time of its own."""
+    sat = SparsityAcceleratedTraining(HALF, {"hold": 1.0}, importance="magnitude")
+    fit(CausalLM(architecture=ARCHITECTURE), sat, steps=1)
+    ledger = sat.ledger()
+    assert ledger is not None
+    assert "time of the steps" not in {row.quantity for row in ledger.savings}
+
+
 def test_a_plan_of_adapters_leaves_out_what_the_frozen_weights_are_spared() -> None:
     module = CausalLM(architecture=ARCHITECTURE, lora={"rank": 2})
     shown = SparsityAcceleratedTraining(WHOLE).plan(module, (2, 16), 4)
