@@ -18,6 +18,7 @@ from runner.folder import (
     fault_of,
     from_json,
     is_locked,
+    load,
     lock,
     newest_whole,
     read_record,
@@ -76,6 +77,8 @@ def find(settings: Mapping[str, Any], experiment: Path) -> Start | str:
             *({"seed"} & changes.keys()),
         ]
         checkpoint, words = newest_whole(folder)
+        if checkpoint is not None and _steps_beyond(checkpoint, settings):
+            against += {"trainer.max_steps"} & changes.keys()
         if checkpoint is not None and not against:
             said = [f"Going on with {folder} from {checkpoint.name}.", *words, *skipped]
             return Start(folder, record.id, checkpoint, (*said, *listed(changes)))
@@ -183,5 +186,16 @@ def _named(settings: Mapping[str, Any], path: Path) -> Start:
         raise ConfigError(f"resume={path}: the file {fault}. Take the run folder: resume={folder}")
     if checkpoint is None:
         raise ConfigError(f"resume={path}: no whole checkpoint in {folder}/checkpoints")
+    if taken := _steps_beyond(checkpoint, settings):
+        raise ConfigError(
+            f"resume={path}: {checkpoint.name} has taken {taken} steps already, more than "
+            f"trainer.max_steps={settings['trainer']['max_steps']}; give as many at least"
+        )
     said = [f"Going on with {folder} from {checkpoint.name}.", *words]
     return Start(folder, record.id, checkpoint, (*said, *listed(changes)))
+
+
+def _steps_beyond(checkpoint: Path, settings: Mapping[str, Any]) -> int:
+    """Return the steps of a checkpoint if they are more than a training is to have, else 0."""
+    taken, limit = int(load(checkpoint)["global_step"]), settings["trainer"].get("max_steps")
+    return taken if isinstance(limit, int) and 0 <= limit < taken else 0

@@ -371,6 +371,8 @@ def test_another_length_is_refused_unless_it_is_asked_for(tmp_path: Path) -> Non
         assert isinstance(told, str)
         assert f"{key}: " in told
         (folder / "run.json").write_bytes(before[folder / "run.json"])
+    with pytest.raises(ConfigError, match=r"step-00000005\.ckpt has taken 5 steps already, more"):
+        run(tmp_path, *given, f"resume={folder}", "trainer.max_steps=4", "stretch=true")
     assert {path: path.read_bytes() for path in before} == before
     # Without a limit on epochs these do not change the length.
     run(tmp_path, *given, f"resume={folder}", "trainer.accumulate_grad_batches=2")
