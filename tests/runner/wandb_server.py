@@ -5,15 +5,13 @@ It answers the requests that a run, a sync and a workspace make, as far as the c
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
-from urllib.parse import urlparse
+
+from tests.stand_in import Answer, Request, listening, said
 
 ACCOUNT = "tester"
 
@@ -141,45 +139,18 @@ _STREAMED = {
 @contextmanager
 def serving() -> Iterator[Server]:
     """Serve on a free port of this machine until the block ends."""
+    server = Server("")
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(request: Request) -> Answer:
+        server.bodies.append(request.body)
+        parts = request.path.split("/")
+        if parts[-1] == "graphql":
+            asked = request.json()
+            operation = asked.get("operationName") or asked["query"].split("(")[0].split()[-1]
+            return said({"data": server.answer(operation, asked.get("variables") or {})})
+        if parts[-1] == "file_stream":
+            server.stream(parts[-2], request.json())
+        return Answer()
 
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            server.bodies.append(body)
-            answer: dict[str, Any] = {}
-            parts = urlparse(self.path).path.strip("/").split("/")
-            if parts[-1] == "graphql":
-                asked = json.loads(body)
-                operation = asked.get("operationName") or asked["query"].split("(")[0].split()[-1]
-                answer = {"data": server.answer(operation, asked.get("variables") or {})}
-            elif parts[-1] == "file_stream":
-                server.stream(parts[-2], json.loads(body))
-            said = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(said)))
-            self.end_headers()
-            self.wfile.write(said)
-
-        do_PUT = do_POST
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    class Listening(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None:
-            """Let clients leave in the middle of a request."""
-
-    with Listening(("127.0.0.1", 0), Handler) as listening:
-        server = Server(f"http://127.0.0.1:{listening.server_port}")
-        thread = Thread(target=listening.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            listening.shutdown()
-            thread.join()
+    with listening(answer) as server.address:
+        yield server
