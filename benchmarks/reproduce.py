@@ -321,7 +321,8 @@ def result_of(table: Table, name: str, scale: Scale, runs: Runs) -> dict[str, An
         "scale": name,
         "command": f"make reproduce TABLE={table.name} SCALE={name}",
         "seeds": list(scale.seeds),
-        "overrides": list(scale.overrides),
+        # As in `config_hash`: where files go and who logs decides nothing.
+        "overrides": [o for o in scale.overrides if not o.startswith(("paths.", "logger"))],
         "arm_overrides": {arm: list(each) for arm, each in scale.arm_overrides.items()},
         "missing": [f"{a}, seed {s}" for s in scale.seeds for a in arms if (a, s) not in runs],
         "arms": {arm: filled.get(arm, {}) for arm in arms},
