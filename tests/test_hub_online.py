@@ -4,9 +4,8 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset  # type: ignore[import-untyped]
 
 from tests.hub_server import Hub, serving
 from tests.runner.laboratory import finish, start
@@ -35,7 +34,7 @@ def hub() -> Iterator[Hub]:
     words = ("alpha", "beta", "gamma", "delta", "tree", "house")
     texts = [f"{i} " + " ".join(words[(i + j * j) % 6] for j in range(60)) for i in range(400)]
     file = io.BytesIO()
-    pq.write_table(pa.table({"text": texts}), file)
+    Dataset.from_dict({"text": texts}).to_parquet(file)
     with serving() as it:
         it.repositories["datasets/Skylion007/openwebtext"] = {
             "README.md": b"---\nlicense: cc0-1.0\n---\n",
