@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from language.chat_rendering import ChatRenderer
 from lightning_modules.counted_loss import CountedLoss
@@ -205,7 +205,8 @@ class CausalLM(LanguageTasks, CountedLoss):
 
         Adapters are merged into the weights in float32, after which this module trains no more.
         The tokenizer's special tokens become the model's; it writes until one of them, or the token
-        that the chat template sets behind an answer.
+        that the chat template sets behind an answer. Of a base's advice on generation that
+        contradicts itself the tokens alone are kept.
 
         Args:
             folder: Where to write.
@@ -217,6 +218,12 @@ class CausalLM(LanguageTasks, CountedLoss):
         for each in files:
             if hasattr(each, "eos_token_id"):
                 _take_special_tokens(model, each)
+        writing = model.generation_config
+        try:
+            writing.validate(strict=True)
+        except ValueError:  # Hugging Face would not save it: Llama 2's, of an older time
+            tokens = {name: getattr(writing, name) for name in (*_ENDS, "pad_token_id")}
+            model.generation_config = GenerationConfig(**tokens)
         for each in (model, *files):
             each.save_pretrained(folder)
 
@@ -226,11 +233,14 @@ def _predicted(batch: Batch) -> Tensor:
     return predicting(batch.get("labels", batch["input_ids"])).sum()
 
 
+_ENDS = ("bos_token_id", "eos_token_id")
+
+
 def _take_special_tokens(model: PreTrainedModel, tokenizer: Any) -> None:
     writing = model.generation_config
     assert writing is not None, "a causal language model generates"
     for config in (model.config, writing):
-        for name in ("bos_token_id", "eos_token_id"):
+        for name in _ENDS:
             stated, own = getattr(config, name, None), getattr(tokenizer, name)
             # Chat models may end at one of several tokens.
             if not (isinstance(stated, list) and own in stated):

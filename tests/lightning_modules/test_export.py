@@ -1,6 +1,7 @@
 """What is exported is what was trained: equal logits, and the tokenizer's special tokens."""
 
 import copy
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,18 @@ def test_special_tokens_are_the_tokenizers(
     assert (again.config.bos_token_id, again.generation_config.bos_token_id) == (None, None)
     # A row of padding would take no gradient, and this one pads with the end.
     assert (again.config.pad_token_id, again.generation_config.pad_token_id) == (None, 0)
+
+
+def test_a_base_whose_advice_on_generation_contradicts_itself_is_exported(tmp_path: Path) -> None:
+    """As Llama 2's does, which Hugging Face reads and does not write."""
+    made = module("llama")
+    made.configure_model()
+    made.export(tmp_path / "base")
+    advice = {"temperature": 0.9, "top_p": 0.6, "do_sample": False, "eos_token_id": [2, 5]}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(advice))
+    trained = CausalLM(pretrained=str(tmp_path / "base"))
+    trained.configure_model()
+    trained.export(tmp_path / "last")
+    written = json.loads((tmp_path / "last" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [2, 5]
+    assert "temperature" not in written
