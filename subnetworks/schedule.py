@@ -175,7 +175,14 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
                     f"entering_layers=copied with {key}={value}: a layer that leaves again has "
                     f"weights of its own when it comes back; take {key}={needed}, or initial"
                 )
-    check_stages(settings.get("stages") or (), settings.get("rates"), settings, dimensions)
+    stages, rates = settings.get("stages") or (), settings.get("rates")
+    check_stages(stages, rates, settings, dimensions)
+    if all(stage.start.layers == stage.end.layers == 1 for stage in Schedule(stages, rates).stages):
+        for key, without in (("exempt_layers", []), ("layer_rescale", "none")):
+            if (value := settings.get(key, without)) != without:
+                raise ValueError(
+                    f"{key}={value}: no stage leaves layers out; take {without}, or let one do so"
+                )
 
 
 def check_stages(

@@ -161,6 +161,8 @@ def test_nested_layers_are_spread_from_the_first_to_the_last(
     assert spec.active_layers == layers
 
 
+WIDTH = {"stages": [{"until": 1.0, "sample": ["heads"]}], "rates": {"heads": 0.5}}
+
 BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
     ({"rates": {"heads": 1.5}}, None, "rates.heads=1.5: a rate is a number in (0, 1]"),
     ({"rates": {"heads": 0}}, None, "rates.heads=0"),
@@ -194,6 +196,8 @@ BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
         TINYLLAMA,
         "of 8 query heads of a group",
     ),
+    ({**WIDTH, "exempt_layers": [0]}, None, "exempt_layers=[0]: no stage leaves layers out"),
+    ({**WIDTH, "layer_rescale": "inverse"}, GPT2, "layer_rescale=inverse: no stage leaves"),
     ({"exempt_layers": [12]}, GPT2, "layer 12 of 12 is unknown"),
     ({"exempt_layers": list(range(7))}, GPT2, "keeps 6 of 12 layers, fewer than the 7"),
 ]
