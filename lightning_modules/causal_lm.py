@@ -13,7 +13,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from language.chat_rendering import ChatRenderer
 from lightning_modules.counted_loss import CountedLoss
-from lightning_modules.hugging_face import Lora, adapt, load, model_config, refuse_unbuildable
+from lightning_modules.hugging_face import (
+    Lora,
+    adapt,
+    load,
+    model_config,
+    refuse_unbuildable,
+    without_weights,
+)
 from lightning_modules.language_tasks import LanguageTasks
 from lightning_modules.optimization import (
     Optimizer,
@@ -101,11 +108,15 @@ class CausalLM(LanguageTasks, CountedLoss):
 
     def configure_model(self) -> None:
         """Build or load the model, once, in training mode."""
-        if self.model is not None:
-            return
+        if self.model is None:
+            self._build(with_weights=True)
+
+    def _build(self, with_weights: bool) -> None:
         assert self.device_mesh is None or self.lora is None, "the runner refuses the two together"
-        if self.pretrained is not None:
+        if self.pretrained is not None and with_weights:
             model = load(self.pretrained, self.attn_implementation)
+        elif self.pretrained is not None:
+            model = without_weights(self.pretrained, self.hf_config, self.attn_implementation)
         else:
             model = AutoModelForCausalLM.from_config(
                 self.hf_config, attn_implementation=self.attn_implementation
@@ -197,8 +208,21 @@ class CausalLM(LanguageTasks, CountedLoss):
         return adamw_with_schedule(self, self.optimizer_settings, self.schedule_settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the model before its weights are loaded outside of a trainer."""
-        self.configure_model()
+        """Build the model before its weights, all of them, are loaded outside of a trainer."""
+        if self.model is None:
+            self._build(with_weights=False)
+
+    def keep_base(self, folder: Path) -> None:
+        """Write what of a pretrained model is no weight, so that checkpoints are read without it.
+
+        Args:
+            folder: Where to; made.
+        """
+        if self.pretrained is not None:
+            self.backbone.config.save_pretrained(folder)
+            advice = self.backbone.generation_config
+            assert advice is not None, "a causal language model generates"
+            advice.to_json_file(folder / "generation_config.json")
 
     def export(self, folder: str | Path, files: Iterable[Any] = ()) -> None:
         """Write the model, and a tokenizer if given, so that `from_pretrained` loads them.

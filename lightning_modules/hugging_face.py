@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast
 
@@ -11,7 +12,13 @@ from annotated_types import Ge, Interval, MinLen
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 
@@ -36,11 +43,13 @@ def model_config(
             "module: give architecture (train from scratch) or pretrained (a folder or hub id)"
         )
     if pretrained is not None:
+        if (folder := Path(pretrained)).is_absolute() and not folder.is_dir():
+            raise ValueError(f"module.pretrained={pretrained}: there is no such folder")
         try:
             found = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
         except Exception as error:  # parsers of damaged files raise anything
             raise ValueError(f"module.pretrained={pretrained}: {error}") from error
-        _refuse_damaged(Path(pretrained))
+        _refuse_damaged(folder)
         for key, value in (architecture or {}).items():
             if getattr(found, key, value) != value:
                 raise ValueError(
@@ -94,6 +103,24 @@ def load(pretrained: str, attn_implementation: str) -> PreTrainedModel:
             f"{missing[0]} among them{there}. Save the model itself by save_pretrained"
         )
     return cast(PreTrainedModel, model)
+
+
+def without_weights(
+    pretrained: str, config: PretrainedConfig, attn_implementation: str
+) -> PreTrainedModel:
+    """Build what `load` loads, for weights that come from elsewhere; its own need not be there.
+
+    Args:
+        pretrained: A folder or a hub id, asked for advice on generation only.
+        config: Its config.
+        attn_implementation: The attention function.
+    """
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, attn_implementation=attn_implementation, dtype=torch.float32
+    )
+    with suppress(OSError):  # many bring none
+        model.generation_config = GenerationConfig.from_pretrained(pretrained)
+    return model
 
 
 class Lora(TypedDict, total=False):

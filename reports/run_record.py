@@ -153,6 +153,7 @@ FILES = {
     "plots/curves.png": "Losses over steps and FLOPs, beside a dense run's; what the method logs.",
     "plots/*.png": "What a method or module draws.",
     "tokenizer/*": "The tokenizer, if the data has one: what an export needs.",
+    "model/*": "Of a pretrained language model what is no weight: its checkpoints need no base.",
     "minimal_pairs.json": "task=minimal_pairs: the share of right pairs by file, and of which "
     "checkpoint.",
     "lm_eval.json": "task=lm_eval: every metric, and of which checkpoint.",

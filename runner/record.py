@@ -126,7 +126,7 @@ def quiet() -> None:
 
 
 class Identity(pl.Callback):
-    """Writes what the run is into its checkpoints, and the tokenizer into its folder."""
+    """Writes what the run is into its checkpoints; tokenizer and base's config into its folder."""
 
     def __init__(self, folder: Path, identity: dict[str, str]) -> None:
         self.folder = folder
@@ -150,10 +150,12 @@ class Identity(pl.Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the tokenizer: the text it was trained on may be gone when the model is exported."""
+        """Keep what a checkpoint lacks: the text, or the base, may be gone when it is exported."""
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(self.folder / "tokenizer")
+        if (keep := getattr(pl_module, "keep_base", None)) is not None:
+            keep(self.folder / "model")
 
 
 class MetricsFile(Logger):

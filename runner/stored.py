@@ -59,7 +59,10 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     if trains:
         return settings
     chosen = {"module": _module_of(stored, settings, bound), "name": stored["name"]}
-    if settings["task"] in (promise(stored["module"], "without_data") or ()):
+    alone = settings["task"] in (promise(stored["module"], "without_data") or ())
+    if (alone or settings["task"] == "export") and (folder / "model").is_dir():
+        chosen["module"]["pretrained"] = str(folder / "model")  # all weights are the checkpoint's
+    if alone:
         chosen["datamodule"] = None
     elif not settings["datamodule"]:
         chosen["datamodule"] = stored["datamodule"]

@@ -174,7 +174,7 @@ def test_perplexity_is_weighted_by_tokens() -> None:
         ({}, "give architecture"),
         ({"architecture": GPT2, "pretrained": "/nowhere"}, "module.pretrained=/nowhere"),
         ({"architecture": {"model_type": "gtp2"}}, "module.architecture"),
-        ({"pretrained": "/nowhere"}, "module.pretrained=/nowhere"),
+        ({"pretrained": "/nowhere"}, "module.pretrained=/nowhere: there is no such folder"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(arguments: dict[str, Any], words: str) -> None:

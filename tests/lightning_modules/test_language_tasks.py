@@ -1,6 +1,8 @@
 """A trained language model is used as it was trained, adapters included."""
 
 import copy
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,3 +60,28 @@ def test_a_lora_run_talks(
     answers = said(trained)
     assert answers == said(merged)
     assert answers != said(base)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}])
+def test_a_checkpoint_is_read_without_the_base(tmp_path: Path, lora: Any) -> None:
+    """All weights are in it; what else a base says is kept beside it."""
+    base, kept = tmp_path / "base", tmp_path / "model"
+    module().export(base)
+    advice = {"eos_token_id": [3, 4], "temperature": 0.9}  # as Hugging Face does not write it
+    (base / "generation_config.json").write_text(json.dumps(advice))
+    trained = CausalLM(pretrained=str(base), lora=lora)
+    trained.configure_model()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    trained.keep_base(kept)
+    shutil.rmtree(base)
+    again = CausalLM(pretrained=str(kept), lora=lora)
+    again.on_load_checkpoint({})
+    again.load_state_dict(trained.state_dict())
+    ids = torch.arange(20, 40)[None]
+    logits = [each.eval().model(input_ids=ids).logits for each in (trained, again)]
+    assert torch.equal(*logits)
+    assert again.backbone.generation_config.eos_token_id == [3, 4]
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        CausalLM(pretrained=str(kept)).configure_model()

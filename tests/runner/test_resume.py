@@ -587,3 +587,7 @@ def test_what_only_training_reads_comes_from_the_run(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             with_stored({**asked, "module": {**given, **changed}})
+    (tmp_path / "model").mkdir()  # what a pretrained base says, whose weights no export needs
+    for task, base in (("test", None), ("export", str(tmp_path / "model"))):
+        node = with_stored({**asked, "task": task, "module": given})["module"]
+        assert node.get("pretrained") == base
