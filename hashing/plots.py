@@ -34,7 +34,7 @@ class Cell:
         """The picture, or the words."""
         if isinstance(self.content, str):
             return self.content
-        is_planar = self.content.shape[0] == 3
+        is_planar = self.content.shape[-1] != 3
         return Image.fromarray(self.content.transpose(1, 2, 0) if is_planar else self.content)
 
 
