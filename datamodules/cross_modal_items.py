@@ -67,6 +67,8 @@ def without_bad_rows(
         raise ValueError(
             f"class_names: {len(items.classes)} names for {items.labels.shape[1]} columns of labels"
         )
+    if twice := [name for name in items.classes if items.classes.count(name) > 1]:
+        raise ValueError(f"class_names: {twice[0]!r} stands there twice")
     problems = {
         **(problems or {}),
         "text that is not finite": _not_finite(items.text),

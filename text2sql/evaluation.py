@@ -268,7 +268,8 @@ class Evaluator:
 
     def _execute(self, database: Database, sql: str, rows: int | None) -> Result:
         """Execute, or remember; `rows` bounds the result further."""
-        runs = executable(sql, self.keep_distinct)
+        is_short = len(sql) <= self.limits.sql_bytes  # what is longer is refused unread
+        runs = executable(sql, self.keep_distinct) if is_short else sql
         key = database.path, runs
         if key in self._kept:
             self._kept.move_to_end(key)

@@ -397,6 +397,11 @@ def test_class_numbers_name_their_classes(
             read_features([file], class_names=["a", "b", "c", "d"], bad_rows="skip")
 
 
+def test_class_names_tell_classes_apart(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="class_names: 'a' stands there twice"):
+        read_features([write_npz(tmp_path / "f", WHOLE)], class_names=["a", "b", "a"])
+
+
 def test_labels_in_words_are_said(tmp_path: Path) -> None:
     arrays = {**WHOLE, "labels": np.array(["cat"] * len(WHOLE["labels"]))}
     with pytest.raises(ValueError, match=r"labels \(\d+,\) \(no numbers\)"):

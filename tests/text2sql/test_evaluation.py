@@ -10,7 +10,7 @@ import pytest
 
 from tests.text2sql.conftest import make
 from text2sql.evaluation import Evaluator, Gold, evaluate
-from text2sql.match import without_masks
+from text2sql.match import executable, without_masks
 from text2sql.prediction_files import find_databases, read_gold, read_predictions
 from text2sql.reports import notes
 from text2sql.schema import Schema, read_tables
@@ -357,6 +357,15 @@ def test_every_file_of_a_test_suite_is_asked(tmp_path: Path) -> None:
     flat = make(tmp_path / "flat" / "shop.sqlite", ddl)
     make(tmp_path / "flat" / "pets.sqlite", "CREATE TABLE pet (x)")
     assert Evaluator(schemas, {"shop": flat}).judge(gold, prediction, 0, 0).files == 1
+
+
+def test_a_prediction_that_is_too_long_to_run_is_not_read_for_it(evaluator: Evaluator) -> None:
+    """sqlparse takes 10 s a megabyte."""
+    before = executable.cache_info().misses
+    long = "SELECT DISTINCT name FROM singer WHERE " + "age = 1 OR " * 10_000 + "age = 1"
+    verdict = evaluator.judge(Gold("SELECT name FROM singer", "concerts"), long, 0, 0)
+    assert (verdict.parsed, verdict.status) == (True, "refused")
+    assert executable.cache_info().misses <= before + 1  # the gold query
 
 
 def test_results_are_bounded_and_forgotten(tmp_path: Path) -> None:
