@@ -108,11 +108,11 @@ def configuration(architecture: Mapping[str, Any]) -> str | None:
     """Return the dotted name of the transformers class for `model_type`, None if not found."""
     kind = str(architecture.get("model_type", ""))
     package = _package(kind)
-    source = signatures.load(f"transformers.models.{package}.configuration_{package}")
-    for name in source.names if source and kind else ():
-        path = f"{source.module}.{name}" if source else ""
-        if signatures.attribute(path, "model_type") == kind:
-            return path
+    module = f"transformers.models.{package}.configuration_{package}"
+    source = signatures.load(module) if kind else None
+    for name in source.names if source else ():
+        if signatures.attribute(f"{module}.{name}", "model_type") == kind:
+            return f"{module}.{name}"
     return None
 
 
@@ -124,13 +124,15 @@ def _attention(module: Mapping[str, Any], config: Any) -> list[str]:
         return [f"{key}: needs the package flash-attn, which is not installed; take sdpa"]
     attribute = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}.get(wanted)
     package = _package(config.model_type)
-    source = signatures.load(f"transformers.models.{package}.modeling_{package}")
-    for name, node in source.names.items() if source and attribute else ():
-        if name.endswith("PreTrainedModel") and isinstance(node, ast.ClassDef):
-            if source and signatures.attribute(f"{source.module}.{name}", str(attribute)) is False:
-                return [f"{key}: {config.model_type} has no such attention; take eager"]
-            break
-    return []
+    place = f"transformers.models.{package}.modeling_{package}"
+    source = signatures.load(place)
+    if source is None or attribute is None:
+        return []
+    classes = (name for name, node in source.names.items() if isinstance(node, ast.ClassDef))
+    base = next((name for name in classes if name.endswith("PreTrainedModel")), None)
+    if signatures.attribute(f"{place}.{base}", attribute) is not False:
+        return []
+    return [f"{key}: {config.model_type} has no such attention; take eager"]
 
 
 def _package(kind: str) -> str:

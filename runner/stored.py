@@ -70,8 +70,8 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
         name: node for name, node in methods(stored).items() if promise(node, "changes_shapes")
     }
     chosen["callbacks"] = {**needed, **(settings["callbacks"] or {})}
-    limit = (stored.get("trainer") or {}).get("limit_val_batches")
-    if settings.get("trainer") and limit is not None and not _is_given("trainer.limit_val_batches"):
+    limit = stored["trainer"].get("limit_val_batches")
+    if limit is not None and not _is_given("trainer.limit_val_batches"):
         chosen["trainer"] = {**settings["trainer"], "limit_val_batches": limit}  # the same figure
     return {**settings, **chosen}
 
