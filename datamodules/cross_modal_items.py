@@ -5,6 +5,7 @@ Below them: the rows that cannot be trained on are refused, or left out and coun
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,8 +68,9 @@ def without_bad_rows(
         raise ValueError(
             f"class_names: {len(items.classes)} names for {items.labels.shape[1]} columns of labels"
         )
-    if twice := [name for name in items.classes if items.classes.count(name) > 1]:
-        raise ValueError(f"class_names: {twice[0]!r} stands there twice")
+    name, times = Counter(items.classes).most_common(1)[0] if items.classes else ("", 0)
+    if times > 1:
+        raise ValueError(f"class_names: {name!r} stands there {times} times")
     problems = {
         **(problems or {}),
         "text that is not finite": _not_finite(items.text),

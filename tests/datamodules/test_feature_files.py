@@ -398,7 +398,7 @@ def test_class_numbers_name_their_classes(
 
 
 def test_class_names_tell_classes_apart(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="class_names: 'a' stands there twice"):
+    with pytest.raises(ValueError, match="class_names: 'a' stands there 2 times"):
         read_features([write_npz(tmp_path / "f", WHOLE)], class_names=["a", "b", "a"])
 
 
