@@ -43,6 +43,7 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     path = Path(settings[key] or "never").expanduser()
     if str(path) in ("never", "auto") or not path.exists():
         return settings
+    settings = {**settings, key: str(path)}
     folder = run_folder(path)
     if folder is None:
         if trains or (

@@ -560,7 +560,9 @@ def test_runs_of_one_arm_differ_by_their_seeds_only() -> None:
     assert arm() != arm("callbacks.est=null")
 
 
-def test_what_only_training_reads_comes_from_the_run(tmp_path: Path) -> None:
+def test_what_only_training_reads_comes_from_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another learning rate is no other model; another width is, and so is another class."""
     model = {"_target_": "lightning_modules.causal_lm.CausalLM", "architecture": {"n_embd": 8}}
     stored = {
@@ -589,5 +591,8 @@ def test_what_only_training_reads_comes_from_the_run(tmp_path: Path) -> None:
             with_stored({**asked, "module": {**given, **changed}})
     (tmp_path / "model").mkdir()  # what a pretrained base says, whose weights no export needs
     for task, base in (("test", None), ("export", str(tmp_path / "model"))):
-        node = with_stored({**asked, "task": task, "module": given})["module"]
-        assert node.get("pretrained") == base
+        monkeypatch.setenv("HOME", str(tmp_path.parent))
+        home = {"ckpt_path": f"~/{tmp_path.name}", "task": task}
+        found = with_stored({**asked, **home, "module": given})
+        assert found["ckpt_path"] == str(tmp_path)
+        assert found["module"].get("pretrained") == base
