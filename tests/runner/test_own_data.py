@@ -24,7 +24,7 @@ SMALL = (
 
 def test_too_little_text_leaves_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("short")
-    with pytest.raises(ConfigError, match=r"the train part has 6 bytes, .*too few for 4 blocks"):
+    with pytest.raises(ConfigError, match=r"the train part has 7 bytes, too few for 4 blocks"):
         run(tmp_path, *SMALL, f"datamodule.files={tmp_path}/short.txt")
     assert not (tmp_path / "outputs").exists()
 
