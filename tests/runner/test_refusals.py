@@ -370,6 +370,10 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
         (["dlch", "callbacks=est"], r"callbacks\.est: .* reads tokens; .* serves pairs"),
         (["delta", "callbacks=sat"], r"callbacks\.samples: .* reads tokens; .* serves turns"),
         (["est_gpt2", "callbacks=module_samples"], "needs a module with lists_samples"),
+        (
+            ["est_gpt2", "callbacks=est_gradual", "module.architecture.n_layer=2"],
+            r"stages\[0\]\.layers: active rate 0\.25 keeps 0\.5 of 2 layers.* at least 0\.5",
+        ),
         (["dlch", "callbacks.checkpoint.monitor=val/loss"], "monitor=val/loss: no such metric"),
         (
             ["est_gpt2", "++callbacks.rng_state={_target_: runner.sweep.CheckJobs}"],
