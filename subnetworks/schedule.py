@@ -177,7 +177,7 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
                 )
     stages, rates = settings.get("stages") or (), settings.get("rates")
     check_stages(stages, rates, settings, dimensions)
-    if all(stage.start.layers == stage.end.layers == 1 for stage in Schedule(stages, rates).stages):
+    if not any("layers" in {*stage, *(stage.get("sample") or ())} for stage in stages):
         for key, without in (("exempt_layers", []), ("layer_rescale", "none")):
             if (value := settings.get(key, without)) != without:
                 raise ValueError(

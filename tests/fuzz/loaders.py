@@ -295,7 +295,7 @@ def _study(folder: Path) -> Any:
 def _write_study(folder: Path) -> None:
     study = _study(folder)
     for value in (0.5, 0.25):
-        study.study.tell(study.ask(), value)
+        study.study.tell(study.study.ask(study.distributions), value)
 
 
 def _read_study(folder: Path) -> object:
