@@ -153,6 +153,7 @@ def test_the_mixture_is_a_distribution_and_copying_is_part_of_it() -> None:
         assert float(log_probs[row, others].exp().sum().detach()) < 1e-6
 
 
+@pytest.mark.slow
 def test_words_and_numbers_that_training_never_saw_are_copied() -> None:
     """The point of a pointer, though training knew all words: placeholders hid them at times."""
     names = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("amo", "elly", "itox", "ora")]
