@@ -18,6 +18,9 @@ from runner import engines, job, output, task_keys
 from runner.errors import ConfigError, FailedRun, Refusal, machine_behind
 from runner.explain import ROOT, explain, with_new_keys
 
+# HYDRA_FULL_ERROR as the user has set it, for the processes that this one starts.
+FULL = "FRUGAL_FULL_ERROR"
+
 
 def guard(main: Callable[[], Any]) -> int:
     """Call a Hydra main function; print what it refuses, without a traceback.
@@ -33,7 +36,7 @@ def guard(main: Callable[[], Any]) -> int:
     engines.end_with_starter()
     OmegaConf.register_new_resolver("frugal.tasks", task_keys.listed, replace=True)
     OmegaConf.register_new_resolver("frugal.sweep", job.sweep_id, replace=True)
-    before = os.environ.get("HYDRA_FULL_ERROR", "")
+    before = os.environ.setdefault(FULL, os.environ.get("HYDRA_FULL_ERROR", ""))
     full = before == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on, instead of exiting with 1
     try:
@@ -67,7 +70,7 @@ def guard(main: Callable[[], Any]) -> int:
         error.__traceback__ = trace or error.__traceback__
         raise
     finally:
-        os.environ["HYDRA_FULL_ERROR"] = before
+        os.environ["HYDRA_FULL_ERROR"] = os.environ.pop(FULL, before)
         if jobs := sys.modules.get("runner.jobs"):  # Hydra has come as far as starting jobs
             jobs.finish()
     return 0
