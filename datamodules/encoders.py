@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from datamodules.files import digest_file, files_under
+from weights import POOLER, load_whole
 
 EFFICIENTNET = "efficientnet_lite0"
 EFFICIENTNET_SIDE = 160  # pixels; trained at 224, of which this needs half the time
@@ -114,11 +115,14 @@ class _Transformers:
         source = folder if folder.is_dir() else name
         try:
             self.processor = processor.from_pretrained(source)
-            self.model = AutoModel.from_pretrained(source, dtype=torch.float32)
+            self.model, drawn = load_whole(AutoModel, source, unread=POOLER, dtype=torch.float32)
         except Exception as error:  # parsers of damaged files raise anything
             raise ValueError(
                 f"{key}: cannot be loaded ({error}); give a folder or a hub id of transformers"
             ) from error
+        self.pools = not drawn
+        if drawn:  # and so means nothing
+            self.model.pooler = None
         self.model.eval().requires_grad_(False)
         if folder.is_dir():
             digests = [digest_file(file) for file in files_under(str(folder))]
@@ -134,7 +138,7 @@ class TransformersImages(_Transformers):
         from transformers import AutoImageProcessor
 
         super().__init__(name, f"datamodule.options.image_encoder={name}", AutoImageProcessor)
-        self.identity += " image"
+        self.identity += " image" if self.pools else " image, means"
 
     @torch.no_grad()
     def encode(self, items: Sequence[Image.Image]) -> NDArray[np.float32]:

@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from weights import load_whole
+
 
 def model_config(
     architecture: Mapping[str, Any] | None, pretrained: str | None
@@ -82,26 +84,18 @@ def load(pretrained: str, attn_implementation: str) -> PreTrainedModel:
     """Load a model with its weights; code that comes with it is not run.
 
     Raises:
-        ValueError: They cannot be loaded, or some are not there: Hugging Face would draw them.
+        ValueError: They cannot be loaded, see `load_whole`.
     """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model, _ = load_whole(
+            AutoModelForCausalLM,
             pretrained,
             attn_implementation=attn_implementation,
             dtype=torch.float32,
             trust_remote_code=False,
-            output_loading_info=True,
         )
     except Exception as error:  # parsers of damaged files raise anything
         raise ValueError(f"module.pretrained={pretrained}: cannot be loaded: {error}") from error
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
-        other = sorted(found["unexpected_keys"])
-        there = f"; there is {other[0]}, of which the model knows nothing" if other else ""
-        raise ValueError(
-            f"module.pretrained={pretrained}: {len(missing)} of its weights are missing, "
-            f"{missing[0]} among them{there}. Save the model itself by save_pretrained"
-        )
     return cast(PreTrainedModel, model)
 
 

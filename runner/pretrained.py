@@ -22,6 +22,7 @@ from typing import Any
 from datamodules.cache import build_once
 from reports.configs import config_hash, replaced
 from runner import life
+from runner.errors import ConfigError
 from runner.export import export
 from runner.fit import EXPERIMENT, gguf_file, made_models
 from runner.folder import checkpoint_of
@@ -56,7 +57,7 @@ def resolve(job: Job) -> Job:
         if named.startswith(EXPERIMENT):
             folder = _train(named, job.bases[named], models)
         else:
-            folder = _convert(gguf_file(key, named), models)
+            folder = _convert(key, named, models)
         settings = replaced(settings, named, str(folder))
     return replace(job, settings=settings)
 
@@ -86,18 +87,26 @@ def _train(named: str, base: Job, models: Path) -> Path:
     return folder
 
 
-def _convert(file: Path, models: Path) -> Path:
+def _convert(key: str, named: str, models: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from datamodules.files import digest_file
+    from weights import load_whole
 
+    file = gguf_file(key, named)
     digest = digest_file(file)
 
     def convert(unfinished: Path) -> dict[str, Any]:
         print(f"{file.name}: converting to safetensors", flush=True)
         source: dict[str, Any] = {"gguf_file": file.name}
-        quantised = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+        try:
+            quantised, _ = load_whole(
+                AutoModelForCausalLM, file.parent, dtype=torch.float32, **source
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+        except Exception as error:  # parsers of damaged files raise anything
+            raise ConfigError(f"{key}={named}: cannot be converted: {error}") from error
         # Saving refuses a model whose config says that it was quantised: build it anew without.
         config = quantised.config
         if hasattr(config, "quantization_config"):
@@ -105,7 +114,7 @@ def _convert(file: Path, models: Path) -> Path:
         model = AutoModelForCausalLM.from_config(config)
         model.load_state_dict(quantised.state_dict())
         model.save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
         return {"file": file.name, "digest": digest}
 
     folder = models / f"{file.stem}-{digest[:12]}"

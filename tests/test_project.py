@@ -21,6 +21,7 @@ from tests import structure
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = sorted(init.parent.name for init in ROOT.glob("*/__init__.py"))
+SINGLE = ("atomic.py", "ledger.py", "terminal.py", "weights.py")
 # `make` targets: "name: prerequisites ## help", not "name := value" and not a rule for a file.
 TARGETS = dict(
     re.findall(r"^([a-z-]+):(?!=)[^#\n]*(?:## (.+)|.*)$", (ROOT / "Makefile").read_text(), re.M)
@@ -76,13 +77,13 @@ def test_every_room_stands_under_the_layer_contract() -> None:
 def test_the_single_modules_keep_to_their_layer() -> None:
     """import-linter takes packages only: the top and the bottom of the house are checked here."""
     assert imports(ROOT / "ledger.py") == imports(ROOT / "terminal.py") == {"rich"}
-    assert imports(ROOT / "atomic.py") == set()
+    assert imports(ROOT / "atomic.py") == imports(ROOT / "weights.py") == set()
     assert imports(ROOT / "run.py") <= {"hydra", "omegaconf", "runner"}
 
 
 def test_nothing_of_ours_is_in_site_packages() -> None:
     folders = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
-    ours = [*ROOMS, "atomic", "conf", "docs", "ledger", "run", "terminal"]
+    ours = [*ROOMS, "atomic", "conf", "docs", "ledger", "run", "terminal", "weights"]
     found = [p for folder in folders for p in folder.iterdir() if p.name.split(".")[0] in ours]
     assert found == []
 
@@ -91,7 +92,7 @@ def test_nothing_of_ours_is_in_site_packages() -> None:
 def test_pip_install_of_this_folder_would_install_metadata_only(tmp_path: Path) -> None:
     source = tmp_path / "source"
     top = [ROOT / "pyproject.toml", ROOT / "LICENSE"]
-    for path in [*sources(*ROOMS, "atomic.py", "ledger.py", "terminal.py"), *top]:
+    for path in [*sources(*ROOMS, *SINGLE), *top]:
         copy = source / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
@@ -113,10 +114,10 @@ def test_everything_imported_is_declared() -> None:
         for name in installed
         for file in metadata.files(name) or []
     }
-    ours = {*ROOMS, "atomic", "hydra_plugins", "ledger", "run", "terminal"}
+    ours = {*ROOMS, "atomic", "hydra_plugins", "ledger", "run", "terminal", "weights"}
     undeclared = {
         f"{path.relative_to(ROOT)}: {name}"
-        for path in sources(*ROOMS, "atomic.py", "ledger.py", "run.py", "terminal.py")
+        for path in sources(*ROOMS, *SINGLE, "run.py")
         for name in imports(path) - ours - provided
         if canonicalize_name(name) not in declared  # of an extra that is not installed
     }

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from text2sql.words import plural, singular
+from weights import POOLER, load_whole
 
 PACKAGE = "package:"
 _DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob", "attention_dropout", "dropout")
@@ -218,7 +219,7 @@ def load_pretrained(
         options: Of its `from_pretrained`.
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: There is no such model, or it is not whole, see `load_whole`.
     """
     folder = find_pretrained(name)
     try:
@@ -228,7 +229,9 @@ def load_pretrained(
         for key in () if dropout else _DROPOUTS:
             if hasattr(config, key):
                 setattr(config, key, 0.0)
-        model = loader.from_pretrained(folder, config=config, dtype=torch.float32, **options)
+        model, _ = load_whole(
+            loader, folder, unread=POOLER, config=config, dtype=torch.float32, **options
+        )
     except Exception as error:  # parsers of damaged files raise anything
         raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
     return model.train(), tokenizer
