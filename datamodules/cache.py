@@ -9,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from atomic import replacing_folder
 from datamodules.files import files_under
 
 # No file, no JSON, or other JSON than is written here.
@@ -27,9 +28,8 @@ log = logging.getLogger(__name__)
 def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Make `folder` by `build`, unless it is there and whole, and return its record.
 
-    Whoever comes second waits for the first and takes its folder. `build` works under another name;
-    the marker `finished.json` is written last and the folder renamed after that, so what a killed
-    build leaves is never taken for whole, and the next build removes it.
+    Whoever comes second waits for the first and takes its folder. `build` works under another name,
+    see `atomic.replacing_folder`, and the marker `finished.json` is written last.
 
     Args:
         folder: The result. Beside it lie `FOLDER.lock` and, during a build, `FOLDER.tmp`.
@@ -54,24 +54,14 @@ def build_once(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
 
 
 def _built(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    unfinished = folder.with_name(f"{folder.name}.tmp")
-    for leftover in (folder, unfinished):
-        shutil.rmtree(leftover, ignore_errors=True)
-    unfinished.mkdir()
-    try:
+    shutil.rmtree(folder, ignore_errors=True)  # damaged
+    with replacing_folder(folder) as unfinished:
         record = build(unfinished)
         record["sizes"] = {
             str(file.relative_to(unfinished)): file.stat().st_size
             for file in files_under(unfinished)
         }
         (unfinished / "finished.json").write_text(json.dumps(record, indent=2))
-        unfinished.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(unfinished)
-        if isinstance(error, Exception) and "(os error " in str(error):
-            # tokenizers and safetensors say what the disk refuses by errors of their own.
-            raise OSError(f"{unfinished}: {error}") from error
-        raise
     return record
 
 

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from atomic import replacing_folder
 from language.chat_rendering import ChatRenderer
 from lightning_modules.counted_loss import CountedLoss
 from lightning_modules.hugging_face import (
@@ -219,10 +220,11 @@ class CausalLM(LanguageTasks, CountedLoss):
             folder: Where to; made.
         """
         if self.pretrained is not None:
-            self.backbone.config.save_pretrained(folder)
             advice = self.backbone.generation_config
             assert advice is not None, "a causal language model generates"
-            advice.to_json_file(folder / "generation_config.json")
+            with replacing_folder(folder) as unfinished:
+                self.backbone.config.save_pretrained(unfinished)
+                advice.to_json_file(unfinished / "generation_config.json")
 
     def export(self, folder: str | Path, files: Iterable[Any] = ()) -> None:
         """Write the model, and a tokenizer if given, so that `from_pretrained` loads them.

@@ -20,6 +20,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 
+from atomic import replacing_folder
 from reports.registry import SPLITS
 from reports.run_record import RunRecord, run_folder
 from runner.errors import ConfigError, first_line, refusing
@@ -31,7 +32,7 @@ CARD = Path(__file__).with_name("card.md")
 
 
 def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, float]:
-    """Write a checkpoint as a folder for `from_pretrained`, with its tokenizer and a card.
+    """Write a checkpoint as a folder for `from_pretrained`, and push it if asked.
 
     Args:
         settings: The checked config.
@@ -42,6 +43,27 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
     """
     if hub is not None:
         refuse_push(hub)
+    folder = write(settings, hub)
+    print(f"exported: {folder}")
+    if hub is not None:
+        print(f"pushed: {push(folder, hub)}")
+    return {}
+
+
+def write(settings: dict[str, Any], hub: str | None = None) -> Path:
+    """Write a checkpoint, its tokenizer and a card to a folder of its run, whole or not at all.
+
+    Args:
+        settings: The checked config.
+        hub: The repository that the card names.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: The module exports nothing.
+        OSError: The disk does not take it.
+    """
     checkpoint = checkpoint_of("ckpt_path", settings["ckpt_path"])
     folder = run_folder(checkpoint)
     if folder is None:
@@ -62,14 +84,12 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
         with refusing():
             files.append(saved_tokenizer(folder / "tokenizer"))
     target = folder / "export" / f"step-{content['global_step']:08d}"
-    module.export(target, files)
     config, record = getattr(module, "hf_config", None), read_record(folder)
     text = card(record, stored_config(folder), checkpoint, content, config, hub)
-    (target / "README.md").write_text(text, encoding="utf-8")
-    print(f"exported: {target}")
-    if hub is not None:
-        print(f"pushed: {push(target, hub)}")
-    return {}
+    with replacing_folder(target) as unfinished:
+        module.export(unfinished, files)
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
+    return target
 
 
 # --- the card ---------------------------------------------------------------------------------

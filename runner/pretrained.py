@@ -21,9 +21,8 @@ from typing import Any
 
 from datamodules.cache import build_once
 from reports.configs import config_hash, replaced
-from runner import life
+from runner import export, life
 from runner.errors import ConfigError
-from runner.export import export
 from runner.fit import EXPERIMENT, gguf_file, made_models
 from runner.folder import checkpoint_of
 from runner.job import Job, part_checkpoints
@@ -78,8 +77,7 @@ def _train(named: str, base: Job, models: Path) -> Path:
         made = resolve(base)
         metrics = life.run(made, start)
         run = str(start.folder)
-        export({**made.settings, "task": "export", "ckpt_path": run})
-        (exported,) = (start.folder / "export").iterdir()
+        exported = export.write({**made.settings, "task": "export", "ckpt_path": run})
         shutil.copytree(exported, unfinished, dirs_exist_ok=True)
         return {"identity": identity, "run": run, "metrics": metrics}
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from atomic import replacing
+from atomic import replacing, replacing_folder
 from reports.configs import RUN_DIR, arm_hash, config_hash, replaced
 from reports.registry import read_rows
 from reports.run_record import RunRecord, run_folder, without_secrets, write_record
@@ -153,7 +153,8 @@ class Identity(pl.Callback):
         """Keep what a checkpoint lacks: the text, or the base, may be gone when it is exported."""
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         if tokenizer is not None:
-            tokenizer.save_pretrained(self.folder / "tokenizer")
+            with replacing_folder(self.folder / "tokenizer") as unfinished:
+                tokenizer.save_pretrained(unfinished)
         if (keep := getattr(pl_module, "keep_base", None)) is not None:
             keep(self.folder / "model")
 

@@ -229,7 +229,14 @@ def test_a_folder_whose_process_died_at_once_goes_with_the_next_run(tmp_path: Pa
     assert not first.exists()
 
 
-def test_test_and_export_take_the_model_from_the_run(tmp_path: Path) -> None:
+def full_disk(module: TinyModule, folder: Path, files: object) -> None:
+    (folder / "model.pt").write_bytes(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_test_and_export_take_the_model_from_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither an experiment nor a module is named: the checkpoint's own run says what it is."""
     run(tmp_path)
     folder = folder_of(tmp_path)
@@ -246,6 +253,11 @@ def test_test_and_export_take_the_model_from_the_run(tmp_path: Path) -> None:
     ]
     weights = torch.load(exported / "model.pt", weights_only=True)
     assert torch.equal(weights["0.weight"], state["model.0.weight"])
+    monkeypatch.setattr(TinyModule, "export", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, *bare, "task=export")
+    assert [path.name for path in (folder / "export").iterdir()] == ["step-00000040"]
+    assert (exported / "README.md").read_text() == card
     with pytest.raises(ConfigError, match=r"module\.width: 16 -> 8"):
         run(tmp_path, "task=test", f"ckpt_path={folder}", "module.width=8")
 
