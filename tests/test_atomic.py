@@ -2,7 +2,9 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,16 +42,16 @@ def test_a_kill_at_any_moment_leaves_the_old_the_new_or_none(before: bool, tmp_p
 
         def work(place: Path = place, moment: int = moment) -> int:
             calls = 0
+
+            def counted(call: Any, *given: Any, **more: Any) -> Any:
+                nonlocal calls
+                if calls == moment:
+                    os._exit(9)
+                calls += 1
+                return call(*given, **more)
+
             for name in ("mkdir", "fsync", "rename", "rmdir"):
-
-                def counted(*given: object, _call: object = getattr(os, name), **more: object):  # type: ignore[no-untyped-def]
-                    nonlocal calls
-                    if calls == moment:
-                        os._exit(9)
-                    calls += 1
-                    return _call(*given, **more)  # type: ignore[operator]
-
-                setattr(os, name, counted)
+                setattr(os, name, partial(counted, getattr(os, name)))
             write(place / "step", "new")
             return 0
 
