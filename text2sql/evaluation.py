@@ -34,7 +34,7 @@ MISSING_WAYS = (
     "missing=wrong counts such a turn as wrong, missing=skip leaves it out, as the official script "
     "does"
 )
-UNREADABLE = "unreadable"  # the hardness of a gold query outside of the benchmarks' SQL
+UNREADABLE = "unreadable"  # the hardness of a gold query that cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Verdict:
         hardness: Of the gold query: one of HARDNESS, or UNREADABLE.
         exact: Exact set match without values.
         execution: Execution match, on every file; None if it was not asked for.
-        parsed: Whether the prediction is in the benchmarks' SQL.
+        parsed: Whether the prediction can be read as the gold query is.
         components: Component of exact set match and whether it matches; UNREADABLE alone, and
-            whether the texts are equal, if the gold query is outside of the benchmarks' SQL.
+            whether the texts are equal, if the gold query cannot be read.
         gold_status: How the gold query's execution ended, "" if not asked for.
         status: How the prediction's execution ended, "" if not asked for; "longer" if it was
             stopped because it has more rows than the gold query.
@@ -128,7 +128,7 @@ class Scores:
     def components(self) -> dict[str, float]:
         """Return for each component of exact set match its share among the turns that have it.
 
-        Turns whose gold query is outside of the benchmarks' SQL have UNREADABLE alone.
+        Turns whose gold query cannot be read have UNREADABLE alone.
         """
         found: dict[str, list[bool]] = {}
         for verdict in self.verdicts:
@@ -182,7 +182,9 @@ class Evaluator:
     limits: Limits = field(default_factory=Limits)
     keep_distinct: bool = False
     kept_bytes: int = 64_000_000
-    _golds: dict[Gold, tuple[str, NormalForm | None]] = field(default_factory=dict, repr=False)
+    _golds: dict[Gold, tuple[str, NormalForm | None, bool]] = field(
+        default_factory=dict, repr=False
+    )
     _kept: OrderedDict[tuple[Path, str], Result] = field(default_factory=OrderedDict, repr=False)
     _kept_size: int = field(default=0, repr=False)
     _suites: dict[Path, tuple[Database, ...]] = field(default_factory=dict, repr=False)
@@ -191,9 +193,9 @@ class Evaluator:
         """Return the verdict on one turn; interactions, and turns in each, count from 0.
 
         A prediction outside of the benchmarks' SQL is wrong in exact match, one that does not run
-        in execution match; so is any prediction where the gold query itself does neither. But a
-        gold query outside of that SQL is matched by its own text. A missing prediction (None) is
-        wrong.
+        in execution match; so is any prediction where the gold query itself does neither. But where
+        the gold query is outside of that SQL, both are read as standard SQL; and if it cannot be
+        read so either, it is matched by its own text. A missing prediction (None) is wrong.
 
         Raises:
             ValueError: The gold query's database has no schema.
@@ -204,14 +206,14 @@ class Evaluator:
                 f"gold interaction {interaction}, turn {turn}: "
                 f"database {gold.db_id!r} has no schema"
             )
-        level, expected = self._gold(gold, schema)
+        level, expected, standard = self._gold(gold, schema)
         form, message = None, "missing"
         copied = prediction is not None and _words(prediction) == _words(gold.query)
         # A copy of the gold query has its values.
         text = prediction if prediction is None or copied else without_masks(prediction, schema)
         if text is not None:
             try:
-                form, message = normal_form(parse(text, schema), schema), ""
+                form, message = normal_form(parse(text, schema, standard), schema), ""
             except SqlError as error:
                 message = str(error)
         if expected is None:
@@ -228,13 +230,17 @@ class Evaluator:
             gold_status, status, files, message, gold.query, prediction,
         )  # fmt: skip
 
-    def _gold(self, gold: Gold, schema: Schema) -> tuple[str, NormalForm | None]:
+    def _gold(self, gold: Gold, schema: Schema) -> tuple[str, NormalForm | None, bool]:
+        """Its hardness and form, None if it cannot be read; and whether it is read as standard."""
         if gold not in self._golds:
-            try:
-                query = parse(gold.query, schema)
-                self._golds[gold] = hardness(query), normal_form(query, schema)
-            except SqlError:
-                self._golds[gold] = UNREADABLE, None
+            self._golds[gold] = UNREADABLE, None, True
+            for standard in (False, True):
+                try:
+                    query = parse(gold.query, schema, standard)
+                except SqlError:
+                    continue
+                self._golds[gold] = hardness(query), normal_form(query, schema), standard
+                break
         return self._golds[gold]
 
     def _suite(self, file: Path) -> tuple[Database, ...]:

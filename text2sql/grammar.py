@@ -329,7 +329,7 @@ def linearise(query: Query, schema: Schema, literals: Literals) -> list[Choice |
 
     What the grammar does not have is left out (self-joins, other join conditions, bounds on LIKE)
     where the rest says nearly the same; `derive` tells by its result. The query is a tree of
-    `parse(..., scoped=True)`.
+    `parse(..., standard=True)`.
 
     Raises:
         SqlError: The grammar has no such query: sub-queries in FROM, tables that nothing connects,

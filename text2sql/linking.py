@@ -306,9 +306,10 @@ def _candidates(
             taken.update(span)
     taken |= quotation
     for index, word in enumerate(words):
-        amount = float(word.replace(",", "")) if _NUMBER.fullmatch(word) else math.inf
-        if math.isfinite(amount):
-            yield Candidate(amount, index, index)
+        if _NUMBER.fullmatch(word) and math.isfinite(amount := float(word.replace(",", ""))):
+            # Zeros before it, and what a float rounds off, are kept by the text alone.
+            is_exact = not word.lstrip("-").isdecimal() or number(amount) == word
+            yield Candidate(amount if is_exact else word, index, index)
         elif word[0].isdigit():  # a date or a time
             yield Candidate(word, index, index)
         elif word.casefold() in _TIMES:

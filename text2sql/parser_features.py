@@ -96,7 +96,7 @@ class Featuriser:
         rows = self._read(written)
         if query is None:
             return Features(links, schema, rows, nodes)
-        choices = linearise(parse(query, schema, scoped=True), schema, links.values)
+        choices = linearise(parse(query, schema, standard=True), schema, links.values)
         _, slots = replay(choices, schema, links.values)
         return Features(links, schema, rows, nodes, tuple(choices), tuple(slots))
 

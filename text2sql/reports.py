@@ -94,16 +94,14 @@ def notes(scores: Scores, source: Path | None) -> list[str]:
     if scores.left_out:
         said.append(f"missing predictions, left out of all counts: {scores.left_out}")
     if unparsed := sum(not v.parsed and v.prediction is not None for v in verdicts):
-        said.append(f"predictions outside of the benchmarks' SQL: {unparsed}")
+        said.append(f"predictions that cannot be read: {unparsed}")
     for v in verdicts:
         where = f"interaction {v.interaction}, turn {v.turn} ({v.db_id})"
         if v.prediction is None:
             said.append(f"{where}: the prediction is missing")
         if v.hardness == UNREADABLE:
             verdict = "and matched by its own text" if v.exact else "and no text equal to it"
-            said.append(
-                f"{where}: the gold query is outside of the benchmarks' SQL, {verdict}: {v.gold}"
-            )
+            said.append(f"{where}: the gold query cannot be read, {verdict}: {v.gold}")
         if v.gold_status not in ("", "ok"):
             said.append(f"{where}: the gold query does not run, the turn is a miss: {v.gold}")
         if v.status in ("refused", "stopped"):

@@ -11,6 +11,9 @@ General SQL parsers accept another language, so none is used:
 * joins are inner joins by `JOIN`; commas, `LEFT JOIN` and named sub-queries are errors;
 * a list after `IN` is an error, a sub-query or one value is not;
 * what follows a complete query is ignored.
+
+`parse(..., standard=True)` reads the same queries as SQL means them: for models to learn from, and
+to compare queries that the official evaluation cannot read.
 """
 
 from __future__ import annotations
@@ -35,6 +38,11 @@ _CLAUSES = ("select", "from", "where", "group", "order", "limit", *COMBINATIONS,
 _JOINING = ("join", "on", "as")
 _CLAUSE_ENDS = (*_CLAUSES, ")", ";")
 _VALUE_ENDS = (*_CLAUSES, *_JOINING, ",", ")", "and")
+_NO_ALIAS = (
+    *_CLAUSE_ENDS, *_JOINING, ",", "(", "having", "left", "right", "full", "cross", "natural",
+    "using",
+)  # fmt: skip
+_QUOTES = ('"', "`")
 _TOO_SHORT = "the query ends too early"
 STAR = 0  # the index of `*` among a schema's columns
 
@@ -197,24 +205,80 @@ def tokenise(text: str) -> list[str]:
     return tokens
 
 
+# Text, quoted name, number, word with dots, comparison, other sign; what is skipped has no group.
+_SQL = re.compile(
+    r"""\s+|--[^\n]*|/\*.*?\*/
+    |(?P<text>'(?:[^']|'')*+'|"(?:[^"]|"")*+"(?!\.))
+    |(?P<number>(?:(?<![\w)"`\]])-)?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?(?![\w.]))
+    |(?P<name>(?:"(?:[^"]|"")*+"|`[^`]*`|\[[^\]]*\]|\w+)(?:\.(?:"(?:[^"]|"")*+"|`[^`]*`|\[[^\]]*\]|\w+))?)
+    |(?P<sign>[!<>=]\s*=|<>|.)""",
+    re.DOTALL | re.VERBOSE | re.IGNORECASE,
+)
+_NAME = re.compile(r'"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|\w+')
+_DOT = "\0"  # between a table and its column, whose names may have dots in them
+_SIGNS = {"<>": "!=", "==": "="}
+
+
+def _lexemes(text: str) -> list[str]:
+    """Split SQL as SQLite does, into tokens of the form of `tokenise`; a quoted name has backticks.
+
+    Double quotes hold a text or a name, as their place tells. Without comments and INNER.
+
+    Raises:
+        SqlError: A quote is not closed.
+    """
+    tokens: list[str] = []
+    for found in _SQL.finditer(text):
+        word = found[0]
+        if found["text"]:
+            tokens.append(f'"{_bare(word)}"')
+        elif found["name"]:
+            parts = _NAME.findall(word)
+            if len(parts) > 1:
+                tokens.append(_DOT.join(map(_bare, parts)))
+            elif word[0] in "`[":
+                tokens.append(f"`{_bare(word)}`")
+            elif word.lower() != "inner":
+                tokens.append(word.lower())
+        elif found["sign"] in ("'", '"', "`"):
+            raise SqlError("a quote is not closed")
+        elif found["number"] or found["sign"]:
+            word = "".join(word.split())
+            tokens.append(_SIGNS.get(word, word))
+    return tokens
+
+
+def _bare(word: str) -> str:
+    """A text or a name without its quotes."""
+    quote, close = word[0], word[-1]
+    if quote not in "'\"`[":
+        return word.lower()
+    return word[1:-1].replace(2 * close, close) if quote == close and len(word) > 1 else word[1:-1]
+
+
 # --- tokens to tree ------------------------------------------------------------------------------
 
 
-def parse(text: str, schema: Schema, scoped: bool = False) -> Query:
+def parse(text: str, schema: Schema, standard: bool = False) -> Query:
     """Read a query of the benchmarks' SQL.
 
     Args:
         text: The query; what follows it is ignored.
         schema: What its names mean.
-        scoped: Let an alias mean what it means in SQL: the table of its own FROM. The official
-            evaluation knows one meaning for each alias in the whole text, the last one; a model
-            learns better from trees that are right.
+        standard: Read it as SQL: names in quotes, signs without blanks around them, comments, INNER
+            JOIN, aliases without AS and of results, each alias in its own FROM; nothing may follow.
+            The official evaluation knows one meaning for each alias in the whole text, the last
+            one; a model learns better from trees that are right.
 
     Raises:
         SqlError: It is outside of that language, or names what the schema does not have.
     """
     try:
-        return _Parser(tokenise(text), schema, scoped).query()
+        parser = _Parser(_lexemes(text) if standard else tokenise(text), schema, standard)
+        query = parser.query()
+        if standard and not parser.has(_END):
+            raise SqlError(f"{parser.token!r} follows a whole query")
+        return query
     except RecursionError as error:
         raise SqlError("nested too deeply") from error
 
@@ -230,8 +294,8 @@ class _Scope:
 class _Parser:
     """Recursive descent: a method reads from `position` on, and leaves it behind what it read."""
 
-    def __init__(self, tokens: list[str], schema: Schema, scoped: bool) -> None:
-        self.tokens, self.schema, self.scoped = [*tokens, _END], schema, scoped
+    def __init__(self, tokens: list[str], schema: Schema, standard: bool) -> None:
+        self.tokens, self.schema, self.standard = [*tokens, _END], schema, standard
         self.position, self.scope = 0, _Scope([], {})
         self.aliases: dict[str, str] = {}  # what `AS` defines in the whole text
         for position, token in enumerate(tokens):
@@ -310,8 +374,11 @@ class _Parser:
             else:
                 self.take("join")
                 table = self.table(self.next())
-                if self.take("as"):
-                    self.scope.aliases[self.next()] = (table, self.scope.tables.count(table))
+                if self.take("as") or (self.standard and not self.has(*_NO_ALIAS)):
+                    self.scope.aliases[self.name(self.next())] = (
+                        table,
+                        self.scope.tables.count(table),
+                    )
                 sources.append(table)
                 self.scope.tables.append(table)
             if self.take("on"):
@@ -325,10 +392,14 @@ class _Parser:
 
     def table(self, name: str) -> int:
         # A chain of aliases is followed one step, as in the definition.
-        found = self.schema.find_table(self.aliases.get(name, name))
+        found = self.schema.find_table(self.name(self.aliases.get(name, name)))
         if found is None:
             raise SqlError(f"no table {name!r}")
         return found
+
+    def name(self, token: str) -> str:
+        """A name without its quotes."""
+        return token[1:-1] if self.standard and token[0] in _QUOTES else token
 
     def select(self) -> tuple[tuple[SelectItem, ...], bool]:
         self.expect("select")
@@ -337,6 +408,8 @@ class _Parser:
         while not self.has(*_CLAUSES):
             aggregate = self.take(*AGGREGATES, "none").removeprefix("none")
             items.append(SelectItem(self.value_unit(), aggregate))
+            if self.standard and self.take("as"):
+                self.next()  # what a result is called says nothing
             self.take(",")
         return tuple(items), distinct
 
@@ -345,16 +418,17 @@ class _Parser:
         token = self.next()
         if token == "*":
             return STAR, 0
-        if "." in token:
-            alias, _, name = token.partition(".")
+        dot = _DOT if self.standard else "."
+        if dot in token:
+            alias, _, name = token.partition(dot)
             here = self.scope.aliases.get(alias)
-            table = here[0] if here and self.scoped else self.table(alias)
+            table = here[0] if here and self.standard else self.table(alias)
             found = self.schema.find_column(table, name)
-            if found is None or "." in name:
+            if found is None or dot in name:
                 raise SqlError(f"no column {token!r}")
             return found, here[1] if here and here[0] == table else 0
         for table in self.scope.tables:
-            found = self.schema.find_column(table, token)
+            found = self.schema.find_column(table, self.name(token))
             if found is not None:
                 return found, 0
         raise SqlError(f"no column {token!r} in the tables of its FROM")
@@ -388,7 +462,7 @@ class _Parser:
         value: Value
         if token == "select":
             value = self.query()
-        elif '"' in token:
+        elif token[0] == '"':
             value = self.next()[1:-1]
         else:
             try:

@@ -117,6 +117,28 @@ def test_gold_outside_of_the_language_is_matched_by_its_own_text(evaluator: Eval
         assert components["select"] == (order[0] is readable)
 
 
+@pytest.mark.parametrize(
+    ("prediction", "exact"),
+    [
+        ("SELECT count(*) FROM singer WHERE age > 3", True),
+        ("select COUNT(*) from singer t where t.age>4", True),
+        ("SELECT count(*) FROM singer WHERE age < 3", False),
+        ("SELECT count(*) FROM singer WHERE age > 3 LIMIT 1 OFFSET 1", False),
+    ],
+)
+def test_gold_that_only_standard_sql_has_is_compared_by_its_meaning(
+    prediction: str, exact: bool, evaluator: Evaluator
+) -> None:
+    gold = Gold('SELECT count(*) AS n FROM "singer" WHERE age>3 -- grown up', "concerts")
+    verdict = evaluator.judge(gold, prediction, 0, 0)
+    assert (verdict.exact, verdict.hardness) == (exact, "easy")
+    official = Gold("SELECT count(*) FROM singer WHERE age > 3", "concerts")
+    # Where the official script can read the gold query, predictions are read as it does.
+    assert evaluator.judge(official, prediction, 0, 0).exact == (
+        exact and "t.age" not in prediction
+    )
+
+
 def test_a_gold_query_that_fails_is_a_miss_and_no_crash(evaluator: Evaluator) -> None:
     gold = Gold("SELECT T1.name FROM singer", "concerts")
     verdict = evaluator.judge(gold, gold.query, 0, 0)

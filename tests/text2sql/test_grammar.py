@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.text2sql.conftest import make, same_query
+from tests.text2sql.test_sql import ODD
 from text2sql.execute import Database
 from text2sql.grammar import SYMBOLS, Choice, derive, join, linearise, replay, symbol
 from text2sql.prediction_files import read_gold
@@ -48,6 +49,11 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def schema(database: Path) -> Schema:
     return Schema.from_sqlite(database)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Schema:
+    return Schema.from_sqlite(make(tmp_path_factory.mktemp("odd") / "odd.sqlite", ODD))
 
 
 def _wander(schema: Schema, draw: random.Random, brief: float) -> tuple[Query, list[Choice]]:
@@ -90,6 +96,15 @@ def test_a_derivation_that_is_linearised_gives_the_same_query(schema: Schema, se
     assert len(slots) == len(choices)
 
 
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_names_that_need_quotes_are_derived_written_and_read(odd: Schema, seed: int) -> None:
+    query, _ = _wander(odd, random.Random(seed), 0.5)
+    text = to_sql(query, odd)
+    again, _ = replay(linearise(parse(text, odd, standard=True), odd, _VALUES), odd, _VALUES)
+    assert to_sql(again, odd) == text
+
+
 @pytest.mark.parametrize(
     "sql",
     [
@@ -110,7 +125,7 @@ def test_a_derivation_that_is_linearised_gives_the_same_query(schema: Schema, se
     ],
 )
 def test_gold_queries_are_derived(schema: Schema, sql: str) -> None:
-    gold = parse(sql, schema, scoped=True)
+    gold = parse(sql, schema, standard=True)
     query, _ = replay(linearise(gold, schema, _VALUES), schema, _VALUES)
     assert same_query(parse(to_sql(query, schema), schema), parse(sql, schema), schema)
 
@@ -171,7 +186,7 @@ def test_the_key_of_a_join_is_derived_and_whole(sql: str, tmp_path: Path) -> Non
     )
     schema, values = Schema.from_sqlite(file), (1.0, "Paris")
     query, slots = replay(
-        linearise(parse(sql, schema, scoped=True), schema, values), schema, values
+        linearise(parse(sql, schema, standard=True), schema, values), schema, values
     )
     with closing(sqlite3.connect(file)) as db:
         found, gold = (sorted(db.execute(q).fetchall()) for q in (to_sql(query, schema), sql))
@@ -216,11 +231,11 @@ def test_a_column_of_a_table_that_nothing_joins_is_not_allowed(schema: Schema) -
 )
 def test_what_the_grammar_does_not_have_is_said(schema: Schema, sql: str, words: str) -> None:
     with pytest.raises(SqlError, match=words):
-        linearise(parse(sql, schema, scoped=True), schema, _VALUES)
+        linearise(parse(sql, schema, standard=True), schema, _VALUES)
 
 
 def test_a_value_that_is_not_on_offer_is_marked(schema: Schema) -> None:
-    query = parse("SELECT name FROM singer WHERE country = 'Peru'", schema, scoped=True)
+    query = parse("SELECT name FROM singer WHERE country = 'Peru'", schema, standard=True)
     choices = linearise(query, schema, _VALUES)
     assert choices.count(None) == 1
 
@@ -235,7 +250,7 @@ def test_spider_is_covered() -> None:
         schema = schemas[gold.db_id]
         counts["all"] += 1
         try:
-            choices = linearise(parse(gold.query, schema, scoped=True), schema, _VALUES)
+            choices = linearise(parse(gold.query, schema, standard=True), schema, _VALUES)
             query, _ = replay(choices, schema, _VALUES)
         except SqlError:
             continue

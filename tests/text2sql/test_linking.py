@@ -167,6 +167,35 @@ def test_a_cell_is_found_however_its_letters_are_composed(tmp_path: Path) -> Non
     assert apart in found.values
 
 
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("9007199254740993", "9007199254740993"),
+        ("007", "007"),
+        ("5,000", 5000.0),
+        ("2.50", 2.5),
+        ("-3", -3.0),
+    ],
+)
+def test_a_number_that_is_said_keeps_its_digits(
+    said: str, value: float | str, tmp_path: Path
+) -> None:
+    """As a float the first one would find no row, and the row beside it."""
+    rows = "(9007199254740993), (9007199254740992), (7), (5000), (2.5), (-3)"
+    path = make(
+        tmp_path / "own.sqlite", f"CREATE TABLE t (id INTEGER); INSERT INTO t VALUES {rows}"
+    )
+    schema = Schema.from_sqlite(path)
+    values = link(f"Which one has {said}?", schema, path).values
+    assert value in values
+    gold = parse("SELECT id FROM t WHERE id = 1", schema)
+    choices = linearise(gold, schema, values)
+    choices[-2] = Choice("value", values.index(value))
+    text = to_sql(replay(choices, schema, values)[0], schema)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute(text).fetchall() == [(float(value) if "." in said else int(value),)]
+
+
 def test_digits_keep_what_a_number_would_lose(tmp_path: Path) -> None:
     cells = ("007", "12345678901234567890", "5551234567", "12")
     rows = ", ".join(f"('{cell}')" for cell in cells)

@@ -133,16 +133,64 @@ def test_aliases_hold_everywhere_and_the_last_one_counts(concerts: Schema) -> No
     columns = [part.select[0].value.left.column for part in (query, query.combined)]
     assert {concerts.columns[column].table for column in columns} == {2}
     with pytest.raises(SqlError, match="title"):
-        parse(text, concerts, scoped=True)
+        parse(text, concerts, standard=True)
     query = parse(
         text.replace("T1.title FROM singer", "T1.name FROM singer").replace(
             "T1.title =", "T1.name ="
         ),
         concerts,
-        scoped=True,
+        standard=True,
     )
     columns = [part.select[0].value.left.column for part in (query, query.combined)]
     assert [concerts.columns[column].table for column in columns] == [1, 2]
+
+
+ODD = """CREATE TABLE "order" ("group" INTEGER PRIMARY KEY, "a.b" TEXT, "it's" TEXT);
+CREATE TABLE "order items" ("order id" INT REFERENCES "order"("group"), "a""b" TEXT, age INT);
+INSERT INTO "order" VALUES (1, 'x', 'O''Brien'), (2, 'y', NULL);
+INSERT INTO "order items" VALUES (1, 'p', 30), (2, 'q', -5)"""
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'SELECT "a.b" FROM "order"',
+        "SELECT `a.b`, [it's] FROM `order` WHERE \"it's\" = 'O''Brien'",
+        'SELECT t."a""b" FROM "order items" t INNER JOIN "order" o ON t."order id"=o."group"',
+        "SELECT age AS years FROM [order items] WHERE age>=-5 AND age <>30;",
+        "select count(*) -- how many\nfrom /* all */ [order items] where age==30 ; -- end",
+        'SELECT i."a""b" FROM "order items" AS i WHERE i.age>(SELECT avg(age) FROM "order items")',
+    ],
+)
+def test_standard_sql_is_read_as_sqlite_reads_it(sql: str, tmp_path: Path) -> None:
+    file = make(tmp_path / "odd.sqlite", ODD)
+    schema = Schema.from_sqlite(file)
+    with pytest.raises(SqlError):
+        parse(sql, schema)
+    text = to_sql(parse(sql, schema, standard=True), schema)
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute(text).fetchall() == db.execute(sql).fetchall() != []
+    assert to_sql(parse(text, schema, standard=True), schema) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT name FROM singer ORDER BY age > 5",
+        "SELECT name FROM singer ORDER BY age LIMIT 3 OFFSET 2",
+        "SELECT name FROM singer; SELECT age FROM singer",
+        "SELECT name FROM singer WHERE name = 'Ann",
+        "SELECT name FROM singer, concert",
+        "SELECT name FROM singer LEFT JOIN concert ON singer_id = concert_id",
+        "SELECT name FROM singer WHERE age IN (1, 2)",
+        "SELECT name FROM singer WHERE (age = 1 OR age = 2) AND name = 'x'",
+        "SELECT name || 'x' FROM singer",
+        "SELECT CASE WHEN age = 1 THEN 2 END FROM singer",
+    ],
+)
+def test_standard_sql_is_read_whole_or_not(text: str, concerts: Schema) -> None:
+    with pytest.raises(SqlError):
+        parse(text, concerts, standard=True)
 
 
 def test_self_joins_keep_their_sides(concerts: Schema) -> None:
@@ -246,7 +294,7 @@ def test_gold_queries_of_all_benchmarks_survive_the_way_to_text_and_back(benchma
             total += 1
             schema = schemas[db_id.strip()]
             try:
-                query = parse(sql, schema, scoped=True)
+                query = parse(sql, schema, standard=True)
             except SqlError:
                 unread += 1
                 continue
