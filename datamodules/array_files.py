@@ -56,7 +56,7 @@ class Array:
         try:
             return self.load()
         except Exception as error:  # parsers of damaged files raise anything
-            raise ValueError(f"path={self}: cannot be read: {error}") from error
+            raise ValueError(f"datamodule.path={self}: cannot be read: {error}") from error
 
 
 def arrays_of(path: Path, opened: ExitStack) -> list[Array]:
@@ -83,7 +83,7 @@ def arrays_of(path: Path, opened: ExitStack) -> list[Array]:
     except ImportError:
         raise
     except Exception as error:  # parsers of damaged files raise anything
-        raise ValueError(f"path={path}: cannot be read: {error}") from error
+        raise ValueError(f"datamodule.path={path}: cannot be read: {error}") from error
 
 
 def _npz(path: Path) -> Iterator[Array]:

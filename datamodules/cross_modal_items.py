@@ -66,11 +66,12 @@ def without_bad_rows(
         raise ValueError(f"rows do not match: labels {len(items.labels)}, {counts}")
     if len(items.classes) != items.labels.shape[1]:
         raise ValueError(
-            f"class_names: {len(items.classes)} names for {items.labels.shape[1]} columns of labels"
+            "datamodule.class_names: "
+            f"{len(items.classes)} names for {items.labels.shape[1]} columns of labels"
         )
     name, times = Counter(items.classes).most_common(1)[0] if items.classes else ("", 0)
     if times > 1:
-        raise ValueError(f"class_names: {name!r} stands there {times} times")
+        raise ValueError(f"datamodule.class_names: {name!r} stands there {times} times")
     problems = {
         **(problems or {}),
         "text that is not finite": _not_finite(items.text),

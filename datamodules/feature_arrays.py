@@ -59,7 +59,8 @@ def find_axes(
             ways.append(way)
     if not ways:
         raise ValueError(
-            f"path={files}: {shapes}: they must describe the same items, along one axis of each"
+            f"datamodule.path={files}: "
+            f"{shapes}: they must describe the same items, along one axis of each"
             + (f", with datamodule.axes={dict(wanted)}" if wanted else "")
         )
     if len(ways) > 1:  # what lies open lies as the rest
@@ -70,9 +71,10 @@ def find_axes(
         field = open_fields[0]
         possible = sorted({way[field] for way in ways})
         raise ValueError(
-            f"path={files}: {shapes}: the axes of {field} may be {' or '.join(possible)} (N items, "
+            f"datamodule.path={files}: "
+            f"{shapes}: the axes of {field} may be {' or '.join(possible)} (N items, "
             "F features or classes, C channels, H height, W width); say which with "
-            f"datamodule.axes={{{field}: {possible[0]}}}"
+            f"'datamodule.axes={{{field}: {possible[0]}}}'"
         )
     return ways[0]
 
@@ -105,18 +107,21 @@ def _possible(field: str, arrays: Sequence[Array], wanted: str | None) -> list[s
                 "must be features (items, features) or pictures with 1, 3 or 4 channels, whose "
                 "sides are longer; of feature maps take the means over places, or flatten them"
             )
-        raise ValueError(f"path={arrays[0]}: of shape {arrays[0].shape}: {what}")
+        raise ValueError(f"datamodule.path={arrays[0]}: of shape {arrays[0].shape}: {what}")
     fits = []
     for axes in names if wanted is None else (wanted,):
         if axes not in names:
-            raise ValueError(f"axes.{field}={axes}: {arrays[0]} is of shape {arrays[0].shape}")
+            raise ValueError(
+                f"datamodule.axes.{field}={axes}: {arrays[0]} is of shape {arrays[0].shape}"
+            )
         item = axes.index("N")
         if len({array.shape[:item] + array.shape[item + 1 :] for array in arrays}) == 1:
             fits.append(axes)
     if not fits:
         shapes = ", ".join(f"{array.name} {array.shape}" for array in arrays)
         raise ValueError(
-            f"path={arrays[0].path}: {shapes}: {field} must have the same columns in every part; "
+            f"datamodule.path={arrays[0].path}: "
+            f"{shapes}: {field} must have the same columns in every part; "
             "nothing is filled up"
         )
     return fits
@@ -193,7 +198,8 @@ def _of_numbers(
         first = 0 if distinct[0] == 0 else 1
         if distinct[-1] - first >= len(class_names):
             raise ValueError(
-                f"class_names: {len(class_names)} names, and {arrays[0]} has class numbers from "
+                "datamodule.class_names: "
+                f"{len(class_names)} names, and {arrays[0]} has class numbers from "
                 f"{distinct[0]} to {distinct[-1]}"
             )
         distinct, place = np.arange(first, first + len(class_names)), numbers - first
@@ -228,7 +234,7 @@ def read_pictures(
     try:
         scale = byte_scale(known.min(), known.max(), stored)
     except ValueError as error:
-        raise ValueError(f"path={arrays[0]}: pictures {error}") from error
+        raise ValueError(f"datamodule.path={arrays[0]}: pictures {error}") from error
     if stored and scale == 1 and len(sides) == 1 and sides[0].shape[1] == 3:
         return np.ascontiguousarray(sides[0]), ~finite
     pictures: NDArray[np.uint8] = np.zeros((len(finite), 3, *sides[0].shape[2:]), dtype=np.uint8)

@@ -169,11 +169,12 @@ def _parts(
         if chosen:
             field = chosen[0]
             if not readable:
-                raise ValueError(f"path={array}: holds no numbers")
+                raise ValueError(f"datamodule.path={array}: holds no numbers")
         is_named = bool(field) and (bool(chosen) or field not in fields)
         if is_named and is_empty:
             raise ValueError(
-                f"path={array}: is {field}{part and f' of the {part} part'} and holds nothing; "
+                f"datamodule.path={array}: "
+                f"is {field}{part and f' of the {part} part'} and holds nothing; "
                 "leave it out of the file"
             )
         if not is_named or not readable:
@@ -182,13 +183,16 @@ def _parts(
         side, key = (rows, part) if field == "rows" else (found.setdefault(part, {}), field)
         if key in side:
             raise ValueError(
-                f"path={array}: is {field}{part and f' of the {part} part'}, as {side[key]} is; "
+                f"datamodule.path={array}: "
+                f"is {field}{part and f' of the {part} part'}, as {side[key]} is; "
                 "name the one to read with datamodule.fields"
             )
         side[key] = array
     for field, wanted in fields.items():
         if not any(field in side for side in found.values()):
-            raise ValueError(f"fields.{field}={wanted}: not in {files}; there are {there}")
+            raise ValueError(
+                f"datamodule.fields.{field}={wanted}: not in {files}; there are {there}"
+            )
     _check_parts(found, files, there)
     if len(found) == 1:
         found = {"": next(iter(found.values()))}
@@ -208,27 +212,31 @@ def _check_parts(found: Mapping[str, Mapping[str, Array]], files: str, there: st
     """Refuse parts that are not whole, or of which no split can be made."""
     if not found or (len(found) == 1 and set(FIELDS) - set(next(iter(found.values())))):
         raise ValueError(
-            f"path={files}: no fields (IAll, YAll, LAll) or (images, tags, labels) or (I_tr, T_tr, "
-            f"L_tr, I_te, T_te, L_te); there are {there}. Name them with datamodule.fields="
-            "{image: ..., text: ..., labels: ...}, or add the file that is missing"
+            f"datamodule.path={files}: "
+            "no fields (IAll, YAll, LAll) or (images, tags, labels) or (I_tr, T_tr, "
+            f"L_tr, I_te, T_te, L_te); there are {there}. Name them with 'datamodule.fields="
+            "{image: ..., text: ..., labels: ...}', or add the file that is missing"
         )
     if "" in found and len(found) > 1:
         part = max(found)
         one, other = next(iter(found[""].values())), next(iter(found[part].values()))
         raise ValueError(
-            f"path={files}: {one.name} is of all items and {other.name} of the {part} part: which "
+            f"datamodule.path={files}: "
+            f"{one.name} is of all items and {other.name} of the {part} part: which "
             "is meant? Name those to read with datamodule.fields"
         )
     for part, side in found.items():
         missing = [field for field in FIELDS if field not in side]
         if missing:
             raise ValueError(
-                f"path={files}: the {part} part has {', '.join(a.name for a in side.values())} and "
+                f"datamodule.path={files}: "
+                f"the {part} part has {', '.join(a.name for a in side.values())} and "
                 f"no {' and no '.join(missing)}; there are {there}"
             )
     if len(found) > 1 and ("query" not in found or not {"train", "database"} & set(found)):
         raise ValueError(
-            f"path={files}: there are parts for {' and '.join(found)}; a split needs query (test) "
+            f"datamodule.path={files}: "
+            f"there are parts for {' and '.join(found)}; a split needs query (test) "
             "and train or database"
         )
 
@@ -248,13 +256,16 @@ def _rows_of_parts(
         return {}
     if "query" not in rows:
         names = ", ".join(map(str, rows.values()))
-        raise ValueError(f"path={names}: rows of a split without those of its query (test) part")
+        raise ValueError(
+            f"datamodule.path={names}: rows of a split without those of its query (test) part"
+        )
     chosen = _chosen_rows(rows, counts[""])
     for one, other in itertools.combinations(chosen, 2):
         both = np.intersect1d(chosen[one], chosen[other])
         if len(both) and {one, other} != {"train", "database"}:
             raise ValueError(
-                f"path={rows[one]}: has {len(both)} rows that are in {rows[other].name} too, first "
+                f"datamodule.path={rows[one]}: "
+                f"has {len(both)} rows that are in {rows[other].name} too, first "
                 f"row {both[0]} (from 0): what is asked for must not be learned from"
             )
     if {"train", "database"} <= set(chosen):
@@ -271,23 +282,28 @@ def _chosen_rows(rows: Mapping[str, Array], count: int) -> dict[str, NDArray[np.
     for part, array in rows.items():
         values = array.read()
         if math.prod(values.shape) != max(values.shape):
-            raise ValueError(f"path={array}: of shape {values.shape}: give the rows of one split")
+            raise ValueError(
+                f"datamodule.path={array}: of shape {values.shape}: give the rows of one split"
+            )
         numbers[part] = values.ravel()
         if not (np.isfinite(values).all() and (values == np.floor(values)).all()):
-            raise ValueError(f"path={array}: rows must be whole numbers")
+            raise ValueError(f"datamodule.path={array}: rows must be whole numbers")
     chosen: dict[str, NDArray[np.int64]] = {}
     if all(len(n) == count and np.isin(n, (0, 1)).all() for n in numbers.values()):
         chosen = {part: np.flatnonzero(mask) for part, mask in numbers.items()}
         for part, found in chosen.items():
             if not len(found):
-                raise ValueError(f"path={rows[part]}: names no row; leave it out of the file")
+                raise ValueError(
+                    f"datamodule.path={rows[part]}: names no row; leave it out of the file"
+                )
         return chosen
     lowest, highest = min(n.min() for n in numbers.values()), max(n.max() for n in numbers.values())
     suffixes = {array.path.suffix.lower() for array in rows.values()}
     if lowest > 0 and highest < count and suffixes != {".mat"}:
         names = ", ".join(array.name for array in rows.values())
         raise ValueError(
-            f"path={next(iter(rows.values())).path}: {names} name rows {lowest} to {highest} of "
+            f"datamodule.path={next(iter(rows.values())).path}: "
+            f"{names} name rows {lowest} to {highest} of "
             f"{count}: from 0 or from 1 cannot be told; give masks of {count} values instead"
         )
     first = 0 if lowest == 0 else 1  # MATLAB counts from 1
@@ -295,12 +311,15 @@ def _chosen_rows(rows: Mapping[str, Array], count: int) -> dict[str, NDArray[np.
         outside = (values < first) | (values >= count + first)
         if outside.any():
             raise ValueError(
-                f"path={rows[part]}: row {values[outside][0]} of {count} rows, which count from "
+                f"datamodule.path={rows[part]}: "
+                f"row {values[outside][0]} of {count} rows, which count from "
                 f"{first} here"
             )
         distinct, times = np.unique(values, return_counts=True)
         if (times > 1).any():
-            raise ValueError(f"path={rows[part]}: has row {distinct[times > 1][0]} twice")
+            raise ValueError(
+                f"datamodule.path={rows[part]}: has row {distinct[times > 1][0]} twice"
+            )
         chosen[part] = values.astype(np.int64) - first
     return chosen
 

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
-DARKEST = (
-    16  # of numbers in 0..255, the brightest is at least this; below, they are on another scale
-)
+DARKEST = 16  # of numbers in 0..255 the brightest is at least this; below, the scale is another
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 # What Pillow raises on damaged files, by format.
@@ -48,7 +46,13 @@ def read_picture(file: str | Path) -> Image.Image:
             what = "does not exist" if not Path(file).exists() else f"cannot be read: {error}"
             raise ValueError(f"picture {file} {what}") from error
     if upright.mode.startswith("I;16"):  # 16 bits a pixel, which `convert` would cut off
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        wide = np.asarray(upright)
+        if 0 < (brightest := int(wide.max())) < DARKEST << 8:  # of 8 to 12 bits
+            raise ValueError(
+                f"picture {file} has 16 bits a pixel and values up to {brightest} alone: what is "
+                "white cannot be told; scale them to 0..65535"
+            )
+        upright = Image.fromarray((wide >> 8).astype(np.uint8))
     if upright.mode in ("F", "I"):  # floats or 32-bit numbers, which `convert` would cut off
         values = np.asarray(upright, dtype=np.float64)
         try:

@@ -100,19 +100,20 @@ class SessionClock:
     def reset(self) -> None:
         """Start anew: a session begins."""
         self.seconds = dict.fromkeys(self.seconds, 0.0)
-        self._waited_before = self._waited()
+        self._began = None
         self.start()
 
     def start(self) -> None:
-        """Go on."""
-        self._began = perf_counter()
+        """Go on, after `pause`."""
+        if self._began is None:
+            self._began, self._waited_before = perf_counter(), self._waited()
 
     def pause(self) -> None:
         """Stand still, until `start`."""
         if self._began is not None:
             self.seconds["all"] += perf_counter() - self._began
             self.seconds["data"] += self._waited() - self._waited_before
-            self._began, self._waited_before = None, self._waited()
+            self._began = None
 
     def mark(self) -> None:
         """Note that something begins."""

@@ -228,15 +228,12 @@ class LifelongHashing(CodedPairs):
 
     # --- a session --------------------------------------------------------------------------
 
-    def on_train_start(self) -> None:
-        """Start the clock."""
-        self.clock.start()
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Begin a session at its first step."""
+        """Begin a session at its first step; the clock goes on after whatever stopped it."""
         session = self.plan.session_at(self.global_step)
         if self.global_step == session.start and int(self.session) < session.number:
             self._begin(session)
+        self.clock.start()
         self.clock.mark()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -304,15 +301,10 @@ class LifelongHashing(CodedPairs):
         named["session/number"] = float(session.number)
         for logger in self.trainer.loggers:
             logger.log_metrics(named, step=session.end)
-        self.clock.start()
 
     def on_validation_start(self) -> None:
         """Leave the time of a validation out of the session's."""
         self.clock.pause()
-
-    def on_validation_end(self) -> None:
-        """Start the clock again."""
-        self.clock.start()
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation part finds, and what each finished session reached."""
@@ -323,9 +315,8 @@ class LifelongHashing(CodedPairs):
                     self.log(f"session_{number}/{name}", value)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save metrics and times of the sessions beside the codes."""
+        """Save metrics and times of the sessions beside the codes, and stop the clock."""
         self.clock.pause()
-        self.clock.start()
         super().on_save_checkpoint(checkpoint)
         times = {"history": self.history, "seconds": dict(self.clock.seconds)}
         checkpoint["lifelong_hashing"] |= times

@@ -545,6 +545,19 @@ def test_a_picture_file_of_floats_is_not_cut_off(
         read_picture(tmp_path / "p.tif")
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_picture_of_sixteen_bits_is_not_black(suffix: str, tmp_path: Path) -> None:
+    """Of 16 bits the upper 8 are read: numbers of 8 to 12 bits would be nearly 0."""
+    values = np.linspace(0, 1, 90).reshape(9, 10)
+    for brightest, expected in ((65535, 255), (0, 0)):
+        Image.fromarray((values * brightest).astype(np.uint16)).save(tmp_path / f"p.{suffix}")
+        assert np.asarray(read_picture(tmp_path / f"p.{suffix}")).max() == expected
+    for brightest in (255, 1023, 4095):
+        Image.fromarray((values * brightest).astype(np.uint16)).save(tmp_path / f"p.{suffix}")
+        with pytest.raises(ValueError, match=f"values up to {brightest} alone"):
+            read_picture(tmp_path / f"p.{suffix}")
+
+
 # --- splits -------------------------------------------------------------------------------------
 
 

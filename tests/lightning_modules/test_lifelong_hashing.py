@@ -275,6 +275,35 @@ def test_strategies_share_the_original_session(features: Path) -> None:
     assert maps[0] == maps[1] == maps[2]
 
 
+def test_the_time_of_a_session_is_that_of_its_steps(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints, validations and scores take 1,000 seconds each, and none of them counts."""
+    now = [0.0]
+
+    def slow(name: str, owner: Any) -> None:
+        original = getattr(owner, name)
+
+        def wait(*args: Any, **kwargs: Any) -> Any:
+            now[0] += 1000
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wait)
+
+    def tick() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    monkeypatch.setattr("hashing.sessions.perf_counter", tick)
+    slow("save_checkpoint", pl.strategies.SingleDeviceStrategy)
+    slow("retrieval", LifelongHashing)
+    for strategy in ("lifelong", "retrain", "no_update"):
+        made = fit(data(features), strategy, (Watch(tmp_path),))
+        assert now[0] > 1000
+        for figures in made.history:
+            assert figures["step_seconds"] <= figures["seconds"] < 10
+
+
 def test_a_limit_cuts_every_session_short(features: Path) -> None:
     made = fit(data(features), limit=9)
     assert made.plan.steps <= 9
