@@ -30,8 +30,8 @@ class MinimalPairs(pl.Callback):
     """
 
     reads: ClassVar[str] = "tokens"
-    # What a callback may monitor.
-    validated: ClassVar[tuple[str, ...]] = ("val/minimal_pairs",)
+    # What a callback may monitor, by its `mode`: whether less or more of it is better.
+    validated: ClassVar[dict[str, tuple[str, ...]]] = {"max": ("val/minimal_pairs",)}
 
     def __init__(
         self,

@@ -25,8 +25,8 @@ class Progress(ProgressBar):
         seconds_between_lines: Least time between two lines where the output is not a terminal.
     """
 
-    # What a callback may monitor.
-    validated: ClassVar[tuple[str, ...]] = ("perf/tokens_per_second",)
+    # What a callback may monitor, by its `mode`: whether less or more of it is better.
+    validated: ClassVar[dict[str, tuple[str, ...]]] = {"max": ("perf/tokens_per_second",)}
 
     def __init__(self, seconds_between_lines: Annotated[float, Ge(0)] = 30.0) -> None:
         super().__init__()

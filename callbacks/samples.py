@@ -74,8 +74,8 @@ class GenerationSamples(_SamplesFile):
 
     reads: ClassVar[str] = "tokens"
     """What the data must serve."""
-    # What a callback may monitor.
-    validated: ClassVar[tuple[str, ...]] = ("val/exact_match",)
+    # What a callback may monitor, by its `mode`: whether less or more of it is better.
+    validated: ClassVar[dict[str, tuple[str, ...]]] = {"max": ("val/exact_match",)}
 
     def __init__(
         self,

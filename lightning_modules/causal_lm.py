@@ -63,10 +63,10 @@ class CausalLM(LanguageTasks, CountedLoss):
         ValueError: A value is not allowed; the message names its key.
     """
 
-    # What a callback may monitor.
-    validated: ClassVar[tuple[str, ...]] = (
-        "train/loss", "val/loss", "val/perplexity", "old/loss", "old/perplexity"
-    )  # fmt: skip
+    # What a callback may monitor, by its `mode`: whether less or more of it is better.
+    validated: ClassVar[dict[str, tuple[str, ...]]] = {
+        "min": ("train/loss", "val/loss", "val/perplexity", "old/loss", "old/perplexity"),
+    }
     reads: ClassVar[str] = "tokens"
     """What the data must serve."""
     splits_parameters: ClassVar[bool] = True

@@ -120,10 +120,12 @@ class LifelongHashing(CodedPairs):
         "weights.beta": ("strategy", ("lifelong",)),
     }
 
-    validated: ClassVar[tuple[str, ...]] = (
-        "train/loss", "val/map_*", "session_*", "distinct_codes/*", "bit_balance/*", "chance/*"
-    )  # fmt: skip
-    """What a callback may monitor."""
+    validated: ClassVar[dict[str, tuple[str, ...]]] = {
+        "min": ("train/loss",),
+        "max": ("val/map_*",),
+        "either": ("session_*", "distinct_codes/*", "bit_balance/*", "chance/*"),
+    }
+    """What a callback may monitor, by its `mode`: whether less or more of it is better."""
 
     plans_steps: ClassVar[bool] = True
     """Tells the runner to ask `max_steps` how long the training is."""

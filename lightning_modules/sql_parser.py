@@ -86,11 +86,13 @@ class SqlParser(DialogueModule):
     adjustable: ClassVar[tuple[str, ...]] = ("beam", "sql_timeout")
     """Arguments on which no weight depends: tasks that read a run may set them anew."""
 
-    # What a callback may monitor.
-    validated: ClassVar[tuple[str, ...]] = (
-        "train/loss", "val/loss",
-        "val/exact", "val/exact_interaction", "val/execution", "val/execution_interaction",
-    )  # fmt: skip
+    # What a callback may monitor, by its `mode`: whether less or more of it is better.
+    validated: ClassVar[dict[str, tuple[str, ...]]] = {
+        "min": ("train/loss", "val/loss"),
+        "max": (
+            "val/exact", "val/exact_interaction", "val/execution", "val/execution_interaction",
+        ),
+    }  # fmt: skip
 
     # Keys that are read only where another one is set, is not, or has one of some values.
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {

@@ -98,16 +98,18 @@ class TextToSql(DialogueModule):
     tasks: ClassVar[dict[str, bool]] = {
         "evaluate": False, "chat": False, "annotate": False, "test": False
     }  # fmt: skip
-    # What a callback may monitor.
-    validated: ClassVar[tuple[str, ...]] = (
-        "train/loss", "train/parser_loss", "train/rewriter_loss",
-        "val/raw/exact", "val/raw/exact_interaction",
-        "val/raw/execution", "val/raw/execution_interaction",
-        "val/rewritten/exact", "val/rewritten/exact_interaction",
-        "val/rewritten/execution", "val/rewritten/execution_interaction",
-        "val/gold/exact", "val/gold/exact_interaction",
-        "val/gold/execution", "val/gold/execution_interaction",
-    )  # fmt: skip
+    # What a callback may monitor, by its `mode`: whether less or more of it is better.
+    validated: ClassVar[dict[str, tuple[str, ...]]] = {
+        "min": ("train/loss", "train/parser_loss", "train/rewriter_loss"),
+        "max": (
+            "val/raw/exact", "val/raw/exact_interaction",
+            "val/raw/execution", "val/raw/execution_interaction",
+            "val/rewritten/exact", "val/rewritten/exact_interaction",
+            "val/rewritten/execution", "val/rewritten/execution_interaction",
+            "val/gold/exact", "val/gold/exact_interaction",
+            "val/gold/execution", "val/gold/execution_interaction",
+        ),
+    }  # fmt: skip
     # Those that read no datamodule.
     without_data: ClassVar[tuple[str, ...]] = ("evaluate", "chat")
 

@@ -119,11 +119,12 @@ class UtteranceRewriter(DialogueModule):
     adjustable: ClassVar[tuple[str, ...]] = ("beam", "scored_rewrites")
     """Arguments on which no weight depends: tasks that read a run may set them anew."""
 
-    # What a callback may monitor.
-    validated: ClassVar[tuple[str, ...]] = (
-        "train/loss", "val/loss", "val/bleu", "val/rouge_l", "val/exact", "val/restored_f1",
-        "val/schema_share", "val/schema_share_gold",
-    )  # fmt: skip
+    # What a callback may monitor, by its `mode`: whether less or more of it is better.
+    validated: ClassVar[dict[str, tuple[str, ...]]] = {
+        "min": ("train/loss", "val/loss"),
+        "max": ("val/bleu", "val/rouge_l", "val/exact", "val/restored_f1"),
+        "either": ("val/schema_share", "val/schema_share_gold"),
+    }
 
     unread: ClassVar[dict[str, str]] = {"dual.language_model": ""}
     """Keys of older runs that nothing reads any more."""

@@ -516,20 +516,37 @@ def _readers(settings: dict[str, Any]) -> list[str]:
 
 
 def _monitors(settings: dict[str, Any]) -> list[str]:
-    """Check that a training watches what is logged, as far as module and callbacks say."""
+    """Check that a training watches what is logged, and takes the better of it for the best.
+
+    Module and callbacks say in `validated` what they log, and whether less or more is better.
+    """
     validated = promise(settings["module"], "validated")
     if settings["task"] != "train" or validated is None:
         return []
-    callbacks = settings["callbacks"] or {}
-    known = [*validated]
-    for node in callbacks.values():
-        known += promise(node, "validated") or ()
-    monitors = {name: node.get("monitor") for name, node in callbacks.items() if node}
-    return [
-        f"callbacks.{name}.monitor={monitor}: no such metric.{nearest(str(monitor), known)}"
-        for name, monitor in monitors.items()
-        if monitor is not None and not any(fnmatch(str(monitor), each) for each in known)
-    ]
+    callbacks = {name: node for name, node in (settings["callbacks"] or {}).items() if node}
+    known = {
+        metric: mode
+        for each in (validated, *(promise(node, "validated") for node in callbacks.values()))
+        for mode, metrics in (each or {}).items()
+        for metric in metrics
+    }
+    problems = []
+    for name, node in callbacks.items():
+        if (monitor := node.get("monitor")) is None:
+            continue
+        modes = [mode for metric, mode in known.items() if fnmatch(str(monitor), metric)]
+        given = node.get("mode", "min")
+        if not modes:
+            problems.append(
+                f"callbacks.{name}.monitor={monitor}: no such metric.{nearest(str(monitor), known)}"
+            )
+        elif given not in modes and "either" not in modes:
+            better = "less" if modes == ["min"] else "more"
+            problems.append(
+                f"callbacks.{name}.mode={given}: {better} of {monitor} is better. Set "
+                f"callbacks.{name}.mode={modes[0]}"
+            )
+    return problems
 
 
 def _places(settings: dict[str, Any]) -> list[str]:

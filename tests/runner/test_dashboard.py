@@ -63,7 +63,8 @@ def test_what_workspaces_show_is_logged() -> None:
         "callbacks.progress.Progress",
         "callbacks.samples.GenerationSamples",
     ]
-    logged = [name for each in classes for name in signatures.attribute(each, "validated") or ()]
+    promises = [signatures.attribute(each, "validated") or {} for each in classes]
+    logged = [name for each in promises for names in each.values() for name in names]
     rows = {re.sub(r"[^a-z0-9]+", "_", each.lower()).strip("_") for each in _strings()}
     for name in {name for node in dashboards() for name in _metrics(node)}:
         prefix, _, leaf = name.rpartition("/")

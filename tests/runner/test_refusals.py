@@ -376,6 +376,18 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
         ),
         (["dlch", "callbacks.checkpoint.monitor=val/loss"], "monitor=val/loss: no such metric"),
         (
+            ["sat_sft", "callbacks.checkpoint.monitor=val/exact_match"],
+            r"checkpoint\.mode=min: more of val/exact_match is better\. Set .*\.mode=max",
+        ),
+        (
+            ["dlch", "callbacks.checkpoint.monitor=val/map_all_i2t"],
+            r"checkpoint\.mode=min: more of val/map_all_i2t is better",
+        ),
+        (
+            ["est_gpt2", "callbacks.checkpoint.mode=max"],
+            r"checkpoint\.mode=max: less of val/loss is better",
+        ),
+        (
             ["est_gpt2", "++callbacks.rng_state={_target_: runner.sweep.CheckJobs}"],
             "must be a Callback of Lightning",
         ),
