@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from atomic import replacing_folder
 from datamodules.batches import (
     Batch,
     BatchLoader,
@@ -31,7 +32,6 @@ from datamodules.batches import (
     in_order,
 )
 from datamodules.cache import build_once, read_record
-from datamodules.files import digest_file, files_under
 from datamodules.hub import TextDataSet
 from datamodules.settings import (
     ContextLength,
@@ -56,6 +56,7 @@ from datamodules.token_cache import (
     train_tokenizer,
     write_tokens,
 )
+from datamodules.vocabulary import ORIGINAL, name_and_identity
 from language.text_encoder import saved_tokenizer
 
 log = logging.getLogger(__name__)
@@ -199,8 +200,7 @@ class LanguageModelingDataModule(OrderedDataModule):
         source = self._open_source()
         tokenizer: dict[str, Any] = {"vocab_size": self.vocab_size, "sample": self.sample_chars}
         if self.pretrained is not None:
-            files = files_under(self.pretrained)
-            tokenizer = {"pretrained": [digest_file(file) for file in files] or self.pretrained}
+            tokenizer = {"pretrained": self._original["identity"]}
         identity = {
             "format": FORMAT,
             "text": source.identity,
@@ -354,6 +354,24 @@ class LanguageModelingDataModule(OrderedDataModule):
         assert self.folder is not None, "prepare_data comes first"
         return saved_tokenizer(self.folder / "tokenizer")
 
+    def keep_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer, and what it is a copy of, so that runs are read without the base.
+
+        Args:
+            folder: Where to; made.
+        """
+        with replacing_folder(folder) as unfinished:
+            self.tokenizer.save_pretrained(unfinished)
+            if self.pretrained is not None:
+                original = json.dumps(self._original, indent=1)
+                (unfinished / ORIGINAL).write_text(original, encoding="utf-8")
+
+    @functools.cached_property
+    def _original(self) -> dict[str, Any]:
+        """The pretrained tokenizer's name and identity; a base's weights are read for it."""
+        assert self.pretrained is not None
+        return name_and_identity(self.pretrained)
+
     @property
     def _batches_per_epoch(self) -> int:
         return len(self.blocks["train"]) // self.per_batch
@@ -367,8 +385,9 @@ class LanguageModelingDataModule(OrderedDataModule):
             "source": self.settings["source"],
             "old_domain": None if self.old_domain is None else self.old_domain.describe(),
             "cache": str(self.folder),
-            "tokenizer": self.pretrained
-            or f"byte-level BPE, {self.vocab_size} tokens, trained here",
+            "tokenizer": f"byte-level BPE, {self.vocab_size} tokens, trained here"
+            if self.pretrained is None
+            else self._original["name"],
             "vocab_size": self.vocab_size,
             "documents": train["documents"] + val["documents"],
             "characters": train["characters"] + val["characters"],

@@ -1,6 +1,7 @@
 """Whether a model can read what a data module makes of text: its own tokens, and no more of them.
 
-Without PyTorch, so that what does not fit is refused before anything heavy is imported.
+And which tokenizer that is. Without PyTorch, so that what does not fit is refused before anything
+heavy is imported.
 """
 
 import json
@@ -9,7 +10,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from datamodules.files import digest_file, files_under
 from subnetworks.families import longest_context
+
+ORIGINAL = "original.json"
+"""Beside a copy of a tokenizer: its `name_and_identity`, so that the copy stands for it."""
+
+
+def name_and_identity(pretrained: str) -> dict[str, Any]:
+    """Return what a pretrained tokenizer is called and known by; of a copy, the original's.
+
+    Args:
+        pretrained: A folder, whose files are read, or a hub id.
+
+    Returns:
+        `name`, and `identity`: digests of the folder's files, or the id.
+    """
+    try:
+        found = json.loads((Path(pretrained) / ORIGINAL).read_bytes())
+        return {"name": found["name"], "identity": found["identity"]}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or damaged
+        files = files_under(pretrained)
+        return {"name": pretrained, "identity": [digest_file(f) for f in files] or pretrained}
 
 
 def fits(settings: Mapping[str, Any], config: Any) -> None:

@@ -105,12 +105,13 @@ class CausalLM(LanguageTasks, CountedLoss):
         source = "architecture" if pretrained is None else "pretrained"
         refuse_unbuildable(source, self.hf_config, attn_implementation, lora)
         self.model: Any = None
+        self._awaits_checkpoint = False
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
 
     def configure_model(self) -> None:
         """Build or load the model, once, in training mode."""
         if self.model is None:
-            self._build(with_weights=True)
+            self._build(with_weights=not self._awaits_checkpoint)
 
     def _build(self, with_weights: bool) -> None:
         assert self.device_mesh is None or self.lora is None, "the runner refuses the two together"
@@ -208,10 +209,17 @@ class CausalLM(LanguageTasks, CountedLoss):
         """AdamW with decay groups, and the learning rate by step."""
         return adamw_with_schedule(self, self.optimizer_settings, self.schedule_settings)
 
+    def await_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Know that all weights will be a checkpoint's: a pretrained model's need not be there.
+
+        LoRA's checkpoints hold the base's as well.
+        """
+        self._awaits_checkpoint = True
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the model before its weights, all of them, are loaded outside of a trainer."""
-        if self.model is None:
-            self._build(with_weights=False)
+        self.await_checkpoint(checkpoint)
+        self.configure_model()
 
     def keep_base(self, folder: Path) -> None:
         """Write what of a pretrained model is no weight, so that checkpoints are read without it.

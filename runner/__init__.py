@@ -5,6 +5,7 @@ Importing this package is cheap: a wrong setting is refused before Lightning is 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ def do(job: Job) -> dict[str, float]:
     from runner import life, parts, pretrained, tasks
     from runner.fit import made_models
     from runner.record import quiet
+    from runner.stored import on_its_own
 
     quiet()
     if start is not None:
+        if start.resumed:
+            job = replace(job, settings=on_its_own(job.settings, start.folder))
         if made_models(job.settings["module"]):
             parts.rehearse(job)
-        return life.run(pretrained.resolve(job), start)
+        return life.run(pretrained.resolve(job, start.resumed), start)
     if job.bases:
         parts.build_data(job.settings)
     return tasks.run(pretrained.resolve(job))

@@ -182,6 +182,8 @@ def checkpoint_of(key: str, place: str | Path) -> Path:
         ConfigError: There is none, or it is damaged.
     """
     path = Path(place).expanduser()
+    if not path.exists():
+        raise ConfigError(f"{key}={place}: no such file or folder")
     if not path.is_dir():
         if fault := fault_of(path):
             raise ConfigError(f"{key}={place}: the file {fault}")

@@ -203,7 +203,7 @@ def part_checkpoints(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
     A class lists in `checkpoints` those of its arguments. What the task reads in `ckpt_path` holds
     the parts as well.
     """
-    if settings["ckpt_path"] is not None and settings["task"] not in ("validate", "test"):
+    if settings["ckpt_path"] is not None:
         return
     for key, node in targets(settings["module"], "module"):
         for name in promise(node, "checkpoints") or ():

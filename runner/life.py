@@ -37,7 +37,7 @@ from reports.run_record import without_secrets
 from reports.tables import reached, without_constants
 from runner import machine
 from runner.axes import cost_of_step, spent
-from runner.errors import ConfigError, FailedRun, machine_behind
+from runner.errors import ConfigError, FailedRun, machine_behind, refusing
 from runner.folder import CHECKPOINT_KEY, Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import Job
 from runner.parts import (
@@ -139,6 +139,8 @@ class _Run:
         self.checkpoint = start.checkpoint if given is None else checkpoint_of("ckpt_path", given)
         if self.checkpoint is not None:
             check_data(self.module, self.datamodule, self.checkpoint)
+            with refusing():
+                answer(self.module, "await_checkpoint", load(self.checkpoint))
         self.phases: dict[str, float] = {}
         self.ledgers: dict[str, Ledger] = {}
         self.places: dict[str, Path | None] = {"run folder": start.folder}

@@ -30,11 +30,12 @@ from runner.parts import build, rehearse, without_weights
 from runner.resume import choose
 
 
-def resolve(job: Job) -> Job:
+def resolve(job: Job, resumed: bool = False) -> Job:
     """Let the module's keys name files: what is named by another name is looked up, or made.
 
     Args:
         job: What was asked for. A dry run of a model whose sizes are known makes nothing.
+        resumed: Whether its checkpoint holds the module's parts.
 
     Returns:
         The same with the path of a model's folder wherever its name stood
@@ -45,7 +46,7 @@ def resolve(job: Job) -> Job:
     """
     settings = {**job.settings, "module": deepcopy(job.settings["module"])}
     job = replace(job, settings=settings)
-    for key, node, name in part_checkpoints(settings):
+    for key, node, name in () if resumed else part_checkpoints(settings):
         node[name] = str(checkpoint_of(key, node[name]))
     if settings["dry_run"]:
         known = without_weights(job)

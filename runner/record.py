@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from atomic import replacing, replacing_folder
+from atomic import replacing
 from reports.configs import RUN_DIR, arm_hash, config_hash, replaced
 from reports.registry import read_rows
 from reports.run_record import RunRecord, run_folder, without_secrets, write_record
@@ -28,6 +28,7 @@ from runner import machine, output
 from runner.errors import ConfigError
 from runner.folder import CHECKPOINT_KEY, Start, open_folder, read_record
 from runner.job import Job
+from runner.parts import answer
 
 
 def now() -> str:
@@ -151,12 +152,8 @@ class Identity(pl.Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep what a checkpoint lacks: the text, or the base, may be gone when it is exported."""
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-        if tokenizer is not None:
-            with replacing_folder(self.folder / "tokenizer") as unfinished:
-                tokenizer.save_pretrained(unfinished)
-        if (keep := getattr(pl_module, "keep_base", None)) is not None:
-            keep(self.folder / "model")
+        answer(getattr(trainer, "datamodule", None), "keep_tokenizer", self.folder / "tokenizer")
+        answer(pl_module, "keep_base", self.folder / "model")
 
 
 class MetricsFile(Logger):

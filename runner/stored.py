@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from datamodules.vocabulary import ORIGINAL
 from reports.configs import INDIFFERENT, at
 from reports.run_record import run_folder
 from runner.errors import ConfigError
@@ -60,10 +61,7 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     if trains:
         return settings
     chosen = {"module": _module_of(stored, settings, bound), "name": stored["name"]}
-    alone = settings["task"] in (promise(stored["module"], "without_data") or ())
-    if (alone or settings["task"] == "export") and (folder / "model").is_dir():
-        chosen["module"]["pretrained"] = str(folder / "model")  # all weights are the checkpoint's
-    if alone:
+    if settings["task"] in (promise(stored["module"], "without_data") or ()):
         chosen["datamodule"] = None
     elif not settings["datamodule"]:
         chosen["datamodule"] = stored["datamodule"]
@@ -75,6 +73,27 @@ def with_stored(settings: dict[str, Any]) -> dict[str, Any]:
     if limit is not None and not _is_given("trainer.limit_val_batches"):
         chosen["trainer"] = {**settings["trainer"], "limit_val_batches": limit}  # the same figure
     return {**settings, **chosen}
+
+
+def on_its_own(settings: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Return a config that reads a run, without the pretrained base that the run began with.
+
+    Its config and its tokenizer stand in the run folder, and all weights are the checkpoint's.
+
+    Args:
+        settings: The config, completed from the run.
+        folder: The run's; None where a checkpoint lies in none.
+    """
+    module, data = settings["module"], settings["datamodule"]
+    if folder is None or not (folder / "model").is_dir() or at(module, "pretrained") is None:
+        return settings
+    settings = {**settings, "module": {**module, "pretrained": str(folder / "model")}}
+    key, kept = "tokenizer.pretrained", folder / "tokenizer"
+    stored = at(stored_config(folder)["datamodule"], key)
+    if (kept / ORIGINAL).is_file() and stored is not None and at(data, key) == stored:
+        tokenizer = {**data["tokenizer"], "pretrained": str(kept)}
+        settings["datamodule"] = {**data, "tokenizer": tokenizer}
+    return settings
 
 
 def _module_of(

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from reports.configs import at
+from reports.run_record import run_folder
 from runner import fit, signatures, task_keys
 from runner.errors import ConfigError, MissingPackage, MissingValue, nearest
 from runner.explain import CONF as CONF
@@ -41,7 +42,7 @@ from runner.job import (
     this_job,
 )
 from runner.signatures import promise
-from runner.stored import with_stored
+from runner.stored import on_its_own, with_stored
 from runner.task_keys import FREE_TASKS, GROUPS, TASKS, TOP_LEVEL, own_tasks
 from subnetworks.families import sizes
 
@@ -111,7 +112,9 @@ def check(cfg: DictConfig) -> Job:
     problems += _task(settings) + _needs_of_trainer(settings)
     problems += _precision(settings) + _strategy(settings) + fit.architecture_problems(settings)
     _refuse(problems)
-    job = Job(settings, settings, origin(), _bases(settings))
+    reads = settings["task"] != "train" and settings["ckpt_path"] is not None
+    own = on_its_own(settings, run_folder(Path(settings["ckpt_path"]))) if reads else settings
+    job = Job(own, settings, origin(), _bases(own))
     _refuse(_misfits(job))
     return job
 
@@ -273,6 +276,8 @@ def _task(settings: dict[str, Any]) -> list[str]:
     own = own_tasks(settings["module"])
     known = (*TASKS, *FREE_TASKS, *own)
     named = {key: node[name] for key, node, name in part_checkpoints(settings)}
+    if settings["resume"] != "never":
+        named = {}  # a run that is gone on with needs none, and another one looks for them later
     if task != "train":
         named = {"ckpt_path": checkpoint, **named}
     for key, place in named.items():
@@ -429,7 +434,8 @@ def _bases(settings: dict[str, Any]) -> dict[str, Job]:
     bases = {}
     for key, named in fit.made_models(settings["module"]):
         if not named.startswith(fit.EXPERIMENT):
-            fit.gguf_file(key, named)
+            if settings["resume"] == "never":
+                fit.gguf_file(key, named)
             continue
         name, *overrides = named.removeprefix(fit.EXPERIMENT).split()
         known = list(experiments())

@@ -182,6 +182,34 @@ def test_an_experiment_makes_the_model_that_another_goes_on_from(
         assert "experiment:base_llama" in (folder / "config.yaml").read_text()
 
 
+def test_a_run_is_read_and_gone_on_with_when_its_base_and_the_cache_are_gone(
+    text: Path, base: Path, tmp_path: Path
+) -> None:
+    """To the same bits: the run folder has all that is needed beside the text."""
+    away = tmp_path / "base", tmp_path / "cache"
+    shutil.copytree(base, away[0])
+    arguments = ["experiment=sat_cpt", "debug=fast", "name=whole", "trainer.checkpoint_every=2"]
+    arguments += tiny_sat("sat_cpt", away[0], text, tmp_path, away[1])
+    whole = runner.do(asked(arguments))
+    (folder,) = (tmp_path / "whole").iterdir()
+    shutil.copytree(folder, tmp_path / "resumed")
+    first, last = sorted((tmp_path / "resumed" / "checkpoints").glob("step-*.ckpt"))
+    last.unlink()
+    for place in away:
+        shutil.rmtree(place)
+    resumed = runner.do(asked([*arguments, f"resume={first}"]))
+    named = [f"ckpt_path={folder}/checkpoints/{last.name}"]
+    named += [f"paths.{key}={tmp_path / key}" for key in ("output_dir", "cache_dir")]
+    read = runner.do(asked([*named, "task=validate"]))
+    for name in ("val/loss", "old/loss"):
+        assert resumed[name] == read[name] == whole[name], name
+    described = [
+        json.loads((f / "run.json").read_text())["data"] for f in (folder, first.parents[1])
+    ]
+    assert described[0] == described[1]
+    runner.do(asked([*named, "task=generate", "prompt=The", "max_new_tokens=2"]))
+
+
 def tiny_hashing(name: str, tmp_path: Path) -> list[str]:
     """Overrides that put one of DLCH's experiments on features of 24 classes."""
     draw = np.random.default_rng(0)

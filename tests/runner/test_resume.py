@@ -23,13 +23,14 @@ import yaml
 from omegaconf import OmegaConf
 
 from callbacks.checkpoint import Checkpointing
+from datamodules.vocabulary import ORIGINAL
 from reports.configs import arm_hash, config_hash
 from reports.run_record import read_record, write_record
 from runner import pretrained, resume, signatures
 from runner.errors import ConfigError
 from runner.folder import Start, checkpoint_of, fill, lock, retire_newer, stored_config
 from runner.job import difference
-from runner.stored import with_stored
+from runner.stored import on_its_own, with_stored
 from runner.validate import asked, checked
 from tests.runner.laboratory import forked, run
 from tests.runner.tiny import TinyModule
@@ -589,10 +590,33 @@ def test_what_only_training_reads_comes_from_the_run(
     ):
         with pytest.raises(ConfigError, match=words):
             with_stored({**asked, "module": {**given, **changed}})
-    (tmp_path / "model").mkdir()  # what a pretrained base says, whose weights no export needs
-    for task, base in (("test", None), ("export", str(tmp_path / "model"))):
-        monkeypatch.setenv("HOME", str(tmp_path.parent))
-        home = {"ckpt_path": f"~/{tmp_path.name}", "task": task}
-        found = with_stored({**asked, **home, "module": given})
-        assert found["ckpt_path"] == str(tmp_path)
-        assert found["module"].get("pretrained") == base
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    home = {"ckpt_path": f"~/{tmp_path.name}"}
+    assert with_stored({**asked, **home, "module": given})["ckpt_path"] == str(tmp_path)
+
+
+def test_a_run_is_read_without_the_base_that_it_began_with(tmp_path: Path) -> None:
+    """Where it keeps its own copy of what that is, and what is read is that run's."""
+    named = {"pretrained": "/nowhere/base"}
+    stored: dict[str, Any] = {
+        "name": "stored",
+        "paths": {"run_dir": str(tmp_path)},
+        "module": {"_target_": "lightning_modules.causal_lm.CausalLM", **named},
+        "datamodule": {"_target_": "datamodules.instruction.InstructionDataModule"},
+        "callbacks": None,
+        "trainer": {},
+    }
+    stored["datamodule"]["tokenizer"] = {**named, "sample_chars": 7}
+    OmegaConf.save(stored, tmp_path / "config.yaml")
+    assert on_its_own(stored, None) == on_its_own(stored, tmp_path) == stored
+    for part in ("model", "tokenizer"):
+        (tmp_path / part).mkdir()
+    kept = {"pretrained": str(tmp_path / "model")}
+    assert on_its_own(stored, tmp_path) == {**stored, "module": {**stored["module"], **kept}}
+    (tmp_path / "tokenizer" / ORIGINAL).write_text("{}")
+    own = on_its_own(stored, tmp_path)["datamodule"]["tokenizer"]
+    assert own == {"pretrained": str(tmp_path / "tokenizer"), "sample_chars": 7}
+    other = {**stored, "datamodule": {"tokenizer": {"pretrained": "gpt2"}}}
+    assert on_its_own(other, tmp_path)["datamodule"] == other["datamodule"]
+    scratch = {**stored, "module": {"architecture": {}}}
+    assert on_its_own(scratch, tmp_path) == scratch
