@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, stop."""
+"""SIGTERM and Ctrl-C: finish the step, and the validation that is due at it; save, stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytorch_lightning.strategies.launchers import (
 )
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from callbacks.checkpoint import Checkpointing
+from callbacks.checkpoint import Checkpointing, validation_follows
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -47,13 +47,15 @@ def stop_behind(error: BaseException) -> Interrupted | None:
 class Interruption(pl.Callback):
     """Stops training at the end of the step in which a signal came, with a checkpoint of that step.
 
-    Outside of training a signal stops at once, and so does a second Ctrl-C. All processes of a
-    distributed run agree on the step; only the first process decides.
+    A validation that is due at this step takes place before: Lightning does not make up for one
+    that a resumed run has missed. Outside of training a signal stops at once, and so does a second
+    Ctrl-C. All processes of a distributed run agree on the step; only the first process decides.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._deferring = False
+        self._stops = False  # when the validation ends
         self._seen_step = -1
         self._trainer: pl.Trainer | None = None
 
@@ -87,7 +89,7 @@ class Interruption(pl.Callback):
         """From here on a signal waits for the end of a step."""
         self.on_sanity_check_start(trainer, pl_module)
         self._seen_step = trainer.global_step
-        self._deferring = True
+        self._deferring, self._stops = True, False
 
     def on_train_batch_end(
         self,
@@ -107,6 +109,20 @@ class Interruption(pl.Callback):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if not stop or trainer.global_step == trainer.max_steps:
             return
+        if validation_follows(trainer):
+            self._stops = True
+        else:
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save and stop if a signal came in the step that was validated."""
+        if not self._stops:
+            return
+        for callback in trainer.checkpoint_callbacks:  # which come last, and would not be called
+            callback.on_validation_end(trainer, pl_module)
+        self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
         words = f"after step {trainer.global_step} of {trainer.max_steps}"
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpointing):

@@ -283,24 +283,35 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         fill(module, file)
 
 
-def test_sigterm_saves_the_step_and_marks_the_run(tmp_path: Path) -> None:
-    run(tmp_path / "whole")
-    stop = [
-        "+callbacks.kill._target_=tests.runner.tiny.Kill",
-        "+callbacks.kill.at=12",
-        "+callbacks.kill.name=SIGTERM",
-    ]
-    with pytest.raises(SystemExit) as stopped:
-        run(tmp_path / "stopped", *stop)
-    assert stopped.value.code == 128 + signal.SIGTERM
-    folder = folder_of(tmp_path / "stopped")
-    record = json.loads((folder / "run.json").read_text())
-    assert record["status"] == "interrupted"
-    assert "SIGTERM after step 13 of 40" in record["reason"]
-    assert checkpoints(tmp_path / "stopped")[-1].name == "step-00000013.ckpt"
-    run(tmp_path / "stopped", f"resume={folder}")
-    ends = [folder_of(tmp_path / name) / "checkpoints" / LAST for name in ("whole", "stopped")]
-    assert_same(*ends)
+@pytest.mark.parametrize(("every", "steps"), [(10, (13, 20)), (16, (16,))])
+def test_sigterm_saves_the_step_and_marks_the_run(
+    tmp_path: Path, every: int, steps: tuple[int, ...]
+) -> None:
+    """A step at which a validation is due is saved with it; an epoch has 16."""
+    common = ["trainer.checkpoint_every=7", f"trainer.val_check_interval={every}"]
+    run(tmp_path / "whole", *common)
+    whole = folder_of(tmp_path / "whole")
+    for step in steps:
+        stop = [
+            "+callbacks.kill._target_=tests.runner.tiny.Kill",
+            f"+callbacks.kill.at={step - 1}",
+            "+callbacks.kill.name=SIGTERM",
+        ]
+        outputs = tmp_path / str(step)
+        with pytest.raises(SystemExit) as stopped:
+            run(outputs, *common, *stop)
+        assert stopped.value.code == 128 + signal.SIGTERM
+        folder = folder_of(outputs)
+        record = json.loads((folder / "run.json").read_text())
+        assert record["status"] == "interrupted"
+        assert f"SIGTERM after step {step} of 40" in record["reason"]
+        last = checkpoints(outputs)[-1]
+        assert last.name == f"step-{step:08d}.ckpt"
+        saved = torch.load(last, weights_only=True)["callbacks"]["Checkpointing"]
+        assert saved["validated_step"] == step // every * every
+        run(outputs, *common, f"resume={folder}")
+        assert_same(whole / "checkpoints" / LAST, folder / "checkpoints" / LAST)
+        assert losses(folder) == losses(whole), "each row once"
 
 
 def test_second_sigint_stops_at_once(tmp_path: Path) -> None:
