@@ -31,7 +31,7 @@ def built(kind: type[Part], settings: Mapping[str, Any]) -> Part:
 
 
 def restored(kind: type[Part], key: str, file: str) -> Part:
-    """Build a part as its checkpoint says, with its weights, which are not trained further.
+    """Build a part as its checkpoint says, with its weights.
 
     Args:
         kind: Its class.
@@ -56,5 +56,4 @@ def restored(kind: type[Part], key: str, file: str) -> Part:
         raise ValueError(
             f"module.{key}={file}: is no checkpoint of {kind.__name__}: {error}"
         ) from error
-    part.requires_grad_(False)
     return part

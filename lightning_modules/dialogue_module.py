@@ -9,7 +9,13 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.counted_loss import CountedLoss
 from text2sql.dialogue import DialogueData, Example, by_database
-from text2sql.encoder import build_encoder, load_encoder, tokenizer_from, train_tokenizer
+from text2sql.encoder import (
+    Files,
+    build_encoder,
+    load_encoder,
+    tokenizer_from,
+    train_tokenizer,
+)
 from text2sql.metrics import InteractionMatch
 
 
@@ -25,6 +31,8 @@ class DialogueModule(CountedLoss, ABC):
 
     word_pieces: str | None = None
     """A tokenizer that was trained on the training data, as text, for checkpoints to keep."""
+    kept: Files | None = None
+    """Config and tokenizer of a pretrained network whose weights will be a checkpoint's."""
 
     def __init__(self, *judged: str) -> None:
         """Make the metrics: of `judged` match is counted, such as `val/raw`."""
@@ -55,7 +63,7 @@ class DialogueModule(CountedLoss, ABC):
         These are the checkpoint's that is being loaded, else those of the training data.
         """
         if pretrained is not None:
-            return load_encoder(pretrained, dropout)
+            return load_encoder(pretrained, dropout, self.kept)
         if self.word_pieces is None:
             trained = train_tokenizer(self.texts(), vocab_size)
             self.word_pieces = trained.backend_tokenizer.to_str()

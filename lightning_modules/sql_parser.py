@@ -19,7 +19,7 @@ from lightning_modules.optimization import (
     optimization,
 )
 from text2sql.dialogue import Example, by_database
-from text2sql.encoder import freeze
+from text2sql.encoder import files_of, freeze
 from text2sql.evaluation import Judge, Scores, Verdict
 from text2sql.execute import MOST_SECONDS
 from text2sql.parser import ParserNetwork
@@ -196,23 +196,34 @@ class SqlParser(DialogueModule):
         return texts
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep a tokenizer that was trained here, what it learned from, and how sure it may be."""
+        """Keep its tokenizer and encoder's config, what it learned from, how sure it may be."""
         if self.word_pieces is not None:
             checkpoint["parser_tokenizer"] = self.word_pieces
+        if self.pretrained is not None:
+            config, tokenizer = self.network.encoder.config, self.reader.featuriser.tokenizer
+            checkpoint["parser_base"] = self.kept or files_of(config, tokenizer)
         checkpoint["parser_trained_on"] = self.trained_on
         if self.confidence is not None:
             checkpoint["parser_confidence"] = asdict(self.confidence)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network that the checkpoint's weights are of, with its tokenizer."""
-        self.init = None  # the checkpoint says all
+    def await_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Become what a checkpoint's weights are of, which needs neither `init` nor `pretrained`.
+
+        An older checkpoint does not say what its pretrained encoder was.
+        """
+        pieces = checkpoint.get("parser_tokenizer")
+        if pieces != self.word_pieces and hasattr(self, "network"):
+            del self.network
+        self.init, self.word_pieces = None, pieces
+        self.kept = checkpoint.get("parser_base")
         self.trained_on = checkpoint.get("parser_trained_on", {})
         if "parser_confidence" in checkpoint:
             self.confidence = Confidence(**checkpoint["parser_confidence"])
-        kept = checkpoint.get("parser_tokenizer")
-        if not hasattr(self, "network") or kept != self.word_pieces:
-            self.word_pieces = kept
-            self._build()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network that the checkpoint's weights are of, with its tokenizer."""
+        self.await_checkpoint(checkpoint)
+        self.configure_model()
 
     def question(self, example: Example) -> str:
         """Return what is read of an example: the turn and, newest first, turns before it."""

@@ -152,6 +152,12 @@ class TextToSql(DialogueModule):
         self.parser = None if parser_from is not None else parser
         self.rewriter = None if rewriter_from is not None else rewriter
         self.parser_from, self.rewriter_from = parser_from, rewriter_from
+        self.finished = {
+            name
+            for name, place in (("parser", parser_from), ("rewriter", rewriter_from))
+            if place is not None
+        }
+        """Parts that have their weights from a run of their own, and keep them."""
         self.recursive = recursive
         self.optimizer_settings, self.schedule_settings = optimization(
             optimizer, schedule, Optimizer(lr=5e-4)
@@ -190,6 +196,8 @@ class TextToSql(DialogueModule):
             except ValueError as error:  # a part names its keys as if it were the module
                 words = str(error).replace("module.", f"module.{name}.")
                 raise ValueError(words) from error
+            if name in self.finished:
+                part.requires_grad_(False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the parts are and the tokenizers that were trained with them."""
@@ -197,13 +205,19 @@ class TextToSql(DialogueModule):
             part.on_save_checkpoint(checkpoint)
             checkpoint[f"{name}_settings"] = dict(part.hparams)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the parts that the checkpoint's weights are of."""
+    def await_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Become what a checkpoint's weights are of, which needs no part's own checkpoint."""
         kinds: dict[str, Any] = {"parser": SqlParser, "rewriter": UtteranceRewriter}
         for name, kind in kinds.items():
             if f"{name}_settings" in checkpoint and getattr(self, name) is None:
                 setattr(self, name, built(kind, checkpoint[f"{name}_settings"]))
         self.parser_from = self.rewriter_from = None
+        for _, part in self._parts():
+            part.await_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the parts that the checkpoint's weights are of."""
+        self.await_checkpoint(checkpoint)
         for _, part in self._parts():
             part.on_load_checkpoint(checkpoint)
 

@@ -21,7 +21,7 @@ from lightning_modules.optimization import (
 )
 from text2sql.dialogue import Example
 from text2sql.dual_learning import Baseline, dual_step
-from text2sql.encoder import encoder_config
+from text2sql.encoder import encoder_config, files_of
 from text2sql.metrics import RewriteScores
 from text2sql.rewards import (
     Rewards,
@@ -233,7 +233,7 @@ class UtteranceRewriter(DialogueModule):
         lengths = {key: n[key] for key in ("source_tokens", "target_tokens")}
         try:
             if n["kind"] in PRETRAINED:
-                return PRETRAINED[n["kind"]].pretrained(n["pretrained"], **lengths)
+                return PRETRAINED[n["kind"]].pretrained(n["pretrained"], self.kept, **lengths)
             encoder, tokenizer = self.encoder(n["pretrained"], n["architecture"], n["vocab_size"])
             return PointerGenerator(encoder, tokenizer, n["decoder_layers"], **lengths)
         except ValueError as error:
@@ -259,18 +259,28 @@ class UtteranceRewriter(DialogueModule):
                 ) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the tokenizer that was learned from the training data."""
+        """Keep the tokenizer, and a pretrained network's config."""
         if self.word_pieces is not None:
             checkpoint["rewriter_tokenizer"] = self.word_pieces
+        if self.network_settings["pretrained"] is not None:
+            config, tokenizer = self.rewriter.config, self.rewriter.tokenizer
+            checkpoint["rewriter_base"] = self.kept or files_of(config, tokenizer)
+
+    def await_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Become what a checkpoint's weights are of, which needs neither `init` nor `pretrained`.
+
+        An older checkpoint does not say what its pretrained network was.
+        """
+        pieces = checkpoint.get("rewriter_tokenizer")
+        if pieces != self.word_pieces:
+            self.word_pieces, self.simplifier = pieces, None
+            if hasattr(self, "rewriter"):
+                del self.rewriter
+        self.init, self.kept = None, checkpoint.get("rewriter_base")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the networks that the checkpoint's weights are of."""
-        kept = checkpoint.get("rewriter_tokenizer")
-        if kept != self.word_pieces:
-            self.word_pieces, self.simplifier = kept, None
-            if hasattr(self, "rewriter"):
-                del self.rewriter
-        self.init = None  # the checkpoint says all
+        self.await_checkpoint(checkpoint)
         self.configure_model()
 
     def configure_optimizers(self) -> Any:

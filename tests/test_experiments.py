@@ -622,10 +622,16 @@ def test_dual_learning_goes_on_from_runs_of_both_parts(small_delta: SmallDelta) 
     _, rewriter = small_delta("delta_rewriter", "rewriter", *tiny_rewriter("module"))
     starts = [f"module.parser_from={parser}", f"module.rewriter.init={rewriter}"]
     sizes = [*tiny_rewriter("module.rewriter"), "module.rewriter.dual.samples=2"]
-    learned, _ = small_delta("delta_dual", "dual", *starts, *sizes)
+    learned, dual = small_delta("delta_dual", "dual", *starts, *sizes)
     rewards = {name for name in learned if name.startswith("dual/rewriter/reward_")}
     assert {"dual/rewriter/reward_parser", "dual/rewriter/reward_reconstruction"} <= rewards
     assert "val/rewritten/exact" in learned
+    for start in (parser, rewriter):
+        shutil.rmtree(start)
+    tested, _ = small_delta("delta_dual", "tested", f"ckpt_path={dual}", "task=test")
+    assert "test/rewritten/exact" in tested
+    longer = [*starts, *sizes, f"resume={dual}", "stretch=true", "trainer.max_steps=5"]
+    assert "val/rewritten/exact" in small_delta("delta_dual", "dual", *longer)[0]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own

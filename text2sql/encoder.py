@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from text2sql.words import plural, singular
@@ -206,8 +208,36 @@ class Vocabulary:
         return " ".join(words)
 
 
+Files = dict[str, Tensor]
+"""Files by name, their bytes as uint8, which a checkpoint may hold."""
+
+
+def files_of(config: Any, tokenizer: Any) -> Files:
+    """Return what of a pretrained model is no weight, for checkpoints to keep."""
+    with TemporaryDirectory() as folder:
+        for each in (config, tokenizer):
+            each.save_pretrained(folder)
+        contents = {f.name: f.read_bytes() for f in sorted(Path(folder).iterdir()) if f.is_file()}
+    return {
+        name: torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        for name, content in contents.items()
+    }
+
+
+@contextmanager
+def _folder_of(name: str, kept: Files | None) -> Iterator[str]:
+    """Give the folder of a pretrained model, or one with what a checkpoint has kept of it."""
+    if kept is None:
+        yield find_pretrained(name)
+        return
+    with TemporaryDirectory() as folder:
+        for file, content in kept.items():
+            (Path(folder) / Path(file).name).write_bytes(content.numpy().tobytes())
+        yield folder
+
+
 def load_pretrained(
-    loader: Any, name: str, dropout: bool = True, **options: Any
+    loader: Any, name: str, dropout: bool = True, kept: Files | None = None, **options: Any
 ) -> tuple[Any, Any]:
     """Load a model, in training mode, and its tokenizer.
 
@@ -216,32 +246,35 @@ def load_pretrained(
         name: A folder, a hub id, or `package:MODULE/FOLDER`.
         dropout: False takes its dropout away; drawing it takes a quarter of a training step on a
             CPU.
+        kept: Of `files_of`: what `name` means need not be there, for other weights will follow.
         options: Of its `from_pretrained`.
 
     Raises:
         ValueError: There is no such model, or it is not whole, see `load_whole`.
     """
-    folder = find_pretrained(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        tokenizer("A question.")  # some are damaged in such a way that only reading shows it
-        config = AutoConfig.from_pretrained(folder)
-        for key in () if dropout else _DROPOUTS:
-            if hasattr(config, key):
-                setattr(config, key, 0.0)
-        model, _ = load_whole(
-            loader, folder, unread=POOLER, config=config, dtype=torch.float32, **options
-        )
-    except Exception as error:  # parsers of damaged files raise anything
-        raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
+    options["dtype"] = torch.float32
+    with _folder_of(name, kept) as folder:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer("A question.")  # some are damaged in such a way that only reading shows it
+            config = AutoConfig.from_pretrained(folder)
+            for key in () if dropout else _DROPOUTS:
+                if hasattr(config, key):
+                    setattr(config, key, 0.0)
+            if kept is not None:
+                model = loader.from_config(config, **options)
+            else:
+                model, _ = load_whole(loader, folder, unread=POOLER, config=config, **options)
+        except Exception as error:  # parsers of damaged files raise anything
+            raise ValueError(f"pretrained={name}: cannot be loaded: {error}") from error
     return model.train(), tokenizer
 
 
-def load_encoder(name: str, dropout: bool = True) -> tuple[Any, Any]:
+def load_encoder(name: str, dropout: bool = True, kept: Files | None = None) -> tuple[Any, Any]:
     """Load an encoder and its tokenizer; see `load_pretrained`."""
     # On a CPU the fused attention's backward pass takes a third of a training step in bf16.
     attention = "sdpa" if torch.cuda.is_available() else "eager"
-    return load_pretrained(AutoModel, name, dropout, attn_implementation=attention)
+    return load_pretrained(AutoModel, name, dropout, kept, attn_implementation=attention)
 
 
 def encoder_config(architecture: Mapping[str, Any], **fixed: Any) -> Any:

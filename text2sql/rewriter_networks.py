@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from text2sql.encoder import load_pretrained
+from text2sql.encoder import Files, load_pretrained
 from text2sql.rewriting import HINTS, Features, Memory, Rewriter
 
 # --- the pointer-generator -----------------------------------------------------------------------
@@ -81,6 +81,11 @@ class PointerGenerator(Rewriter):
         self.generates = nn.Linear(3 * width, 1)
         dropout = getattr(encoder.config, "hidden_dropout_prob", 0.0)
         self.dropout = nn.Dropout(dropout)
+
+    @property
+    def config(self) -> Any:
+        """The encoder's."""
+        return self.encoder.config
 
     def _encode(self, features: Features) -> Memory:
         words = self.encoder.get_input_embeddings()(features.ids) + self.roles(features.roles)
@@ -219,14 +224,20 @@ class Pretrained(Rewriter):
         self.model = model
 
     @classmethod
-    def pretrained(cls, name: str, **options: Any) -> Self:
+    def pretrained(cls, name: str, kept: Files | None = None, **options: Any) -> Self:
         """Load model and tokenizer, in training mode; see `load_pretrained`.
 
         Args:
             name: A folder, a hub id, or `package:MODULE/FOLDER`.
+            kept: What a checkpoint has kept of it.
             options: Of the constructor.
         """
-        return cls(*load_pretrained(cls.loader, name), **options)
+        return cls(*load_pretrained(cls.loader, name, kept=kept), **options)
+
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self.model.config
 
     @abstractmethod
     def _logits(self, memory: Memory, inputs: Tensor, cached: bool) -> Tensor:

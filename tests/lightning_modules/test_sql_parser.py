@@ -1,5 +1,6 @@
 """SqlParser trains, validates, resumes bit for bit, and says in words what is wrong."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lightning_modules.checkpoints import built
+from lightning_modules.checkpoints import built, restored
 from lightning_modules.sql_parser import SqlParser
-from tests.lightning_modules.test_utterance_rewriter import Concerts, StopAt, trainer
+from tests.lightning_modules.test_utterance_rewriter import Concerts, StopAt, bert_folder, trainer
 from tests.test_methods import assert_equal
 from tests.text2sql.conftest import make
 from tests.text2sql.questions import SIZES, dialogues
@@ -102,6 +103,29 @@ def test_a_checkpoint_says_what_it_learned_from_and_how_sure_it_may_be(
     # Nothing was judged: what was learned before stays.
     again.calibrate([])
     assert again.confidence == made.confidence
+
+
+def test_a_checkpoint_is_read_without_the_encoder_that_it_began_with(
+    data: Concerts, tmp_path: Path
+) -> None:
+    """All weights are its own, and it keeps the config and the tokenizer."""
+    folder = bert_folder(tmp_path / "bert", SIZES)
+    named: dict[str, Any] = {"architecture": None, "pretrained": str(folder)}
+    made, data.batch_size = module(**named), len(data.turns)
+    run = trainer(tmp_path, 2)
+    run.fit(made, datamodule=data)
+    run.save_checkpoint(tmp_path / "made.ckpt")
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"module\.pretrained=.* cannot be loaded"):
+        module(**named).configure_model()
+    again = module(**named)
+    again.await_checkpoint(torch.load(tmp_path / "made.ckpt", weights_only=True))
+    longer = trainer(tmp_path, 3)
+    longer.fit(again, datamodule=data, ckpt_path=tmp_path / "made.ckpt")
+    longer.save_checkpoint(tmp_path / "again.ckpt")
+    part = restored(SqlParser, "parser_from", str(tmp_path / "again.ckpt"))
+    texts = [(example.utterance, example.about, example.database) for example in data.turns]
+    assert part.eval().reader.best(texts, 1) == again.eval().reader.best(texts, 1)
 
 
 def test_a_training_goes_on_from_another_ones_network(data: Concerts, tmp_path: Path) -> None:

@@ -228,10 +228,15 @@ def test_a_checkpoint_alone_says_what_the_parts_are(trained: tuple[Path, Path]) 
 def test_parts_of_runs_of_their_own_stay_as_they_are(
     trained: tuple[Path, Path], data: Concerts, tmp_path: Path
 ) -> None:
+    data.batch_size = len(data.turns)
     run = trainer(tmp_path, 2, limit_val_batches=0)
     run.fit(parser(), datamodule=data)
     run.save_checkpoint(tmp_path / "parser.ckpt")
-    module = pipeline(parser_from=str(tmp_path / "parser.ckpt"))
+    settings: Any = {
+        "parser_from": str(tmp_path / "parser.ckpt"),
+        "schedule": {"decay": "constant"},
+    }
+    module = pipeline(**settings)
     further = trainer(tmp_path, 2, limit_val_batches=0)
     further.fit(module, datamodule=data)
     expected = torch.load(tmp_path / "parser.ckpt", weights_only=True)["state_dict"]
@@ -241,6 +246,16 @@ def test_parts_of_runs_of_their_own_stay_as_they_are(
     with pytest.raises(ValueError, match="nothing to train"):
         trainer(tmp_path, 1).fit(alone, datamodule=data)
     trainer(tmp_path, 1).test(alone, datamodule=data, verbose=False)
+    further.save_checkpoint(tmp_path / "pipeline.ckpt")
+    (tmp_path / "parser.ckpt").unlink()
+    again = pipeline(**settings)
+    again.await_checkpoint(torch.load(tmp_path / "pipeline.ckpt", weights_only=True))
+    longer = trainer(tmp_path, 4, limit_val_batches=0)
+    longer.fit(again, datamodule=data, ckpt_path=tmp_path / "pipeline.ckpt")
+    for name, value in again.parser.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    changed = zip(again.rewriter.parameters(), module.rewriter.parameters(), strict=True)
+    assert not all(torch.equal(new, old) for new, old in changed)
 
 
 def test_dual_learning_hears_the_parser(data: Concerts, tmp_path: Path) -> None:

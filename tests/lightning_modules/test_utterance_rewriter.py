@@ -1,6 +1,8 @@
 """UtteranceRewriter trains, tests and resumes bit for bit, supervised and dual; errors in words."""
 
 import json
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,16 @@ from callbacks.samples import ModuleSamples
 from lightning_modules import utterance_rewriter
 from lightning_modules.utterance_rewriter import UtteranceRewriter
 from tests.test_methods import assert_equal
-from tests.text2sql.rewriters import LENGTHS, SIZES, seq2seq_folder, turns
+from tests.text2sql.rewriters import (
+    LENGTHS,
+    SIZES,
+    causal_lm_folder,
+    seq2seq_folder,
+    tokenizer,
+    turns,
+)
 from text2sql.dialogue import Example
+from text2sql.encoder import build_encoder
 from text2sql.rewrites import most_faithful
 from text2sql.schema import Schema
 
@@ -64,6 +74,14 @@ def module(**options: Any) -> UtteranceRewriter:
     network |= {**LENGTHS, **options.pop("network", {})}
     settings: dict[str, Any] = {"optimizer": {"lr": 3e-3}, "beam": 2, **options}
     return UtteranceRewriter(network=network, **settings)
+
+
+def bert_folder(folder: Path, sizes: Mapping[str, Any] = SIZES) -> Path:
+    """A randomly built BERT with a tokenizer, as `from_pretrained` loads it."""
+    words = tokenizer()
+    build_encoder({"model_type": "bert", **sizes}, words).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
 
 
 def trainer(folder: Path, steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
@@ -220,13 +238,34 @@ def test_a_parser_may_judge(data: Concerts, tmp_path: Path) -> None:
     assert float(run.callback_metrics["dual/rewriter/reward_parser"]) == 1.0
 
 
-def test_a_pretrained_encoder_and_decoder_train(data: Concerts, tmp_path: Path) -> None:
-    folder = seq2seq_folder(tmp_path / "bart", "bart")
-    network: Any = {"kind": "seq2seq", "pretrained": str(folder), "architecture": None}
-    made = module(network=network)
-    run = trainer(tmp_path, 2)
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        ("seq2seq", lambda folder: seq2seq_folder(folder, "bart")),
+        ("causal_lm", lambda folder: causal_lm_folder(folder, "gpt2")),
+        ("pointer_generator", bert_folder),
+    ],
+)
+def test_a_pretrained_network_trains_and_is_read_again_without_its_base(
+    kind: str, base: Callable[[Path], Path], data: Concerts, tmp_path: Path
+) -> None:
+    """All weights are the checkpoint's, which keeps the config and the tokenizer."""
+    folder = base(tmp_path / "base")
+    network: Any = {"kind": kind, "pretrained": str(folder), "architecture": None}
+    made = module(network=network, simplifier=True)
+    run = trainer(tmp_path, 2, limit_val_batches=0)
     run.fit(made, datamodule=data)
-    assert len(made.rewrite(data.turns)) == len(data.turns)
+    written = made.eval().rewrite(data.turns)
+    assert len(written) == len(data.turns)
+    run.save_checkpoint(tmp_path / "made.ckpt")
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"module\.network\.pretrained=.* cannot be loaded"):
+        module(network=network).configure_model()
+    again = module(network=network, simplifier=True)
+    content = torch.load(tmp_path / "made.ckpt", weights_only=True)
+    again.on_load_checkpoint(content)
+    again.load_state_dict(content["state_dict"])
+    assert again.eval().rewrite(data.turns) == written
 
 
 @pytest.mark.parametrize(
