@@ -1,7 +1,7 @@
 """Evolving Subnetwork Training: pre-train sub-networks that grow into the full model."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -93,6 +93,8 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         super().__init__(settings, Schedule(settings["stages"], rates), freeze_unsampled, seed)
         apart = ("rates", "stages", "hold", "entering_layers")
         self._draw_options = {key: value for key, value in settings.items() if key not in apart}
+        self._trained: set[int] | None = None
+        """Layers that were trained by now; None where a checkpoint does not say it."""
 
     def draw(self, config: Any, step: int, max_steps: int) -> SubnetworkSpec:
         """The sub-network of a step: a pure function of the settings, the seed and the step."""
@@ -103,29 +105,53 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
 
     def gather(self, spec: SubnetworkSpec, batch: Mapping[str, torch.Tensor]) -> None:
         """Gather the step's weights, after layers that enter have got theirs."""
+        active = spec.active_layers
+        if self._trained is None:
+            self._trained = self._trained_before(self._step)
         if self.settings["entering_layers"] == "copied":
-            config = self._sliced.anatomy.model.config
-            self._sliced.copy_layers(self.sources(config, self._step, self._max_steps))
+            self._sliced.copy_layers(sources(active, self._trained))
+        self._trained |= set(active)
         super().gather(spec, batch)
 
-    def sources(self, config: Any, step: int, max_steps: int) -> dict[int, int]:
-        """The layers that a stage takes in for the first time, each with the nearest trained one.
-
-        Returns:
-            {entering layer: layer it is copied from}; empty unless the step is a stage's first.
-        """
-        firsts = (0, *self.schedule.ends(max_steps)[:-1])
-        if step == 0 or step not in firsts:  # a training may be too short for its first stage
-            return {}
-        trained = {
+    def _trained_before(self, step: int) -> set[int]:
+        """The layers of the stages before a step, where no checkpoint says which were trained."""
+        firsts = (0, *self.schedule.ends(self._max_steps)[:-1])
+        config = self._sliced.anatomy.model.config
+        return {
             layer
             for first in firsts
             if first < step
-            for layer in self.draw(config, first, max_steps).active_layers
+            for layer in self.draw(config, first, self._max_steps).active_layers
         }
-        entering = set(self.draw(config, step, max_steps).active_layers) - trained
-        return {layer: min(trained, key=lambda t: (abs(t - layer), t)) for layer in entering}
 
-    def refuse(self, dimensions: Mapping[str, int], pl_module: pl.LightningModule) -> None:
-        """Raise `ValueError` for rates that leave this model less than one unit."""
-        check(self.settings, dimensions)
+    def state_dict(self) -> dict[str, Any]:
+        """The base's, and which layers were trained."""
+        trained = None if self._trained is None else sorted(self._trained)
+        return {**super().state_dict(), "trained": trained}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict(state_dict)
+        trained = state_dict.get("trained")  # older files have none
+        self._trained = None if trained is None else set(trained)
+
+    def refuse(self, pl_module: pl.LightningModule) -> None:
+        """Raise `ValueError` for rates that leave this model less than one unit, among others."""
+        super().refuse(pl_module)
+        check(self.settings, vars(dimensions_of(cast(Any, pl_module).hf_config)))
+
+
+def sources(active: Collection[int], trained: Collection[int]) -> dict[int, int]:
+    """The layers that enter a training, each with the nearest one that was trained by then.
+
+    Args:
+        active: The layers of the next step.
+        trained: Those of all steps before; of none no layer enters.
+
+    Returns:
+        {entering layer: layer it is copied from}.
+    """
+    if not trained:
+        return {}
+    entering = set(active) - set(trained)
+    return {layer: min(trained, key=lambda t: (abs(t - layer), t)) for layer in entering}

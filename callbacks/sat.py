@@ -137,9 +137,10 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
             )
         return self._planned[dimensions, rates]
 
-    def refuse(self, dimensions: Mapping[str, int], pl_module: pl.LightningModule) -> None:
+    def refuse(self, pl_module: pl.LightningModule) -> None:
         """Raise `ValueError` for what this model cannot run."""
-        check(self.settings, dimensions)
+        super().refuse(pl_module)
+        check(self.settings, vars(dimensions_of(cast(Any, pl_module).hf_config)))
         importance = self.settings["importance"]
         compiled = getattr(pl_module, "compile_blocks", False)
         in_parts = ("frozen", "forward_only", "context_forward_only")
@@ -176,6 +177,7 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         self._previous = self._sliced.units if self._gathered else None
         self._gathered = True
         self.chooser.begin_step(self._step, batch.get("attention_mask"))
+        self._beside = "; scores" if not spec.is_full and self.chooser.needs_scores else ""
         if not spec.is_full and self.chooser.needs_probe:
             # The first ones of what one process would read: the ranks' parts follow each other.
             own = self.settings["probe_sequences"] - self._rank * len(batch["input_ids"])

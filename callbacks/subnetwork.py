@@ -41,6 +41,8 @@ class SubnetworkTraining(Callback):
     leaves_parameters_unused: ClassVar[bool] = True
     runs_on_split_parameters: ClassVar[bool] = True
     changes_shapes: ClassVar[bool] = False
+    scaled_losses: ClassVar[bool] = False
+    """Whether it works under the loss scaling of fp16."""
     follows_length: ClassVar[bool] = True
     """Its course is a share of the whole training's steps."""
     reads: ClassVar[str] = "tokens"
@@ -60,6 +62,8 @@ class SubnetworkTraining(Callback):
         """The current stage in words, for the progress bar."""
         self._step = -1
         self._spec: SubnetworkSpec | None = None
+        self._beside = ""
+        """What the step does beside its passes, in words."""
         self._started: float | None = None
         self._spent: Spent | None = None
 
@@ -67,9 +71,9 @@ class SubnetworkTraining(Callback):
     def draw(self, config: Any, step: int, max_steps: int) -> SubnetworkSpec:
         """The sub-network of a step, or one of its size; a pure function of settings and step."""
 
-    @abstractmethod
-    def refuse(self, dimensions: Mapping[str, int], pl_module: pl.LightningModule) -> None:
-        """Raise `ValueError` for settings that this model cannot run."""
+    def refuse(self, pl_module: pl.LightningModule) -> None:
+        """Raise `ValueError` for settings that this model cannot run; nothing is made by then."""
+        families.fits(self.settings, cast(Any, pl_module).hf_config)
 
     def gather(self, spec: SubnetworkSpec, batch: Mapping[str, torch.Tensor]) -> None:
         """Gather the step's weights; `batch` is its first micro-batch."""
@@ -81,10 +85,8 @@ class SubnetworkTraining(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot work, before the model is built."""
-        config = cast(Any, pl_module).hf_config
-        families.fits(self.settings, config)
-        self.refuse(vars(dimensions_of(config)), pl_module)
-        if trainer.precision == "16-mixed":
+        self.refuse(pl_module)
+        if stage == "fit" and trainer.precision == "16-mixed":
             raise ValueError(
                 "trainer.precision=16-mixed: its loss scaling does not reach the gradients of a "
                 "sub-network; use bf16-mixed or 32-true"
@@ -131,7 +133,7 @@ class SubnetworkTraining(Callback):
         if self._spec.context_forward_only:
             labels = batch.get("labels", batch["input_ids"])
             trained = int(predicting(labels).sum())
-        if self._meter.begin(self._spec, batch_size, context_length, trained):
+        if self._meter.begin(self._spec, batch_size, context_length, trained, self._beside):
             self._started = None
         self._sliced.attach()
 
@@ -162,7 +164,7 @@ class SubnetworkTraining(Callback):
             return
         assert self._spec is not None
         now = perf_counter()
-        self._meter.end_step(self._spec, None if self._started is None else now - self._started)
+        self._meter.end_step(None if self._started is None else now - self._started)
         self._started = now
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
             pl_module.log_dict(self._log(self._spec))
@@ -202,8 +204,8 @@ class SubnetworkTraining(Callback):
         return {f"{self.method}/{name}": value for name, value in metrics.items()}
 
     def flops(self) -> float:
-        """FLOPs of the steps that this process has taken, as counted."""
-        return 0.0 if self._spent is None else self._spent.counted[0].total
+        """FLOPs that this process has spent, in closed form, as those of a dense training are."""
+        return 0.0 if self._spent is None else (self._spent.planned[0] + self._spent.extra).total
 
     def curves(self) -> tuple[str, ...]:
         """Logged metrics to draw below the loss."""

@@ -173,9 +173,11 @@ def _messages(
 
 def _column(record: Mapping[str, Any], field: str, where: str, key: str) -> str:
     if field not in record:
+        lists = (name for name, value in record.items() if isinstance(value, list))
+        messages = next((f" or datamodule.messages_column={name}" for name in lists), "")
         raise ValueError(
             f"{where}: {field!r} is missing (there are: {', '.join(map(str, record))}); set "
-            f"datamodule.{key}"
+            f"datamodule.{key}{messages}"
         )
     return _content(record[field], f"{where}: {field!r}")
 

@@ -19,7 +19,9 @@ from typing import Any, BinaryIO, cast
 PARQUET_ROWS = 1000  # held at once
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DAMAGES = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
-FORMATS = {  # what a file that is no text may begin with
+FORMATS = {  # what a file that is no text may begin with; UTF-32 before UTF-16, as it begins so too
+    b"\xff\xfe\0\0": "UTF-32; convert it: iconv -f UTF-32 -t UTF-8",
+    b"\0\0\xfe\xff": "UTF-32; convert it: iconv -f UTF-32 -t UTF-8",
     b"\xff\xfe": "UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16; convert it: iconv -f UTF-16 -t UTF-8",
     b"\x1f\x8b": "compressed by gzip; let its name end with .gz",

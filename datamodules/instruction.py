@@ -243,6 +243,15 @@ class InstructionDataModule(LanguageModelingDataModule):
             there += f", {self.over_long[part]} of them too long"
         return there
 
+    def _blocks(self, count: int) -> str:
+        return super()._blocks(count) if self.packed else f"{count} conversations"
+
+    def _mends(self, part: str) -> list[str]:
+        length, *others = super()._mends(part)
+        if self.over_long.get(part):
+            return ["datamodule.context_length (up)", *others]
+        return [length, *others] if self.packed else others
+
     def _check_own_files(self) -> None:
         bad_rows = BadRows(self.settings["bad_rows"])
         held = Counter({"train": 0, "val": 0})
@@ -279,7 +288,7 @@ class InstructionDataModule(LanguageModelingDataModule):
     def describe(self) -> dict[str, Any]:
         """Return, after `setup`, what the data is and how large, for run.json."""
         samples, blocks = self.samples["train"], self.blocks["train"]
-        labels = [samples[i][1] for i in range(min(1000, len(samples.ends)))]
+        labels = [samples[sample][1] for sample in blocks.kept[:1000]]
         trained = sum(int((some != IGNORED).sum()) for some in labels)
         read = sum(map(len, labels))
         return {

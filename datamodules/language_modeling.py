@@ -301,21 +301,32 @@ class LanguageModelingDataModule(OrderedDataModule):
             there: The same in words.
         """
         _, world_size = self.place
-        limit = self.settings.get("max_tokens")
-        for part, needed, mend in (
-            ("train", self.batch_size * world_size, "datamodule.batch_size (down)"),
-            ("val", world_size, "datamodule.val_fraction (up)"),
-        ):
-            if held[part] >= needed:
-                continue
-            if part == "train" and limit is not None:
-                mend += f" or datamodule.max_tokens={limit} (up)"
-            raise ValueError(
-                f"the {part} part has {there[part]}, too few for {needed} blocks of "
-                f"datamodule.context_length={self.context_length} tokens "
-                f"({needed * self.context_length} in all); give more text, or change "
-                f"datamodule.context_length (down) or {mend}"
-            )
+        for part, needed in (("train", self.batch_size * world_size), ("val", world_size)):
+            if held[part] < needed:
+                mends = " or ".join(self._mends(part))
+                raise ValueError(
+                    f"the {part} part has {there[part]}, too few for {self._blocks(needed)}; give "
+                    f"more text{mends and f', or change {mends}'}"
+                )
+
+    def _blocks(self, count: int) -> str:
+        return (
+            f"{count} blocks of datamodule.context_length={self.context_length} tokens "
+            f"({count * self.context_length} in all)"
+        )
+
+    def _mends(self, part: str) -> list[str]:
+        """The settings under which less text is enough, each with its direction."""
+        mends = ["datamodule.context_length (down)"]
+        if part == "train":
+            mends.append("datamodule.batch_size (down)")
+            if (limit := self.settings.get("max_tokens")) is not None:
+                mends.append(f"datamodule.max_tokens={limit} (up)")
+        elif self.settings["val_files"] is None:  # else nothing reads it
+            mends.append("datamodule.val_fraction (up)")
+            if self.settings["files"] is not None:
+                mends[-1] += ", or name datamodule.val_files"
+        return mends
 
     def _amount(self, part: str) -> str:
         return f"{self.record[part]['tokens']} tokens"
@@ -415,13 +426,15 @@ class LanguageModelingDataModule(OrderedDataModule):
         """Say how often a training reads its text, if it reads it very often."""
         if self.trainer is None:
             return
-        batches = self._batches_per_epoch
-        accumulated = self.trainer.accumulate_grad_batches
-        if (times := self.trainer.max_steps * accumulated / batches) > REPETITIONS:
+        # A step does not reach over the end of an epoch.
+        per_epoch = -(-self._batches_per_epoch // self.trainer.accumulate_grad_batches)
+        limits = self.trainer.max_steps / per_epoch, self.trainer.max_epochs or -1
+        times = min((limit for limit in limits if limit > 0), default=0)
+        if times > REPETITIONS:
             self._say(
                 f"The training reads its text {times:.0f} times. Its validation loss may rise "
                 "after a while: the best checkpoint is of the step where it was lowest. "
-                f"trainer.max_steps={REPETITIONS * batches // accumulated} reads it "
+                f"trainer.max_steps={REPETITIONS * per_epoch} reads it "
                 f"{REPETITIONS} times."
             )
 

@@ -79,6 +79,7 @@ class PackedBlocks(Dataset[Batch]):
 
     def __init__(self, samples: Samples, kept: Rows, context_length: int, filler: int) -> None:
         self.samples, self.context_length, self.filler = samples, context_length, filler
+        self.kept = kept
         packed = pack(samples.lengths[kept], context_length)
         self.members = [kept[block] for block in packed]
 
@@ -87,7 +88,7 @@ class PackedBlocks(Dataset[Batch]):
 
     def fill(self) -> float:
         """Return the share of the blocks' tokens that are of conversations."""
-        lengths = self.samples.lengths[np.concatenate(self.members)]
+        lengths = self.samples.lengths[self.kept]
         return float(lengths.sum() / len(self) / self.context_length)
 
     def __getitem__(self, blocks: Rows) -> Batch:

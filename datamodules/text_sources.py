@@ -213,10 +213,12 @@ def _text_of(record: object, column: str, where: str) -> str:
     if isinstance(record, ValueError):
         raise record
     text = record.get(column) if isinstance(record, Mapping) else None
+    if isinstance(record, Mapping) and column in record and not isinstance(text, str):
+        raise ValueError(f"{where}: {column!r} is no text but {text!r:.40}; leave the row out")
     if not isinstance(text, str):
         has = ", ".join(map(str, record)) if isinstance(record, Mapping) else repr(record)[:40]
         raise ValueError(
-            f"{where} has no text in {column!r} (it has: {has}); set datamodule.text_column, for "
+            f"{where} has no {column!r} (it has: {has}); set datamodule.text_column, for "
             "datamodule.datasets the text_column of the data set"
         )
     refuse_surrogates(text, f"{where}: {column!r}")

@@ -31,8 +31,8 @@ from lightning_modules.optimization import (
 )
 from subnetworks.anatomy import dimensions_of
 from subnetworks.context import predicting
+from subnetworks.flops import planned_flops
 from subnetworks.fused import fuse, loss_from_hidden
-from subnetworks.meter import StepMeter
 from subnetworks.spec import SubnetworkSpec
 
 Batch = Mapping[str, Tensor]
@@ -187,12 +187,13 @@ class CausalLM(LanguageTasks, CountedLoss):
         perplexity = cast(MeanMetric, self.losses[split]).compute().exp()
         self.log(f"{split}/perplexity", perplexity, sync_dist=True)
 
-    def flops_of_step(self, sequences: int, context_length: int) -> float | None:
-        """FLOPs of an optimizer step of the full model, in closed form.
+    def flops_of(self, sequences: int, context_length: int, steps: int) -> float | None:
+        """FLOPs of a training of the full model, in closed form.
 
         Args:
-            sequences: In the step.
+            sequences: In all of its steps.
             context_length: Tokens of each.
+            steps: Optimizer steps.
 
         Returns:
             None for a family whose parts are not known.
@@ -201,9 +202,10 @@ class CausalLM(LanguageTasks, CountedLoss):
             full = SubnetworkSpec.full(dimensions_of(self.hf_config))
         except ValueError:
             return None
+        frozen = self.lora is not None
+        flops = planned_flops(self.hf_config, full, sequences, context_length, frozen)
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        meter = StepMeter(self.hf_config, trained, frozen_weights=self.lora is not None)
-        return meter.plan(full, sequences, context_length).total
+        return flops.with_optimizer(trained * steps).total
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and the learning rate by step."""

@@ -15,7 +15,7 @@ from lightning_modules.optimization import remarks
 from runner.fit import is_language_model
 from runner.footprint import Footprint, Precision, footprint
 from runner.job import device_count
-from runner.parts import answer, build, build_data, trainer_node
+from runner.parts import answer, build, build_callbacks, build_data, trainer_node
 from runner.validate import refuse_misfits
 
 
@@ -37,6 +37,7 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
     module = build("module", known)
     if not known.get("architecture"):
         refuse_misfits(settings, getattr(module, "hf_config", None))
+    callbacks = build_callbacks(settings, module)
     trainer = trainer_node(settings, module, datamodule)
     cost = Cost.of(module, {**settings, "trainer": trainer})
     data = settings["datamodule"]
@@ -51,8 +52,7 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
     table.add_row(f"{unit} in all", f"{tokens * trainer['max_steps']:,}")
     console.print(table)
     console.print(memory(cost))
-    for name, node in (settings["callbacks"] or {}).items():
-        callback = build(f"callbacks.{name}", node)
+    for callback in callbacks.values():
         if (plan := answer(callback, "plan", module, shape, trainer["max_steps"])) is not None:
             console.print(plan)
     for line in remarks(getattr(module, "schedule_settings", None), trainer["max_steps"]):

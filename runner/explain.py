@@ -82,11 +82,11 @@ def explain(error: Exception, arguments: list[str]) -> str:
         given = ", ".join(a for a in arguments if a.endswith("=null")) or "a group"
         return f"{given}: a group takes one of its options; ~GROUP leaves it out"
     if isinstance(error, OverrideParseException):
-        override = str(error.override)
+        override = str(error.override).removeprefix("++")  # put there by `with_new_keys`
         return f"{override}: not of the form key=value. {_meant(override) or message}"
     if match := re.match(r"Ambiguous value for argument '(.*?)'\n1\. ", message, re.DOTALL):
         ways = "A list is [a,b]; several runs, one a value, are run with -m."
-        given = match[1].removeprefix("++")  # put there by `with_new_keys`
+        given = match[1].removeprefix("++")
         return f"{given}: several values. {ways} {_meant(given)}"
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", message):
         return f"{match[1]}: is there already. To change it, leave out the +: {match[1]}=..."
@@ -96,7 +96,11 @@ def explain(error: Exception, arguments: list[str]) -> str:
             if key == full:
                 return f"{short}: nothing reads it here; {reader} does, in a sweep: run.py -m"
         return f"{key}: no such key.{_nearest_key(key, _sought(error, arguments))}"
-    return f"{message}\n{error.__cause__}" if error.__cause__ else message
+    cause = str(error.__cause__ or "")
+    if match := re.match(r"Cannot merge DictConfig with ListConfig\s+full_key: (\S+)", cause):
+        key = match[1]
+        return f"{key} is a group of keys. A list takes its place by '~{key}' '+{key}=[...]'"
+    return f"{message}\n{cause}" if cause else message
 
 
 def quoted(key: str, value: str) -> str | None:

@@ -178,7 +178,10 @@ def card(
 
 
 def _base(named: str | None) -> tuple[str | None, Any]:
-    """The base model's name without this machine's paths, and the front matter of its own card."""
+    """The base model's name without this machine's paths, and the front matter of its own card.
+
+    An export of ours lies in a folder that is named for its step; its card has the run's name.
+    """
     if named is None:
         return None, None
     folder, own = Path(named).expanduser(), None
@@ -188,7 +191,8 @@ def _base(named: str | None) -> tuple[str | None, Any]:
             own = ModelCard.load(file, ignore_metadata_errors=True).data
         except Exception as error:  # noqa: BLE001  parsers of damaged files raise anything
             print(f"{file}: no model card, so the licence is unknown: {first_line(error)}")
-    return (folder.name if folder.exists() else named), own
+    called = getattr(own, "model_name", None) or folder.name
+    return (called if folder.exists() else named), own
 
 
 def _is_hub_id(named: str | None) -> bool:

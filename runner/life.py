@@ -36,13 +36,14 @@ from reports.figures import draw_run
 from reports.run_record import without_secrets
 from reports.tables import reached, without_constants
 from runner import machine
-from runner.axes import cost_of_step, spent
+from runner.axes import shape_of_batch, spent
 from runner.errors import ConfigError, FailedRun, machine_behind, refusing
 from runner.folder import CHECKPOINT_KEY, Start, checkpoint_of, load, retire_newer, to_json
 from runner.job import Job
 from runner.parts import (
     answer,
     build,
+    build_callbacks,
     build_data,
     check_data,
     check_devices,
@@ -87,9 +88,9 @@ class _CountsStepsTaken(_LoggerConnector):
     """The last one."""
 
     @cached_property
-    def cost(self) -> dict[str, float]:
-        """What a step takes; asked once, for it may read data."""
-        return cost_of_step(self.trainer)
+    def batch(self) -> tuple[int, int] | None:
+        """Sequences and tokens of a micro-batch; asked once, for it may read data."""
+        return shape_of_batch(self.trainer)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Log a row, at a step if one is given."""
@@ -97,7 +98,7 @@ class _CountsStepsTaken(_LoggerConnector):
             metrics = {"epoch": self.trainer.current_epoch, **metrics}
         step = self.trainer.global_step if step is None else step
         if metrics and step:
-            metrics = {**metrics, **spent(step, self.cost, self.trainer)}
+            metrics = {**metrics, **spent(self.trainer, self.batch)}
         row = (step, convert_tensors_to_scalars(metrics))
         if row != self.row:
             self.row = row
@@ -122,11 +123,7 @@ class _Run:
         self.module = build("module", self.settings["module"])
         refuse_misfits(self.settings, getattr(self.module, "hf_config", None))
         self.identity = Identity(start.folder, {"id": start.run_id, "experiment": settings["name"]})
-        self.named = {
-            name: build(f"callbacks.{name}", node)
-            for name, node in (self.settings["callbacks"] or {}).items()
-            if node is not None
-        }
+        self.named = build_callbacks(settings, self.module)
         # Last, as checkpoints are by Lightning: what is saved at a stop has seen the whole step.
         self.callbacks = sorted(self.named.values(), key=lambda cb: isinstance(cb, Interruption))
         self.callbacks = [self.identity, *self.callbacks, StepWatch()]

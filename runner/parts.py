@@ -59,11 +59,8 @@ def rehearse(job: Job) -> None:
     settings = job.settings
     check_devices(settings["trainer"])
     build_data(settings)
-    module = without_weights(job)
-    if not made_models(module):
-        build("module", module)
-    for name, node in (settings["callbacks"] or {}).items():
-        build(f"callbacks.{name}", node)
+    node = without_weights(job)
+    build_callbacks(settings, None if made_models(node) else build("module", node))
 
 
 def check_devices(node: Mapping[str, Any]) -> None:
@@ -88,6 +85,23 @@ def build_data(settings: Mapping[str, Any]) -> Any:
     with refusing():
         answer(datamodule, "check_files")
     return datamodule
+
+
+def build_callbacks(settings: Mapping[str, Any], module: Any) -> dict[str, Any]:
+    """Build the callbacks, each of which may refuse the module; ConfigError says why.
+
+    Args:
+        settings: The checked config.
+        module: The built module, without its model; None: nobody is asked.
+    """
+    nodes = {name: node for name, node in (settings["callbacks"] or {}).items() if node is not None}
+    found = {name: build(f"callbacks.{name}", node) for name, node in nodes.items()}
+    for name, callback in found.items() if module is not None else ():
+        try:
+            answer(callback, "refuse", module)
+        except ValueError as error:
+            raise ConfigError(f"callbacks.{name}: {error}") from error
+    return found
 
 
 def without_weights(job: Job) -> dict[str, Any]:

@@ -329,8 +329,15 @@ def _needs_of_trainer(settings: dict[str, Any]) -> list[str]:
 
 
 def _precision(settings: dict[str, Any]) -> list[str]:
-    """Refuse precisions of the weights for which not all that a module reads is converted."""
+    """Refuse precisions in which the module or a method does not run."""
     given = str(settings["trainer"].get("precision"))
+    if given in ("16", "16-mixed") and settings["task"] == "train":
+        return [
+            f"trainer.precision={given} with callbacks.{name}: its loss scaling does not reach the "
+            "gradients of a sub-network. Take bf16-mixed or 32-true"
+            for name, node in methods(settings).items()
+            if promise(node, "scaled_losses") is False
+        ]
     converts = given == "64" or given.endswith("-true") or given.startswith("transformer-engine")
     kept = promise(settings["module"], "unconverted")
     if kept is None or not converts or given == "32-true":

@@ -121,9 +121,14 @@ class UnitChooser:
         self._generator.manual_seed((self.seed << 32) + step)
 
     @property
+    def needs_scores(self) -> bool:
+        """Whether scores are computed in this step."""
+        return self.importance.reads != "nothing" and (self._due or not self.scores)
+
+    @property
     def needs_probe(self) -> bool:
         """Whether `probe` is due in this step."""
-        return self.importance.probes and (self._due or not self.scores)
+        return self.importance.probes and self.needs_scores
 
     def needs_input(self, layer: int, branch: Branch) -> bool:
         """Whether this branch's score is due and depends on what the branch reads."""

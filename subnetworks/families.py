@@ -189,12 +189,18 @@ def fits(settings: Mapping[str, Any], config: Any) -> None:
 
     Args:
         settings: The method's arguments as plain containers.
-        config: See `architecture_of`.
+        config: See `architecture_of`; its `name_or_path` is empty where it trains from scratch.
 
     Raises:
         ValueError: It names the family, or the setting.
     """
-    if not architecture_of(config).normed_output:
+    architecture = architecture_of(config)
+    if settings.get("entering_layers") == "copied" and config.name_or_path:
+        raise ValueError(
+            f"entering_layers=copied: a layer that enters would lose what {config.name_or_path} "
+            "has learned; set entering_layers=initial"
+        )
+    if not architecture.normed_output:
         return
     for key, off in (("rescale_units", False), ("layer_rescale", "none")):
         if (value := settings.get(key, off)) != off:

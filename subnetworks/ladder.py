@@ -1,5 +1,6 @@
 """The ladder omission rate scheduler of SAT as stages, and what its settings allow; no PyTorch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -110,8 +111,19 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
             f"frozen={frozen} and forward_only={forward_only} are more than all units left out; "
             "together at most 1"
         )
-    stages = stages_of(settings.get("omission"), settings.get("ladder"))
-    check_stages(stages, {}, settings, dimensions, "ladder")
+    given = settings.get("ladder")
+
+    def key_of(index: int, kind: str) -> str:
+        return f"ladder[{index}].{kind}" if isinstance(given, list) else f"omission.{kind}"
+
+    stages = stages_of(settings.get("omission"), given)
+    check_stages(stages, {}, settings, dimensions, key_of, of_omission=True)
+    neurons = dimensions["intermediate_size"] if dimensions else math.inf
+    if (multiple := settings.get("multiple_of", 1)) > 1 and multiple >= neurons:
+        raise ValueError(
+            f"multiple_of={multiple}: a layer has {neurons} neurons, so that all would be kept; "
+            "take less"
+        )
     n_layers = dimensions and dimensions["n_layers"]
     for layer in settings.get("layer_factors") or {}:
         if not isinstance(layer, int) or (n_layers and not -n_layers <= layer < n_layers):

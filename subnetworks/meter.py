@@ -20,7 +20,7 @@ SECONDS_KEPT = 1000
 
 @dataclass
 class _Kind:
-    """Steps whose sub-networks have equal counts.
+    """Steps whose sub-networks have equal counts, and which do the same beside.
 
     FLOPs are without the optimizer's, `seconds` are per token of a step. `executed` is counted over
     planned FLOPs, of the blocks and of everything, in the one micro-batch that was counted.
@@ -136,6 +136,7 @@ class StepMeter:
         batch_size: int,
         context_length: int,
         trained_tokens: int | None = None,
+        beside: str = "",
     ) -> bool:
         """Before each micro-batch; returns whether its FLOPs are being counted.
 
@@ -144,8 +145,9 @@ class StepMeter:
             batch_size: Sequences.
             context_length: Tokens of each.
             trained_tokens: Of all these, those that predict something; see `planned_flops`.
+            beside: What its step does beside its passes: it takes time, and is not in every step.
         """
-        kind = self.spent.kinds.setdefault(spec.signature, _Kind())
+        self._kind = kind = self.spent.kinds.setdefault(spec.signature + beside, _Kind())
         shape = batch_size, context_length
         planned = self._flops(spec, *shape, trained_tokens=trained_tokens)
         kind.planned += planned
@@ -181,9 +183,9 @@ class StepMeter:
             self._running[0].close()
             self._running = None
 
-    def end_step(self, spec: SubnetworkSpec, seconds: float | None) -> None:
+    def end_step(self, seconds: float | None) -> None:
         """After the optimizer step; `seconds` is `None` where the step's time tells nothing."""
-        kind = self.spent.kinds[spec.signature]
+        kind = self._kind
         kind.steps += 1
         if seconds is not None:
             kind.seconds = [*kind.seconds[1 - SECONDS_KEPT :], seconds / self._step_tokens]

@@ -1,7 +1,7 @@
 """How the share of active units changes over a training: stages as data, without PyTorch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -176,7 +176,11 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None) -> 
                     f"weights of its own when it comes back; take {key}={needed}, or initial"
                 )
     stages, rates = settings.get("stages") or (), settings.get("rates")
-    check_stages(stages, rates, settings, dimensions)
+
+    def key_of(index: int, kind: str) -> str:
+        return f"stages[{index}].{kind}" if kind in stages[index] else f"rates.{kind}"
+
+    check_stages(stages, rates, settings, dimensions, key_of)
     if not any("layers" in {*stage, *(stage.get("sample") or ())} for stage in stages):
         for key, without in (("exempt_layers", []), ("layer_rescale", "none")):
             if (value := settings.get(key, without)) != without:
@@ -190,7 +194,8 @@ def check_stages(
     rates: Mapping[str, float | None] | None,
     settings: Mapping[str, Any],
     dimensions: Mapping[str, int] | None,
-    name_of_stages: str = "stages",
+    key_of: Callable[[int, str], str],
+    of_omission: bool = False,
 ) -> None:
     """Refuse stages that leave a model less than one unit of a kind.
 
@@ -199,10 +204,11 @@ def check_stages(
         rates: Likewise.
         settings: `grouped_queries` and `exempt_layers`, if given.
         dimensions: As in `check`.
-        name_of_stages: What the user calls them.
+        key_of: The setting that gives a stage, by its number, the rate of a kind.
+        of_omission: Whether that is the share that is left out.
 
     Raises:
-        ValueError: It names the stage and the lowest rate that is allowed.
+        ValueError: It names the setting and the first value that is allowed.
     """
     schedule = Schedule(stages, rates)
     if dimensions is None:
@@ -225,17 +231,19 @@ def check_stages(
                 ("neurons", active.neurons, dimensions["intermediate_size"], "neurons"),
                 ("layers", active.layers, layers, "layers"),
             ):
-                if rate * total < 1:
+                kept = round(rate * total, 9)  # 1 - 0.9 is a little less than a tenth
+                if kept < 1:
+                    # Rounded inwards, so that the advice itself is allowed.
+                    least = math.ceil(1e4 / total) / 1e4
+                    bound = f"at most {round(1 - least, 4)}" if of_omission else f"at least {least}"
                     raise ValueError(
-                        f"{name_of_stages}[{index}].{kind}: active rate {rate:.4g} keeps "
-                        f"{rate * total:.2g} of {total} {what}, below one; the rate must be at "
-                        # Rounded up, so that the advice itself is allowed.
-                        f"least {math.ceil(1e4 / total) / 1e4}, or the model (module.architecture) "
-                        "larger"
+                        f"{key_of(index, kind)}: active rate {rate:.4g} keeps {kept:.2g} of "
+                        f"{total} {what}, below one; it must be {bound}, or the model "
+                        "(module.architecture) larger"
                     )
             if active_count(active.layers, layers) < n_exempt:
                 raise ValueError(
-                    f"{name_of_stages}[{index}].layers={active.layers}: keeps "
+                    f"{key_of(index, 'layers')}={active.layers}: keeps "
                     f"{active_count(active.layers, layers)} of {layers} layers, fewer than the "
                     f"{n_exempt} of exempt_layers; raise the rate or exempt fewer"
                 )

@@ -196,6 +196,25 @@ def test_a_command_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.Mo
             reader.type(line)
 
 
+def said_in_headers() -> list[list[str]]:
+    """What the first comments of EST's and SAT's experiments tell to set beside them, by line."""
+    said = []
+    for path in sorted((ROOT / "conf/experiment").glob("[es][sa]t_*.yaml")):
+        for line in path.read_text().partition("\ndefaults:")[0].splitlines():
+            given = re.findall(r"(?<![\w./])[a-z_]+(?:\.[a-z_]+)*=[\w]+", line)
+            others = [each for each in given if not each.startswith("experiment=")]
+            if others:
+                said.append([f"experiment={path.stem}", *others])
+    return said
+
+
+def test_what_the_header_of_an_experiment_says_is_accepted() -> None:
+    said = said_in_headers()
+    assert ["experiment=est_tinyllama", "callbacks=est_tinyllama_paper"] in said
+    for overrides in said:
+        checked(overrides)
+
+
 # --- links and files ------------------------------------------------------------------------------
 
 

@@ -13,10 +13,8 @@ import pytest
 CALLBACK = '''
 """A share of each layer's neurons, the same ones at every step."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-import pytorch_lightning as pl
 from annotated_types import Interval
 
 from callbacks.subnetwork import SubnetworkTraining
@@ -35,8 +33,9 @@ class FirstNeurons(SubnetworkTraining):
     def draw(self, config: Any, step: int, max_steps: int) -> SubnetworkSpec:
         return planned_subnetwork(dimensions_of(config), self.schedule.rates_at(step, max_steps))
 
-    def refuse(self, dimensions: Mapping[str, int], pl_module: pl.LightningModule) -> None:
-        if self.settings["share"] * dimensions["intermediate_size"] < 1:
+    def refuse(self, pl_module: Any) -> None:
+        super().refuse(pl_module)
+        if self.settings["share"] * dimensions_of(pl_module.hf_config).intermediate_size < 1:
             raise ValueError("share: leaves less than one neuron")
 '''
 CONFIG = """

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import DataLoader
 from transformers import GPT2Config
 
-from callbacks.est import EvolvingSubnetworkTraining
+from callbacks.est import EvolvingSubnetworkTraining, sources
 from lightning_modules.causal_lm import CausalLM
+from subnetworks.families import fits
 
 SHAPE = {"n_head": 2, "n_embd": 8, "n_positions": 8, "vocab_size": 16}
 STAGES = [
@@ -33,12 +35,12 @@ def test_a_layer_enters_once_beside_the_nearest_trained_one() -> None:
     est = method()
     active = [est.draw(config, step, 20).active_layers for step in (0, 5, 10, 15)]
     assert active == [(0,), (0, 2, 5), (0,), (0, 1, 2, 3, 4, 5)]
-    sources = {step: est.sources(config, step, 20) for step in range(20)}
-    assert {step: s for step, s in sources.items() if s} == {
-        5: {2: 0, 5: 0},
-        15: {1: 0, 3: 2, 4: 5},
-    }
-    assert est.sources(config, 0, 1) == {}, "too short for the first stages"
+    trained: set[int] = set()
+    entering = []
+    for layers in active:
+        entering.append(sources(layers, trained))
+        trained |= set(layers)
+    assert entering == [{}, {2: 0, 5: 0}, {}, {1: 0, 3: 2, 4: 5}]
 
 
 class Copies(Callback):
@@ -56,7 +58,7 @@ class Copies(Callback):
         self.equal.append([all(map(torch.equal, self.layers[a], self.layers[b])) for a, b in pairs])
 
 
-def copies_while_training(**options: Any) -> list[list[bool]]:
+def copies_while_training(state: dict[str, Any] | None = None, **options: Any) -> list[list[bool]]:
     pl.seed_everything(1, workers=True, verbose=False)
     module = CausalLM(
         architecture={"model_type": "gpt2", "n_layer": 4, **SHAPE}, optimizer={"lr": 0.01}
@@ -69,6 +71,7 @@ def copies_while_training(**options: Any) -> list[list[bool]]:
         rescale_units=False,
         **options,
     )
+    est.load_state_dict({**est.state_dict(), **(state or {})})
     watch = Copies()
     rows = [{"input_ids": torch.arange(8) + i, "labels": torch.arange(8) + i} for i in range(8)]
     trainer = pl.Trainer(
@@ -95,3 +98,18 @@ def test_entering_layers_start_from_trained_weights_in_the_first_step_of_their_s
         [False, False],
     ]
     assert not any(any(pair) for pair in copies_while_training(entering_layers="initial"))
+
+
+def test_a_layer_that_was_trained_is_never_overwritten() -> None:
+    """A training that is stretched goes back to a stage of fewer layers, and comes out of it."""
+    trained: dict[str, Any] = {"entering_layers": "copied", "state": {"trained": [0, 1, 2, 3]}}
+    assert not any(any(pair) for pair in copies_while_training(**trained))
+
+
+def test_layers_of_a_pretrained_model_are_not_copied() -> None:
+    config = GPT2Config(n_layer=4, **SHAPE)
+    fits({"entering_layers": "copied"}, config)
+    config.name_or_path = "a model"
+    with pytest.raises(ValueError, match="would lose what a model has learned"):
+        fits({"entering_layers": "copied"}, config)
+    fits({"entering_layers": "initial"}, config)

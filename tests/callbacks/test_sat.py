@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 from callbacks.sat import SparsityAcceleratedTraining
 from ledger import Saving
 from lightning_modules.causal_lm import CausalLM
+from runner.errors import ConfigError
+from runner.parts import build_callbacks
 from subnetworks.anatomy import dimensions_of
 from subnetworks.flops import planned_flops
 from subnetworks.ladder import Omission
@@ -42,7 +44,10 @@ def test_compiled_blocks_are_refused_before_training(options: dict[str, Any], me
     module = CausalLM(architecture=ARCHITECTURE, compile=True)
     sat = SparsityAcceleratedTraining(omission={"heads": 0.5, "neurons": 0.5}, **options)
     with pytest.raises(ValueError, match=message):
-        sat.refuse(vars(dimensions_of(module.hf_config)), module)
+        sat.refuse(module)
+    node = {"_target_": "callbacks.sat.SparsityAcceleratedTraining", "omission": HALF, **options}
+    with pytest.raises(ConfigError, match=f"callbacks.sat: .*{message}"):
+        build_callbacks({"callbacks": {"sat": node}}, module)  # there is no run folder by then
 
 
 def conversations() -> list[dict[str, torch.Tensor]]:
@@ -168,3 +173,17 @@ def test_a_plan_of_adapters_leaves_out_what_the_frozen_weights_are_spared() -> N
     full = SubnetworkSpec.full(dimensions_of(module.hf_config))
     planned = planned_flops(module.hf_config, full, 2, 16, frozen_weights=True)
     assert next(iter(shown.columns[3].cells)) == f"{planned.blocks:.4g}"
+
+
+def test_steps_that_compute_scores_are_timed_apart() -> None:
+    """A median over all steps would not see a probe in every second one."""
+    sat = SparsityAcceleratedTraining(
+        omission=HALF, ladder={"hold": 1.0}, importance="taylor", refresh_every=2
+    )
+    fit(CausalLM(architecture=ARCHITECTURE), sat, steps=6)
+    kinds = sat.state_dict()["spent"]["kinds"]
+    assert {key.partition("; ")[2]: kind["steps"] for key, kind in kinds.items()} == {
+        "scores": 3,
+        "": 3,
+    }
+    assert all(len(kind["seconds"]) == 2 for kind in kinds.values()), "the first is counted"

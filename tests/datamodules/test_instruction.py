@@ -182,8 +182,29 @@ def test_over_long_conversations_are_counted_or_refused_never_cut(
     assert 0 < long == module.over_long["train"]
     assert module.describe()["over_long"]["train"] == long
     assert f"Left out: {long} of" in capsys.readouterr().out
+    samples = module.samples["train"]
+    kept = np.flatnonzero(samples.lengths <= 60)[:1000]
+    marks = np.concatenate([samples[sample][1] != IGNORED for sample in kept])
+    assert module.describe()["share_of_answer_tokens"] == marks.mean()
     with pytest.raises(ValueError, match=r"more than datamodule.context_length=60 tokens"):
         data(cache_dir, context_length=60, over_long="refuse")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"context_length": 4}, r"too long, .* datamodule.context_length \(up\) or datamodule.ba"),
+        (
+            {"packed": False, "batch_size": 10**6},
+            r"for 1000000 conversations; give more text, or change datamodule.batch_size \(",
+        ),
+    ],
+)
+def test_advice_on_too_little_text_helps(
+    settings: dict[str, Any], words: str, cache_dir: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        data(cache_dir, **settings)
 
 
 ROW = {"question": "2 + 2?", "answer": "4"}

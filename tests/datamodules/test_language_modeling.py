@@ -707,14 +707,15 @@ BY_STEPS = {"max_epochs": -1, "check_val_every_n_epoch": None, "val_check_interv
     [
         ({"max_steps": 20}, ""),
         ({"max_steps": 28}, "reads its text 6 times. "),
-        ({"max_steps": 14, "accumulate_grad_batches": 2}, "trainer.max_steps=10 reads it 4 times"),
+        ({"max_steps": 28, "max_epochs": 3}, ""),
+        ({"max_steps": 14, "accumulate_grad_batches": 2}, "trainer.max_steps=12 reads it 4 times"),
     ],
 )
 def test_a_text_that_is_read_very_often_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: dict[str, int], said: str
 ) -> None:
     data = make(tmp_path, make_text(3000), batch_size=10, max_tokens=450)  # 5 batches
-    fit(Recorder([]), data, **BY_STEPS, **trainer)
+    fit(Recorder([]), data, **BY_STEPS | trainer)
     printed = capsys.readouterr().out
     assert said in printed
     assert ("reads its text" in printed) == bool(said)
@@ -911,9 +912,14 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.txt", b"fine\n" * 30_000 + b"\xe9t\xe9", r"a\.txt is not UTF-8 at byte 150000 \(0xe9"),
     ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', r"a\.jsonl:3 is not JSON: .*column"),
     ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl:2 is not UTF-8 at byte 24"),
-    ("a.jsonl", b'{"body": "a", "x": 1}\n', r"a\.jsonl:1 has no text in 'text' .*body, x"),
-    ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1 has no text in 'text'.*datamodule\.text_column"),
-    ("a.jsonl", b'"text"\n', r"a\.jsonl:1 has no text"),
+    (
+        "a.jsonl",
+        b'{"body": "a", "x": 1}\n',
+        r"a\.jsonl:1 has no 'text' \(it has: body, x\); set datamodule\.text_column",
+    ),
+    ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1: 'text' is no text but 5; leave the row out"),
+    ("a.jsonl", b'{"text": null}\n', r"a\.jsonl:1: 'text' is no text but None"),
+    ("a.jsonl", b'"text"\n', r"a\.jsonl:1 has no 'text'"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl:1: 'text' holds half a surrogate pair"),
     ("a.parquet", b"not parquet", r"a\.parquet cannot be read as parquet"),
     (
@@ -924,6 +930,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b'{"text": ' + b"[" * 99_999, r"a\.jsonl:1 cannot be read: .*recursion"),
     ("a.txt", b"\xef\xbb\xbf", r"a\.txt has no text"),
     ("a.txt", "text".encode("utf-16"), r"a\.txt is UTF-16; convert it: iconv -f UTF-16"),
+    ("a.txt", "text".encode("utf-32"), r"a\.txt is UTF-32; convert it: iconv -f UTF-32"),
     ("a.jsonl", "text\n".encode("utf-16"), r"a\.jsonl:1 is UTF-16; convert it: iconv -f UTF-16"),
     ("a.txt", b"\x28\xb5\x2f\xfd\x04", r"a\.txt is compressed by zstd; unpack it"),
     ("a.txt", b"PK\x03\x04\x9c", r"a\.txt is a zip archive"),
@@ -940,7 +947,11 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
         b"too short",
         r"the train part has \d+ tokens, too few for 4 blocks.*\(32 in all\).*batch_size",
     ),
-    ("a.txt", b"long enough\n" * 50, r"the val part has \d+ tokens, too few.*val_fraction \(up\)"),
+    (
+        "a.txt",
+        b"long enough\n" * 50,
+        r"the val part has \d+ tokens, too few.*val_fraction \(up\), or name datamodule.val_files$",
+    ),
 ]
 
 
@@ -997,6 +1008,14 @@ def test_too_few_tokens_for_a_limit_name_the_limit(tmp_path: Path) -> None:
         opened(tmp_path, make_text(3000), max_tokens=20)
 
 
+def test_advice_names_no_key_that_nothing_reads(tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("v")
+    with pytest.raises(
+        ValueError, match=r"the val part .* change datamodule.context_length \(down\)$"
+    ):
+        make(tmp_path, make_text(3000), val_files=f"{tmp_path}/val.txt").setup("fit")
+
+
 def test_own_files_are_looked_at_without_a_tokenizer(tmp_path: Path) -> None:
     """It stands in a model that is yet to be trained: what is wrong is said before."""
     missing = {"tokenizer": {"pretrained": str(tmp_path / "later")}}
@@ -1017,7 +1036,7 @@ def test_own_files_are_looked_at_without_a_tokenizer(tmp_path: Path) -> None:
 def test_parquet_without_the_column_is_refused(tmp_path: Path) -> None:
     Dataset.from_dict({"body": ["a"]}).to_parquet(tmp_path / "a.parquet")
     settings = {"source": "parquet", "files": str(tmp_path / "a.parquet")}
-    with pytest.raises(ValueError, match=r"a\.parquet, row 0 has no text in 'text' .it has: body"):
+    with pytest.raises(ValueError, match=r"a\.parquet, row 0 has no 'text' .it has: body"):
         make(tmp_path, **settings).prepare_data()
 
 

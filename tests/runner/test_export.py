@@ -91,6 +91,12 @@ def test_a_card_says_where_the_model_comes_from(tmp_path: Path) -> None:
         ("loss", 4.5),
         ("loss", 3.0),
     }
+    ours = tmp_path / "step-00000020"
+    ours.mkdir()
+    (ours / "README.md").write_text(text)
+    settings["module"] = {"pretrained": str(ours)}
+    text = card(record, settings, Path("best.ckpt"), saved, config)
+    assert "| base model | first-abcd1234 |" in text
 
 
 def test_a_hub_model_and_hub_data_are_linked() -> None:

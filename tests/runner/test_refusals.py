@@ -374,6 +374,11 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
             ["est_gpt2", "callbacks=est_gradual", "module.architecture.n_layer=2"],
             r"stages\[0\]\.layers: active rate 0\.25 keeps 0\.5 of 2 layers.* at least 0\.5",
         ),
+        (
+            ["sat_cpt", "callbacks.sat.ladder=[{until: 1.0}]"],
+            r"group of keys. A list .* '~callbacks\.sat\.ladder' '\+callbacks\.sat\.ladder=\[",
+        ),
+        (["est_gpt2", "trainer.precision=16-mixed"], r"16-mixed with callbacks\.est: its loss"),
         (["dlch", "callbacks.checkpoint.monitor=val/loss"], "monitor=val/loss: no such metric"),
         (
             ["sat_sft", "callbacks.checkpoint.monitor=val/exact_match"],

@@ -39,7 +39,15 @@ def test_explicit_list() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"omission": {"heads": 0.7}}, r"keeps 0.6 of 2 key/value groups, below one"),
+        (
+            {"omission": {"heads": 0.7}},
+            r"^omission.heads: .* keeps 0.6 of 2 key/value groups, below one; .* at most 0.5, or",
+        ),
+        (
+            {"ladder": [{"until": 1.0, "neurons": 0.99}]},
+            r"^ladder\[0\].neurons: .* keeps 0.64 of 64 neurons",
+        ),
+        ({"omission": HALF, "multiple_of": 64}, r"multiple_of=64: a layer has 64 neurons"),
         (
             {"omission": HALF, "frozen": 0.5, "forward_only": 0.75},
             r"frozen=0.5 and forward_only=0.75 are more than all units left out",
@@ -52,6 +60,13 @@ def test_explicit_list() -> None:
 def test_refusals(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check(settings, LLAMA)
+
+
+def test_all_but_one_unit_can_be_left_out_and_no_more() -> None:
+    ten = LLAMA | {"n_heads": 10, "n_kv_heads": 10}
+    check({"omission": {"heads": 0.9}}, ten)
+    with pytest.raises(ValueError, match=r"it must be at most 0\.9, or"):
+        check({"omission": {"heads": 0.91}}, ten)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,16 @@ BAD: list[tuple[dict[str, Any], dict[str, int] | None, str]] = [
         None,
         "take units=nested",
     ),
-    ({"rates": HALF | {"heads": 0.05}}, GPT2, "keeps 0.6 of 12 heads, below one"),
+    (
+        {"rates": HALF | {"heads": 0.05}},
+        GPT2,
+        "rates.heads: active rate 0.05 keeps 0.6 of 12 heads",
+    ),
+    (
+        {"rates": {}, "stages": [{"until": 1.0, "heads": 0.05}]},
+        GPT2,
+        "stages[0].heads: active rate 0.05 keeps 0.6 of 12 heads, below one",
+    ),
     ({"rates": HALF | {"heads": 0.2}}, TINYLLAMA, "of 4 key/value groups"),
     (
         {"rates": HALF | {"heads": 0.1}, "grouped_queries": "within_groups"},
