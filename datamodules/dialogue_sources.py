@@ -266,7 +266,8 @@ def check(settings: Mapping[str, Any], dimensions: Mapping[str, int] | None = No
         for place in places:
             if not (place.is_dir() if key == "databases" else place.is_file()):
                 what = "folder" if key == "databases" else "file"
-                raise ValueError(f"datamodule.{key}: no such {what}: {place}")
+                remedy = "; null reads the schemas from the SQLite files" * (key == "tables")
+                raise ValueError(f"datamodule.{key}: no such {what}: {place}{remedy}")
 
 
 def paths_of(settings: Mapping[str, Any]) -> dict[str, list[Path]]:

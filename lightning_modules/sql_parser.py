@@ -236,7 +236,8 @@ class SqlParser(DialogueModule):
         if not self.trained_on:
             return []
         train = self.trained_on["train"]
-        learned = f"{train['with_query']:,} questions about {train['databases']} databases"
+        databases = f"{train['databases']} database{'s' * (train['databases'] != 1)}"
+        learned = f"{train['with_query']:,} questions about {databases}"
         if self.trained_on["source"] != "generated":
             return [f"The parser learned from {learned}."]
         return [
@@ -249,8 +250,18 @@ class SqlParser(DialogueModule):
     # --- training
 
     def on_fit_start(self) -> None:
-        """Note what the training learns from."""
+        """Note what the training learns from, and refuse turns of which none teaches."""
         self.trained_on = self.described()
+        turns = self.datamodule.examples("train")
+        if any(self.learnable([turn]) for turn in turns):
+            return
+        asked = [turn for turn in turns if turn.is_judged]
+        example = f", but no SQL that can be derived, such as {asked[0].query}" if asked else ""
+        raise ValueError(
+            f"datamodule: the parser can learn from none of {len(turns)} training turns: "
+            f"{len(asked)} have SQL{example}. Write it as docs/methods/delta.md says under Grammar "
+            "and Limits; look at datamodule.annotated and module.max_nodes"
+        )
 
     def training_step(self, batch: Sequence[Example], batch_idx: int) -> Tensor:
         """Negative log-likelihood of the gold derivations: nats per choice of the whole step."""

@@ -256,7 +256,7 @@ class TextToSql(DialogueModule):
     def on_fit_start(self) -> None:
         """Give the rewriter what its rewards need, the parser's verdict among it."""
         if parser := _trained(self.parser):
-            parser.trained_on = self.described()
+            parser.on_fit_start()
         if rewriter := _trained(self.rewriter):
             rewriter.verify = self.verify
             rewriter.on_fit_start()

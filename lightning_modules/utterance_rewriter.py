@@ -292,8 +292,12 @@ class UtteranceRewriter(DialogueModule):
     def on_fit_start(self) -> None:
         """Refuse training data without a pair, and read what the rewards need of it."""
         known = self.datamodule.examples("train")
-        if self.mode == "supervised" and not any(e.rewrite for e in known):
-            raise ValueError("datamodule: no turn of the training data has a rewrite to learn from")
+        if self.mode == "supervised" and not any(e.rewrite and e.history for e in known):
+            raise ValueError(
+                "datamodule: no turn of the training data that follows another has a rewrite to "
+                "learn from; give dialogues that have some (task=annotate lets a trained rewriter "
+                "write them); in a pipeline, module.rewriter_from=RUN or module.rewriter=null"
+            )
         if self.mode == "supervised":
             return
         weights, values = self.reward_weights, self.dual_settings["values"]
