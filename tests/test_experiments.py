@@ -628,10 +628,11 @@ def test_dual_learning_goes_on_from_runs_of_both_parts(small_delta: SmallDelta) 
     assert "val/rewritten/exact" in learned
     for start in (parser, rewriter):
         shutil.rmtree(start)
-    tested, _ = small_delta("delta_dual", "tested", f"ckpt_path={dual}", "task=test")
+    same = [*starts, *sizes]
+    tested, _ = small_delta("delta_dual", "tested", *same, f"ckpt_path={dual}", "task=test")
     assert "test/rewritten/exact" in tested
-    longer = [*starts, *sizes, f"resume={dual}", "stretch=true", "trainer.max_steps=5"]
-    assert "val/rewritten/exact" in small_delta("delta_dual", "dual", *longer)[0]
+    longer = [f"resume={dual}", "stretch=true", "trainer.max_steps=5"]
+    assert "val/rewritten/exact" in small_delta("delta_dual", "dual", *same, *longer)[0]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own

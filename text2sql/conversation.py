@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import sqlparse
@@ -20,7 +22,7 @@ from rich.text import Text
 from terminal import ask, literal
 from text2sql.dialogue import Example
 from text2sql.execute import Database, Limits, Result
-from text2sql.linking import link, stamp
+from text2sql.linking import link, read_cells, stamp
 from text2sql.schema import Schema
 
 _ROWS = 20  # of a result that are shown
@@ -28,6 +30,7 @@ _CELL, _LINES = 500, 10  # characters and lines of a cell that are shown
 _COLUMN = 8  # characters that a shown column has at least
 _WORDS, _LENGTH = 120, 2000  # of a question: more than parsers read
 _BEAM = 3  # queries that `:why` shows
+_SILENT = 1.0  # seconds that pass before it is said what takes long
 
 COMMANDS = {
     ":why": "what was read in the last turn, what it was linked with, and which queries came next",
@@ -135,6 +138,7 @@ class Conversation:
     def _turn(self, line: str) -> None:
         start = time.perf_counter()
         self._read_again()
+        self._read_cells()
         history = tuple(example.utterance for example, _ in self.answers)
         example = Example(0, len(history), history, line, None, None, self.schema, self.path)
         question = self.reader.rewrite(example)
@@ -156,6 +160,20 @@ class Conversation:
         seconds = time.perf_counter() - start
         self._print(Text(f"{seconds:.2f} s", "dim"))
         self.slowest, self.turns = max(self.slowest, seconds), self.turns + 1
+
+    def _read_cells(self) -> None:
+        """Read the cells that questions may name, once; said where it takes more than a second."""
+
+        def say() -> None:
+            with suppress(OSError):  # nobody reads it: the next line that is shown says so
+                self._print("Reading what stands in the tables, for questions that name it; once.")
+
+        timer = Timer(_SILENT, say)
+        timer.start()
+        try:
+            read_cells(self.path, self.schema)
+        finally:
+            timer.cancel()
 
     def _read(self) -> Schema:
         schema = Schema.from_sqlite(self.path, self.database.limits.seconds)

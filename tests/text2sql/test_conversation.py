@@ -2,16 +2,20 @@
 
 import io
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tests.text2sql.conftest import make
+from text2sql import conversation as conversations
+from text2sql import linking
 from text2sql.conversation import COMMANDS, Conversation, Reader
 from text2sql.dialogue import Example
 from text2sql.execute import Limits
@@ -301,3 +305,23 @@ def test_turns_carry_the_conversation(database: Path, script: Script) -> None:
     talk = conversation(database, script, replace(own, rewrite=rewrite))
     script.hold(talk, "One.", "Two.", ":reset", "Three.")
     assert [(e.turn, e.history) for e in seen] == [(0, ()), (1, ("One.",)), (0, ())]
+
+
+def test_what_takes_longer_than_a_second_is_said_once(
+    database: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = linking.cells
+
+    def slow(*given: Any) -> Iterator[Any]:
+        time.sleep(0.3)
+        yield from read(*given)
+
+    monkeypatch.setattr(linking, "cells", slow)
+    monkeypatch.setattr(conversations, "_SILENT", 0.05)
+    linking._cells.cache_clear()
+    shown = script.hold(conversation(database, script, reader()), "Who sings?", "Where?")
+    assert shown.count("Reading what stands in the tables") == 1
+    assert shown.index("Reading what") < shown.index("question  Who sings?")
+    monkeypatch.setattr(conversations, "_SILENT", 60.0)
+    linking._cells.cache_clear()
+    assert "Reading what" not in script.hold(conversation(database, script, reader()), "Who sings?")
