@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from hydra_plugins.frugal import EngineLauncher, Pool, Submitit
+from hydra_plugins.frugal import EngineLauncher, Pool, Ray, Submitit
 from runner import engines, machine
 from runner.engines import STARTER, Command, Engine, execute, follow
 
@@ -153,6 +154,20 @@ def test_submitit_runs_what_the_pool_runs(tmp_path: Path) -> None:
     engine = opened(Submitit("local", 2, timeout_min=1), str(tmp_path))
     jobs = [job(tmp_path, number, 0.1, number - 1) for number in (1, 2)]
     _check_ends(engine, iter(jobs), {1: 0, 2: 1})
+
+
+@pytest.mark.slow
+def test_ray_accounts_for_all_jobs_when_a_worker_is_killed(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    fatal = (sys.executable, "-S", "-c", "import os; os.kill(os.getppid(), 9)")
+    jobs = [job(tmp_path, number, 0.5, int(number == 5)) for number in range(1, 7)]
+    jobs[1] = replace(jobs[1], words=fatal)
+    try:
+        ends = {1: 0, 2: -signal.SIGKILL, 3: 0, 4: 0, 5: 1, 6: 0}
+        _check_ends(opened(Ray(2)), iter(jobs), ends)
+        assert most_at_once(tmp_path) <= 2
+    finally:
+        ray.shutdown()
 
 
 def _check_ends(engine: Engine, jobs: Iterator[Command], expected: dict[int, int]) -> None:
