@@ -192,7 +192,8 @@ def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
         ConfigError: One of them cannot run.
     """
     runs = []
-    steps: float | None = scale.steps
+    steps: dict[str, float] = {}
+    """Of the whole training, by experiment: its model decides how many tokens it is given."""
     for seed in scale.seeds:
         for name in scale.arms or table.arms:
             arm = table.arms[name]
@@ -207,10 +208,12 @@ def runs_of(table: Table, scale: Scale, folder: Path) -> list[Run]:
                 *scale.arm_overrides.get(name, ()),
                 *arm.overrides,
             ]
-            if scale.tokens_per_parameter is not None and steps is None:
-                steps = _steps(checked(overrides), scale.tokens_per_parameter)
-            if steps is not None:
-                overrides.append(f"trainer.max_steps={max(1, round(steps * arm.steps))}")
+            if scale.steps is not None:
+                steps[arm.experiment] = scale.steps
+            elif scale.tokens_per_parameter is not None and arm.experiment not in steps:
+                steps[arm.experiment] = _steps(checked(overrides), scale.tokens_per_parameter)
+            if (whole := steps.get(arm.experiment)) is not None:
+                overrides.append(f"trainer.max_steps={max(1, round(whole * arm.steps))}")
             digest = config_hash(checked(overrides))
             runs.append(Run(name, seed, tuple(overrides), digest, folder / slug(name)))
     return runs

@@ -211,6 +211,18 @@ def test_every_table_can_be_run_for_a_demo(name: str, tmp_path: Path) -> None:
     assert set(table.scales) == set(reproduce.SCALES)
 
 
+def test_each_model_gets_its_own_tokens_for_a_parameter(tmp_path: Path) -> None:
+    arms = {"GPT-2": Arm("est_gpt2"), "Llama": Arm("est_tinyllama")}
+    table = replace(SMALL, arms={**arms, "half": Arm("est_tinyllama", steps=0.5)})
+    runs = reproduce.runs_of(table, Scale(tokens_per_parameter=10), tmp_path)
+    steps = {run.arm: int(run.overrides[-1].removeprefix("trainer.max_steps=")) for run in runs}
+    # Parameters of four blocks of width 64, and steps of 64 x 64 tokens.
+    parameters = {"GPT-2": 4 * 49_984, "Llama": 4 * 44_160}
+    for arm, count in parameters.items():
+        assert steps[arm] == round(10 * count / 4096)
+    assert steps["half"] == round(5 * parameters["Llama"] / 4096)
+
+
 def test_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce.main(["est", "--arms", "sparse"]) == 2
     assert "est has no arm 'sparse'" in capsys.readouterr().err
