@@ -47,6 +47,11 @@ class Array:
         """Whether it holds real numbers."""
         return self.kind != "" and self.kind in "biuf"
 
+    @property
+    def words(self) -> bool:
+        """Whether it holds texts."""
+        return self.kind != "" and self.kind in "US"
+
     def read(self) -> NDArray[Any]:
         """Return the values.
 
@@ -149,12 +154,15 @@ def _hdf5(path: Path, opened: ExitStack, by_matlab: bool) -> Iterator[Array]:
                 matlab = by_matlab or "MATLAB_class" in node.attrs
                 shape = node.shape or ()
                 kind = node.dtype.kind
-                if node.attrs.get("MATLAB_class") == b"char":
+                if h5py.check_string_dtype(node.dtype):
+                    kind = "U"
+                elif node.attrs.get("MATLAB_class") == b"char":
                     kind = ""
                 if node.attrs.get("MATLAB_empty"):
                     shape = (0,)
                 shape = shape[::-1] if reverse else shape
-                yield Array(path, name, shape, kind, matlab, partial(_whole, node, reverse))
+                content = node.asstr() if kind == "U" else node
+                yield Array(path, name, shape, kind, matlab, partial(_whole, content, reverse))
 
     yield from walk(opened.enter_context(h5py.File(path)), "")
 

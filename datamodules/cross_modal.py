@@ -163,6 +163,11 @@ class CrossModalDataModule(pl.LightningDataModule):
 
     serves: ClassVar[str] = "pairs"
     check: ClassVar[str] = "datamodules.cross_modal_sources:check"
+    # Keys that are read only where another one has one of some values.
+    read_where: ClassVar[dict[str, tuple[str, Any]]] = {
+        "path": ("source", ("features", "folder")),
+        "cache_dir": ("source", ("generated", "folder")),
+    }
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ def _possible(field: str, arrays: Sequence[Array], wanted: str | None) -> list[s
     if field == "labels" and one_number and wanted is None:
         return ["N"]
     names: tuple[str, ...] = ()
-    if dimensions == {2}:
+    if dimensions == {2} and not any(array.words for array in arrays):
         names = MATRICES
     elif field == "image" and (dimensions == {4} or (dimensions == {3} and whole)):
         # MATLAB shows its own arrays as they are; Python may have given it reversed ones.
@@ -101,7 +101,7 @@ def _possible(field: str, arrays: Sequence[Array], wanted: str | None) -> list[s
     if not names:
         what = "must be a matrix, (items, features)"
         if field == "labels":
-            what = "must be a matrix, (items, classes), or a class number for each item"
+            what = "must be a matrix, (items, classes), or a class number or name for each item"
         elif field == "image":
             what = (
                 "must be features (items, features) or pictures with 1, 3 or 4 channels, whose "
@@ -154,11 +154,13 @@ def read_matrix(arrays: Sequence[Array], axes: str) -> NDArray[np.float32]:
 def read_labels(
     arrays: Sequence[Array], axes: str, class_names: Sequence[str] | None
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Multi-hot rows and the classes' names, from such rows or from class numbers.
+    """Multi-hot rows and the classes' names, from such rows, from class numbers or from words.
 
     Raises:
-        ValueError: A value is neither 0 nor 1, or no class number.
+        ValueError: A value is neither 0 nor 1, no class number, or no name of a class.
     """
+    if any(array.words for array in arrays):
+        return _of_words(arrays, class_names)
     if axes == "N":
         return _of_numbers(arrays, class_names)
     rows = []
@@ -203,14 +205,39 @@ def _of_numbers(
                 f"{distinct[0]} to {distinct[-1]}"
             )
         distinct, place = np.arange(first, first + len(class_names)), numbers - first
-    if len(distinct) > MAX_CLASSES:
+    return _one_hot(arrays, place, tuple(class_names or map(str, distinct.tolist())))
+
+
+def _of_words(
+    arrays: Sequence[Array], class_names: Sequence[str] | None
+) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Blanks around a name say nothing; an item with an empty one has no class."""
+    said: list[str] = []
+    for array in arrays:
+        if not array.words:
+            raise ValueError(f"{array}: holds numbers and {arrays[0]} words: must all be the same")
+        words = array.read().ravel().tolist()
+        said += [(w.decode() if isinstance(w, bytes) else w).strip() for w in words]
+    classes = tuple(class_names or sorted({*said} - {""}))
+    if unknown := {*said} - {"", *classes}:
+        raise ValueError(f"datamodule.class_names: {arrays[0]} has {min(unknown)!r} as well")
+    columns = {name: column for column, name in enumerate(classes)} | {"": -1}
+    return _one_hot(arrays, np.array([columns[name] for name in said]), classes)
+
+
+def _one_hot(
+    arrays: Sequence[Array], columns: NDArray[np.int64], classes: tuple[str, ...]
+) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """A row for each item, with a 1 in its column; none for column -1."""
+    if len(classes) > MAX_CLASSES:
         raise ValueError(
-            f"{arrays[0]}: {len(distinct):,} different numbers are no classes ({MAX_CLASSES:,} at "
+            f"{arrays[0]}: {len(classes):,} different values are no classes ({MAX_CLASSES:,} at "
             "most); name the labels with datamodule.fields"
         )
-    labels = np.zeros((len(numbers), len(distinct)), dtype=np.uint8)
-    labels[np.arange(len(numbers)), place] = 1
-    return labels, tuple(class_names or map(str, distinct.tolist()))
+    labels = np.zeros((len(columns), len(classes)), dtype=np.uint8)
+    rows = np.flatnonzero(columns >= 0)
+    labels[rows, columns[rows]] = 1
+    return labels, classes
 
 
 def read_pictures(

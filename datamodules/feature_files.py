@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,14 @@ def read_features(
     (`PARTS`, `NAMES`), also in groups and structs; others are named by `fields`. A published split
     is one of names (`I_tr`, `test/image`) or of rows (`ind_train`: numbers from 0 or 1, or masks).
     Training rows that lie in a database as well are read once. How axes lie follows from all shapes
-    together. Labels are multi-hot, or one class number for each item.
+    together. Labels are multi-hot, or one class number or name for each item.
 
     Args:
         paths: .npz, .mat or .h5 files.
         fields: Names of `image`, `text` and `labels` in the files, where they are others: with
             their groups, or without the words for the part (`a` for `a_train` and `test/a`).
-        class_names: The classes' names, in the order of the labels' columns or numbers.
+        class_names: The classes' names, in the order of the labels' columns or numbers; of labels
+            in words, all that occur, in the order that columns get.
         bad_rows: `refuse` items with NaN, without a class, or equal to a query; or `skip` and count
             them.
         axes: How the axes of a field lie (`NF`, `FN`, `NCHW`, ...), where shapes leave it open; of
@@ -149,7 +151,8 @@ def _parts(
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
     """Each part's arrays by field, in the order of rows; and the rows of a split."""
     places = [_place(f"{a.path.stem}/{a.name}" if several else a.name) for a in arrays]
-    has_labels = any(_FIELD_OF.get(rest) == "labels" and rest != "y" for _, rest in places)
+    called = [_FIELD_OF.get(rest) == "labels" and rest != "y" for _, rest in places]
+    has_labels, in_numbers = any(called), any(a.numeric for a in compress(arrays, called))
     exact = {wanted for wanted in fields.values() if any(a.name == wanted for a in arrays)}
     there = ", ".join(map(_described, arrays)) or "none"
     found: dict[str, dict[str, Array]] = {}
@@ -162,14 +165,14 @@ def _parts(
             if array.name == wanted or (wanted not in exact and rest == _place(wanted)[1])
         ]
         is_empty = array.numeric and math.prod(array.shape) == 0
-        readable = array.numeric and not is_empty and array.shape != ()
         field = "text" if rest == "y" and has_labels else _FIELD_OF.get(rest, "")
         if field == "rows" and not part:
             field = ""
-        if chosen:
-            field = chosen[0]
-            if not readable:
-                raise ValueError(f"datamodule.path={array}: holds no numbers")
+        field = chosen[0] if chosen else field
+        in_words = array.words and field == "labels" and (bool(chosen) or not in_numbers)
+        readable = (array.numeric or in_words) and not is_empty and array.shape != ()
+        if chosen and not readable:
+            raise ValueError(f"datamodule.path={array}: holds no numbers")
         is_named = bool(field) and (bool(chosen) or field not in fields)
         if is_named and is_empty:
             raise ValueError(

@@ -111,6 +111,7 @@ class LifelongHashing(CodedPairs):
 
     read_where: ClassVar[dict[str, tuple[str, Any]]] = {
         "optimizer.momentum": ("optimizer.name", ("sgd",)),
+        "codes": ("strategy", ("lifelong",)),
         "optimizer.increment_lr": ("strategy", ("lifelong",)),
         "lengths.rounds": ("strategy", ("lifelong",)),
         "lengths.round_epochs": ("strategy", ("lifelong",)),

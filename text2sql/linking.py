@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from text2sql.execute import Database, Limits
 from text2sql.schema import Schema
 from text2sql.sql import STAR, number
-from text2sql.words import stem
+from text2sql.words import stem, unaccented
 
 _WORD = re.compile(r"(?<!\w)-\d+(?:[.,]\d+)*|\d+(?:[.,:/-]\d+)*|\w+|[^\w\s]")
 _PART = re.compile(r"\d+(?:[.,:/-]\d+)*|[^\W_]+|[^\w\s]")  # of a name: stadium_id has two
@@ -212,7 +212,7 @@ def stems(text: str) -> frozenset[str]:
 
 @lru_cache(maxsize=100_000)
 def _stems(words: str) -> tuple[str, ...]:
-    return tuple(map(stem, _PART.findall(unicodedata.normalize("NFC", words))))
+    return tuple(map(stem, _PART.findall(unaccented(words))))
 
 
 @lru_cache(maxsize=1000)

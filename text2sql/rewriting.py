@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from text2sql.decoding import beam_search, draw_samples, evaluating
 from text2sql.dialogue import Example
 from text2sql.encoder import Vocabulary
-from text2sql.words import WORD
+from text2sql.words import WORD, unaccented
 
 TURNS = 4  # of a dialogue that are read before the current one
 TEXT, HINTS = 0, TURNS + 1  # roles of positions; between them, how many turns ago a position is
@@ -334,14 +334,15 @@ class Rewriter(nn.Module, ABC):
         return found
 
 
+_CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")  # these signs are tokens, each by itself
 _CLOSING, _OPENING = re.compile(r" ([.,;:?!%)\]}])"), re.compile(r"([(\[{$]) ")
 
 
 def spelled(text: str, sources: Sequence[str]) -> str:
     """Undo what an uncased tokenizer did to a text: its words are spelled as the sources do.
 
-    Words with inner punctuation (2.5, O'Brien, name@mail.com) are put together again, names get
-    their capitals, and so does the sentence.
+    Words with inner punctuation (2.5, O'Brien, name@mail.com) or of Chinese signs are put together
+    again, names get their capitals and accents, and the sentence its capital.
 
     Args:
         text: Lower-case words and punctuation, parted by spaces.
@@ -351,18 +352,19 @@ def spelled(text: str, sources: Sequence[str]) -> str:
     for source in sources:
         for position, word in enumerate(source.split()):
             for form in (word, word.strip(".,;:?!\"'()")):
-                pieces = tuple(WORD.findall(form.lower()))
+                pieces = tuple(WORD.findall(_CHINESE.sub(r" \g<0> ", unaccented(form.lower()))))
                 # The capital of a sentence's first word says nothing about the word.
                 plain = position == 0 and form[1:].islower()
                 if pieces:
                     forms[pieces] = form.lower() if plain else form
     longest = max(map(len, forms), default=1)
     written = WORD.findall(text)
+    plain = [unaccented(piece.lower()) for piece in written]
     words: list[str] = []
     at = 0
     while at < len(written):
         for length in range(min(longest, len(written) - at), 0, -1):
-            found = forms.get(tuple(piece.lower() for piece in written[at : at + length]))
+            found = forms.get(tuple(plain[at : at + length]))
             if found is not None or length == 1:
                 words.append(found or written[at])
                 at += length

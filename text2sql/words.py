@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
 import snowballstemmer
@@ -15,6 +16,15 @@ WORD = re.compile(r"\w+|[^\w\s]")
 def words_of(text: str) -> list[str]:
     """Lower-case words and punctuation marks."""
     return WORD.findall(text.lower())
+
+
+def unaccented(text: str) -> str:
+    """Return a text without its accents, as uncased tokenizers read it: Zurich for Zürich."""
+    if text.isascii():
+        return text
+    apart = unicodedata.normalize("NFD", text)
+    bare = "".join(char for char in apart if unicodedata.category(char) != "Mn")
+    return unicodedata.normalize("NFC", bare)
 
 
 @lru_cache(maxsize=100_000)

@@ -402,10 +402,30 @@ def test_class_names_tell_classes_apart(tmp_path: Path) -> None:
         read_features([write_npz(tmp_path / "f", WHOLE)], class_names=["a", "b", "a"])
 
 
-def test_labels_in_words_are_said(tmp_path: Path) -> None:
-    arrays = {**WHOLE, "labels": np.array(["cat"] * len(WHOLE["labels"]))}
-    with pytest.raises(ValueError, match=r"labels \(\d+,\) \(no numbers\)"):
-        read_features([write_npz(tmp_path / "f", arrays)])
+@pytest.mark.parametrize("write", [write_npz, write_mat5, write_h5])
+def test_labels_in_words_name_their_classes(write: Any, tmp_path: Path) -> None:
+    """Bytes in npz, a matrix of signs in MATLAB, texts in HDF5; MATLAB fills up with blanks."""
+    numbers = np.arange(len(WHOLE["labels"])) % 3
+    words: Any = np.array(["dog", "cat", "Bär"])[numbers]
+    said = {write_npz: np.char.encode(words, "utf-8"), write_h5: words.astype(object)}
+    arrays = {**WHOLE, "labels": said.get(write, words)}
+    items = read_features([write(tmp_path / "f", arrays)])
+    assert items.classes == ("Bär", "cat", "dog")
+    assert items.labels.argmax(1).tolist() == (2 - numbers).tolist()
+    file = write(tmp_path / "g", {**arrays, "label": WHOLE["labels"]})
+    assert np.array_equal(read_features([file]).labels, WHOLE["labels"])
+
+
+def test_names_of_classes_in_words_are_all_that_occur(tmp_path: Path) -> None:
+    numbers = np.arange(len(WHOLE["labels"])) % 3
+    file = write_npz(tmp_path / "f", {**WHOLE, "labels": np.array(["a ", "b", ""])[numbers]})
+    with pytest.raises(ValueError, match="no class"):
+        read_features([file])
+    items = read_features([file], class_names=["b", "a"], bad_rows="skip")
+    assert items.classes == ("b", "a")
+    assert items.labels[:2].tolist() == [[0, 1], [1, 0]]
+    with pytest.raises(ValueError, match=r"datamodule\.class_names: .*labels has 'b' as well"):
+        read_features([file], class_names=["a"])
 
 
 def test_a_class_number_of_ten_digits_takes_no_memory(tmp_path: Path) -> None:
@@ -699,7 +719,7 @@ def test_what_the_names_do_not_make_clear_is_refused(
 def test_more_numbers_than_classes_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.feature_arrays.MAX_CLASSES", 11)
     with pytest.raises(
-        ValueError, match=r"labels: 12 different numbers are no classes \(11 at most"
+        ValueError, match=r"labels: 12 different values are no classes \(11 at most"
     ):
         read_features([write_npz(tmp_path / "f", {**WHOLE, "labels": np.arange(12)})])
 

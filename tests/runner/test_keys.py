@@ -197,6 +197,8 @@ CONDITIONS: list[tuple[list[str], str | None]] = [
     (["experiment=dlch", "module.optimizer.momentum=0.5"], "name=adam; that must be sgd"),
     (["experiment=dlch", "strategy=retrain", "module.lengths.rounds=3"], "that must be lifelong"),
     (["experiment=dlch", "module.lengths.rounds=3"], None),
+    (["experiment=dlch", "strategy=no_update", "module.codes=shared"], "that must be lifelong"),
+    (["experiment=dlch", "datamodule.path=x.npz"], "that must be features or folder"),
     (["experiment=dlch", "module.lengths={rounds: 3}"], None),
     (["experiment=dlch", "strategy=no_update"], None),
     (["experiment=sat_cpt", "callbacks.sat.probe_sequences=2"], "activation or taylor"),

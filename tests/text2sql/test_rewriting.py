@@ -312,6 +312,8 @@ def test_a_language_model_is_refused_texts_that_it_cannot_hold(tmp_path: Path) -
         ("what is the student ' s name", (), "What is the student's name"),
         ("show which singers", ("Which singers?", "SHOW them"), "SHOW which singers"),
         ("", ("Anything",), ""),
+        ("who lives in zurich ?", ("Cafés in Zürich?",), "Who lives in Zürich?"),
+        ("show 日 本 cafes", ("日本 has cafés",), "Show 日本 cafés"),
     ],
 )
 def test_an_uncased_text_is_spelled_as_its_sources(
