@@ -359,12 +359,12 @@ def spelled(text: str, sources: Sequence[str]) -> str:
                     forms[pieces] = form.lower() if plain else form
     longest = max(map(len, forms), default=1)
     written = WORD.findall(text)
-    plain = [unaccented(piece.lower()) for piece in written]
+    folded = [unaccented(piece.lower()) for piece in written]
     words: list[str] = []
     at = 0
     while at < len(written):
         for length in range(min(longest, len(written) - at), 0, -1):
-            found = forms.get(tuple(plain[at : at + length]))
+            found = forms.get(tuple(folded[at : at + length]))
             if found is not None or length == 1:
                 words.append(found or written[at])
                 at += length
