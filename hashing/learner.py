@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ ALL = (*MODALITIES, "label")
 class Learner:
     """Networks, codes and latest outputs of the retrieval part's items, as one session trains them.
 
-    Tensors are their owner's, on one device, and written in place. What the codes are computed from
-    is `SessionPlan.read`.
+    Tensors are their owner's, on one device, and written in place, so that one learner serves a
+    whole session. What the codes are computed from is `SessionPlan.read`.
 
     Args:
         session: Which one.
@@ -41,10 +42,20 @@ class Learner:
     weights: Weights
     shared: bool
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """Labels of all items: they belong to the codes, and stay with them."""
         return self.data.parts["retrieval"].labels.to(self.codes["image"].device)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Which items this session may read."""
+        return torch.from_numpy(self.session.rows).to(self.codes["image"].device)
+
+    @cached_property
+    def known_labels(self) -> Tensor:
+        """Their labels."""
+        return self.labels[self.known]
 
     def begin(self, read: Rows) -> None:
         """Give first codes to the session's items."""
@@ -66,8 +77,7 @@ class Learner:
         """Return the loss of a batch, by the kind of the session; its outputs are kept."""
         is_first = self.session.kind == "first"
         outputs = self._keep(batch, self.networks(batch, ALL if is_first else MODALITIES))
-        known = torch.from_numpy(self.session.rows).to(batch["rows"].device)
-        similarity = label_similarity(batch["labels"], self.labels[known])
+        known, similarity = self.known, label_similarity(batch["labels"], self.known_labels)
         own = {m: self.codes[m][batch["rows"]] for m in MODALITIES}
         if is_first:
             buffers = {m: self.outputs[m][known] for m in outputs}

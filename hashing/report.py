@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -65,6 +66,11 @@ class Retrieval:
             found[direction] = counts, self.query_groups[asked][counts.queries.cpu()]
         return found
 
+    @cached_property
+    def now(self) -> dict[str, Counted]:
+        """Those after the last session, which several figures need."""
+        return self.counted(self.session)
+
     def subsets(self, groups: Tensor) -> dict[str, Tensor]:
         """Masks over queries of some sessions: all, those of earlier sessions, of the last."""
         old, new = groups < self.session, groups == self.session
@@ -80,7 +86,7 @@ class Retrieval:
         """
         alone = self.counted(0)
         figures: dict[str, float] = {}
-        for direction, (counts, groups) in self.counted(self.session).items():
+        for direction, (counts, groups) in self.now.items():
             values = average_precision(counts)
             if len(original := average_precision(alone[direction][0])):
                 figures[f"map_original_alone_{direction}"] = float(original.mean())
@@ -96,7 +102,7 @@ class Retrieval:
         for m in MODALITIES:
             figures[f"distinct_codes/{m}"] = float(distinct_codes(self.codes[m][known]))
             figures[f"bit_balance/{m}"] = bit_balance(self.codes[m][known])
-        for direction, (counts, _) in self.counted(self.session).items():
+        for direction, (counts, _) in self.now.items():
             if len(chance := chance_precision(counts)):
                 figures[f"chance/{direction}"] = float(chance.mean())
         return figures
@@ -104,7 +110,7 @@ class Retrieval:
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
         """Return precision and recall within each Hamming radius, by direction and subset."""
         curves = {}
-        for direction, (counts, groups) in self.counted(self.session).items():
+        for direction, (counts, groups) in self.now.items():
             for name, chosen in self.subsets(groups).items():
                 if chosen.any():
                     precision, recall = precision_recall_by_radius(counts.of(chosen))

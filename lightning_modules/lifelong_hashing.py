@@ -169,6 +169,7 @@ class LifelongHashing(CodedPairs):
         self.evaluate = evaluate
         self.history: list[dict[str, float]] = []
         """Metrics of each finished session, by name."""
+        self._learning: Learner | None = None  # of the current session
         self._found: list[dict[str, Any]] = []  # what was drawn of queries with pictures
         self.clock = SessionClock(lambda: self.data.seconds)
 
@@ -277,7 +278,9 @@ class LifelongHashing(CodedPairs):
         self.clock.count("codes")
 
     def _learner(self, session: Session) -> Learner:
-        return Learner(
+        if self._learning is not None and self._learning.session is session:
+            return self._learning
+        self._learning = Learner(
             session,
             self.networks,
             self.data,
@@ -286,6 +289,7 @@ class LifelongHashing(CodedPairs):
             self.weights,
             self.shared_codes,
         )
+        return self._learning
 
     # --- what was reached -------------------------------------------------------------------
 
