@@ -327,13 +327,13 @@ def _path(schema: Schema, tables: Sequence[int]) -> tuple[int, list[tuple[int, d
 def linearise(query: Query, schema: Schema, literals: Literals) -> list[Choice | None]:
     """Return the choices that derive a query; None stands for a value that is not on offer.
 
-    What the grammar does not have is left out (self-joins, other join conditions, bounds on LIKE)
+    What the grammar does not have is left out (self-joins, joins of other columns, bounds on LIKE)
     where the rest says nearly the same; `derive` tells by its result. The query is a tree of
     `parse(..., standard=True)`.
 
     Raises:
         SqlError: The grammar has no such query: sub-queries in FROM, tables that nothing connects,
-            lists, a third SELECT in a chain, and what else is outside.
+            joins over a filter, lists, a third SELECT in a chain, and what else is outside.
     """
     values = {_key(value): index for index, value in reversed([*enumerate(literals)])}
     return list(_choices(query, schema, values, 0))
@@ -394,6 +394,8 @@ class _CoreChoices:
         tables = [source for source in query.sources if isinstance(source, int)]
         if len(tables) != len(query.sources):
             raise SqlError("a sub-query in FROM")
+        if not all(part == "and" or _is_equality(part) for part in query.on):
+            raise SqlError("a join over more than equal columns")
         self.tables = list(dict.fromkeys(tables))
         clauses = (query.select, query.where, query.group_by, query.having, query.order_by)
         columns = {unit.column for unit in columns_of(*chain(*clauses))} - {STAR}
@@ -529,6 +531,12 @@ class _CoreChoices:
             if isinstance(condition.upper, (Query, ColumnUnit)):
                 raise SqlError("an upper bound that is no value")
             yield self.value(condition.upper)
+
+
+def _is_equality(part: Condition | str) -> bool:
+    return (
+        isinstance(part, Condition) and part.operator == "=" and isinstance(part.right, ColumnUnit)
+    )
 
 
 def _key(value: object) -> str:

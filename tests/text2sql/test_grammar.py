@@ -227,6 +227,11 @@ def test_a_column_of_a_table_that_nothing_joins_is_not_allowed(schema: Schema) -
             "a third SELECT",
         ),
         ("SELECT T1.name FROM singer AS T1 JOIN secret AS T2", "nothing connects"),
+        (
+            "SELECT T1.title FROM concert AS T1 JOIN stadium AS T2 ON T1.stadium_id = T2.id AND "
+            "T2.capacity > 1",
+            "more than equal columns",
+        ),
     ],
 )
 def test_what_the_grammar_does_not_have_is_said(schema: Schema, sql: str, words: str) -> None:
