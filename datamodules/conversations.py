@@ -100,7 +100,8 @@ def open_conversations(settings: Mapping[str, Any]) -> ConversationSource:
                     rows.append((part, partial(_hub_rows, name, one, settings["streaming"])))
     else:
         files = find_parts(settings, KEYS)
-        example = f'{{"{settings["prompt_column"]}": "...", "{settings["answer_column"]}": "..."}}'
+        fields = [*_names(settings["prompt_column"]), settings["answer_column"]]
+        example = json.dumps(dict.fromkeys(fields, "..."))
         if settings["messages_column"] is not None:
             example = f'{{"{settings["messages_column"]}": [{{"role": "user", "content": "..."}}]}}'
         for part, key in (("test", "test_files"), ("val", "val_files"), ("train", "files")):
@@ -136,7 +137,7 @@ def _hub_rows(name: str, node: Mapping[str, Any], streaming: bool) -> Iterator[R
 
 
 def _messages(
-    record: object, where: str, columns: Mapping[str, str | None]
+    record: object, where: str, columns: Mapping[str, Any]
 ) -> tuple[tuple[dict[str, Any], ...], list[Any] | None]:
     """Check one row: messages and tools, or a `ValueError` that says which field is wrong."""
     if isinstance(record, ValueError):
@@ -146,7 +147,7 @@ def _messages(
     column = columns["messages_column"]
     if column is None:
         return tuple(
-            {"role": role, "content": _column(record, str(columns[key]), where, key)}
+            {"role": role, "content": _column(record, columns[key], where, key)}
             for role, key in (("user", "prompt_column"), ("assistant", "answer_column"))
         ), None
     given = record.get(column)
@@ -171,15 +172,24 @@ def _messages(
     return messages, tools
 
 
-def _column(record: Mapping[str, Any], field: str, where: str, key: str) -> str:
-    if field not in record:
-        lists = (name for name, value in record.items() if isinstance(value, list))
-        messages = next((f" or datamodule.messages_column={name}" for name in lists), "")
-        raise ValueError(
-            f"{where}: {field!r} is missing (there are: {', '.join(map(str, record))}); set "
-            f"datamodule.{key}{messages}"
-        )
-    return _content(record[field], f"{where}: {field!r}")
+def _names(fields: str | list[str]) -> list[str]:
+    return [fields] if isinstance(fields, str) else fields
+
+
+def _column(record: Mapping[str, Any], fields: str | list[str], where: str, key: str) -> Any:
+    """Check what stands in a field, or in several, of which empty ones are passed over."""
+    names = _names(fields)
+    for field in names:
+        if field not in record:
+            lists = (name for name, value in record.items() if isinstance(value, list))
+            messages = next((f" or datamodule.messages_column={name}" for name in lists), "")
+            raise ValueError(
+                f"{where}: {field!r} is missing (there are: {', '.join(map(str, record))}); set "
+                f"datamodule.{key}{messages}"
+            )
+    said = [field for field in names if str(record[field] or "").strip()] or names[:1]
+    found = [_content(record[field], f"{where}: {field!r}") for field in said]
+    return "\n\n".join(text_of({"content": each}) for each in found) if found[1:] else found[0]
 
 
 def _message(message: object, where: str) -> dict[str, Any]:

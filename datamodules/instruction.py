@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 
 from datamodules.batches import BatchLoader, Rows
 from datamodules.conversations import (
@@ -89,7 +89,8 @@ class InstructionDataModule(LanguageModelingDataModule):
         test_files: Test files, likewise; read by `test` only, never trained on.
         datasets: For hub: {name: {path, name, data_dir, split, revision, test_split}}.
         streaming: For hub: read over the network instead of downloading first.
-        prompt_column: The field of the prompt.
+        prompt_column: The field of the prompt; or several, joined by blank lines, without those
+            that are empty.
         answer_column: The field of the answer.
         messages_column: The field of a list of {role, content} or of ShareGPT's {from, value}, read
             instead of the two above. A row's `tools`, JSON schemas, go to the chat template.
@@ -128,7 +129,7 @@ class InstructionDataModule(LanguageModelingDataModule):
         test_files: str | list[str] | None = None,
         datasets: dict[str, ChatDataSet | None] | None = None,
         streaming: bool = False,
-        prompt_column: str = "question",
+        prompt_column: str | Annotated[list[str], MinLen(1)] = "question",
         answer_column: str = "answer",
         messages_column: str | None = None,
         count: Annotated[int, Interval(ge=1, le=10_000_000)] = 20_000,
@@ -291,9 +292,13 @@ class InstructionDataModule(LanguageModelingDataModule):
         labels = [samples[sample][1] for sample in blocks.kept[:1000]]
         trained = sum(int((some != IGNORED).sum()) for some in labels)
         read = sum(map(len, labels))
+        # Of padded batches each has a length of its own.
+        alike = {"tokens_per_batch": self.per_batch * self.context_length} if self.packed else {}
         return {
             "source": self.settings["source"],
             "cache": str(self.folder),
+            "context_length": self.context_length,
+            **alike,
             "conversations": {part: self.record[part]["conversations"] for part in PARTS},
             "bad_rows": self.record["bad_rows"],
             "over_long": self.over_long,

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.conversations import DEFAULT_TEMPLATE
-from datamodules.instruction import InstructionDataModule
+from datamodules.conversations import DEFAULT_TEMPLATE, open_conversations
+from datamodules.instruction import BadRows, InstructionDataModule
 from datamodules.packing import grouped_batch, pack
 from lightning_modules.causal_lm import CausalLM
 from subnetworks.context import IGNORED
@@ -181,6 +181,7 @@ def test_over_long_conversations_are_counted_or_refused_never_cut(
     long = int((module.samples["train"].lengths > 60).sum())
     assert 0 < long == module.over_long["train"]
     assert module.describe()["over_long"]["train"] == long
+    assert module.describe()["tokens_per_batch"] == 4 * 60
     assert f"Left out: {long} of" in capsys.readouterr().out
     samples = module.samples["train"]
     kept = np.flatnonzero(samples.lengths <= 60)[:1000]
@@ -345,6 +346,23 @@ def test_end_tokens_that_users_spell_are_text(tmp_path: Path) -> None:
     prompt = module.prompts(1)[0]
     assert prompt.reference == "It is <|endoftext|> here"
     assert prompt.ids.count(end) == 1
+
+
+def test_several_fields_make_a_prompt_without_empty_ones(tmp_path: Path) -> None:
+    """Alpaca's rows have an instruction, an input that is often empty, and an output."""
+    rows = [{"instruction": "Add.", "input": given, "output": "3"} for given in ("1, 2", "", None)]
+    settings = {"source": "jsonl", "files": write(tmp_path / "a.jsonl", *rows), "val_fraction": 0.5}
+    columns = {"prompt_column": ["instruction", "input"], "answer_column": "output"}
+    module = InstructionDataModule(**settings, **columns, chat_template="default")
+    read = list(open_conversations(module.settings).read(BadRows("refuse").refuse))
+    prompts = [conversation.messages[0]["content"] for conversation in read]
+    assert prompts == ["Add.\n\n1, 2", "Add.", "Add."]
+    write(tmp_path / "a.jsonl", {"instruction": " ", "input": "", "output": "3"})
+    with pytest.raises(ValueError, match=r"a.jsonl:1: 'instruction' is empty"):
+        list(open_conversations(module.settings).read(BadRows("refuse").refuse))
+    write(tmp_path / "a.jsonl", {"messages": [], "output": "3"})
+    with pytest.raises(ValueError, match=r"prompt_column or datamodule.messages_column=messages"):
+        list(open_conversations(module.settings).read(BadRows("refuse").refuse))
 
 
 def test_sharegpt_parts_and_tools_are_read(tmp_path: Path) -> None:
