@@ -34,6 +34,7 @@ from runner.job import (
     OUR_PLUGINS,
     Job,
     methods,
+    nodes,
     origin,
     part_checkpoints,
     plain,
@@ -330,22 +331,30 @@ def _needs_of_trainer(settings: dict[str, Any]) -> list[str]:
 
 def _precision(settings: dict[str, Any]) -> list[str]:
     """Refuse precisions in which the module or a method does not run."""
-    given = str(settings["trainer"].get("precision"))
-    if given in ("16", "16-mixed") and settings["task"] == "train":
-        return [
+    module, given = settings["module"], str(settings["trainer"].get("precision"))
+    problems = []
+    if settings["task"] == "train" and given in ("16", "16-mixed"):
+        problems += [
             f"trainer.precision={given} with callbacks.{name}: its loss scaling does not reach the "
             "gradients of a sub-network. Take bf16-mixed or 32-true"
             for name, node in methods(settings).items()
             if promise(node, "scaled_losses") is False
         ]
+    if settings["task"] == "train" and given == "16-true":
+        problems += [
+            f"trainer.precision={given}: {key}.eps={node['eps']} is 0 in fp16, and AdamW divides "
+            f"by it. Take bf16-true, or {key}.eps=1e-4"
+            for key, node in nodes(module, "module")
+            if 0 <= node.get("eps", 1) <= 2**-25
+        ]
     converts = given == "64" or given.endswith("-true") or given.startswith("transformer-engine")
-    kept = promise(settings["module"], "unconverted")
-    if kept is None or not converts or given == "32-true":
-        return []
-    return [
-        f"trainer.precision={given}: {settings['module']['_target_']} reads {kept}, which "
-        "Lightning does not convert to it. Take bf16-mixed or 32-true"
-    ]
+    kept = promise(module, "unconverted")
+    if kept is not None and converts and given != "32-true":
+        problems.append(
+            f"trainer.precision={given}: {module['_target_']} reads {kept}, which Lightning does "
+            "not convert to it. Take bf16-mixed or 32-true"
+        )
+    return problems
 
 
 def _strategy(settings: dict[str, Any]) -> list[str]:

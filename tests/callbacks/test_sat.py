@@ -187,3 +187,10 @@ def test_steps_that_compute_scores_are_timed_apart() -> None:
         "": 3,
     }
     assert all(len(kind["seconds"]) == 2 for kind in kinds.values()), "the first is counted"
+
+
+def test_whole_steps_cost_what_those_of_a_dense_training_do() -> None:
+    """Both are drawn on one axis."""
+    module, sat = CausalLM(architecture=ARCHITECTURE), SparsityAcceleratedTraining(omission=WHOLE)
+    fit(module, sat)
+    assert sat.flops() == module.flops_of(sequences=8, context_length=16, steps=4)

@@ -378,6 +378,7 @@ def test_full_error_shows_the_traceback(tmp_path: Path) -> None:
             ["sat_cpt", "callbacks.sat.ladder=[{until: 1.0}]"],
             r"group of keys. A list .* '~callbacks\.sat\.ladder' '\+callbacks\.sat\.ladder=\[",
         ),
+        (["est_gpt2", "trainer.precision=16-true"], r"module\.optimizer\.eps=1e-08 is 0 in fp16"),
         (["est_gpt2", "trainer.precision=16-mixed"], r"16-mixed with callbacks\.est: its loss"),
         (["dlch", "callbacks.checkpoint.monitor=val/loss"], "monitor=val/loss: no such metric"),
         (
