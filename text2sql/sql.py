@@ -126,7 +126,8 @@ class Query:
         group_by: Columns.
         having: Conditions on groups.
         order_by: What is sorted by.
-        order: "asc", "desc", or "" without ORDER BY; of several directions the last one.
+        order: "asc", "desc", or "" without ORDER BY: of all that is sorted by; of several
+            directions the last one, as in the official evaluation.
         limit: Number of rows, None for all. A limit that is no number is 1.
         distinct: Whether the SELECT has DISTINCT.
         combination: One of COMBINATIONS, or "".
@@ -346,7 +347,10 @@ class _Parser:
         limit = None
         if self.take("limit"):
             number = self.next()
-            limit = int(number) if number.isdecimal() and len(number) < 19 else 1
+            is_number = number.isdecimal() and len(number) < 19
+            if self.standard and not is_number:
+                raise SqlError(f"LIMIT {number}")
+            limit = int(number) if is_number else 1
         while self.take(";"):
             pass
         if in_block:
@@ -513,14 +517,17 @@ class _Parser:
         units: list[ValueUnit] = []
         if not self.take("order"):
             return (), ""
-        order = "asc"
+        order = ""
         self.expect("by")
         while not self.has(*_CLAUSE_ENDS):
             units.append(self.value_unit())
-            order = self.take("asc", "desc") or order
+            named = self.take("asc", "desc")
+            if self.standard and order not in ("", named or "asc"):
+                raise SqlError("ORDER BY in two directions")
+            order = named or order or "asc"
             if not self.take(","):
                 break
-        return tuple(units), order
+        return tuple(units), order or "asc"
 
 
 # --- tree to text --------------------------------------------------------------------------------
@@ -580,8 +587,9 @@ class _Writer:
         if query.having:
             parts.append(f"HAVING {self.conditions(query.having)}")
         if query.order_by:
-            units = ", ".join(map(self.value_unit, query.order_by))
-            parts.append(f"ORDER BY {units}{' DESC' * (query.order == 'desc')}")
+            direction = " DESC" if query.order == "desc" else ""
+            units = ", ".join(self.value_unit(unit) + direction for unit in query.order_by)
+            parts.append(f"ORDER BY {units}")
         if query.limit is not None:
             parts.append(f"LIMIT {query.limit}")
         if query.combined is not None:
@@ -660,7 +668,10 @@ class _Writer:
 
     def condition(self, condition: Condition) -> str:
         operator = ("NOT " if condition.negated else "") + condition.operator.upper()
-        text = f"{self.value_unit(condition.left)} {operator} {self.value(condition.right)}"
+        right = self.value(condition.right)
+        if condition.operator == "in" and not isinstance(condition.right, Query):
+            right = f"({right})"
+        text = f"{self.value_unit(condition.left)} {operator} {right}"
         return text if condition.upper is None else f"{text} AND {self.value(condition.upper)}"
 
     def value(self, value: Value) -> str:

@@ -159,6 +159,7 @@ INSERT INTO "order items" VALUES (1, 'p', 30), (2, 'q', -5)"""
         'SELECT t."a""b" FROM "order items" t INNER JOIN "order" o ON t."order id"=o."group"',
         "SELECT age AS years FROM [order items] WHERE age>=-5 AND age <>30;",
         "select count(*) -- how many\nfrom /* all */ [order items] where age==30 ; -- end",
+        """SELECT age FROM [order items] WHERE `a"b` IN ('q') ORDER BY age DESC, "order id" DESC""",
         'SELECT i."a""b" FROM "order items" AS i WHERE i.age>(SELECT avg(age) FROM "order items")',
     ],
 )
@@ -177,6 +178,9 @@ def test_standard_sql_is_read_as_sqlite_reads_it(sql: str, tmp_path: Path) -> No
     "text",
     [
         "SELECT name FROM singer ORDER BY age > 5",
+        "SELECT name FROM singer ORDER BY age DESC, name",
+        "SELECT name FROM singer ORDER BY age, name DESC",
+        "SELECT name FROM singer ORDER BY age LIMIT -1",
         "SELECT name FROM singer ORDER BY age LIMIT 3 OFFSET 2",
         "SELECT name FROM singer; SELECT age FROM singer",
         "SELECT name FROM singer WHERE name = 'Ann",
