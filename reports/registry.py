@@ -72,7 +72,7 @@ class Run(RunRecord):
 
         Not to be asked by the process that is at work in the folder, which would let others in.
         """
-        return "killed" if self.status == "running" and not _is_held(self.folder) else self.status
+        return "killed" if self.status == "running" and not is_held(self.folder) else self.status
 
     @property
     def own_command(self) -> str | None:
@@ -134,7 +134,7 @@ def read(folder: Path) -> Run:
     return Run(folder=folder, asked=asked, **vars(record))
 
 
-def _is_held(folder: Path) -> bool:
+def is_held(folder: Path) -> bool:
     """Whether a process is at work in a run folder; nothing is written, also where that is so."""
     try:
         with (folder / LOCK_FILE).open("rb") as file:

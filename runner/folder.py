@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from reports import run_record
 from reports.configs import RUN_DIR, replaced
+from reports.registry import is_held
 from reports.run_record import LOCK_FILE, RUN_FILE, RunRecord, run_folder
 from runner.errors import ConfigError, first_line, refusing
 from runner.job import with_keys_of_today
@@ -87,12 +88,8 @@ def lock(folder: Path) -> TextIO:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process is at work in a run folder, or nobody can write to it."""
-    try:
-        lock(folder).close()
-    except (ConfigError, OSError):
-        return True
-    return False
+    """Whether another process is at work in a run folder, or this one cannot write to it."""
+    return is_held(folder) or not os.access(folder, os.W_OK)
 
 
 def open_folder(folder: Path, resumed: bool) -> TextIO:

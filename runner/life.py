@@ -102,7 +102,7 @@ class _CountsStepsTaken(_LoggerConnector):
         row = (step, convert_tensors_to_scalars(metrics))
         if row != self.row:
             self.row = row
-            super().log_metrics(metrics, step)
+            super().log_metrics(row[1], step)
 
 
 class _Run:
