@@ -14,7 +14,7 @@ from rich.text import Text
 from lightning_modules.optimization import remarks
 from runner.fit import is_language_model
 from runner.footprint import Footprint, Precision, footprint
-from runner.job import device_count
+from runner.job import device_count, methods
 from runner.parts import answer, build, build_callbacks, build_data, trainer_node
 from runner.validate import refuse_misfits
 
@@ -73,6 +73,8 @@ class Cost:
         step: What a step takes of a device; None for what is no language model.
         devices: How many train together.
         split: Whether each keeps its share of everything (FSDP2) or the whole (DDP).
+        apart: Whether gradients lie beside the buckets in which DDP adds them up. Those of weights
+            that a method cuts do.
         micro_batches: In an optimizer step.
     """
 
@@ -83,6 +85,7 @@ class Cost:
     step: Footprint | None
     devices: int = 1
     split: bool = False
+    apart: bool = False
     micro_batches: int = 1
 
     @classmethod
@@ -100,11 +103,13 @@ class Cost:
         split = isinstance(strategy, dict) and strategy["_target_"].endswith(
             ".FullyShardedStrategy"
         )
+        in_buckets = isinstance(strategy, dict) and strategy.get("gradient_as_bucket_view")
+        apart = devices > 1 and not split and not (in_buckets and not methods(dict(settings)))
         step = None
         if is_language_model(settings["module"]):
             # Its sizes are enough: nothing is loaded, and nothing is compiled.
             module.pretrained, module.compile_blocks = None, False
-            step = footprint(module, batch, precision, devices, split)
+            step = footprint(module, batch, precision, devices, split, apart)
         else:
             module.configure_model()
         counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
@@ -116,6 +121,7 @@ class Cost:
             step=step,
             devices=devices,
             split=split,
+            apart=apart,
             micro_batches=trainer.get("accumulate_grad_batches") or 1,
         )
 
@@ -157,7 +163,7 @@ def memory(cost: Cost) -> Table:
         table.caption = "without activations"
     else:
         more = "activations" + (", whole blocks" if cost.split else "")
-        more += ", DDP's sums" if cost.devices > 1 and not cost.split else ""
+        more += ", DDP's sums" if cost.apart else ""
         besides = size_in_words(cost.step.peak - sum(cost.kept))
         table.add_row(f"at the peak besides: {more}", "", besides)
         table.caption = "a step of the whole model; without what CUDA and its allocator add"

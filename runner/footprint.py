@@ -56,7 +56,12 @@ class Footprint(NamedTuple):
 
 
 def footprint(
-    module: Any, shape: tuple[int, int], precision: Precision, devices: int, split: bool
+    module: Any,
+    shape: tuple[int, int],
+    precision: Precision,
+    devices: int = 1,
+    split: bool = False,
+    apart: bool = False,
 ) -> Footprint:
     """Return what each step takes of a device, from the second one on.
 
@@ -68,7 +73,8 @@ def footprint(
         precision: Of the trainer.
         devices: How many train together.
         split: Whether they split the model (FSDP2). Else each holds all, and DDP, if there are
-            several, a second copy of the gradients, in which it adds them up.
+            several, buckets in which it adds the gradients up.
+        apart: Whether the gradients lie beside these buckets, and not in them.
     """
     mixed = precision.kept != precision.computed
     if not split:
@@ -91,12 +97,13 @@ def footprint(
         with _Collectives() as collectives, _as_on_a_gpu(), tracker:
             with torch.autocast("cpu", precision.computed, enabled=mixed):
                 loss = module.training_step({"input_ids": ids}, 0)
-            optimizer.zero_grad()  # Lightning keeps the last step's until the loss is there
+            # Lightning keeps the last step's until the loss is there, and buckets stay.
+            optimizer.zero_grad(set_to_none=split or apart or devices == 1)
             loss.backward()
             optimizer.step()
         (peak,) = (each["Total"] for each in tracker.get_tracker_snapshot("peak").values())
-    buckets = sum(p.numel() for p in trained) * precision.kept.itemsize
-    return Footprint(peak + (buckets if devices > 1 and not split else 0), collectives.collected)
+    buckets = sum(p.numel() for p in trained) * precision.kept.itemsize if apart else 0
+    return Footprint(peak + buckets, collectives.collected)
 
 
 def _materialize(module: nn.Module, kept: torch.dtype) -> None:

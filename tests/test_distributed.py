@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback
 
 from tests.settings import _GPT2, _LLAMA, SETTINGS, Setting
 from tests.subnetworks.models import subnetwork_of
-from tests.test_methods import Fit, Forked, _checkpoint, fit, text
+from tests.test_methods import Fit, Forked, _checkpoint, fit, replicated, text
 
 __all__ = ["fit", "text"]  # fixtures
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The dirpath h
 STEPS = 50
 TOLERANCE = 1e-5  # nats, of losses around 5; float32 adds the processes' sums in another order
 STRATEGIES: dict[str, Any] = {
-    "ddp": lambda: "ddp_fork_find_unused_parameters_true",
+    "ddp": replicated,
     "fsdp": Forked,
 }
 

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from callbacks.rng_state import RngState
 from lightning_modules.causal_lm import CausalLM
+from runner.explain import CONF
 from runner.fsdp import FullyShardedStrategy
 from subnetworks.schedule import Schedule
 from tests.settings import MAX_STEPS, SETTINGS, Setting
@@ -292,14 +295,19 @@ def test_without_the_method_training_is_plain(setting: Setting, fit: Fit) -> Non
     assert_equal(dict(off.state_dict()), dict(plain.state_dict()))
 
 
+def replicated() -> DDPStrategy:
+    """The strategy of conf/trainer/ddp.yaml, in processes that are forked from this one."""
+    node = yaml.safe_load((CONF / "trainer" / "ddp.yaml").read_text())["strategy"]
+    assert node.pop("_target_") == f"pytorch_lightning.strategies.{DDPStrategy.__name__}"
+    return DDPStrategy(start_method="fork", **node)
+
+
 @every_setting(FAST_IN_PROCESSES)
 def test_two_processes_train_one_model(setting: Setting, fit: Fit) -> None:
     """Two DDP processes draw the same sub-networks and end with one process's weights."""
     setting = setting.without_dropout()  # which draws by process
     alone, _ = fit(setting, batch_size=8)
-    _, trainer = fit(
-        setting, batch_size=4, devices=2, strategy="ddp_fork_find_unused_parameters_true"
-    )
+    _, trainer = fit(setting, batch_size=4, devices=2, strategy=replicated())
     together = torch.load(_checkpoint(trainer, MAX_STEPS), weights_only=True)["state_dict"]
     for name, expected in alone.state_dict().items():
         torch.testing.assert_close(together[name], expected, atol=2e-5, rtol=1e-4)
