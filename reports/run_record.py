@@ -153,7 +153,7 @@ FILES = {
     "checkpoints/*.unused": "Newer than the one from which the run was resumed: not used any more.",
     "plots/curves.png": "Losses over steps and FLOPs, beside a dense run's; what the method logs.",
     "plots/*.png": "What a method or module draws.",
-    "tokenizer/*": "The tokenizer, if the data has one: what an export needs.",
+    "tokenizer/*": "The tokenizer, if the data has one, and which one it is a copy of.",
     "model/*": "Of a pretrained language model what is no weight: its checkpoints need no base.",
     "minimal_pairs.json": "task=minimal_pairs: the share of right pairs by file, and of which "
     "checkpoint.",
