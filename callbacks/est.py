@@ -107,21 +107,21 @@ class EvolvingSubnetworkTraining(SubnetworkTraining):
         """Gather the step's weights, after layers that enter have got theirs."""
         active = spec.active_layers
         if self._trained is None:
-            self._trained = self._trained_before(self._step)
+            config = self._sliced.anatomy.model.config
+            self._trained = self.trained_before(config, self._step, self._max_steps)
         if self.settings["entering_layers"] == "copied":
             self._sliced.copy_layers(sources(active, self._trained))
         self._trained |= set(active)
         super().gather(spec, batch)
 
-    def _trained_before(self, step: int) -> set[int]:
+    def trained_before(self, config: Any, step: int, max_steps: int) -> set[int]:
         """The layers of the stages before a step, where no checkpoint says which were trained."""
-        firsts = (0, *self.schedule.ends(self._max_steps)[:-1])
-        config = self._sliced.anatomy.model.config
+        firsts = (0, *self.schedule.ends(max_steps)[:-1])
         return {
             layer
             for first in firsts
             if first < step
-            for layer in self.draw(config, first, self._max_steps).active_layers
+            for layer in self.draw(config, first, max_steps).active_layers
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def test_a_layer_enters_once_beside_the_nearest_trained_one() -> None:
         entering.append(sources(layers, trained))
         trained |= set(layers)
     assert entering == [{}, {2: 0, 5: 0}, {}, {1: 0, 3: 2, 4: 5}]
+    before = [est.trained_before(config, step, 20) for step in (0, 5, 6)]
+    assert before == [set(), {0}, {0, 2, 5}]
 
 
 class Copies(Callback):
