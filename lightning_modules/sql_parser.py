@@ -273,7 +273,7 @@ class SqlParser(DialogueModule):
         """Return the features of those examples that there is something to learn from.
 
         Turns without a gold query, gold queries that the grammar does not derive (of Spider's
-        training part 1 in 270) and schemas above `max_nodes` are left out.
+        training part 1 in 250) and schemas above `max_nodes` are left out.
         """
         return [f for f in map(self._of, batch) if f is not None and self._fits(f)]
 

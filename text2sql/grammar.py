@@ -53,7 +53,7 @@ SYMBOLS: tuple[str, ...] = (
 )  # fmt: skip
 _INDEX = {symbol: index for index, symbol in enumerate(SYMBOLS)}
 # Bounds that no gold query of Spider's training part exceeds; with them every derivation ends.
-_ITEMS, _CONDITIONS, _GROUPS, _SORTS, _DEPTH = 8, 8, 4, 4, 3
+_ITEMS, _CONDITIONS, _GROUPS, _SORTS, _DEPTH = 8, 8, 4, 4, 5
 
 
 @dataclass(frozen=True, slots=True)

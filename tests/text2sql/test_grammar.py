@@ -122,6 +122,10 @@ def test_names_that_need_quotes_are_derived_written_and_read(odd: Schema, seed: 
         "SELECT T1.name FROM singer AS T1 JOIN singer_in_concert AS T2 ON T1.id = T2.singer_id",
         "SELECT title FROM concert ORDER BY year, title LIMIT 1",
         "SELECT max(capacity - id) FROM stadium ORDER BY max(id) - min(id)",
+        # As deep as Spider's deepest.
+        "SELECT name FROM stadium WHERE id IN (SELECT stadium_id FROM concert WHERE id IN (SELECT "
+        "concert_id FROM singer_in_concert WHERE singer_id = (SELECT id FROM singer WHERE age = "
+        "(SELECT max(age) FROM singer))))",
     ],
 )
 def test_gold_queries_are_derived(schema: Schema, sql: str) -> None:
