@@ -152,11 +152,8 @@ class TextToSql(DialogueModule):
         self.parser = None if parser_from is not None else parser
         self.rewriter = None if rewriter_from is not None else rewriter
         self.parser_from, self.rewriter_from = parser_from, rewriter_from
-        self.finished = {
-            name
-            for name, place in (("parser", parser_from), ("rewriter", rewriter_from))
-            if place is not None
-        }
+        given = {"parser": parser_from, "rewriter": rewriter_from}
+        self.finished = {name for name, place in given.items() if place is not None}
         """Parts that have their weights from a run of their own, and keep them."""
         self.recursive = recursive
         self.optimizer_settings, self.schedule_settings = optimization(
