@@ -97,13 +97,13 @@ def test_the_oldest_turns_are_forgotten_and_memory_does_not_grow(
         return written
 
     one.writer.write = measured  # type: ignore[method-assign]
-    out = one.hold(monkeypatch, *[f"word {n}" for n in range(50)])
-    assert one.talk.turns == 50
+    out = one.hold(monkeypatch, *[f"word {n}" for n in range(100)])
+    assert one.talk.turns == 100
     assert max(map(len, one.read)) <= 128 - 6
     assert len(one.talk._turns) < 12
     assert max(sizes[20:]) <= max(sizes[:20])
     assert "turns are forgotten" in out
-    assert out.count("forgotten") < 15, "several at once"
+    assert out.count("forgotten") < 30, "several at once"
 
 
 def test_commands_and_ends_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
