@@ -41,6 +41,15 @@ class DialogueModule(CountedLoss, ABC):
         self.losses: Any = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.matches: Any = nn.ModuleDict({name: InteractionMatch() for name in judged})
 
+    @abstractmethod
+    def await_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Become what a checkpoint's weights are of; nothing is built by then."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the networks that the checkpoint's weights are of."""
+        self.await_checkpoint(checkpoint)
+        self.configure_model()
+
     @property
     def datamodule(self) -> DialogueData:
         """The trainer's."""

@@ -220,11 +220,6 @@ class SqlParser(DialogueModule):
         if "parser_confidence" in checkpoint:
             self.confidence = Confidence(**checkpoint["parser_confidence"])
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network that the checkpoint's weights are of, with its tokenizer."""
-        self.await_checkpoint(checkpoint)
-        self.configure_model()
-
     def question(self, example: Example) -> str:
         """Return what is read of an example: the turn and, newest first, turns before it."""
         rewrite = example.rewrite if self.read == "rewrite" else None

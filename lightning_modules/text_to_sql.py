@@ -212,12 +212,6 @@ class TextToSql(DialogueModule):
         for _, part in self._parts():
             part.await_checkpoint(checkpoint)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the parts that the checkpoint's weights are of."""
-        self.await_checkpoint(checkpoint)
-        for _, part in self._parts():
-            part.on_load_checkpoint(checkpoint)
-
     def _parts(self) -> list[tuple[str, Any]]:
         named = (("parser", self.parser), ("rewriter", self.rewriter))
         return [(name, part) for name, part in named if part is not None]

@@ -278,11 +278,6 @@ class UtteranceRewriter(DialogueModule):
                 del self.rewriter
         self.init, self.kept = None, checkpoint.get("rewriter_base")
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the networks that the checkpoint's weights are of."""
-        self.await_checkpoint(checkpoint)
-        self.configure_model()
-
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and the learning rate by step, as CausalLM's."""
         return adamw_with_schedule(self, self.optimizer_settings, self.schedule_settings)
