@@ -21,7 +21,7 @@ from tests import structure
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOMS = sorted(init.parent.name for init in ROOT.glob("*/__init__.py"))
-SINGLE = ("atomic.py", "ledger.py", "terminal.py", "weights.py")
+SINGLE = ("atomic.py", "device.py", "ledger.py", "terminal.py", "weights.py")
 # `make` targets: "name: prerequisites ## help", not "name := value" and not a rule for a file.
 TARGETS = dict(
     re.findall(r"^([a-z-]+):(?!=)[^#\n]*(?:## (.+)|.*)$", (ROOT / "Makefile").read_text(), re.M)
@@ -78,12 +78,13 @@ def test_the_single_modules_keep_to_their_layer() -> None:
     """import-linter takes packages only: the top and the bottom of the house are checked here."""
     assert imports(ROOT / "ledger.py") == imports(ROOT / "terminal.py") == {"rich"}
     assert imports(ROOT / "atomic.py") == imports(ROOT / "weights.py") == set()
+    assert imports(ROOT / "device.py") == {"torch"}
     assert imports(ROOT / "run.py") <= {"hydra", "omegaconf", "runner"}
 
 
 def test_nothing_of_ours_is_in_site_packages() -> None:
     folders = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
-    ours = [*ROOMS, "atomic", "conf", "docs", "ledger", "run", "terminal", "weights"]
+    ours = [*ROOMS, "atomic", "conf", "device", "docs", "ledger", "run", "terminal", "weights"]
     found = [p for folder in folders for p in folder.iterdir() if p.name.split(".")[0] in ours]
     assert found == []
 
@@ -114,7 +115,7 @@ def test_everything_imported_is_declared() -> None:
         for name in installed
         for file in metadata.files(name) or []
     }
-    ours = {*ROOMS, "atomic", "hydra_plugins", "ledger", "run", "terminal", "weights"}
+    ours = {*ROOMS, "atomic", "device", "hydra_plugins", "ledger", "run", "terminal", "weights"}
     undeclared = {
         f"{path.relative_to(ROOT)}: {name}"
         for path in sources(*ROOMS, *SINGLE, "run.py")
