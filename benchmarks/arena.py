@@ -118,6 +118,14 @@ class Stepper:
             self.step(spec, chooser)
         return count.flops.with_optimizer(sum(p.numel() for p in self.parameters))
 
+    def peak_memory(self, turn: Callable[[], float]) -> int | None:
+        """Return the bytes in tensors of a GPU at most while a step is taken; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(self.device)
+        turn()
+        return torch.cuda.max_memory_allocated(self.device)
+
     def precision(self) -> Any:
         """Return the context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
@@ -182,7 +190,8 @@ def compare(
 
     Returns:
         `dense_seconds_per_step`, `tokens_per_step`, and for each course what it saves of time and
-        counted FLOPs, `realised` = time saved / FLOPs saved, `choosing_share`, and its parts.
+        counted FLOPs, `realised` = time saved / FLOPs saved, `choosing_share`, the peak memory of a
+        GPU, and its parts.
     """
     dense = SubnetworkSpec.full(dimensions_of(stepper.config))
     arms: dict[Turn, Callable[[], float]] = {DENSE: partial(stepper.step, dense)}
@@ -206,10 +215,12 @@ def compare(
             arms[key] = partial(turn, key, part, course.chooser)
     seconds = interleaved(arms, rounds, until)
     medians = {key: median(values) for key, values in seconds.items()}
+    memory = {key: stepper.peak_memory(arm) for key, arm in arms.items()}
     result: dict[str, Any] = {
         "dense_seconds_per_step": medians[DENSE],
         "tokens_per_step": stepper.ids.numel(),
         "rounds": len(seconds[DENSE]),
+        "dense_peak_bytes": memory[DENSE],
         "courses": {},
     }
     for name, course in courses.items():
@@ -227,7 +238,9 @@ def compare(
                     "choosing": choosing[key] / len(seconds[DENSE]) / medians[DENSE],
                 }
             )
-        result["courses"][name] = _whole(rows)
+        keys = [(name, index) for index in range(len(course.parts)) if (name, index) in memory]
+        peaks = [peak for key in (DENSE, *keys) if (peak := memory[key]) is not None]
+        result["courses"][name] = _whole(rows) | {"peak_bytes": max(peaks, default=None)}
     return result
 
 

@@ -1,10 +1,12 @@
 """The first minutes on a GPU: the most important figures first, and the end in time.
 
 `python -m benchmarks.gpu --minutes 8 --json PATH`. In this order: tokens per second and MFU of a
-dense step of GPT2-base in bf16 beside a plain loop around transformers' model; what EST realises of
-its saved FLOPs at that size, drawn in every step (`hold` 1, the paper) and held for a stage; what
-SAT realises at TinyLlama's size; the row of EST's study at width 256. A part is begun only if there
-is time for it, and what was left out is said. `--device cpu --shape tiny` is a dry check.
+dense step of GPT2-base in bf16 beside two plain loops, around transformers' model and around one
+written as nanoGPT's is; what EST realises of its saved FLOPs at that size, drawn in every step
+(`hold` 1, the paper) and held for a stage; what SAT realises at TinyLlama's size; the first two
+compiled, here a block at a time and the loss, of nanoGPT the whole; the row of EST's study at width
+256. A part is begun only if there is time for it, and what was left out is said. `--device cpu
+--shape tiny` is a dry check.
 """
 
 import argparse
@@ -20,6 +22,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import steps
@@ -37,25 +41,85 @@ PEAKS = {
 }
 """Dense bf16 FLOPs per second by NVIDIA's data sheets, by a part of the device's name."""
 SHAPES = {
-    # Of the dense and EST's steps, and of SAT's: model, and sequences of a step.
-    "full": (("gpt2-base", 16), ("tinyllama", 4)),
+    # Of the dense and EST's steps, and of SAT's: model, and sequences of a step. Of GPT2 those that
+    # a device has in a step of the paper's: 12 x 5.
+    "full": (("gpt2-base", 60), ("tinyllama", 16)),
     "tiny": (("tiny-gpt2", 2), ("tiny-llama", 2)),
 }
 STUDY = {"full": ("gpu",), "tiny": ("demo", "--tokens-per-parameter", "0.2")}
+
+
+class NanoBlock(nn.Module):
+    """A block of GPT-2."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (batch, context, width) to the same."""
+        batch, context, width = x.shape
+        qkv = self.qkv(self.before_attention(x)).view(batch, context, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, context, width))
+        return x + self.down(F.gelu(self.up(self.before_mlp(x))))
+
+
+class NanoGPT(nn.Module):
+    """GPT-2 as https://github.com/karpathy/nanoGPT writes it: as little as a fast model needs.
+
+    Args:
+        config: Of Hugging Face's GPT-2, without dropout.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions = nn.Embedding(config.n_positions, config.n_embd)
+        blocks = [NanoBlock(config.n_embd, config.n_head) for _ in range(config.n_layer)]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(config.n_embd)
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=config.initializer_range)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Mean loss of token ids of shape (batch, context), in nats per predicted token."""
+        places = torch.arange(ids.shape[1], device=ids.device)
+        hidden = self.norm(self.blocks(self.tokens(ids) + self.positions(places)))
+        logits = F.linear(hidden[:, :-1], self.tokens.weight)
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+class TransformersLoss(nn.Module):
+    """A model of transformers, called as its documentation does."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        settings = config.to_diff_dict()
+        again = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.model = AutoModelForCausalLM.from_config(again)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Mean loss of token ids of shape (batch, context), in nats per predicted token."""
+        loss: Tensor = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+        return loss
 
 
 class Plain:
     """A training loop as one writes it without this repository.
 
     Args:
-        stepper: Whose architecture, batches and precision it has.
+        stepper: Whose batches and precision it has.
+        model: Of token ids to their mean loss.
     """
 
-    def __init__(self, stepper: Stepper) -> None:
-        settings = stepper.config.to_diff_dict()
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    def __init__(self, stepper: Stepper, model: nn.Module) -> None:
         self.stepper = stepper
-        self.model = AutoModelForCausalLM.from_config(config).train().to(stepper.device)
+        self.model = model.train().to(stepper.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
     def step(self) -> float:
@@ -64,7 +128,7 @@ class Plain:
         start = perf_counter()
         for ids in self.stepper.ids:
             with self.stepper.precision():
-                loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss = self.model(ids)
             (loss / len(self.stepper.ids)).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
@@ -73,15 +137,20 @@ class Plain:
         return perf_counter() - start
 
 
-def dense(args: argparse.Namespace, until: float) -> dict[str, Any]:
-    """Time the dense step beside a plain loop."""
+def dense(args: argparse.Namespace, until: float, compiled: bool = False) -> dict[str, Any]:
+    """Time the dense step beside plain loops."""
     shape, batch = SHAPES[args.shape][0]
-    stepper = steps.stepper_of(shape, True, _options(args, batch))
-    plain = Plain(stepper)
+    stepper = steps.stepper_of(shape, True, _options(args, batch, compiled))
     whole = SubnetworkSpec.full(dimensions_of(stepper.config))
     flops = stepper.flops(whole).total
-    plain.step()  # allocations
-    seconds = interleaved({"frugal": stepper.step, "plain": plain.step}, args.rounds, until)
+    nano: Any = NanoGPT(stepper.config)
+    models: dict[str, Any] = {"nanogpt": torch.compile(nano) if compiled else nano}
+    if not compiled:
+        models["transformers"] = TransformersLoss(stepper.config)
+    arms = {name: Plain(stepper, model).step for name, model in models.items()}
+    for turn in arms.values():
+        turn()  # allocations, and what is compiled
+    seconds = interleaved({"frugal": stepper.step, **arms}, args.rounds, until)
     name = versions(args.device)["device"]
     peak = next((value for part, value in PEAKS.items() if part in name), None)
     result: dict[str, Any] = {"shape": shape, "tokens_per_step": stepper.ids.numel(), "peak": peak}
@@ -95,10 +164,14 @@ def dense(args: argparse.Namespace, until: float) -> dict[str, Any]:
 
 
 def realised(
-    args: argparse.Namespace, until: float, size: tuple[str, int], *experiments: str
+    args: argparse.Namespace,
+    until: float,
+    size: tuple[str, int],
+    experiments: Sequence[str],
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Time whole schedules against dense steps."""
-    options = _options(args, size[1])
+    options = _options(args, size[1], compiled)
     options.experiments, options.shape, options.precisions = experiments, size[0], ("bf16",)
     if size[0] == "tinyllama":  # of fewer than eight groups none is left out
         options.set = ["callbacks.sat.grouped_queries=within_groups"]
@@ -122,17 +195,21 @@ def study(args: argparse.Namespace, until: float) -> dict[str, Any]:
 def parts(args: argparse.Namespace) -> dict[str, tuple[float, Callable[[float], Any]]]:
     """Return the parts in order: the share of the whole time that each needs, and what it does."""
     gpt2, llama = SHAPES[args.shape]
+    est, sat = ("est_gpt2_paper", "est_gpt2"), ("sat_cpt", "sat_sft")
     return {
-        "dense": (0.15, lambda until: dense(args, until)),
-        "est": (0.2, lambda until: realised(args, until, gpt2, "est_gpt2_paper", "est_gpt2")),
-        "sat": (0.2, lambda until: realised(args, until, llama, "sat_cpt", "sat_sft")),
-        "study": (0.3, lambda until: study(args, until)),
+        "dense": (0.1, lambda until: dense(args, until)),
+        "est": (0.15, lambda until: realised(args, until, gpt2, est)),
+        "sat": (0.2, lambda until: realised(args, until, llama, sat)),
+        "dense compiled": (0.1, lambda until: dense(args, until, compiled=True)),
+        "est compiled": (0.15, lambda until: realised(args, until, gpt2, est, compiled=True)),
+        "study": (0.25, lambda until: study(args, until)),
     }
 
 
-def _options(args: argparse.Namespace, batch_size: int) -> argparse.Namespace:
-    size = ["--batch-size", str(batch_size), "--micro-batches", "1"]
-    return steps.parse([*size, "--device", args.device, "--rounds", str(args.rounds)])
+def _options(args: argparse.Namespace, batch_size: int, compiled: bool) -> argparse.Namespace:
+    options = ["--batch-size", str(batch_size), "--micro-batches", "1", "--device", args.device]
+    options += ["--compile"] if compiled else []
+    return steps.parse([*options, "--rounds", str(args.rounds)])
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -142,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path, help="written after each part")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", choices=SHAPES, default="full")
+    parser.add_argument("--parts", nargs="+", help='only these, in the order above; "est compiled"')
     parser.add_argument("--rounds", type=int, default=10, help="timed steps of each kind")
     args = parser.parse_args(arguments)
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
@@ -150,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     end = start + 60 * args.minutes
     result: dict[str, Any] = {"versions": versions(args.device), "left_out": []}
     for name, (share, do) in parts(args).items():
+        if args.parts and name not in args.parts:
+            continue
         needed = share * 60 * args.minutes
         if perf_counter() + needed > end:
             result["left_out"].append(name)

@@ -60,7 +60,9 @@ class StepWatch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Look at the gradients, which all callbacks before this one have written."""
-        pl_module.log("train/lr", optimizer.param_groups[0]["lr"])
+        rate = optimizer.param_groups[0]["lr"]
+        # Made where it is kept: the host would wait for a copy.
+        pl_module.log("train/lr", torch.full((), rate, device=pl_module.device))
         assert self._losses_are_finite is not None, "a step has a loss"
         wrong = ~self._losses_are_finite
         self._losses_are_finite = None

@@ -104,7 +104,7 @@ class BatchLoader:
         return self._serve(range(self.position, self.length))
 
     def _serve(self, numbers: range) -> Iterator[Any]:
-        rows = map(self.batch, numbers)
+        rows, on_gpu = map(self.batch, numbers), torch.cuda.is_available()
         if self.num_workers == 0:  # a DataLoader would take half a millisecond for each batch
             batches: Iterator[Any] = map(self.dataset.__getitem__, rows)
         else:
@@ -114,7 +114,7 @@ class BatchLoader:
                     batch_size=None,
                     sampler=rows,
                     num_workers=self.num_workers,
-                    pin_memory=torch.cuda.is_available(),
+                    pin_memory=on_gpu,
                     generator=torch.Generator(),  # else each iterator draws from the global one
                 )
             )
@@ -124,6 +124,8 @@ class BatchLoader:
             self.seconds += perf_counter() - began
             if batch is None:
                 return
+            if on_gpu and self.num_workers == 0 and isinstance(batch, dict):
+                batch = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class CausalLM(LanguageTasks, CountedLoss):
             learning rate at the end) and `decay` (`cosine`, `linear`, `wsd` or `constant`; see
             `learning_rate_factor`).
         attn_implementation: An attention function of Hugging Face: `sdpa`, `eager`, ...
-        compile: Compile each transformer block.
+        compile: Compile each transformer block, and the loss.
         gradient_checkpointing: Recompute each block's activations in the backward pass.
 
     Raises:
@@ -145,7 +145,7 @@ class CausalLM(LanguageTasks, CountedLoss):
     def forward(self, batch: Batch) -> Tensor:
         """Mean loss of a batch in nats per predicted token; 0 if nothing is predicted."""
         assert self.model is not None, "configure_model builds the model"
-        with loss_from_hidden(self.backbone):
+        with loss_from_hidden(self.backbone, self.compile_blocks):
             loss = self.model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch.get("attention_mask"),
@@ -180,7 +180,7 @@ class CausalLM(LanguageTasks, CountedLoss):
     def _evaluate(self, split: str, batch: Batch) -> None:
         metric = cast(MeanMetric, self.losses[split])
         metric.update(self(batch), _predicted(batch))
-        self.log(f"{split}/loss", metric, on_epoch=True, prog_bar=True, add_dataloader_idx=False)
+        self.log(f"{split}/loss", metric, on_epoch=True, add_dataloader_idx=False)
 
     def _log_perplexity(self, split: str) -> None:
         # The metric has summed over the ranks; `sync_dist` averages equal values.

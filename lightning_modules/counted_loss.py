@@ -90,7 +90,7 @@ class CountedLoss(pl.LightningModule):
             if local:
                 torch._foreach_mul_(local, factor)
         means = totals[:, 0] / counts
-        self.log("train/loss", means.sum(), prog_bar=True)
+        self.log("train/loss", means.sum())
         if len(parts) > 1:
             self.log_dict(dict(zip(parts, means, strict=True)))
         self.log_dict({name: mean for name, (mean, _) in self._figures.items()})

@@ -103,7 +103,7 @@ class DialogueModule(CountedLoss, ABC):
         """Log the mean loss of a validation or test, if anything was counted."""
         loss = self.losses[split]
         if loss.update_called and (mean := loss.compute()).isfinite():
-            self.log(f"{split}/loss", mean, sync_dist=True, prog_bar=True)
+            self.log(f"{split}/loss", mean, sync_dist=True)
         loss.reset()
 
     def log_match(self, name: str) -> None:
@@ -111,7 +111,7 @@ class DialogueModule(CountedLoss, ABC):
         match = self.matches[name]
         shares = match.compute() if match.update_called else {}
         for kind, share in shares.items():
-            self.log(f"{name}/{kind}", share, sync_dist=True, prog_bar=kind == "exact")
+            self.log(f"{name}/{kind}", share, sync_dist=True)
         match.reset()
 
     def on_validation_epoch_start(self) -> None:

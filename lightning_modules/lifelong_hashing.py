@@ -245,7 +245,7 @@ class LifelongHashing(CodedPairs):
         session = self.plan.sessions[int(self.session)]
         loss = self._learner(session).loss(batch)
         if self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
-            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["rows"]))
+            self.log("train/loss", loss.detach(), batch_size=len(batch["rows"]))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

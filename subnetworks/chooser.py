@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from device import send
 from subnetworks.anatomy import Anatomy
 from subnetworks.context import predicting
 from subnetworks.families import BRANCHES, UNITS, Branch, Unit
@@ -49,7 +50,7 @@ def select(
         tiny = torch.finfo(torch.float32).tiny
         uniform = torch.rand(scores.shape, generator=generator).clamp_min(tiny)
         gumbel = -(-uniform.log()).log()
-        ranking = scores.float().clamp_min(tiny).log() + gumbel.to(scores.device, non_blocking=True)
+        ranking = scores.float().clamp_min(tiny).log() + send(gumbel, scores.device)
     chosen: list[Tensor] = []
     for count in counts:
         if chosen:
@@ -161,7 +162,7 @@ class UnitChooser:
             units_of_index = d.queries_per_group if self._whole_groups else d.n_kv_heads
         sizes = {tier: len(units) for tier in TIERS if (units := counts.units(tier))}
         if self.importance.reads == "nothing":  # all tiers by chance
-            scores = torch.rand(scores.shape, generator=draws).to(scores.device)
+            scores = send(torch.rand(scores.shape, generator=draws), scores.device)
         places = [size // units_of_index for size in sizes.values()]
         chosen = select(scores, places, self.selection, draws)
         found = {tier: self._to_units(i, branch) for tier, i in zip(sizes, chosen, strict=True)}

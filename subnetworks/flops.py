@@ -68,10 +68,14 @@ class FlopCount(TorchDispatchMode):
         super().__init__()
         self._block = re.compile(rf"(.*\.)?{re.escape(architecture_of(config).layers)}\.\d+")
         self._modules = ModuleTracker()
+        self._eager: Any = None
         self.flops = StepFlops()
         """FLOPs by now, without the optimizer's."""
 
     def __enter__(self) -> Self:
+        # A compiled block would hide its operations; one first called here would never be compiled.
+        self._eager = torch.compiler.set_stance("force_eager")
+        self._eager.__enter__()
         self._modules.__enter__()
         super().__enter__()
         return self
@@ -79,6 +83,7 @@ class FlopCount(TorchDispatchMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         self._modules.__exit__(*exception)
+        self._eager.__exit__(*exception)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -8,7 +8,7 @@ are known to be the plain ones; the model's code runs unchanged around them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -61,6 +61,25 @@ PLAIN_NORMS = tuple(
 BLOCK_BYTES = {False: 1 << 21, True: 1 << 28}
 
 
+def _to_gradient(logits_RV: Tensor, targets_R1: Tensor, differentiate: bool) -> Tensor:
+    """Turn logits into the gradient of their targets' -log p in place; return log p, (R, 1)."""
+    log_p_RV = F.log_softmax(logits_RV, dim=1, dtype=torch.float32)
+    log_p_R1 = log_p_RV.gather(1, targets_R1)
+    if differentiate:
+        if torch.compiler.is_compiling():  # nothing in fp32 is written to memory
+            columns_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
+            logits_RV.copy_(log_p_RV.exp() - (columns_V == targets_R1).float())
+        else:
+            gradient_RV = log_p_RV.exp_()
+            logits_RV.copy_(gradient_RV.scatter_add_(1, targets_R1, -torch.ones_like(log_p_R1)))
+    return log_p_R1
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(_to_gradient)
+
+
 def _autocast_dtype(x: Tensor) -> torch.dtype:
     """What a linear layer would cast `x` to here."""
     device = x.device.type
@@ -79,8 +98,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, differentiate: bool
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        differentiate: bool,
+        compiled: bool,
     ) -> Tensor:
+        to_gradient = _compiled() if compiled else _to_gradient
         dtype = _autocast_dtype(hidden_ND)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             x_ND, w_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
@@ -91,20 +116,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = max(1, BLOCK_BYTES[hidden_ND.is_cuda] // (4 * len(w_VD)))
             for first in range(0, len(x_ND), rows):
                 block = slice(first, first + rows)
-                target_R1, predicted_R1 = targets_N1[block], predicted_N1[block]
-                log_p_RV = F.log_softmax(logits_NV[block], dim=1, dtype=torch.float32)
-                losses.append((log_p_RV.gather(1, target_R1) * predicted_R1).sum())
-                if differentiate:
-                    gradient_RV = log_p_RV.exp_()
-                    gradient_RV.scatter_add_(1, target_R1, -torch.ones_like(predicted_R1))
-                    logits_NV[block] = gradient_RV.mul_(predicted_R1)
+                log_p_R1 = to_gradient(logits_NV[block], targets_N1[block], differentiate)
+                losses.append((log_p_R1 * predicted_N1[block]).sum())
             count = predicted_N1.sum().clamp_min(1.0)
             loss = -torch.stack(losses).sum() / count
             if differentiate:
                 of_hidden, of_weight = ctx.needs_input_grad[:2]
+                # Tokens that predict nothing: kept out here, where a row is short.
+                kept_N1 = predicted_N1.to(dtype)
                 ctx.save_for_backward(
-                    torch.mm(logits_NV, w_VD) if of_hidden else None,
-                    torch.mm(logits_NV.T, x_ND) if of_weight else None,
+                    torch.mm(logits_NV, w_VD).mul_(kept_N1) if of_hidden else None,
+                    torch.mm(logits_NV.T, x_ND * kept_N1) if of_weight else None,
                     count,
                 )
                 ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
@@ -120,10 +142,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else gradient.to(dtype, copy=True).mul_(factor)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None
+        return *scaled, None, None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool = False
+) -> Tensor:
     """Mean cross-entropy of `hidden @ weight.T` in nats, at the labels that are not -100.
 
     Equal to the loss of the whole logits in fp32, which never exist at once: they are kept in the
@@ -134,23 +158,25 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
         hidden: What the head reads, (..., hidden).
         weight: The head's, (vocabulary, hidden).
         labels: Token ids, (...); -100 where nothing is predicted.
+        compiled: Compile what turns logits into their gradient: it reads and writes them once.
 
     Returns:
         The loss, 0 if nothing is predicted.
     """
-    rows, targets = hidden.flatten(0, -2), labels.flatten()
-    loss: Tensor = _LinearCrossEntropy.apply(rows, weight, targets, torch.is_grad_enabled())
+    rows, targets, gradients = hidden.flatten(0, -2), labels.flatten(), torch.is_grad_enabled()
+    loss: Tensor = _LinearCrossEntropy.apply(rows, weight, targets, gradients, compiled)
     return loss
 
 
 @contextmanager
-def loss_from_hidden(model: PreTrainedModel) -> Iterator[None]:
+def loss_from_hidden(model: PreTrainedModel, compiled: bool = False) -> Iterator[None]:
     """Let the model compute its loss by `linear_cross_entropy`, if its head is a plain one.
 
     Inside, the head hands on what it reads, and the output's `logits` are that.
 
     Args:
         model: A Hugging Face causal language model.
+        compiled: See `linear_cross_entropy`.
     """
     head = model.get_output_embeddings()
     if model.config.model_type not in PLAIN_HEADS or type(head) is not nn.Linear:
@@ -159,7 +185,7 @@ def loss_from_hidden(model: PreTrainedModel) -> Iterator[None]:
     usual = model.loss_function
 
     def loss_of(logits: Tensor, labels: Tensor, vocab_size: int, **_: Any) -> Tensor:
-        return linear_cross_entropy(logits, head.weight, predicted(labels))
+        return linear_cross_entropy(logits, head.weight, predicted(labels), compiled)
 
     head.forward = lambda hidden: hidden  # type: ignore[assignment, method-assign]
     model.loss_function = loss_of

@@ -1,13 +1,11 @@
 """What a training on sub-networks spent: FLOPs planned and counted, and seconds, against dense."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Any, Self
 
-import torch
 from transformers import PretrainedConfig
 
 from subnetworks.anatomy import dimensions_of
@@ -127,7 +125,7 @@ class StepMeter:
         self._flops = partial(planned_flops, config, frozen_weights=frozen_weights)
         self._full = SubnetworkSpec.full(dimensions_of(config))
         self.spent = Spent(n_parameters, self._full.signature) if spent is None else spent
-        self._running: tuple[ExitStack, FlopCount, _Kind, StepFlops] | None = None
+        self._running: tuple[FlopCount, _Kind, StepFlops] | None = None
         self._step_tokens = 0
 
     def begin(
@@ -156,21 +154,17 @@ class StepMeter:
         self._step_tokens += batch_size * context_length
         if kind.executed is not None:
             return False
-        stack = ExitStack()
-        # The counter sees operations as they are dispatched: a compiled block would hide its own.
-        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        stack.enter_context(stance)
-        self._running = (stack, stack.enter_context(FlopCount(self._config)), kind, planned)
+        self._running = (FlopCount(self._config).__enter__(), kind, planned)
         return True
 
     def end_backward(self) -> None:
         """After a micro-batch's backward pass; harmless if nothing is being counted."""
         if self._running is None:
             return
-        stack, count, kind, planned = self._running
+        count, kind, planned = self._running
         self._running = None
+        count.__exit__(None, None, None)
         flops = count.flops
-        stack.close()
         kind.executed = (flops.blocks / planned.blocks, flops.total / planned.total)
 
     def add(self, flops: StepFlops) -> None:
@@ -180,7 +174,7 @@ class StepMeter:
     def abandon(self) -> None:
         """Stop counting without a result: the step failed."""
         if self._running is not None:
-            self._running[0].close()
+            self._running[0].__exit__(None, None, None)
             self._running = None
 
     def end_step(self, seconds: float | None) -> None:

@@ -10,10 +10,11 @@ branches on the same input, whose output is added: frozen ones pass the gradient
 others run forward only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, product
 from typing import Any, Protocol, cast
 
 import torch
@@ -24,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from device import send
 from subnetworks import sharded
 from subnetworks.anatomy import Anatomy
 from subnetworks.context import ContextForwardOnly
@@ -137,6 +139,8 @@ class SlicedModel:
         self.anatomy = Anatomy(model)
         self.spec = SubnetworkSpec.full(self.anatomy.dimensions)
         self._chooser: Chooser | None = None
+        self._named: tuple[SubnetworkSpec, dict[Place, dict[Tier, Units]]] = self.spec, {}
+        """The last sub-network without a chooser, and the units that it names."""
         self._units: dict[Place, Mapping[Tier, Units]] = {}
         """What is gathered, of branches that leave something out or are scaled."""
         self._open: list[Place] = []
@@ -195,6 +199,8 @@ class SlicedModel:
                 "undoes the sub-network's scales"
             )
         assert self._attached is None, "detach before gathering"
+        if chooser is None and spec is not self._named[0]:  # one that is held has been sent
+            self._named = spec, self._sent(spec)
         self.spec, self._chooser = spec, chooser
         self._units, self._open, self._apart = {}, [], []
         self._trained, self._beside = _Compact(), {}
@@ -322,8 +328,10 @@ class SlicedModel:
         weights = ((weight.module, weight.name) for weight in self.anatomy.weights(layer, branch))
         with sharded.whole_weights(weights):
             tiers: Mapping[Tier, Units]
-            if self._chooser is None or choice.active is None:
-                tiers = self._to_tensors(choice, branch)
+            if choice.active is None:
+                tiers = {"active": {}}
+            elif self._chooser is None:
+                tiers = self._named[1][layer, branch]
             else:
                 tiers = self._chooser.choose(layer, branch, choice, branch_input)
             compact = {
@@ -334,18 +342,24 @@ class SlicedModel:
         self._units[layer, branch], self._beside[layer, branch] = tiers, compact
         return active
 
-    def _to_tensors(self, choice: BranchChoice, branch: Branch) -> dict[Tier, Units]:
-        """The units that the sub-network itself names."""
-        d, device = self.anatomy.dimensions, self.anatomy.device
-        tiers: dict[Tier, Units] = {"active": {}}
-        for tier in TIERS:
-            if not (indices := choice.units(tier)):
-                continue
-            units = {UNITS[branch]: torch.tensor(indices, device=device)}
-            if branch == "attention" and len(groups := d.groups(indices)) < d.n_kv_heads:
-                units["kv_heads"] = torch.tensor(groups, device=device)
-            tiers[tier] = units
-        return tiers
+    def _sent(self, spec: SubnetworkSpec) -> dict[Place, dict[Tier, Units]]:
+        """The units that a sub-network names, all in one copy to the model's device."""
+        d = self.anatomy.dimensions
+        named: dict[tuple[Place, Tier, Unit], Sequence[int]] = {}
+        for layer, branch in product(spec.active_layers, BRANCHES):
+            choice = spec.choice(layer).branch(branch)
+            for tier in TIERS:
+                if not (indices := choice.units(tier)):
+                    continue
+                named[(layer, branch), tier, UNITS[branch]] = indices
+                if branch == "attention" and len(groups := d.groups(indices)) < d.n_kv_heads:
+                    named[(layer, branch), tier, "kv_heads"] = groups
+        every = torch.tensor([*chain.from_iterable(named.values())], dtype=torch.long)
+        parts = send(every, self.anatomy.device).split([len(units) for units in named.values()])
+        tiers: dict[Place, dict[Tier, dict[Unit, Tensor]]] = {}
+        for (place, tier, unit), indices in zip(named, parts, strict=True):
+            tiers.setdefault(place, {}).setdefault(tier, {})[unit] = indices
+        return cast(dict[Place, dict[Tier, Units]], tiers)
 
     def _compact_branch(self, layer: int, branch: Branch, units: Units, trained: bool) -> _Compact:
         """A branch of some of its units; untrained: beside others, which add the output bias."""

@@ -6,12 +6,16 @@
 import copy
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from transformers import masking_utils
 
 import runner
 from runner.validate import CONF
@@ -88,6 +92,70 @@ def test_bf16_is_near_to_fp32() -> None:
         losses.append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
+
+
+@pytest.fixture
+def waiting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What has the host wait for the GPU raises, from the fourth step to the eighth; the steps.
+
+    But for what Hugging Face's code reads of every batch: whether texts are packed in it, and
+    whether a mask of padding hides anything.
+    """
+    steps: list[int] = []
+
+    @contextmanager
+    def mode(name: str) -> Iterator[None]:
+        if DEVICE == "cpu":
+            yield
+            return
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode(name)
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    def within(where: Any, what: str, name: Callable[[], str]) -> None:
+        original = getattr(where, what)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with mode(name()):
+                return original(*args, **kwargs)
+
+        monkeypatch.setattr(where, what, wrapped)
+
+    def of_step() -> str:
+        steps.append(len(steps) + 1)
+        return "error" if 3 < len(steps) < 9 else "default"
+
+    within(_TrainingEpochLoop, "advance", of_step)
+    for what in ("find_packed_sequence_indices", "_ignore_bidirectional_mask_sdpa"):
+        within(masking_utils, what, lambda: "default")
+    return steps
+
+
+QUIET = (
+    *("trainer.max_steps=9", "trainer.val_check_interval=9", "trainer.checkpoint_every=9"),
+    *("trainer.log_every_n_steps=9", "trainer.limit_val_batches=0"),
+)
+"""One step more than are watched: at the last one all is written."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("experiment=est_gpt2",),
+        ("experiment=est_gpt2", "callbacks=est_paper"),
+        ("module=llama", "callbacks=sat"),
+        ("module=llama", "callbacks=sat", "callbacks.sat.importance=maxip"),
+    ],
+    ids=["est", "est paper", "sat", "sat maxip"],
+)
+def test_no_step_waits_for_the_gpu(
+    method: tuple[str, ...], tmp_path: Path, cache_dir: Path, waiting_is_an_error: list[int]
+) -> None:
+    run(*method, *text_data(tmp_path, cache_dir), *QUIET)
+    assert waiting_is_an_error == [*range(1, 10)]
 
 
 def run(*overrides: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules.causal_lm import CausalLM
+from subnetworks import fused as fused_loss
 from subnetworks.fused import PLAIN_NORMS, fuse, linear_cross_entropy, loss_from_hidden
 from tests.subnetworks.models import CONFIGS, FAMILIES, VOCAB, batch, build
 
@@ -61,6 +62,28 @@ def test_nothing_to_predict_is_a_loss_of_zero_with_gradients_of_zero() -> None:
     assert loss == 0
     for gradient in torch.autograd.grad(loss, (hidden, weight)):
         assert not gradient.any()
+
+
+def test_the_compiled_loss_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two blocks, the second one smaller, in which some rows predict nothing."""
+    traced: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        traced.append(graph.code)
+        return graph.forward
+
+    compiled = torch.compile(fused_loss._to_gradient, backend=backend)
+    monkeypatch.setattr(fused_loss, "_compiled", lambda: compiled)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(20_000, 8, generator=generator, requires_grad=True)
+    labels = torch.randint(20_000, (40,), generator=generator)
+    labels[20:30] = -100
+    losses = [linear_cross_entropy(hidden, weight, labels, compiled) for compiled in (False, True)]
+    plain, same = ((loss, *torch.autograd.grad(loss, (hidden, weight))) for loss in losses)
+    assert traced
+    assert "scatter" not in "".join(traced), "it would write fp32 logits to memory"
+    torch.testing.assert_close(same, plain)
 
 
 def fused(model: nn.Module) -> Any:

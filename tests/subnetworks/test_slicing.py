@@ -84,6 +84,26 @@ def test_equals_the_small_model_built_alone(name: str, variant: str) -> None:
     assert planned_flops(model.config, spec, *ids.shape) == count.flops
 
 
+def test_blocks_whose_first_step_is_counted_are_compiled_in_the_next() -> None:
+    """What is compiled and first called in a dispatch mode stays eager for good."""
+    model, ids, frames = build("gpt2"), batch(), []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        frames.append(graph)
+        return graph.forward
+
+    for block in model.transformer.h:
+        block.compile(backend=backend)
+    with FlopCount(model.config) as count:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    full = SubnetworkSpec.full(dimensions_of(model.config))
+    assert planned_flops(model.config, full, *ids.shape) == count.flops
+    assert not frames
+    with torch.no_grad():
+        model(input_ids=ids, labels=ids, use_cache=False)
+    assert frames
+
+
 NORMED = [name for name, c in FAMILIES.items() if ARCHITECTURES[c.model_type].normed_output]
 
 
