@@ -77,24 +77,34 @@ class Stepper:
         self, module: CausalLM, device: str, shape: tuple[int, int, int], bf16: bool
     ) -> None:
         torch.manual_seed(0)
-        module.configure_model()
-        self.config = module.hf_config
         self.device = torch.device(device)
+        with self.device:
+            module.configure_model()
+        self.config = module.hf_config
         self.module = module.train().to(self.device)
         self.sliced = SlicedModel(module.backbone)
         self.parameters = list(module.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)
         self.ids = torch.randint(self.config.vocab_size, shape, device=self.device)
         self.bf16 = bf16
+        # A training does not wait after each step either: its host runs ahead of a GPU.
+        self.consecutive = 5 if self.device.type == "cuda" else 1
         self.steps: Counter[SubnetworkSpec] = Counter()
         """Steps taken by sub-network: renewals of scores are counted for each alone."""
 
-    def step(self, spec: SubnetworkSpec | None = None, chooser: UnitChooser | None = None) -> float:
-        """Take one optimizer step, on the whole model if `spec` is None; return its seconds."""
-        spec = spec or SubnetworkSpec.full(dimensions_of(self.config))
-        self.steps[spec] += 1
+    def seconds(self, step: Callable[[], None]) -> float:
+        """Take some steps after each other; return the mean seconds of one."""
         self.synchronize()
         start = perf_counter()
+        for _ in range(self.consecutive):
+            step()
+        self.synchronize()
+        return (perf_counter() - start) / self.consecutive
+
+    def step(self, spec: SubnetworkSpec | None = None, chooser: UnitChooser | None = None) -> None:
+        """Take one optimizer step, on the whole model if `spec` is None."""
+        spec = spec or SubnetworkSpec.full(dimensions_of(self.config))
+        self.steps[spec] += 1
         if chooser is not None:
             chooser.begin_step(self.steps[spec])
             if not spec.is_full and chooser.needs_probe:
@@ -109,8 +119,6 @@ class Stepper:
         clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.synchronize()
-        return perf_counter() - start
 
     def flops(self, spec: SubnetworkSpec, chooser: UnitChooser | None = None) -> StepFlops:
         """Return the FLOPs of a step, counted while it runs."""
@@ -119,7 +127,7 @@ class Stepper:
         return count.flops.with_optimizer(sum(p.numel() for p in self.parameters))
 
     def peak_memory(self, turn: Callable[[], float]) -> int | None:
-        """Return the bytes in tensors of a GPU at most while a step is taken; None on a CPU."""
+        """Return the bytes in tensors of a GPU at most during a turn; None on a CPU."""
         if self.device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -194,14 +202,16 @@ def compare(
         GPU, and its parts.
     """
     dense = SubnetworkSpec.full(dimensions_of(stepper.config))
-    arms: dict[Turn, Callable[[], float]] = {DENSE: partial(stepper.step, dense)}
+    step = partial(stepper.step, dense)
+    arms: dict[Turn, Callable[[], float]] = {DENSE: partial(stepper.seconds, step)}
     flops = {DENSE: stepper.flops(dense)}
     choosing = {DENSE: 0.0}
 
     def turn(key: Turn, part: Part, chooser: UnitChooser | None) -> float:
         before = 0.0 if chooser is None else chooser.seconds
-        seconds = stepper.step(part.draw(), chooser)
-        choosing[key] += 0.0 if chooser is None else chooser.seconds - before
+        seconds = stepper.seconds(lambda: stepper.step(part.draw(), chooser))
+        if chooser is not None:
+            choosing[key] += (chooser.seconds - before) / stepper.consecutive
         return seconds
 
     for name, course in courses.items():

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -122,10 +123,8 @@ class Plain:
         self.model = model.train().to(stepper.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
-    def step(self) -> float:
-        """Take one optimizer step; return its seconds."""
-        self.stepper.synchronize()
-        start = perf_counter()
+    def step(self) -> None:
+        """Take one optimizer step."""
         for ids in self.stepper.ids:
             with self.stepper.precision():
                 loss = self.model(ids)
@@ -133,8 +132,6 @@ class Plain:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.stepper.synchronize()
-        return perf_counter() - start
 
 
 def dense(args: argparse.Namespace, until: float, compiled: bool = False) -> dict[str, Any]:
@@ -148,9 +145,10 @@ def dense(args: argparse.Namespace, until: float, compiled: bool = False) -> dic
     if not compiled:
         models["transformers"] = TransformersLoss(stepper.config)
     arms = {name: Plain(stepper, model).step for name, model in models.items()}
-    for turn in arms.values():
+    turns = {n: partial(stepper.seconds, s) for n, s in {"frugal": stepper.step, **arms}.items()}
+    for turn in turns.values():
         turn()  # allocations, and what is compiled
-    seconds = interleaved({"frugal": stepper.step, **arms}, args.rounds, until)
+    seconds = interleaved(turns, args.rounds, until)
     name = versions(args.device)["device"]
     peak = next((value for part, value in PEAKS.items() if part in name), None)
     result: dict[str, Any] = {"shape": shape, "tokens_per_step": stepper.ids.numel(), "peak": peak}
