@@ -4,6 +4,7 @@ The environment is set before anything else is imported, because libraries read 
 the processes that a test starts inherit it.
 """
 
+import faulthandler
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+
+# A child that a signal ends says where it was, in what its test captured: pytest's own handler,
+# which a fork inherits, writes past it.
+os.register_at_fork(after_in_child=lambda: faulthandler.enable(file=2))
 
 
 @pytest.fixture(scope="session")

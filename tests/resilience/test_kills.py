@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -46,6 +47,18 @@ def test_a_kill_ends_what_it_has_started(tmp_path: Path) -> None:
     """W&B's process, beside files of its own."""
     record = Laboratory(tmp_path).try_kills("est_gpt2", 4, 2, "logger=default")
     assert record.faults == []
+
+
+def test_a_child_that_a_signal_ends_says_where_it_was() -> None:
+    """As the allocator ends one whose memory is damaged; torch's launchers only name the signal."""
+
+    def damaged() -> None:
+        os.abort()
+
+    ended = Child(damaged).wait(60)
+    assert ended.code == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in ended.said
+    assert "in damaged" in ended.said
 
 
 def test_what_a_kill_leaves_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
