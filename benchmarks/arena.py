@@ -88,7 +88,7 @@ class Stepper:
         self.ids = torch.randint(self.config.vocab_size, shape, device=self.device)
         self.bf16 = bf16
         # A training does not wait after each step either: its host runs ahead of a GPU.
-        self.consecutive = 5 if self.device.type == "cuda" else 1
+        self.consecutive = 3 if self.device.type == "cuda" else 1
         self.steps: Counter[SubnetworkSpec] = Counter()
         """Steps taken by sub-network: renewals of scores are counted for each alone."""
 

@@ -3,10 +3,10 @@
 `python -m benchmarks.gpu --minutes 8 --json PATH`. In this order: tokens per second and MFU of a
 dense step of GPT2-base in bf16 beside two plain loops, around transformers' model and around one
 written as nanoGPT's is; what EST realises of its saved FLOPs at that size, drawn in every step
-(`hold` 1, the paper) and held for a stage; what SAT realises at TinyLlama's size; the first two
-compiled, here a block at a time and the loss, of nanoGPT the whole; the row of EST's study at width
-256. A part is begun only if there is time for it, and what was left out is said. `--device cpu
---shape tiny` is a dry check.
+(`hold` 1, the paper) and held for a stage; what SAT realises at TinyLlama's size; all of these
+compiled, here a block or its branches at a time and the loss, of nanoGPT the whole; the row of
+EST's study at width 256. A part is begun only if there is time for it, and what was left out is
+said. `--device cpu --shape tiny` is a dry check.
 """
 
 import argparse
@@ -134,7 +134,7 @@ class Plain:
         self.optimizer.zero_grad()
 
 
-def dense(args: argparse.Namespace, until: float, compiled: bool = False) -> dict[str, Any]:
+def dense(args: argparse.Namespace, until: float, compiled: str = "") -> dict[str, Any]:
     """Time the dense step beside plain loops."""
     shape, batch = SHAPES[args.shape][0]
     stepper = steps.stepper_of(shape, True, _options(args, batch, compiled))
@@ -166,7 +166,7 @@ def realised(
     until: float,
     size: tuple[str, int],
     experiments: Sequence[str],
-    compiled: bool = False,
+    compiled: str = "",
 ) -> dict[str, Any]:
     """Time whole schedules against dense steps."""
     options = _options(args, size[1], compiled)
@@ -198,16 +198,16 @@ def parts(args: argparse.Namespace) -> dict[str, tuple[float, Callable[[float], 
         "dense": (0.1, lambda until: dense(args, until)),
         "est": (0.15, lambda until: realised(args, until, gpt2, est)),
         "sat": (0.2, lambda until: realised(args, until, llama, sat)),
-        "dense compiled": (0.1, lambda until: dense(args, until, compiled=True)),
-        "est compiled": (0.15, lambda until: realised(args, until, gpt2, est, compiled=True)),
-        "study": (0.25, lambda until: study(args, until)),
+        "dense compiled": (0.1, lambda until: dense(args, until, "blocks")),
+        "est compiled": (0.15, lambda until: realised(args, until, gpt2, est, "blocks")),
+        "sat compiled": (0.2, lambda until: realised(args, until, llama, sat, "branches")),
+        "study": (0.2, lambda until: study(args, until)),
     }
 
 
-def _options(args: argparse.Namespace, batch_size: int, compiled: bool) -> argparse.Namespace:
+def _options(args: argparse.Namespace, batch_size: int, compiled: str) -> argparse.Namespace:
     options = ["--batch-size", str(batch_size), "--micro-batches", "1", "--device", args.device]
-    options += ["--compile"] if compiled else []
-    return steps.parse([*options, "--rounds", str(args.rounds)])
+    return steps.parse([*options, "--rounds", str(args.rounds), "--compile", compiled])
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -105,8 +105,9 @@ def shape_of(method: SubnetworkTraining, args: argparse.Namespace) -> str:
 def stepper_of(shape: str, bf16: bool, args: argparse.Namespace) -> Stepper:
     """Return what takes the steps on a model of `shape_of`."""
     known = SHAPES.get(shape)
+    compiled = {"": False, "blocks": True, "branches": "branches"}[args.compile]
     pretrained = None if known else shape
-    module = CausalLM(architecture=known, pretrained=pretrained, compile=args.compile)
+    module = CausalLM(architecture=known, pretrained=pretrained, compile=cast(Any, compiled))
     length = args.context_length or module.hf_config.max_position_embeddings
     return Stepper(module, args.device, (args.micro_batches, args.batch_size, length), bf16)
 
@@ -173,7 +174,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16")
     )
-    parser.add_argument("--compile", action="store_true", help="compile the blocks and the loss")
+    parser.add_argument("--compile", choices=("", "blocks", "branches"), default="", help="these")
     parser.add_argument("--context-length", type=int, help="tokens of a timed sequence")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences of a micro-batch")
     parser.add_argument("--micro-batches", type=int, help="of a timed step (8; quick: 2)")

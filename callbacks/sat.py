@@ -142,17 +142,22 @@ class SparsityAcceleratedTraining(SubnetworkTraining):
         super().refuse(pl_module)
         check(self.settings, vars(dimensions_of(cast(Any, pl_module).hf_config)))
         importance = self.settings["importance"]
-        compiled = getattr(pl_module, "compile_blocks", False)
-        in_parts = ("frozen", "forward_only", "context_forward_only")
-        if compiled and any(self.settings[key] for key in in_parts):
+        compiled = getattr(pl_module, "compiled", False)
+        if compiled and self.settings["context_forward_only"]:
             raise ValueError(
-                f"{', '.join(in_parts)} run a branch in parts, which module.compile does not see; "
-                "set module.compile=false, or the first two to 0 and the last to false"
+                "context_forward_only runs tokens apart from each other, which module.compile does "
+                "not see; set one of the two to false"
             )
-        if SCORES[importance].reads_input and compiled:
+        in_parts = ("frozen", "forward_only")
+        if compiled is True and any(self.settings[key] for key in in_parts):
             raise ValueError(
-                f"importance={importance} chooses inside the forward pass, which module.compile "
-                "would freeze; set module.compile=false, or take "
+                f"{', '.join(in_parts)} run a branch in parts, which module.compile=true does not "
+                "see; set module.compile=branches or false, or both of them to 0"
+            )
+        if compiled is True and SCORES[importance].reads_input:
+            raise ValueError(
+                f"importance={importance} chooses inside the forward pass, which "
+                "module.compile=true would freeze; set module.compile=branches or false, or take "
                 + ", ".join(name for name, score in SCORES.items() if not score.reads_input)
             )
 

@@ -31,8 +31,9 @@ from lightning_modules.optimization import (
 )
 from subnetworks.anatomy import dimensions_of
 from subnetworks.context import predicting
+from subnetworks.families import ARCHITECTURES
 from subnetworks.flops import planned_flops
-from subnetworks.fused import fuse, loss_from_hidden
+from subnetworks.fused import compile_branches, fuse, loss_from_hidden
 from subnetworks.spec import SubnetworkSpec
 
 Batch = Mapping[str, Tensor]
@@ -56,7 +57,8 @@ class CausalLM(LanguageTasks, CountedLoss):
             learning rate at the end) and `decay` (`cosine`, `linear`, `wsd` or `constant`; see
             `learning_rate_factor`).
         attn_implementation: An attention function of Hugging Face: `sdpa`, `eager`, ...
-        compile: Compile each transformer block, and the loss.
+        compile: `true` compiles each transformer block, and the loss; `branches` the attention and
+            the MLP of each block instead of the block, so that a method sees what they read.
         gradient_checkpointing: Recompute each block's activations in the backward pass.
 
     Raises:
@@ -84,7 +86,7 @@ class CausalLM(LanguageTasks, CountedLoss):
         optimizer: Optimizer | None = None,
         schedule: Schedule | None = None,
         attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
-        compile: bool = False,
+        compile: bool | Literal["branches"] = False,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class CausalLM(LanguageTasks, CountedLoss):
         self.hf_config._attn_implementation = attn_implementation  # a plan of FLOPs asks for it
         self.pretrained, self.lora = pretrained, lora
         self.attn_implementation = attn_implementation
-        self.compile_blocks = compile
+        self.compiled = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.optimizer_settings, self.schedule_settings = optimization(
             optimizer,
@@ -104,6 +106,11 @@ class CausalLM(LanguageTasks, CountedLoss):
         )
         source = "architecture" if pretrained is None else "pretrained"
         refuse_unbuildable(source, self.hf_config, attn_implementation, lora)
+        if compile == "branches" and (family := self.hf_config.model_type) not in ARCHITECTURES:
+            raise ValueError(
+                f"module.compile=branches: where these lie in a {family} is not known; set "
+                f"module.compile=true, or take one of: {', '.join(ARCHITECTURES)}"
+            )
         self.model: Any = None
         self._awaits_checkpoint = False
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "old", "test")})
@@ -131,10 +138,12 @@ class CausalLM(LanguageTasks, CountedLoss):
             model.activation_checkpointing_enable()
         names = set(model._no_split_modules or ())
         blocks = [block for block in model.modules() if type(block).__name__ in names]
-        if self.compile_blocks:
+        if self.compiled == "branches":
+            fuse(model, compile_branches(blocks, self.hf_config))
+        elif self.compiled:  # norms too
             for block in blocks:
                 block.compile()
-        else:  # the compiler does it better
+        else:
             fuse(model)
         if self.device_mesh is not None:
             # FSDP2: each process keeps its rows of every parameter, and a block has whole weights
@@ -145,7 +154,7 @@ class CausalLM(LanguageTasks, CountedLoss):
     def forward(self, batch: Batch) -> Tensor:
         """Mean loss of a batch in nats per predicted token; 0 if nothing is predicted."""
         assert self.model is not None, "configure_model builds the model"
-        with loss_from_hidden(self.backbone, self.compile_blocks):
+        with loss_from_hidden(self.backbone, self.compiled is not False):
             loss = self.model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch.get("attention_mask"),

@@ -108,7 +108,7 @@ class Cost:
         step = None
         if is_language_model(settings["module"]):
             # Its sizes are enough: nothing is loaded, and nothing is compiled.
-            module.pretrained, module.compile_blocks = None, False
+            module.pretrained, module.compiled = None, False
             step = footprint(module, batch, precision, devices, split, apart)
         else:
             module.configure_model()

@@ -6,7 +6,7 @@ replaces the norms of a Hugging Face model and `loss_from_hidden` its loss, both
 are known to be the plain ones; the model's code runs unchanged around them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from subnetworks.context import IGNORED, predicted
+from subnetworks.families import architecture_of
 
 PLAIN_HEADS = (
     "arcee",
@@ -234,16 +235,38 @@ def _rms_norm(norm: Any, x: Tensor) -> Tensor:
     if not norm.training or x.dtype == torch.float64:
         own: Tensor = type(norm).forward(norm, x)
         return own
+    if x.is_cuda:  # one kernel forward and two backward
+        whole = F.rms_norm(x.float(), norm.weight.shape, norm.weight, norm.variance_epsilon)
+        return whole.to(_autocast_dtype(x))
     normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon, _autocast_dtype(x))
     return normed
 
 
-def fuse(model: nn.Module) -> None:
+def fuse(model: nn.Module, apart: Iterable[nn.Module] = ()) -> None:
     """Replace the forward passes of all plain norms in training; parameters and names stay.
 
     Args:
         model: A model, changed in place.
+        apart: Parts of it that are left: compiled ones, whose norms the compiler fuses.
     """
+    left = {module for part in apart for module in part.modules()}
     for norm in model.modules():
-        if type(norm).__name__ in PLAIN_NORMS:
+        if type(norm).__name__ in PLAIN_NORMS and norm not in left:
             norm.forward = partial(_rms_norm, norm)
+
+
+def compile_branches(blocks: Iterable[nn.Module], config: PretrainedConfig) -> list[nn.Module]:
+    """Compile attention and MLP of blocks, but not the hooks on them, which run as they are.
+
+    Args:
+        blocks: Changed in place.
+        config: Config of their model, of a known family.
+
+    Returns:
+        What is compiled.
+    """
+    paths = architecture_of(config).branches.values()
+    branches = [block.get_submodule(path) for block in blocks for path in paths]
+    for branch in branches:
+        branch.forward = torch.compile(branch.forward)
+    return branches

@@ -6,8 +6,9 @@
 import copy
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import runner
 from runner.validate import CONF
 from subnetworks.anatomy import dimensions_of
 from subnetworks.chooser import UnitChooser
+from subnetworks.fused import fuse, loss_from_hidden
 from subnetworks.importance import SCORES
 from subnetworks.schedule import Rates
 from subnetworks.slicing import SlicedModel, activate
@@ -80,6 +82,22 @@ def test_sat_runs_the_small_model_of_the_chosen_units(importance: str) -> None:
     assert_small(original, model, subnetwork_of(sliced), output.logits)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_fused_loss_and_norms_are_hugging_faces(bf16: bool) -> None:
+    ids, found = batch().to(DEVICE), []
+    for fused in (False, True):
+        model = build("llama").to(DEVICE).train()
+        if fused:
+            fuse(model)
+        context = loss_from_hidden(model) if fused else nullcontext()
+        with context, torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for left, right in zip(*found, strict=True):
+        assert (right - left).norm() <= (0.05 if bf16 else 1e-4) * left.norm() + 1e-6
+
+
 def test_bf16_is_near_to_fp32() -> None:
     model, ids = build("llama").to(DEVICE), batch().to(DEVICE)
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +127,9 @@ def waiting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             yield
             return
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode(name)
+        with warnings.catch_warnings():  # it says that it is a prototype
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode(name)
         try:
             yield
         finally:

@@ -1,6 +1,7 @@
 """Fused loss and norms equal Hugging Face's: values, gradients, ignored labels, every precision."""
 
 import copy
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_modules.causal_lm import CausalLM
 from subnetworks import fused as fused_loss
+from subnetworks.anatomy import dimensions_of
+from subnetworks.chooser import UnitChooser
 from subnetworks.fused import PLAIN_NORMS, fuse, linear_cross_entropy, loss_from_hidden
+from subnetworks.schedule import Rates
+from subnetworks.slicing import SlicedModel, activate
+from subnetworks.spec import planned_subnetwork
 from tests.subnetworks.models import CONFIGS, FAMILIES, VOCAB, batch, build
 
 
@@ -84,6 +90,34 @@ def test_the_compiled_loss_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert traced
     assert "scatter" not in "".join(traced), "it would write fp32 logits to memory"
     torch.testing.assert_close(same, plain)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of the compiler's own look
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("importance", ["wanda", "maxip"])
+def test_what_compiled_branches_read_is_chosen_from(
+    importance: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of a falling omission, with units that run untrained: equal to those not compiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    ids = batch()
+    found = []
+    for compiled in (False, "branches"):
+        torch.manual_seed(0)
+        architecture = CONFIGS[name].to_diff_dict()
+        module = CausalLM(architecture=architecture, compile=compiled)
+        module.configure_model()
+        sliced = SlicedModel(module.backbone)
+        chooser = UnitChooser(sliced.anatomy, importance)
+        for step, share in enumerate((0.5, 0.75)):
+            rates = Rates(heads=share, neurons=share)
+            spec = planned_subnetwork(dimensions_of(module.hf_config), rates, frozen=0.5)
+            chooser.begin_step(step)
+            with activate(sliced, spec, chooser):
+                module({"input_ids": ids, "labels": ids}).backward()
+        found.append([parameter.grad for parameter in module.parameters()])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch.testing.assert_close(found[1], found[0])
 
 
 def fused(model: nn.Module) -> Any:
