@@ -1,4 +1,4 @@
-"""What the host makes goes to a GPU without the host waiting for it."""
+"""The host waits for a GPU only where it says so."""
 
 import torch
 from torch import Tensor
@@ -18,3 +18,9 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values.to(device)
     return values.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def wait(device: torch.device) -> None:
+    """Return when a device has done all that it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -39,7 +39,7 @@ def update_new_codes(
     codes: Mapping[str, Tensor],
     outputs: Mapping[str, Tensor],
     similarity_MN: Tensor,
-    places_M: Tensor,
+    both_2S: Tensor,
     all_items: int,
     alpha: float,
     shared: bool = True,
@@ -59,7 +59,8 @@ def update_new_codes(
         outputs: tanh of the outputs of the M sampled items, `image` (U) and `text` (V), each (M,
             K).
         similarity_MN: Label similarity of the sampled and the new items.
-        places_M: int64: which new item a sampled one is, -1 for an old one; none twice.
+        both_2S: int64: of the S items that are sampled and new, none twice, the places among the
+            sampled, and those among the new.
         all_items: N_all, how many items the objective's similarities are over, old ones included.
         alpha: Weight of the distance to the codes, as in `hashing.losses.Weights`.
         shared: One code for both modalities of an item; else one for each.
@@ -68,7 +69,7 @@ def update_new_codes(
         The codes after, of -1 and 1, in new tensors.
     """
     count, bits = codes["image"].shape
-    new_M = places_M >= 0
+    in_sample_S, in_new_S = both_2S
     pull = alpha * all_items * bits
     result: dict[str, Tensor] = {}
     for modalities in (("image", "text"),) if shared else (("image",), ("text",)):
@@ -76,7 +77,7 @@ def update_new_codes(
         gram_KK = similarity_MN.new_zeros(bits, bits)
         for m in modalities:
             linear_NK += bits * similarity_MN.T @ outputs[m]
-            linear_NK.index_add_(0, places_M[new_M], pull * outputs[m][new_M])
+            linear_NK.index_add_(0, in_new_S, pull * outputs[m][in_sample_S])
             gram_KK += outputs[m].T @ outputs[m]
         gram_KK.fill_diagonal_(0)
         found_NK = codes[modalities[0]].to(linear_NK.dtype)
@@ -84,6 +85,5 @@ def update_new_codes(
             argument_N = linear_NK[:, bit] - found_NK @ gram_KK[:, bit]
             kept_N = torch.where(found_NK[:, bit] == 0, 1, found_NK[:, bit])
             found_NK[:, bit] = torch.where(argument_N == 0, kept_N, argument_N.sign())
-        assert (found_NK.abs() == 1).all(), "a bit without a sign"
         result |= dict.fromkeys(modalities, found_NK.to(torch.int8))
     return result

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from device import send
 from hashing.codes import first_codes, output_codes, update_new_codes
 from hashing.losses import Weights, first_session_loss, increment_loss
 from hashing.networks import HashNetworks, binarise, encode
@@ -45,12 +47,12 @@ class Learner:
     @cached_property
     def labels(self) -> Tensor:
         """Labels of all items: they belong to the codes, and stay with them."""
-        return self.data.parts["retrieval"].labels.to(self.codes["image"].device)
+        return self._sent(self.data.parts["retrieval"].labels)
 
     @cached_property
     def known(self) -> Tensor:
         """Which items this session may read."""
-        return torch.from_numpy(self.session.rows).to(self.codes["image"].device)
+        return self._sent(torch.from_numpy(self.session.rows))
 
     @cached_property
     def known_labels(self) -> Tensor:
@@ -61,7 +63,7 @@ class Learner:
         """Give first codes to the session's items."""
         if self.session.kind == "none":
             self.encode(read, MODALITIES)
-            rows = torch.from_numpy(read)
+            rows = self._sent(torch.from_numpy(read))
             for m in MODALITIES:
                 self.codes[m][rows] = binarise(self.outputs[m][rows])
             return
@@ -98,38 +100,42 @@ class Learner:
 
     def update_codes(self, read: Rows) -> None:
         """Compute codes anew: of all items by their outputs, or of the new ones from a sample."""
-        rows = torch.from_numpy(read).to(self.codes["image"].device)
         if self.session.kind == "lifelong":
-            self._descend(rows)
+            self._descend(read)
             return
+        rows = self._sent(torch.from_numpy(read))
         for m, codes in first_codes({m: self.outputs[m][rows] for m in ALL}).items():
             self.codes[m][rows] = codes
 
-    def _descend(self, sample: Tensor) -> None:
+    def _descend(self, sampled: Rows) -> None:
         """Coordinate descent on the new items' codes, from the sample's latest outputs.
 
         An item that shares no label with the sample has no similarity to learn from: its networks
         say its code, as they say that of a query.
         """
-        new = torch.from_numpy(self.session.new).to(sample.device)
-        labels = self.labels
-        place = torch.full((len(labels),), -1, device=sample.device)
-        place[new] = torch.arange(len(new), device=sample.device)
-        similarity = label_similarity(labels[sample], labels[new])
+        arriving = self.session.new
+        sample, new = (self._sent(torch.from_numpy(rows)) for rows in (sampled, arriving))
+        _, *both = np.intersect1d(sampled, arriving, assume_unique=True, return_indices=True)
         found = update_new_codes(
             {m: self.codes[m][new] for m in MODALITIES},
             {m: self.outputs[m][sample] for m in MODALITIES},
-            similarity,
-            place[sample],
+            label_similarity(self.labels[sample], self.labels[new]),
+            self._sent(torch.from_numpy(np.stack(both))),
             len(self.session.rows),
             self.weights.alpha,
             self.shared,
         )
         for m in MODALITIES:
             self.codes[m][new] = found[m]
-        alone = new[(similarity == 0).all(0)]
-        if len(alone):
-            self.encode(alone.cpu().numpy(), MODALITIES)
+        labels = self.data.parts["retrieval"].labels  # on the CPU, where nothing is waited for
+        classes = (labels[sampled] > 0).any(0)
+        related = (labels[arriving][:, classes] > 0).any(1)
+        if len(apart := arriving[~related.numpy()]):
+            self.encode(apart, MODALITIES)
+            alone = self._sent(torch.from_numpy(apart))
             outputs = {m: self.outputs[m][alone] for m in MODALITIES}
             for m, codes in output_codes(outputs, self.shared).items():
                 self.codes[m][alone] = codes
+
+    def _sent(self, values: Tensor) -> Tensor:
+        return send(values, self.codes["image"].device)

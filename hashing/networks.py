@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from device import send
+
 
 def binarise(outputs: Tensor) -> Tensor:
     """Signs of a network's outputs, never 0: an output of 0 counts as positive.
@@ -109,13 +111,13 @@ def encode(
 
     Args:
         networks: Back in their mode at the end.
-        batches: Are brought to the networks' device.
+        batches: On the CPU; are sent to the networks' device.
         sides: See `HashNetworks.forward`.
     """
     training, device = networks.training, next(networks.parameters()).device
     networks.eval()
     for batch in batches:
-        here = {key: value.to(device) for key, value in batch.items()}
+        here = {key: send(value, device) for key, value in batch.items()}
         yield here, networks(here, sides)
     networks.train(training)
 

@@ -89,11 +89,12 @@ class SessionClock:
 
     Args:
         waited: Returns how long training has waited for its batches until now.
+        settle: Returns when the device has done all that it was given.
     """
 
-    def __init__(self, waited: Callable[[], float]) -> None:
+    def __init__(self, waited: Callable[[], float], settle: Callable[[], None]) -> None:
         self.seconds = dict.fromkeys(("all", "steps", "data", "codes"), 0.0)
-        self._waited = waited
+        self._waited, self._settle = waited, settle
         self._began: float | None = None
         self._marked = self._waited_before = 0.0
 
@@ -111,6 +112,7 @@ class SessionClock:
     def pause(self) -> None:
         """Stand still, until `start`."""
         if self._began is not None:
+            self._settle()
             self.seconds["all"] += perf_counter() - self._began
             self.seconds["data"] += self._waited() - self._waited_before
             self._began = None
@@ -119,8 +121,10 @@ class SessionClock:
         """Note that something begins."""
         self._marked = perf_counter()
 
-    def count(self, name: str) -> None:
-        """Add the time since `mark` to what it went to."""
+    def count(self, name: str, settled: bool = False) -> None:
+        """Add the time since `mark` to what it went to; `settled`: until the device is done."""
+        if settled:
+            self._settle()
         self.seconds[name] += perf_counter() - self._marked
 
     def figures(self) -> dict[str, float]:

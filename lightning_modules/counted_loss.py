@@ -93,5 +93,7 @@ class CountedLoss(pl.LightningModule):
         self.log("train/loss", means.sum())
         if len(parts) > 1:
             self.log_dict(dict(zip(parts, means, strict=True)))
-        self.log_dict({name: mean for name, (mean, _) in self._figures.items()})
+        for name, (mean, _) in self._figures.items():
+            # Made where it is kept: the host would wait for a copy.
+            self.log(name, torch.full((), mean, device=self.device))
         self._figures = {}

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from device import wait
 from hashing.gallery import Gallery, read_further
 from hashing.learner import ALL, Learner
 from hashing.losses import Weights
@@ -171,7 +172,7 @@ class LifelongHashing(CodedPairs):
         """Metrics of each finished session, by name."""
         self._learning: Learner | None = None  # of the current session
         self._found: list[dict[str, Any]] = []  # what was drawn of queries with pictures
-        self.clock = SessionClock(lambda: self.data.seconds)
+        self.clock = SessionClock(lambda: self.data.seconds, lambda: wait(self.device))
 
     # --- what is trained, and for how long --------------------------------------------------
 
@@ -242,8 +243,7 @@ class LifelongHashing(CodedPairs):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch, by the kind of its session."""
-        session = self.plan.sessions[int(self.session)]
-        loss = self._learner(session).loss(batch)
+        loss = self._learner(self.plan.session_at(self.global_step)).loss(batch)
         if self.global_step % cast(Any, self.trainer).log_every_n_steps == 0:
             self.log("train/loss", loss.detach(), batch_size=len(batch["rows"]))
         return loss
@@ -251,13 +251,14 @@ class LifelongHashing(CodedPairs):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step; then update codes where that is due, before any checkpoint is written."""
         super().optimizer_step(*args, **kwargs)
-        self.clock.count("steps")
         step = self.global_step  # Lightning counts this step when we are back
         session = self.plan.session_at(step)
-        if session.updates_codes(step):
+        is_due = session.updates_codes(step)
+        self.clock.count("steps", settled=is_due)
+        if is_due:
             self.clock.mark()
             self._learner(session).update_codes(self.plan.read(session, step))
-            self.clock.count("codes")
+            self.clock.count("codes", settled=True)
         if step + 1 == session.end:
             self._finish(session)
             following = self.plan.sessions[session.number + 1 :]
@@ -275,7 +276,7 @@ class LifelongHashing(CodedPairs):
         if session.fresh:
             self.networks.load_state_dict(self.fresh_networks(session.number).state_dict())
         self._learner(session).begin(self.plan.read(session, session.start))
-        self.clock.count("codes")
+        self.clock.count("codes", settled=True)
 
     def _learner(self, session: Session) -> Learner:
         if self._learning is not None and self._learning.session is session:

@@ -19,6 +19,7 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from transformers import masking_utils
 
 import runner
+from lightning_modules.lifelong_hashing import LifelongHashing
 from runner.validate import CONF
 from subnetworks.anatomy import dimensions_of
 from subnetworks.chooser import UnitChooser
@@ -116,8 +117,8 @@ def test_bf16_is_near_to_fp32() -> None:
 def waiting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What has the host wait for the GPU raises, from the fourth step to the eighth; the steps.
 
-    But for what Hugging Face's code reads of every batch: whether texts are packed in it, and
-    whether a mask of padding hides anything.
+    But for what Hugging Face's code reads of every batch, whether texts are packed in it, and where
+    a session of lifelong hashing begins and ends.
     """
     steps: list[int] = []
 
@@ -149,8 +150,9 @@ def waiting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return "error" if 3 < len(steps) < 9 else "default"
 
     within(_TrainingEpochLoop, "advance", of_step)
-    for what in ("find_packed_sequence_indices", "_ignore_bidirectional_mask_sdpa"):
-        within(masking_utils, what, lambda: "default")
+    within(masking_utils, "find_packed_sequence_indices", lambda: "default")
+    for what in ("_begin", "_finish"):
+        within(LifelongHashing, what, lambda: "default")
     return steps
 
 
@@ -178,6 +180,19 @@ def test_no_step_waits_for_the_gpu(
     assert waiting_is_an_error == [*range(1, 10)]
 
 
+def test_no_step_of_dlch_waits_for_the_gpu(tmp_path: Path, waiting_is_an_error: list[int]) -> None:
+    """Of the original data and of increments, with the codes that are computed between them."""
+    run(*hashing_data(tmp_path), *QUIET)
+    assert waiting_is_an_error == [*range(1, 10)]
+
+
+def test_no_step_of_delta_waits_for_the_gpu(
+    tmp_path: Path, cache_dir: Path, waiting_is_an_error: list[int]
+) -> None:
+    run("experiment=delta", *dialogue_data(tmp_path, cache_dir), *QUIET)
+    assert waiting_is_an_error == [*range(1, 10)]
+
+
 def run(*overrides: str) -> dict[str, float]:
     trainer = "trainer=cpu" if DEVICE == "cpu" else "trainer=gpu"
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -190,6 +205,19 @@ def text_data(folder: Path, cache: Path) -> list[str]:
     text = folder / "topics.txt"
     text.write_text("\n".join(pydoc_data.topics.topics.values())[:50_000])
     return ["datamodule=text", f"datamodule.files={text}", *small(folder / "runs", cache)]
+
+
+def hashing_data(folder: Path) -> list[str]:
+    return [*tiny_hashing("dlch_wikipedia", folder), f"paths.output_dir={folder}"]
+
+
+def dialogue_data(folder: Path, cache: Path) -> list[str]:
+    sizes = ("dialogues=90", "test_dialogues=9", "batch_size=8")
+    return [
+        *(*tiny_parser("module.parser"), *tiny_rewriter("module.rewriter")),
+        *(f"datamodule.{size}" for size in sizes),
+        *(f"paths.output_dir={folder}", f"paths.cache_dir={cache}"),
+    ]
 
 
 def test_est_resumes(tmp_path: Path, cache_dir: Path) -> None:
@@ -213,18 +241,10 @@ def test_sat_trains(tmp_path: Path, cache_dir: Path) -> None:
 
 
 def test_dlch_trains(tmp_path: Path) -> None:
-    metrics = run(*tiny_hashing("dlch_wikipedia", tmp_path), f"paths.output_dir={tmp_path}")
+    metrics = run(*hashing_data(tmp_path))
     assert 0 < metrics["val/map_all_i2t"] <= 1
 
 
 def test_delta_trains(tmp_path: Path, cache_dir: Path) -> None:
-    sizes = ("dialogues=90", "test_dialogues=9", "batch_size=8")
-    metrics = run(
-        "experiment=delta",
-        *tiny_parser("module.parser"),
-        *tiny_rewriter("module.rewriter"),
-        *(f"datamodule.{size}" for size in sizes),
-        f"paths.output_dir={tmp_path}",
-        f"paths.cache_dir={cache_dir}",
-    )
+    metrics = run("experiment=delta", *dialogue_data(tmp_path, cache_dir))
     assert 0 <= metrics["val/rewritten/exact"] <= 1

@@ -9,6 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from device import send
+
 # Takes the last tokens, (N,), and for each the row of the call before that it goes on from, (N,);
 # returns log-probabilities of the next token, (N, V).
 Advance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -104,22 +106,23 @@ def draw_samples(
         device: Of the model.
 
     Returns:
-        Tokens without the beginning, padded with `end`, (N, T), and log-probabilities under the
-        model itself, (N,).
+        Tokens without the beginning, padded with `end`, (N, T), on the CPU, and log-probabilities
+        under the model itself, (N,).
     """
-    tokens = torch.full((rows, 1), begin, dtype=torch.long, device=device)
-    order = torch.arange(rows, device=device)
-    totals = torch.zeros(rows, device=device)
-    done = torch.zeros(rows, dtype=torch.bool, device=device)
+    here = torch.device(device)
+    token, order = torch.full((rows,), begin, device=here), torch.arange(rows, device=here)
+    totals = torch.zeros(rows, device=here)
+    drawn: list[Tensor] = []
+    ended = torch.zeros(rows, dtype=torch.bool)
     for _ in range(max_tokens):
-        log_probs = advance(tokens[:, -1], order).float()
-        chances = log_probs.softmax(-1).cpu()
-        token = torch.multinomial(chances, 1, generator=generator)[:, 0].to(device)
-        token = token.masked_fill(done, end)
+        log_probs = advance(token, order).float()
+        chances = log_probs.softmax(-1).cpu()  # the one thing here that a GPU is waited for
+        new = torch.multinomial(chances, 1, generator=generator)[:, 0].masked_fill(ended, end)
+        token, done = send(torch.stack((new, ended)), here)
         gained = log_probs.gather(1, token[:, None])[:, 0]
-        totals = totals + gained.masked_fill(done, 0.0)
-        tokens = torch.cat((tokens, token[:, None]), dim=1)
-        done = done | (token == end)
-        if bool(done.all()):
+        totals = totals + gained.masked_fill(done.bool(), 0.0)
+        drawn.append(new)
+        ended = ended | (new == end)
+        if ended.all():
             break
-    return tokens[:, 1:], totals
+    return torch.stack(drawn, 1), totals

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from device import send
 from text2sql.decoding import evaluating
 from text2sql.dialogue import Example
 from text2sql.rewards import Rewards
@@ -175,8 +176,8 @@ class _Learning:
         if self.weight:
             parts = {**parts, "reconstruction": (self.weight * reached.detach()).tolist()}
         sums = [sum(values) for values in zip(*parts.values(), strict=True)] or [0.0] * len(rows)
-        table = torch.tensor(sums, device=log_probs.device).view(len(sources), self.samples)
-        advantage = advantages(table, self.baseline).flatten()
+        table = torch.tensor(sums).view(len(sources), self.samples)
+        advantage = send(advantages(table, self.baseline).flatten(), log_probs.device)
         policy = -(advantage * log_probs).mean() / own_lengths.float().mean()
         best = [drawn[row][place].text for row, place in enumerate(table.argmax(1).tolist())]
         means = {name: sum(values) / len(values) for name, values in parts.items()}

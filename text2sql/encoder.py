@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.masking_utils import create_bidirectional_mask
 
 from text2sql.words import plural, singular
 from weights import POOLER, load_whole
@@ -305,6 +306,39 @@ def build_encoder(architecture: Mapping[str, Any], tokenizer: Any) -> Any:
         return AutoModel.from_config(config)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"architecture: {error}") from error
+
+
+# Encoders that take a mask of four dimensions for what it is, as a test shows. The paper's BART
+# would have the host wait all the same: it makes a mask for its decoder, and asks about that too.
+TAKE_READY_MASKS = (
+    *("albert", "bert", "camembert", "distilbert", "electra", "ernie", "roberta", "xlm-roberta"),
+)
+
+
+def attention_mask(
+    network: Any, mask: Tensor, inputs: Tensor, read: Tensor | None = None
+) -> Tensor | None:
+    """Return a mask of two dimensions as a network takes it without waiting for a GPU.
+
+    Of such a mask transformers ask whether it hides anything, which the host cannot know before the
+    GPU has come so far. There the networks of `TAKE_READY_MASKS` get it in four dimensions.
+
+    Args:
+        network: Of transformers.
+        mask: 1 where there is a token, (B, S).
+        inputs: The network's, embedded, (B, T, H); with `read`, ids will do.
+        read: What its cross-attention reads, and the mask is of, (B, S, H).
+    """
+    if not mask.is_cuda or network.config.model_type not in TAKE_READY_MASKS:
+        return mask
+    return ready_mask(network.config, mask, inputs, read)
+
+
+def ready_mask(config: Any, mask: Tensor, inputs: Tensor, read: Tensor | None) -> Tensor | None:
+    """The mask that transformers make of one of two dimensions, also where it hides nothing."""
+    return create_bidirectional_mask(
+        config, inputs, mask, encoder_hidden_states=read, allow_is_bidirectional_skip=False
+    )
 
 
 def freeze(encoder: Any, layers: int) -> None:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from device import send
+from text2sql.encoder import attention_mask
 from text2sql.grammar import SYMBOLS
 from text2sql.linking import RELATIONS
 from text2sql.parser_features import ROW, SLOT_KINDS, Batch, alike, pad
@@ -158,19 +160,19 @@ class ParserNetwork(nn.Module):
         groups = [[rows[index] for index in group] for group in near]
         padded = [pad([row for row, _ in group], 0) for group in groups]
         # Looked up for all groups at once: the gradient of a lookup is as large as the vocabulary.
-        flat = torch.from_numpy(np.concatenate([ids.ravel() for ids in padded])).to(device)
+        flat = send(torch.from_numpy(np.concatenate([ids.ravel() for ids in padded])), device)
         words = self.encoder.get_input_embeddings()(flat).split([ids.size for ids in padded])
         for group, ids, embedded in zip(groups, padded, words, strict=True):
-            mask = pad([[1] * len(row) for row, _ in group], 0)
-            places = pad([targets for _, targets in group], -1)
+            mask = send(torch.from_numpy(pad([[1] * len(row) for row, _ in group], 0)), device)
+            places = pad([targets for _, targets in group], -1).ravel()
+            inputs = embedded.view(*ids.shape, -1)
             states = self.encoder(
-                inputs_embeds=embedded.view(*ids.shape, -1),
-                attention_mask=torch.from_numpy(mask).to(device),
+                inputs_embeds=inputs, attention_mask=attention_mask(self.encoder, mask, inputs)
             ).last_hidden_state
             # Found here: on a GPU a mask of which nobody knows how much it holds is waited for.
-            used = np.flatnonzero(places.ravel() >= 0)
-            index = torch.from_numpy(places.ravel()[used]).to(device)
-            read = states.flatten(0, 1)[torch.from_numpy(used).to(device)]
+            used = np.flatnonzero(places >= 0)
+            used_here, index = send(torch.from_numpy(np.stack([used, places[used]])), device)
+            read = states.flatten(0, 1)[used_here]
             sums = sums.index_add(0, index, read.to(sums.dtype))
             counts.index_add_(0, index, torch.ones(len(index), 1, device=device))
         return (sums / counts.clamp_min(1)).view(size, nodes, -1)
@@ -183,8 +185,9 @@ class ParserNetwork(nn.Module):
         memory = self.encode(batch)
         length = max(len(f.choices) for f in batch.features)
         size = (len(batch.features), length)
-        kinds, chosen = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-        targets = np.full(size, -100)
+        rows = np.zeros((3, *size), dtype=np.int64)
+        kinds, chosen, targets = rows
+        targets[:] = -100
         symbols = np.zeros((*size, len(SYMBOLS)), dtype=bool)
         for b, f in enumerate(batch.features):
             for t, (choice, slot) in enumerate(zip(f.choices, f.slots, strict=True)):
@@ -197,11 +200,9 @@ class ParserNetwork(nn.Module):
                     symbols[b, t, list(slot.allowed)] = True
             # Padding has all symbols to choose from, so that no row is without an option.
             symbols[b, len(f.choices) :] = True
-        kind, before, target, narrow = (
-            torch.from_numpy(array).to(device)
-            for array in (kinds, chosen[:, :-1], targets, symbols)
-        )
-        hidden = self._decode(batch.is_empty, memory, before, kind)
+        kind, taken, target = send(torch.from_numpy(rows), device)
+        narrow = send(torch.from_numpy(symbols), device)
+        hidden = self._decode(batch.is_empty, memory, taken[:, :-1], kind)
         allowed = batch.option_kind[:, None] == kind[..., None]
         allowed[..., : len(SYMBOLS)] &= narrow
         scores = self._scores(memory, hidden).masked_fill(~allowed, -torch.inf)
@@ -259,7 +260,7 @@ class ParserNetwork(nn.Module):
             kinds: Of the slot that is open, (R,).
         """
         x = steps.inputs[at, chosen] if steps.place else self.start.expand(len(at), -1)
-        place = torch.tensor(min(steps.place, _PLACES), device=at.device)
+        place = torch.full((), min(steps.place, _PLACES), device=at.device)
         x = (x + self.slots(kinds) + self.positions(place))[:, None]
         there = steps.there[at]
         past = []

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from device import send
 from text2sql.encoder import Vocabulary
 from text2sql.grammar import SYMBOLS, Choice, Kind, Slot, linearise, replay
 from text2sql.linking import Links, link
@@ -227,7 +228,8 @@ def collate(features: Sequence[Features], device: torch.device | str = "cpu") ->
             value_kind[b, v] = 3 if candidate.columns else kind if candidate.first >= 0 else 0
             is_value[b, v] = True
     arrays = (relations, is_node, node_kind, span, value_kind, is_value)
-    return Batch(features, *(torch.from_numpy(array).to(device) for array in arrays))
+    here = torch.device(device)
+    return Batch(features, *(send(torch.from_numpy(array), here) for array in arrays))
 
 
 def batches(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from device import send
 from text2sql.grammar import SYMBOLS, Choice, Slot, derive
 from text2sql.parser import ParserNetwork
 from text2sql.parser_features import SLOT_KINDS, Batch, Features
@@ -35,17 +36,15 @@ def search(network: ParserNetwork, batch: Batch, beam: int = 1) -> list[list[Par
     done: list[list[_Path]] = [[] for _ in batch.features]
     while any(alive):
         rows = [(b, path) for b, paths in enumerate(alive) for path in paths]
-        at, before, chosen, kinds = torch.tensor(
-            [(b, p.row, p.option(nodes), SLOT_KINDS.index(p.slot.kind)) for b, p in rows],
-            device=steps.keys.device,
-        ).unbind(1)
+        asked = [(b, p.row, p.option(nodes), SLOT_KINDS.index(p.slot.kind)) for b, p in rows]
+        at, before, chosen, kinds = send(torch.tensor(asked), steps.keys.device).unbind(1)
         # Marked on the host and brought over at once, not row by row.
         starts = [path.features.option(path.slot.kind, 0, nodes) for _, path in rows]
         forbidden = np.ones((len(rows), options), dtype=bool)
         for i, (_, path) in enumerate(rows):
             forbidden[i, [starts[i] + index for index in path.allowed]] = False
         logits = network.advance(steps, at, before, chosen, kinds)
-        logits = logits.masked_fill(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
+        logits = logits.masked_fill(send(torch.from_numpy(forbidden), logits.device), -torch.inf)
         values, places = (t.tolist() for t in logits.log_softmax(-1).topk(min(beam, options)))
         found: list[list[tuple[float, int, int]]] = [[] for _ in alive]
         for i, (b, path) in enumerate(rows):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from text2sql.encoder import Files, load_pretrained
+from text2sql.encoder import Files, attention_mask, load_pretrained
 from text2sql.rewriting import HINTS, Features, Memory, Rewriter
 
 # --- the pointer-generator -----------------------------------------------------------------------
@@ -89,7 +89,8 @@ class PointerGenerator(Rewriter):
 
     def _encode(self, features: Features) -> Memory:
         words = self.encoder.get_input_embeddings()(features.ids) + self.roles(features.roles)
-        states = self.encoder(inputs_embeds=words, attention_mask=features.mask).last_hidden_state
+        mask = attention_mask(self.encoder, features.mask, words)
+        states = self.encoder(inputs_embeds=words, attention_mask=mask).last_hidden_state
         return Memory(states, features, self.copy_key(states))
 
     def _scored(self, memory: Memory, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -112,10 +113,11 @@ class PointerGenerator(Rewriter):
         return _mixed(generates, log_probs, copied)
 
     def _hidden(self, memory: Memory, inputs: Tensor, cached: bool = False) -> Tensor:
+        read = memory.states
         output = self.decoder(
             input_ids=inputs,
-            encoder_hidden_states=memory.states,
-            encoder_attention_mask=memory.features.mask,
+            encoder_hidden_states=read,
+            encoder_attention_mask=attention_mask(self.decoder, memory.features.mask, inputs, read),
             past_key_values=memory.past,
             use_cache=cached,
         )
@@ -126,9 +128,9 @@ class PointerGenerator(Rewriter):
     def _logits(self, hidden: Tensor) -> Tensor:
         embeddings = self.encoder.get_input_embeddings().weight
         logits = F.linear(self.transform(hidden), embeddings, self.bias.to(hidden.dtype)).float()
-        # What a placeholder stands for is only to be copied.
-        hidden_words = torch.tensor(self.vocabulary.placeholders, dtype=torch.long)
-        return logits.index_fill(-1, hidden_words.to(logits.device), -torch.inf)
+        if hidden_words := self.vocabulary.placeholders:  # what they stand for is only copied
+            logits[..., hidden_words[0] : hidden_words[-1] + 1].fill_(-torch.inf)
+        return logits
 
     def _mixture(
         self, memory: Memory, hidden: Tensor, inputs: Tensor, written: Tensor

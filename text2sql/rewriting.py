@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from device import send
 from text2sql.decoding import beam_search, draw_samples, evaluating
 from text2sql.dialogue import Example
 from text2sql.encoder import Vocabulary
@@ -181,11 +182,11 @@ class Rewriter(nn.Module, ABC):
         table = torch.tensor(
             [[*row, *[(pad, 0, TEXT, 0)] * (longest - len(row))] for row in rows],
         )
-        ids, mask, roles, content = table.to(self.device).unbind(-1)
-        given = [self.names(source) for source in sources] if names is None else names
         if self.vocabulary.placeholders:
-            read = [self.vocabulary.read(r, n) for r, n in zip(ids.tolist(), given, strict=True)]
-            ids = torch.tensor(read, device=self.device)
+            given = [self.names(source) for source in sources] if names is None else names
+            pairs = zip(table[..., 0].tolist(), given, strict=True)
+            table[..., 0] = torch.tensor([self.vocabulary.read(ids, by) for ids, by in pairs])
+        ids, mask, roles, content = send(table, self.device).unbind(-1)
         return Features(ids, mask, roles, content.bool())
 
     def _row(self, source: Source) -> list[tuple[int, int, int, int]]:
@@ -284,10 +285,9 @@ class Rewriter(nn.Module, ABC):
             for place, each in enumerate(targets)
         ]
         longest = max(map(len, rows))
-        padded = torch.tensor(
-            [[*ids, *[self.end] * (longest - len(ids))] for ids in rows], device=self.device
-        )
-        lengths = torch.tensor([len(ids) for ids in rows], device=self.device)
+        filled = [[*ids, *[self.end] * (longest - len(ids))] for ids in rows]
+        padded = send(torch.tensor(filled), self.device)
+        lengths = send(torch.tensor([len(ids) for ids in rows]), self.device)
         mask = torch.arange(longest, device=self.device) < lengths[:, None]
         begin = torch.full_like(padded[:, :1], self.begin)
         inputs = torch.cat((begin, padded[:, :-1]), dim=1)

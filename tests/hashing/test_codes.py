@@ -10,6 +10,8 @@ from hashing.losses import Weights, increment_loss, similarity_loss
 from hashing.networks import HashNetworks, binarise, image_network
 from hashing.similarity import label_similarity
 
+NONE = torch.zeros(2, 0, dtype=torch.long)
+
 
 def objective(
     outputs: dict[str, torch.Tensor],
@@ -44,7 +46,8 @@ def test_the_objective_never_rises(
     codes = {m: binarise(torch.randn(count, bits, generator=g)) for m in ("image", "text")}
     if shared:
         codes["text"][old:] = codes["image"][old:]
-    places = torch.where(sample >= old, sample - old, -1)
+    in_sample = (sample >= old).nonzero()[:, 0]
+    both = torch.stack((in_sample, sample[in_sample] - old))
     weights = Weights(alpha=alpha, beta=0.3)
     before = objective(outputs, codes, similarity, sample, weights)
     for _ in range(3):
@@ -52,7 +55,7 @@ def test_the_objective_never_rises(
             {m: codes[m][old:] for m in codes},
             outputs,
             similarity[:, old:],
-            places,
+            both,
             count,
             alpha,
             shared,
@@ -79,7 +82,7 @@ def test_one_bit_is_the_best_of_both() -> None:
             codes = {m: torch.full((1, 1), bit, dtype=torch.int8) for m in outputs}
             weights = Weights(alpha=0.0, beta=0.0)
             values[bit] = objective(outputs, codes, similarity, sample, weights)
-        found = update_new_codes(codes, outputs, similarity, torch.full((5,), -1), 1, 0.0)
+        found = update_new_codes(codes, outputs, similarity, NONE, 1, 0.0)
         assert int(found["image"]) == min(values, key=lambda bit: values[bit])
 
 
@@ -89,7 +92,7 @@ def test_codes_that_begin_as_nothing_end_as_signs(similar: float) -> None:
     outputs = dict.fromkeys(("image", "text"), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
     nothing = dict.fromkeys(outputs, torch.zeros(3, 2, dtype=torch.int8))
     similarity = torch.full((2, 3), similar)
-    found = update_new_codes(nothing, outputs, similarity, torch.full((2,), -1), 5, 0.01)
+    found = update_new_codes(nothing, outputs, similarity, NONE, 5, 0.01)
     for codes in found.values():
         assert codes.tolist() == [[1, 1]] * 3, "an even start, then as far from both as can be"
 

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from hashing.sessions import Lengths, SessionPlan, Strategy
+from hashing.sessions import Lengths, SessionClock, SessionPlan, Strategy
 
 GROUPS = np.array([0] * 30 + [1] * 10 + [2] * 5)
 LENGTHS = Lengths(epochs=3, rounds=2, round_epochs=2, sample=12, old_share=0.5)
@@ -70,6 +70,34 @@ def test_sessions_are_cut_short_in_proportion(strategy: Strategy) -> None:
     assert p.steps <= 5
     assert all(s.steps >= 1 for s in p.sessions if s.kind != "none")
     assert p.sessions[-1].end == p.steps
+
+
+def test_the_clock_counts_what_a_device_has_yet_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host takes 1 s to ask for a step, for which the device takes 10 s."""
+    host = device = 0.0
+
+    def ask(seconds: float) -> None:
+        nonlocal host, device
+        host, device = host + 1.0, max(host, device) + seconds
+
+    def settle() -> None:
+        nonlocal host
+        host = max(host, device)
+
+    monkeypatch.setattr("hashing.sessions.perf_counter", lambda: host)
+    clock = SessionClock(lambda: 0.0, settle)
+    clock.reset()
+    for is_last in (False, True):
+        clock.mark()
+        ask(10.0)
+        clock.count("steps", settled=is_last)
+    clock.mark()
+    ask(4.0)
+    clock.count("codes", settled=True)
+    ask(3.0)
+    clock.pause()
+    figures = clock.figures()
+    assert (figures["seconds"], figures["step_seconds"], figures["code_seconds"]) == (27, 20, 4)
 
 
 def test_refusals() -> None:

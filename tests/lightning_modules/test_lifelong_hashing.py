@@ -19,6 +19,7 @@ from hashing.pairs import MODALITIES
 from hashing.plots import OTHER, RELEVANT
 from hashing.store import CodeStore
 from lightning_modules.lifelong_hashing import LifelongHashing
+from tests.reading import NoReading
 
 LENGTHS: Any = {"epochs": 4, "rounds": 3, "round_epochs": 2, "sample": 24, "old_share": 0.5}
 
@@ -103,6 +104,17 @@ class Watch(pl.Callback):
         self.codes.append((int(pl_module.session), kept))
         if self.folder is not None:
             trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+def test_a_step_reads_nothing_back(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = LifelongHashing.training_step
+
+    def unread(self: LifelongHashing, *batch: Any) -> torch.Tensor:
+        with NoReading():
+            return step(self, *batch)
+
+    monkeypatch.setattr(LifelongHashing, "training_step", unread)
+    fit(data(features), limit=6)
 
 
 @pytest.mark.parametrize("strategy", ["lifelong", "fine_tune", "retrain", "no_update"])

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from text2sql.dialogue import Example
-from text2sql.encoder import build_encoder, train_tokenizer
+from text2sql.encoder import build_encoder, ready_mask, train_tokenizer
 from text2sql.rewriter_networks import (
     PointerGenerator,
     PretrainedCausalLM,
@@ -58,6 +59,11 @@ def texts() -> list[str]:
 
 def tokenizer() -> Any:
     return train_tokenizer({"": texts()}, 300)
+
+
+def ready(network: Any, mask: Tensor, inputs: Tensor, read: Tensor | None = None) -> Any:
+    """`encoder.attention_mask` as it is on a GPU."""
+    return ready_mask(network.config, mask, inputs, read)
 
 
 def pointer_generator(**changes: Any) -> PointerGenerator:

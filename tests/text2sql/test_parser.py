@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.reading import NoReading
 from tests.text2sql.conftest import entry_of, same_query
 from tests.text2sql.questions import dialogues, tiny_parser
+from tests.text2sql.rewriters import ready
 from text2sql.dialogue import Example
 from text2sql.execute import Database
 from text2sql.grammar import SYMBOLS
@@ -22,6 +24,7 @@ from text2sql.parser_features import (
     collate,
 )
 from text2sql.parser_search import _Path, search
+from text2sql.parsing import Parser
 from text2sql.schema import Schema
 from text2sql.sql import SqlError, parse, to_sql
 
@@ -33,6 +36,18 @@ def turns(schema: Schema, database: Path) -> list[Example]:
 
 def features(featuriser: Featuriser, turns: list[Example]) -> list[Features]:
     return [featuriser(e.rewrite, e.schema, e.database, e.query) for e in turns]
+
+
+def test_learning_reads_nothing_back(turns: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the masks that networks on a GPU get, which change nothing."""
+    featuriser, network = tiny_parser()
+    reader, known = Parser(featuriser, network), features(featuriser, turns)
+    expected, _ = reader.loss(known)
+    monkeypatch.setattr("text2sql.parser.attention_mask", ready)
+    with NoReading():
+        loss, _ = reader.loss(known)
+        loss.backward()
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.reading import NoReading
 from tests.text2sql.rewriters import (
     LENGTHS,
     SIZES,
@@ -12,6 +13,7 @@ from tests.text2sql.rewriters import (
     fit,
     generators,
     pointer_generator,
+    ready,
     seq2seq,
     tokenizer,
     turns,
@@ -37,6 +39,17 @@ NAMES = ["pointer-generator", "bart", "t5", "gpt2", "llama"]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rewriter]:
     return generators(tmp_path_factory.mktemp("models"))
+
+
+def test_learning_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the masks that networks on a GPU get, which change nothing."""
+    model = pointer_generator()
+    expected = model.eval().loss(SOURCES, GOLDS)
+    monkeypatch.setattr("text2sql.rewriter_networks.attention_mask", ready)
+    with NoReading():
+        loss = model.loss(SOURCES, GOLDS)
+        loss.backward()
+    torch.testing.assert_close(loss, expected)
 
 
 # --- layout ---------------------------------------------------------------------------------------
