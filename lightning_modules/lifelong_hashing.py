@@ -236,7 +236,7 @@ class LifelongHashing(CodedPairs):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Begin a session at its first step; the clock goes on after whatever stopped it."""
         session = self.plan.session_at(self.global_step)
-        if self.global_step == session.start and int(self.session) < session.number:
+        if self.global_step == session.start:
             self._begin(session)
         self.clock.start()
         self.clock.mark()
@@ -267,7 +267,12 @@ class LifelongHashing(CodedPairs):
                 self._finish(idle)
 
     def _begin(self, session: Session) -> None:
-        """Start a session: its networks, its optimizer state, and first codes of its items."""
+        """Start a session: its networks, its optimizer state, and first codes of its items.
+
+        Once: a step of several micro-batches asks for it as often.
+        """
+        if int(self.session) >= session.number:
+            return
         self.session.fill_(session.number)
         self.clock.reset()
         self.clock.mark()

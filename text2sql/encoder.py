@@ -315,9 +315,7 @@ TAKE_READY_MASKS = (
 )
 
 
-def attention_mask(
-    network: Any, mask: Tensor, inputs: Tensor, read: Tensor | None = None
-) -> Tensor | None:
+def attention_mask(network: Any, mask: Tensor, inputs: Tensor, read: Tensor | None = None) -> Any:
     """Return a mask of two dimensions as a network takes it without waiting for a GPU.
 
     Of such a mask transformers ask whether it hides anything, which the host cannot know before the
@@ -334,7 +332,7 @@ def attention_mask(
     return ready_mask(network.config, mask, inputs, read)
 
 
-def ready_mask(config: Any, mask: Tensor, inputs: Tensor, read: Tensor | None) -> Tensor | None:
+def ready_mask(config: Any, mask: Tensor, inputs: Tensor, read: Tensor | None) -> Any:
     """The mask that transformers make of one of two dimensions, also where it hides nothing."""
     return create_bidirectional_mask(
         config, inputs, mask, encoder_hidden_states=read, allow_is_bidirectional_skip=False
