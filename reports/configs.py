@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # Stands for the run folder, whose name is not known yet.
@@ -29,12 +30,27 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def arm_hash(config: Mapping[str, Any]) -> str:
     """Return a hash of what is compared: runs of one arm differ by seeds, and by HOW."""
-    return _hash(settings_of_arm(config))
+    return _hash(_without(result_settings(config), is_seed))
 
 
-def settings_of_arm(config: Mapping[str, Any]) -> Any:
-    """Return the settings that runs of one arm share."""
-    return _unseeded(_without_places({k: v for k, v in config.items() if k not in HOW}))
+def result_settings(config: Mapping[str, Any]) -> Any:
+    """Return the settings that decide a result, but for the run's seed."""
+    settings = {key: value for key, value in config.items() if key not in HOW}
+    return _without(_without_places(settings), lambda key: key == "seed")
+
+
+def is_seed(key: object) -> bool:
+    """Whether a key is a seed: the run's, or that of a part that has its own (`class_seed`)."""
+    return re.search(r"(?:\A|[._])seed\Z", str(key)) is not None
+
+
+def own_seeds(node: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the seeds of parts that have their own, as KEY=SEED."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from own_seeds(value)
+        elif key != "seed" and is_seed(key):
+            yield f"{key}={value}"
 
 
 def _without_places(config: Mapping[str, Any]) -> Any:
@@ -67,10 +83,11 @@ def at(node: Any, path: str) -> Any:
     return node
 
 
-def _unseeded(node: Any) -> Any:
+def _without(node: Any, left_out: Callable[[object], bool]) -> Any:
+    """Return plain containers without some keys."""
     if isinstance(node, Mapping):
-        return {key: _unseeded(value) for key, value in node.items() if key != "seed"}
-    return [_unseeded(value) for value in node] if isinstance(node, list) else node
+        return {key: _without(node[key], left_out) for key in node if not left_out(key)}
+    return [_without(value, left_out) for value in node] if isinstance(node, list) else node
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -79,7 +96,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     A node that not all of them have is a setting: its value is the name of its class. Those in
     which the nodes that are there differ follow it.
     """
-    return dict(differing([settings_of_arm(config) for config in configs]))
+    return dict(differing([result_settings(config) for config in configs]))
 
 
 def shortened(keys: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:

@@ -105,7 +105,7 @@ def webpage(title: str, blocks: Sequence[Block], folder: Path) -> str:
     `folder` is the document's own, in which the figures are.
     """
     svg = partial(_svg, folder / "figures")
-    return _render("page.html", title, blocks, text=_in_html, svg=svg)
+    return _render("page.html", title, blocks, text=_in_html, code=_code_in_html, svg=svg)
 
 
 def _render(
@@ -172,16 +172,22 @@ def _in_latex(words: str) -> str:
 
 
 def _in_html(words: str) -> str:
-    """Return text in which a mean and its deviation stay on one line."""
-    return html.escape(plain(words)).replace(" \u00b1 ", "&nbsp;\u00b1&nbsp;")
+    """Return text in which a number stays on one line with its unit and its deviation."""
+    return re.sub(r"(?<=[\d\u00b1]) (?![(\[])", "&nbsp;", _code_in_html(words))
+
+
+def _code_in_html(words: str) -> str:
+    return html.escape(plain(words))
 
 
 def _svg(folder: Path, name: str) -> str:
-    """Return an SVG file as an element: as wide as the page allows, its idle ids left out.
+    """Return an SVG file as an element that the page may shrink, its idle ids left out.
 
-    Matplotlib numbers every group; several figures in one page would share those names.
+    Its letters of 9 pt are about as large as the page's. Matplotlib numbers every group; several
+    figures in one page would share those names.
     """
     text = (folder / f"{name}.svg").read_text(encoding="utf-8")
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text[text.index("<svg") :], count=1)
+    width, widest = r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 style="max-width:calc(1.42*\2pt)"'
+    text = re.sub(width, widest, text[text.index("<svg") :], count=1)
     used = set(re.findall(r"#([\w.-]+)", text))
     return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.configs import settings_of_arm
+from reports.configs import result_settings
 from reports.registry import Run, find, read
 from reports.statistics import Arm, Difference
 
@@ -134,7 +134,7 @@ def _through(x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.floa
 
 def workload(run: Run) -> str:
     """Return what a run learns from and what decides the cost of its dense step, as a key."""
-    settings = settings_of_arm(run.config)
+    settings = result_settings(run.config)
     module, trainer = (settings.get(key) or {} for key in ("module", "trainer"))
     model = {key: module.get(key) for key in ("_target_", "architecture", "pretrained", "lora")}
     keys = ("accumulate_grad_batches", "devices", "num_nodes")
@@ -169,7 +169,7 @@ def arms_figure(curves: Mapping[str, Curve], label: str, marked: bool, columns: 
             for place, (name, each) in enumerate(curves.items()):
                 _line(panel, each, axis, place, name, marked)
             _label(panel, axis, "" if number % columns else label)
-        _legend(figure, panels, columns + 1)
+        _legend(figure, panels)
     return figure
 
 
@@ -187,9 +187,14 @@ def differences_figure(
         base: The baseline's label.
         columns: Panels side by side.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with styled():
         rows = [label for label in labels if any(label in each for each in gaps.values())]
-        figure, panels = panels_of(len(gaps), columns, sharey=True, height=0.8 + 0.3 * len(rows))
+        names = [textwrap.fill(label, 24) for label in rows]
+        row = 0.15 * max(2, *(name.count("\n") + 1 for name in names))
+        height = 0.8 + row * len(rows)
+        figure, panels = panels_of(len(gaps), columns, sharey=True, height=height)
         for (metric, found), panel in zip(gaps.items(), panels, strict=True):
             panel.axvline(0.0, color="#000000", lw=0.8)
             for label, gap in found.items():
@@ -198,7 +203,8 @@ def differences_figure(
                 bar = [[gap.mean - low], [high - gap.mean]]
                 colour = COLOURS[number % len(COLOURS)]
                 panel.errorbar([gap.mean], [place], xerr=bar, fmt="o", color=colour, capsize=3)
-            panel.set_yticks(range(len(rows)), [textwrap.shorten(each, 36) for each in rows])
+            panel.set_yticks(range(len(rows)), names)
+            panel.xaxis.set_major_locator(MaxNLocator(3))  # its numbers are long
             panel.set_ylim(len(rows) - 0.5, -0.5)
             panel.set_xlabel(textwrap.fill(f"{metric} minus {base}", 40))
     return figure
@@ -241,7 +247,7 @@ def run_figure(run: Run, curves: Sequence[str] = (), dense: Run | None = None) -
             panel.plot(found.x["steps"], found.mean, color=COLOURS[0])
             _label(panel, "steps", label_of(name, [run]))
         if known:
-            _legend(figure, panels, 4)
+            _legend(figure, panels)
         seed = "" if run.seed is None else f", seed {run.seed}"
         figure.suptitle(f"{run.name} {run.id}{seed}", fontsize=10)
     return figure
@@ -284,7 +290,7 @@ def label_of(metric: str, runs: Sequence[Run]) -> str:
     split, _, name = metric.rpartition("/")
     words = {"val": "validation ", "train": "training ", "test": "test "}.get(split, f"{split} ")
     nats = name == "loss" and any("val/perplexity" in run.figures for run in runs)
-    return f"{words.lstrip()}{name.replace('_', ' ')}" + (" (nats per token)" if nats else "")
+    return f"{words}{name}".strip().replace("_", " ") + (" (nats per token)" if nats else "")
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = FORMATS) -> Path:
@@ -317,10 +323,12 @@ def panels_of(
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with so many panels, `columns` of them side by side."""
     from matplotlib.figure import Figure  # not pyplot: it keeps figures and picks a window system
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(3.5 * columns, height * rows + 0.3), layout="constrained")
+    layout = ConstrainedLayoutEngine(wspace=0.06)  # numbers at the ends of two axes meet there
+    figure = Figure(figsize=(3.5 * columns, height * rows + 0.3), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
     for spare in grid[count:]:
         spare.remove()
@@ -354,7 +362,11 @@ def _label(panel: Axes, axis: str, metric: str) -> None:
         panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
 
 
-def _legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
-    """Put one legend below all panels."""
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put one legend below all panels, with as many columns as there is room for."""
     handles, labels = panels[0].get_legend_handles_labels()
+    width, mark, letter = figure.get_figwidth(), 0.6, 0.075  # inches; of letters of 9 pt
+    labels = [textwrap.fill(label, int((width - mark) / letter)) for label in labels]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    columns = max(1, int(width / (mark + letter * longest)))
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))

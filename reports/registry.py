@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from reports.configs import own_seeds
 from reports.run_record import (
     LOCK_FILE,
     RUN_FILE,
@@ -80,6 +81,11 @@ class Run(RunRecord):
         if self.sweep is not None and self.overrides:
             return shlex.join(["python", "run.py", *self.overrides])
         return self.command
+
+    @cached_property
+    def seeds(self) -> str:
+        """Its seed, and those of its parts that have their own: by these runs are paired."""
+        return ", ".join([str(self.seed), *own_seeds(self.config)])
 
     @property
     def job(self) -> int | None:

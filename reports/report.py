@@ -113,7 +113,7 @@ def write(folder: Path, arms: Sequence[Arm], base: Arm | None, left_out: Sequenc
 
 def _method_of_this(arms: Sequence[Arm], base: Arm | None) -> list[str]:
     lines = [
-        "An arm is a set of runs whose settings differ by the seed alone. Values are the last "
+        "An arm is a set of runs whose settings differ by seeds alone. Values are the last "
         "ones of each run: mean \u00b1 standard deviation over seeds."
     ]
     if base is not None:
@@ -195,7 +195,8 @@ def results(arms: Sequence[Arm], base: Arm | None) -> Table:
     for metric in reported(arms):
         rows.append([metric])
         for arm in arms:
-            values = arm.values(metric)
+            if not (values := arm.values(metric)):
+                continue
             row: list[Cell] = [arm.label, str(len(values)), number(spread([*values.values()]))]
             if base is not None:
                 gap = None if arm is base else paired(values, base.values(metric))

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from ledger import Ledger, Saving
-from reports.configs import INDIFFERENT, arm_hash, differences, shortened
+from reports.configs import INDIFFERENT, arm_hash, differences, is_seed, shortened
 from reports.registry import Run
 
 CONFIDENCE = 0.95
@@ -37,14 +38,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs whose settings differ by the seed alone: a finished one for each seed."""
+    """Runs whose settings differ by seeds alone: a finished one for each."""
 
     label: str
     runs: tuple[Run, ...]
 
-    def values(self, metric: str) -> dict[int | None, float]:
-        """Return the last figure of a metric by seed."""
-        return {run.seed: run.figures[metric] for run in self.runs if metric in run.figures}
+    def values(self, metric: str) -> dict[str, float]:
+        """Return the last figure of a metric by its run's seeds."""
+        return {run.seeds: run.figures[metric] for run in self.runs if metric in run.figures}
 
     def ledgers(self) -> list[Ledger]:
         """Return what its runs' methods saved."""
@@ -66,7 +67,7 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def paired(ours: Mapping[int | None, float], base: Mapping[int | None, float]) -> Difference | None:
+def paired(ours: Mapping[str, float], base: Mapping[str, float]) -> Difference | None:
     """Return ours minus the baseline's over the seeds that both have; None if they share none.
 
     The interval is Student's t: it takes the differences of pairs for normally distributed.
@@ -98,18 +99,15 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
             left_out.append(f"{run.folder}: a copy of {first.folder}")
     finished, passed_over = _with_tests([*originals.values()])
     left_out += passed_over
-    # Hashes of different versions of the program cannot be compared: then all are made here.
-    written = all(run.arm for run in finished)
-    groups: dict[str, dict[int | None, Run]] = {}
+    groups: dict[str, dict[str, Run]] = {}
     for run in finished:
-        key = run.arm if written else arm_hash(run.config) if run.config else str(run.folder)
-        seeds = groups.setdefault(key, {})
-        if run.seed in seeds:
-            older = seeds[run.seed].folder
-            left_out.append(f"{older}: {run.id} is newer, of the same arm and seed")
-        seeds[run.seed] = run
+        # Not as run.json says: hashes of different versions of the program cannot be compared.
+        seeds = groups.setdefault(arm_hash(run.config) if run.config else str(run.folder), {})
+        if (older := seeds.get(run.seeds)) is not None:
+            left_out.append(f"{older.folder}: {run.id} is newer, of the same arm and seed")
+        seeds[run.seeds] = run
     members = [
-        sorted(each.values(), key=lambda run: (run.seed is None, run.seed or 0))
+        sorted(each.values(), key=lambda run: (run.seed is None, run.seed or 0, run.seeds))
         for each in groups.values()
     ]
     labels = _labels(members)
@@ -179,7 +177,7 @@ def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
             for place, (given,) in zip(places, own, strict=True):
                 labels[place] = given
             continue
-        changes = differences([members[place][0].config for place in places])
+        changes = _telling(differences([members[place][0].config for place in places]))
         words = shortened(changes)
         for column, place in enumerate(places):
             absent = tuple(f"{key}." for key, row in changes.items() if row[column] is None)
@@ -195,6 +193,18 @@ def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
         label if uses[label] == 1 else f"{label}, {runs[0].id}"
         for label, runs in zip(labels, members, strict=True)
     ]
+
+
+def _telling(changes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Leave out seeds, and what a setting nearer to the top says by the same word: its source."""
+    found: dict[str, list[Any]] = {}
+    for key in sorted(changes, key=lambda key: key.count(".")):
+        again = any(
+            key.endswith(f".{other}") and row == changes[key] for other, row in found.items()
+        )
+        if not is_seed(key) and not again:
+            found[key] = changes[key]
+    return found
 
 
 def _name(runs: Sequence[Run]) -> str:

@@ -21,6 +21,7 @@ def make_run(
     method: dict[str, Any] | None = None,
     steps: range = STEPS,
     record: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> Path:
     """Write a run folder: its loss falls from `loss` + 1 to `loss`; a method saves a quarter.
 
@@ -32,7 +33,7 @@ def make_run(
     last = steps[-1]
     config = {
         "module": {"_target_": "lightning_modules.causal_lm.CausalLM", "architecture": {"n": 1}},
-        "datamodule": {"batch_size": 2, "context_length": 16, "seed": seed},
+        "datamodule": {"batch_size": 2, "context_length": 16, "seed": seed, **(data or {})},
         "callbacks": {"est": method},
         "trainer": {"max_steps": last, "accumulate_grad_batches": 2, "devices": 1},
         "paths": {"output_dir": str(output_dir), "run_dir": str(folder)},

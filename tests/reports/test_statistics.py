@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from reports.configs import shortened
+from reports.configs import differences, shortened
 from reports.registry import Run, find
 from reports.statistics import Arm, arms_of, baseline_of, paired, saved, spread
 from tests.reports.study import make_run, make_study
@@ -43,11 +42,11 @@ def test_a_study_of_two_arms_and_three_seeds_by_hand(tmp_path: Path) -> None:
 
 
 def test_pairs_are_the_seeds_that_both_have() -> None:
-    gap = paired({1: 2.0, 2: 3.0, 7: 100.0}, {1: 1.0, 2: 1.0, 9: 50.0})
+    gap = paired({"1": 2.0, "2": 3.0, "7": 100.0}, {"1": 1.0, "2": 1.0, "9": 50.0})
     assert gap is not None
     assert (gap.mean, gap.n) == (1.5, 2)
-    assert paired({1: 2.0}, {2: 1.0}) is None
-    single = paired({1: 2.0}, {1: 1.5})
+    assert paired({"1": 2.0}, {"2": 1.0}) is None
+    single = paired({"1": 2.0}, {"1": 1.5})
     assert single is not None
     assert (single.mean, single.interval) == (0.5, None)
 
@@ -63,6 +62,30 @@ def test_settings_in_which_arms_differ_tell_arms_of_one_name_apart(tmp_path: Pat
     make_run(tmp_path, "lr", 1, steps=range(10, 51, 10))
     make_run(tmp_path, "lr", 2)
     assert set(arms(tmp_path)) == {"lr (max_steps=50)", "lr (max_steps=100)"}
+
+
+def test_a_setting_that_repeats_one_nearer_to_the_top_is_told_once(tmp_path: Path) -> None:
+    for rate in (1, 2):
+        folder = make_run(tmp_path, "x", 1, loss=rate, method={"rate": rate})
+        config = folder / "config.yaml"
+        config.write_text(f"{config.read_text()}rate: {rate}\n")
+    assert set(arms(tmp_path)) == {"x (rate=1)", "x (rate=2)"}
+
+
+def test_seeds_of_the_data_are_seeds_by_which_runs_are_paired(tmp_path: Path) -> None:
+    for seed, classes in ((1, 1), (1, 2), (2, 1)):
+        base = 4.0 + seed + classes / 10
+        for name, loss in (("a", base), ("b", base + classes)):
+            make_run(tmp_path, name, seed, loss=loss, data={"class_seed": classes})
+    found = arms(tmp_path)
+    assert {label: len(arm.runs) for label, arm in found.items()} == {"a": 3, "b": 3}
+    gap = paired(*(found[label].values("train/loss") for label in ("b", "a")))
+    assert gap is not None
+    assert (gap.mean, gap.n) == (pytest.approx(4 / 3), 3)
+    # A comparison of runs still shows it.
+    assert differences([run.config for run in found["a"].runs]) == {
+        "datamodule.class_seed": [1, 2, 1]
+    }
 
 
 def test_arms_of_one_method_and_its_baseline_have_names_of_their_own(tmp_path: Path) -> None:
@@ -120,8 +143,8 @@ def test_a_test_of_a_checkpoint_belongs_to_the_run_that_trained_it(tmp_path: Pat
     make_run(tmp_path, "a", 1, loss=0.0, record=record)
     (arm,), left_out = arms_of(find([tmp_path])[0])
     assert left_out == []
-    assert arm.values("test/accuracy") == {1: 0.75}
-    assert arm.values("train/loss") == {1: 4.0}
+    assert arm.values("test/accuracy") == {"1": 0.75}
+    assert arm.values("train/loss") == {"1": 4.0}
 
 
 def evaluated(folder: Path, number: int, task: str, metrics: dict[str, float], **data: Any) -> None:
@@ -133,10 +156,7 @@ def evaluated(folder: Path, number: int, task: str, metrics: dict[str, float], *
         "id": f"test{number}",
         "started": f"2026-01-02T00:00:0{number}+00:00",
     }
-    place = make_run(folder.parents[1], "a", 1, loss=10.0 + number, record=record)
-    config = yaml.safe_load((place / "config.yaml").read_text())
-    config["datamodule"] |= data
-    (place / "config.yaml").write_text(yaml.safe_dump(config))
+    make_run(folder.parents[1], "a", 1, loss=10.0 + number, record=record, data=data)
 
 
 def test_a_test_changes_no_figure_of_the_training_and_the_newest_counts(tmp_path: Path) -> None:
@@ -146,8 +166,8 @@ def test_a_test_changes_no_figure_of_the_training_and_the_newest_counts(tmp_path
     evaluated(folder, 3, "validate", {"val/loss": 1.0})
     evaluated(folder, 4, "test", {"test/accuracy": 0.75}, source="other", num_workers=2)
     (arm,), left_out = arms_of(find([tmp_path])[0])
-    assert arm.values("test/accuracy") == {1: 0.5}
-    assert arm.values("val/loss") == {1: 4.5}
+    assert arm.values("test/accuracy") == {"1": 0.5}
+    assert arm.values("val/loss") == {"1": 4.5}
     assert [line.partition(": ")[2] for line in left_out] == [
         "test2 is newer, a test of the same run",
         f"test of {arm.runs[0].id} with other data: datamodule.source=other",
