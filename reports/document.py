@@ -172,8 +172,8 @@ def _in_latex(words: str) -> str:
 
 
 def _in_html(words: str) -> str:
-    """Return text in which a number stays on one line with its unit and its deviation."""
-    return re.sub(r"(?<=[\d\u00b1]) (?![(\[])", "&nbsp;", _code_in_html(words))
+    """Return text in which a number stays on one line with its unit."""
+    return re.sub(r"(?<=[\d\u00b1]) (?![(\[\u00b1])", "&nbsp;", _code_in_html(words))
 
 
 def _code_in_html(words: str) -> str:

@@ -29,6 +29,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_ARMS = len(COLOURS) * len(LINES)
 FORMATS = ("svg", "png", "pdf")
+_PANEL, _LETTERS, _LINE = 3.5, 44, 0.16  # a panel's width, in letters too; a line's height (inch)
 MOST_POINTS = 400  # of one line; more cannot be seen
 
 STYLE: Any = {  # matplotlib types its keys one by one
@@ -191,11 +192,13 @@ def differences_figure(
 
     with styled():
         rows = [label for label in labels if any(label in each for each in gaps.values())]
-        names = [textwrap.fill(label, 24) for label in rows]
-        row = 0.15 * max(2, *(name.count("\n") + 1 for name in names))
-        height = 0.8 + row * len(rows)
+        names = [textwrap.fill(label, 24).splitlines() for label in rows]
+        room = _LETTERS - max(len(line) for name in names for line in name)
+        words = [textwrap.fill(f"{metric} minus {base}", room) for metric in gaps]
+        height = 0.65 + _LINE * max(text.count("\n") + 1 for text in words)
+        height += _LINE * len(rows) * max(2, *map(len, names))
         figure, panels = panels_of(len(gaps), columns, sharey=True, height=height)
-        for (metric, found), panel in zip(gaps.items(), panels, strict=True):
+        for found, text, panel in zip(gaps.values(), words, panels, strict=True):
             panel.axvline(0.0, color="#000000", lw=0.8)
             for label, gap in found.items():
                 place, number = rows.index(label), labels.index(label)
@@ -203,10 +206,10 @@ def differences_figure(
                 bar = [[gap.mean - low], [high - gap.mean]]
                 colour = COLOURS[number % len(COLOURS)]
                 panel.errorbar([gap.mean], [place], xerr=bar, fmt="o", color=colour, capsize=3)
-            panel.set_yticks(range(len(rows)), names)
+            panel.set_yticks(range(len(rows)), map("\n".join, names))
             panel.xaxis.set_major_locator(MaxNLocator(3))  # its numbers are long
             panel.set_ylim(len(rows) - 0.5, -0.5)
-            panel.set_xlabel(textwrap.fill(f"{metric} minus {base}", 40))
+            panel.set_xlabel(text)
     return figure
 
 
@@ -328,7 +331,7 @@ def panels_of(
     columns = min(columns, count)
     rows = -(-count // columns)
     layout = ConstrainedLayoutEngine(wspace=0.06)  # numbers at the ends of two axes meet there
-    figure = Figure(figsize=(3.5 * columns, height * rows + 0.3), layout=layout)
+    figure = Figure(figsize=(_PANEL * columns, height * rows + 0.15), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
     for spare in grid[count:]:
         spare.remove()
@@ -365,8 +368,11 @@ def _label(panel: Axes, axis: str, metric: str) -> None:
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """Put one legend below all panels, with as many columns as there is room for."""
     handles, labels = panels[0].get_legend_handles_labels()
-    width, mark, letter = figure.get_figwidth(), 0.6, 0.075  # inches; of letters of 9 pt
-    labels = [textwrap.fill(label, int((width - mark) / letter)) for label in labels]
-    longest = max(len(line) for label in labels for line in label.splitlines())
-    columns = max(1, int(width / (mark + letter * longest)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))
+    room, mark = int(_LETTERS * figure.get_figwidth() / _PANEL), 8  # letters
+    names = [textwrap.fill(label, room - mark).splitlines() for label in labels]
+    columns = room // (mark + max(len(line) for name in names for line in name))
+    columns = min(columns, len(names))
+    lines = -(-len(names) // columns) * (max(map(len, names)) + 0.4)  # with the space between two
+    figure.set_figheight(figure.get_figheight() + _LINE * lines)
+    labels = ["\n".join(name) for name in names]
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -227,8 +227,11 @@ def number(value: Spread | None, percent: bool = False) -> str:
 
 def _rounded(value: float, step: float, sign: bool = False) -> str:
     """Write a number to the digit that a step is about the size of."""
-    digits = 0 if step <= 0 else max(0, min(12, -math.floor(math.log10(step))))
-    return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "\u2212")
+    digits = 0 if step <= 0 else max(0, -math.floor(math.log10(step)))
+    form = f",.{digits}f"
+    if digits > 7:  # more than these are hard to count
+        form = f".{max(0, math.floor(math.log10(abs(value))) + digits)}e" if value else ".0f"
+    return f"{value:{'+' if sign else ''}{form}}".replace("-", "\u2212")
 
 
 def savings(arms: Sequence[Arm]) -> Table | None:

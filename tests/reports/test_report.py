@@ -127,7 +127,7 @@ def test_numbers_keep_their_units_on_a_narrow_page_and_commands_their_spaces(
     command = "python run.py seed=1 n=2 x"
     table = Table(["a", "b"], [["4.0 \u00b1 0.1 %", "+0.2 [+0.1, +0.3]"], ["", Code(command)]])
     page = webpage("t", [table], tmp_path)
-    assert "4.0&nbsp;\u00b1&nbsp;0.1&nbsp;%" in page
+    assert "4.0 \u00b1&nbsp;0.1&nbsp;%" in page
     assert "+0.2 [+0.1, +0.3]" in page
     assert f"<code>{command}</code>" in page
 
@@ -146,19 +146,21 @@ def test_long_names_and_numbers_fit_into_figures_of_one_panel(tmp_path: Path) ->
     curve = figures.curve(runs, "val/loss")
     assert curve is not None
     steps = replace(curve, x={"steps": curve.x["steps"]})
-    labels = [f"{name} (module.strategy=retraining, rate=0.25)" for name in "abc"]
+    labels = [f"{name} (module.strategy=retraining, rate=0.25)" for name in "abcdefgh"]
     figure = figures.arms_figure(dict.fromkeys(labels, steps), "loss", marked=True)
     figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().height > 1.5 * figure.dpi
     (legend,) = figure.legends
     box, whole = legend.get_window_extent(), figure.bbox
     assert whole.x0 <= box.x0 < box.x1 <= whole.x1
-    assert whole.y0 <= box.y0
+    assert whole.y0 <= box.y0 < box.y1 < figure.axes[0].get_window_extent().y0
 
     gap = Difference(-0.01380000, None, 1)
     figure = figures.differences_figure({"loss": dict.fromkeys(labels, gap)}, labels, "dense")
     figure.draw_without_rendering()
     (panel,) = figure.axes
     assert len({text.get_text() for text in panel.get_yticklabels()}) == len(labels)
+    assert panel.xaxis.label.get_window_extent().x1 <= figure.bbox.x1
     for texts in (panel.get_xticklabels(), panel.get_yticklabels()):
         boxes = [text.get_window_extent() for text in texts]
         assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
@@ -321,6 +323,8 @@ def test_papers_stand_beside_the_arms_that_run_their_method(tmp_path: Path) -> N
         (Spread(4227.3, 2324.8, 3), "4,227 \u00b1 2,325"),
         (Spread(-0.5, None, 1), "\u22120.5000"),
         (Spread(0.0, 0.0, 2), "0 \u00b1 0"),
+        (Spread(4.1671e-6, 1.23e-8, 2), "4.167e\u221206 \u00b1 1.2e\u221208"),
+        (Spread(4.1671e-6, 0.0, 2), "4.167e\u221206 \u00b1 0"),
         (None, ""),
     ],
 )
