@@ -207,7 +207,7 @@ def differences_figure(
                 colour = COLOURS[number % len(COLOURS)]
                 panel.errorbar([gap.mean], [place], xerr=bar, fmt="o", color=colour, capsize=3)
             panel.set_yticks(range(len(rows)), map("\n".join, names))
-            panel.xaxis.set_major_locator(MaxNLocator(3))  # its numbers are long
+            panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))  # long numbers
             panel.set_ylim(len(rows) - 0.5, -0.5)
             panel.set_xlabel(text)
     return figure
