@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
@@ -14,13 +15,15 @@ from rich.text import Text
 from lightning_modules.optimization import remarks
 from runner.fit import is_language_model
 from runner.footprint import Footprint, Precision, footprint
-from runner.job import device_count, methods
-from runner.parts import answer, build, build_callbacks, build_data, trainer_node
+from runner.job import device_count, methods, plans_steps
+from runner.parts import answer, build, build_callbacks, build_data, prepare, trainer_node
 from runner.validate import refuse_misfits
 
 
 def show(settings: dict[str, Any]) -> dict[str, float]:
-    """Build the module without data, print what it is and what it will cost.
+    """Build the module, print what it is and what it will cost.
+
+    A language model needs no data for it. What else there is takes words or sizes from its data.
 
     Args:
         settings: The checked config.
@@ -39,6 +42,10 @@ def show(settings: dict[str, Any]) -> dict[str, float]:
         refuse_misfits(settings, getattr(module, "hf_config", None))
     callbacks = build_callbacks(settings, module)
     trainer = trainer_node(settings, module, datamodule)
+    if not is_language_model(known):  # words, labels and sizes are the data's
+        if not plans_steps(settings):
+            prepare(datamodule)
+        module.trainer = SimpleNamespace(datamodule=datamodule)
     cost = Cost.of(module, {**settings, "trainer": trainer})
     data = settings["datamodule"]
     shape = (cost.sequences, cost.batch[1])

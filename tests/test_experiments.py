@@ -489,6 +489,18 @@ def test_a_language_model_that_an_experiment_makes_rewrites(
         checked([*overrides, missing])
 
 
+@pytest.mark.parametrize("name", ["delta", "delta_parser", "delta_rewriter"])
+def test_what_takes_its_words_from_data_is_dry_run(
+    name: str, tmp_path: Path, cache_dir: Path
+) -> None:
+    overrides = [f"experiment={name}", "dry_run=true", f"paths.output_dir={tmp_path}"]
+    overrides += [f"paths.cache_dir={cache_dir}", "datamodule.dialogues=60"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        dry = runner.run(compose("config", overrides))
+    assert dry["parameters"] > 0
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the sites of Spider and SParC hand theirs out, with four databases."""

@@ -63,7 +63,7 @@ def test_nothing_is_sent_alone() -> None:
 
 # Of the peak: what is left are scratch of kernels and the batch itself. Where activations are
 # recomputed, the order in which they come and go is not quite that of the real tensors.
-TOLERANCE, RECOMPUTED = 0.002, 0.05
+TOLERANCE, RECOMPUTED = 0.002, 0.08
 SHAPE = (4, 96)
 GPT2_SMALL: dict[str, Any] = {
     "model_type": "gpt2",
