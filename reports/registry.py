@@ -113,11 +113,15 @@ class Run(RunRecord):
 
     def series(self, metric: str) -> dict[int, float]:
         """Return a logged metric by optimizer step; what is not a finite number is left out."""
-        if metric not in self.logged or "step" not in self.logged:
-            return {}
-        cells = zip(self.logged["step"], self.logged[metric], strict=True)
-        numbers = ((_number(step), _number(value)) for step, value in cells if value)
-        return {int(s): value for s, value in numbers if s is not None and value is not None}
+        return {
+            int(step): value
+            for step, cell in zip(self._steps, self.logged.get(metric, ()), strict=False)
+            if cell and step is not None and (value := _number(cell)) is not None
+        }
+
+    @cached_property
+    def _steps(self) -> list[float | None]:
+        return [_number(step) for step in self.logged.get("step", ())]
 
     def steps(self) -> int:
         """Return the last step at which something was logged."""
