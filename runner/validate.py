@@ -559,8 +559,10 @@ def _monitors(settings: dict[str, Any]) -> list[str]:
         modes = [mode for metric, mode in known.items() if fnmatch(str(monitor), metric)]
         given = node.get("mode", "min")
         if not modes:
+            kind = settings["module"]["_target_"].rpartition(".")[2]
             problems.append(
-                f"callbacks.{name}.monitor={monitor}: no such metric.{nearest(str(monitor), known)}"
+                f"callbacks.{name}.monitor={monitor}: no such metric of this module, {kind}."
+                f"{nearest(str(monitor), known)}"
             )
         elif given not in modes and "either" not in modes:
             better = "less" if modes == ["min"] else "more"

@@ -26,6 +26,7 @@ LLAMA = {
 }
 # A model of few weights, which `write_base` makes, instead of the one that an experiment names.
 SAT = ["module.pretrained=base", "callbacks.samples.max_new_tokens=4"]
+FEW = ["callbacks.sat.multiple_of=8"]  # of 48 neurons
 CHATS = [
     *("callbacks.samples.prompts=2", "datamodule=instruction", "datamodule.chat_template=default"),
     *("datamodule.count=100", "datamodule.val_fraction=0.2", "datamodule.context_length=128"),
@@ -54,9 +55,9 @@ SMALL = {
     "est_gpt2*": _architecture(GPT2),
     "est_tinyllama*": _architecture(LLAMA),
     "base_llama": _architecture(LLAMA),
-    "sat_sft_llama2_paper": [*SAT, "module.architecture=null", *CHATS],
+    "sat_sft_llama2_paper": [*SAT, *FEW, "module.architecture=null", *CHATS],
     "sat_sft*": [*SAT, *CHATS],
-    "sat_cpt_llama2_paper": [*SAT, "module.architecture=null", *runs.TEXT],
+    "sat_cpt_llama2_paper": [*SAT, *FEW, "module.architecture=null", *runs.TEXT],
     "sat_cpt*": [
         *SAT,
         *runs.TEXT,

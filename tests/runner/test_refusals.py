@@ -124,7 +124,7 @@ CASES = {
     ),
     "monitor": (
         ["experiment=est_gpt2", "callbacks.checkpoint.monitor=val/los"],
-        "callbacks.checkpoint.monitor=val/los: no such metric. Did you mean val/loss?",
+        "monitor=val/los: no such metric of this module, CausalLM. Did you mean val/loss?",
     ),
     "output-is-a-file": (
         ["paths.output_dir=/etc/hostname"],
