@@ -90,6 +90,20 @@ def check(cfg: DictConfig) -> Job:
     Raises:
         ConfigError: All that is wrong with it.
     """
+    try:
+        return _checked(cfg)
+    except OSError as error:  # where no file can have such a name, Python 3.11 does not say no
+        name = max(Path(str(error.filename)).parts, key=len)
+        keys = (
+            f"{key}.{own}".lstrip(".")
+            for key, node in nodes(plain(cfg))
+            for own, value in node.items()
+            if isinstance(value, str | list) and name in str(value)
+        )
+        raise ConfigError(f"{next(keys, 'a path')}: {error.strerror}: {name}") from error
+
+
+def _checked(cfg: DictConfig) -> Job:
     _refuse(_groups(cfg))
     if cfg.paths.get("run_dir") is not None:
         raise ConfigError("paths.run_dir is the runner's to fill in: set paths.output_dir instead.")

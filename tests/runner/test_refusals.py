@@ -126,6 +126,11 @@ CASES = {
         ["experiment=est_gpt2", "callbacks.checkpoint.monitor=val/los"],
         "monitor=val/los: no such metric of this module, CausalLM. Did you mean val/loss?",
     ),
+    "name-too-long": (
+        ["experiment=sat_cpt", f"module.pretrained={'a' * 300}"],
+        f"module.pretrained: File name too long: {'a' * 300}",
+    ),
+    "folder-too-long": ([f"paths.output_dir={'a' * 300}"], "paths.output_dir: File name too long"),
     "output-is-a-file": (
         ["paths.output_dir=/etc/hostname"],
         "paths.output_dir=/etc/hostname: /etc/hostname is a file, not a folder",
