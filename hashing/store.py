@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
@@ -65,12 +64,6 @@ def pack(codes: Tensor | NDArray[Any]) -> Packed:
             )
         packed[start : start + len(part)] = np.packbits(part > 0, axis=1, bitorder="little")
     return packed
-
-
-def unpack(packed: Packed) -> Tensor:
-    """Return the sign codes behind packed ones: int8 (n, bits) of -1 and 1."""
-    bits = np.unpackbits(packed, axis=1, bitorder="little")
-    return torch.from_numpy(bits.astype(np.int8) * 2 - 1)
 
 
 def check_bits(bits: int) -> None:

@@ -12,12 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashing import store as store_module
-from hashing.store import CodeStore, pack, unpack
+from hashing.store import CodeStore, Packed, pack
 
 
 def signs(items: int, bits: int, seed: int = 0) -> torch.Tensor:
     drawn = torch.randint(2, (items, bits), generator=torch.Generator().manual_seed(seed))
     return (2 * drawn - 1).to(torch.int8)
+
+
+def unpack(packed: Packed) -> torch.Tensor:
+    bits = np.unpackbits(packed, axis=1, bitorder="little")
+    return torch.from_numpy(bits.astype(np.int8) * 2 - 1)
 
 
 def names(items: int, start: int = 0) -> list[str]:
