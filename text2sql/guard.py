@@ -227,6 +227,11 @@ class Reader:
         return sqlite3.SQLITE_DENY
 
 
+def identifier(name: str) -> str:
+    """Return a table's or a column's name as SQL takes it whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def _start(sql: str) -> int:
     """Where a text begins, after blanks and comments."""
     start = 0
@@ -254,9 +259,8 @@ def _meet_virtual_tables(db: sqlite3.Connection) -> None:
         )
     ]
     for name in names:
-        quoted = name.replace('"', '""')
         try:
-            db.execute(f'SELECT 1 FROM "{quoted}" LIMIT 0')
+            db.execute(f"SELECT 1 FROM {identifier(name)} LIMIT 0")
         except sqlite3.OperationalError:  # of a module that is not here: who asks for it is told
             continue
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2sql.execute import Database, Limits
+from text2sql.guard import identifier
 from text2sql.schema import Schema
 from text2sql.sql import STAR, number
 from text2sql.words import stem, unaccented
@@ -255,12 +256,11 @@ def cells(database: Path, schema: Schema) -> Iterator[tuple[int, tuple[str, ...]
     for index, column in enumerate(schema.columns):
         if column.table < 0:
             continue
-        table = schema.tables[column.table].name
-        name, place = (part.replace('"', '""') for part in (column.name, table))
+        name, table = identifier(column.name), identifier(schema.tables[column.table].name)
         # Without a table's name before it SQLite reads a quoted name that it lacks as a text.
         found = reader.execute(
-            f'SELECT DISTINCT t."{name}" FROM "{place}" AS t WHERE typeof(t."{name}") = \'text\' '
-            f'AND length(t."{name}") BETWEEN 1 AND {_CHARACTERS} LIMIT {_TEXTS}'
+            f"SELECT DISTINCT t.{name} FROM {table} AS t WHERE typeof(t.{name}) = 'text' "
+            f"AND length(t.{name}) BETWEEN 1 AND {_CHARACTERS} LIMIT {_TEXTS}"
         )
         yield index, tuple(text for (text,) in found.rows)
 

@@ -14,6 +14,7 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
 from text2sql.execute import Database, Limits
+from text2sql.guard import identifier
 from text2sql.words import split_name, stem
 
 Key = tuple[tuple[int, int], ...]
@@ -283,7 +284,7 @@ class Schema:
         try:
             for name in _readable(file):
                 try:
-                    described = file.catalogue(f"PRAGMA table_xinfo({_quoted(name)})")
+                    described = file.catalogue(f"PRAGMA table_xinfo({identifier(name)})")
                 except ValueError as error:
                     if not str(error).startswith("no such module"):
                         raise
@@ -308,7 +309,7 @@ class Schema:
 
     def _declared(self, table: int, file: Database) -> Iterator[Key]:
         """Read a table's foreign keys; one to a table or column that is not there says nothing."""
-        rows = file.catalogue(f"PRAGMA foreign_key_list({_quoted(self.tables[table].name)})")
+        rows = file.catalogue(f"PRAGMA foreign_key_list({identifier(self.tables[table].name)})")
         # Newest key first is SQLite's order; by number and part it is the file's.
         rows.sort(key=lambda row: (-row[0], row[1]))
         for _, parts in groupby(rows, lambda row: row[0]):
@@ -434,10 +435,6 @@ def read_list(path: str | Path, what: str) -> list[Any]:
     return content
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _readable(file: Database) -> list[str]:
     """Tables, then views, in the order in which they were made, but for those that serve others."""
     inner = {row[1] for row in file.catalogue("PRAGMA table_list") if row[2] == "shadow"}
@@ -452,9 +449,9 @@ def _held(file: Database, table: str, names: Sequence[str]) -> dict[str, str]:
     """The kinds of columns by what their first rows hold."""
     if not names:
         return {}
-    quoted = list(map(_quoted, names))
-    first = f"SELECT {', '.join(quoted)} FROM {_quoted(table)} LIMIT {_LOOKED_AT}"
-    types = ", ".join(f"typeof({name})" for name in quoted)
+    columns = list(map(identifier, names))
+    first = f"SELECT {', '.join(columns)} FROM {identifier(table)} LIMIT {_LOOKED_AT}"
+    types = ", ".join(f"typeof({column})" for column in columns)
     quick = replace(file.limits, seconds=min(1.0, file.limits.seconds))
     rows = file.execute(f"SELECT DISTINCT {types} FROM ({first})", quick).rows
     held = [{*column} - {"null"} for column in zip(*rows, strict=True)] or [set()] * len(names)
@@ -465,7 +462,7 @@ def _held(file: Database, table: str, names: Sequence[str]) -> dict[str, str]:
 
 def _works(file: Database, view: str) -> bool:
     try:
-        file.catalogue(f"SELECT 1 FROM {_quoted(view)} LIMIT 0")
+        file.catalogue(f"SELECT 1 FROM {identifier(view)} LIMIT 0")
     except ValueError:
         return False
     return True

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeAlias
 
+from text2sql.guard import identifier
 from text2sql.schema import Schema
 
 AGGREGATES = ("max", "min", "count", "sum", "avg")
@@ -692,6 +693,5 @@ def number(value: float) -> str:
 
 
 def _name(name: str) -> str:
-    if _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED:
-        return name
-    return '"' + name.replace('"', '""') + '"'
+    is_plain = _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED
+    return name if is_plain else identifier(name)
