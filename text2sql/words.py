@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import snowballstemmer
 
+_STEMMER = snowballstemmer.stemmer("english")
 # Plurals that no ending tells, as far as tables are called so.
 _IRREGULAR = {"people": "person", "children": "child", "men": "man", "women": "woman"}
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -31,12 +32,7 @@ def unaccented(text: str) -> str:
 def stem(word: str) -> str:
     """Return a word's stem (Snowball's English stemmer), lower case."""
     lowered = word.casefold()
-    return _stemmer().stemWord(_IRREGULAR.get(lowered, lowered))
-
-
-@lru_cache(maxsize=1)
-def _stemmer() -> snowballstemmer.english_stemmer.EnglishStemmer:
-    return snowballstemmer.stemmer("english")
+    return _STEMMER.stemWord(_IRREGULAR.get(lowered, lowered))
 
 
 def split_name(name: str) -> str:
