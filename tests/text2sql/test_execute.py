@@ -308,25 +308,12 @@ def test_what_is_no_single_query_is_refused(sql: str, database: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(max_size=80))
-def test_no_text_crashes(text: str) -> None:
-    folder = _folder()
-    before = state(folder)
+@given(text=st.text(max_size=80))
+def test_no_text_crashes(text: str, database: Path) -> None:
+    reader, before = Database(database, LIMITS), state(database.parent)
     for sql in (text, f"SELECT {text}", f"SELECT * FROM singer {text}"):
-        assert Database(folder / "concerts.sqlite", LIMITS).execute(sql).status
-    assert state(folder) == before
-
-
-_FOLDERS: list[Path] = []
-
-
-def _folder() -> Path:
-    if not _FOLDERS:
-        import tempfile
-
-        _FOLDERS.append(Path(tempfile.mkdtemp()))
-        make(_FOLDERS[0] / "concerts.sqlite")
-    return _FOLDERS[0]
+        assert reader.execute(sql).status
+    assert state(database.parent) == before
 
 
 @pytest.mark.parametrize(

@@ -140,22 +140,12 @@ def test_hardness_counts_components(sql: str, level: str, schema: Schema) -> Non
     assert hardness(parse(sql, schema)) == level
 
 
-_SCHEMA: list[Schema] = []
-
-
-def _schema() -> Schema:
-    if not _SCHEMA:
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as folder:
-            _SCHEMA.append(Schema.from_sqlite(make(Path(folder) / "concerts.sqlite")))
-    return _SCHEMA[0]
-
-
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.deferred(lambda: queries(_schema(), 1)), st.integers(0, 10**6))
-def test_order_case_and_aliases_do_not_matter(query: Query, seed: int) -> None:
-    schema, rng = _schema(), random.Random(seed)
+@given(data=st.data(), seed=st.integers(0, 10**6))
+def test_order_case_and_aliases_do_not_matter(
+    data: st.DataObject, seed: int, schema: Schema
+) -> None:
+    query, rng = data.draw(queries(schema, 1)), random.Random(seed)
     shuffled = Query(
         tuple(rng.sample(query.select, len(query.select))),
         *(getattr(query, name) for name in Query.__slots__[1:]),
@@ -168,15 +158,12 @@ def test_order_case_and_aliases_do_not_matter(query: Query, seed: int) -> None:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.deferred(lambda: st.tuples(queries(_schema(), 1), queries(_schema(), 1))),
-    st.sampled_from(Query.__slots__),
-)
-def test_components_agree_with_the_whole(pair: tuple[Query, Query], part: str) -> None:
+@given(data=st.data(), part=st.sampled_from(Query.__slots__))
+def test_components_agree_with_the_whole(data: st.DataObject, part: str, schema: Schema) -> None:
     """Of two queries, and of one and the same with one part of the other."""
-    one, other = pair
+    one, other = data.draw(queries(schema, 1)), data.draw(queries(schema, 1))
     mixed = replace(one, **{part: getattr(other, part)})
-    form, *others = (normal_form(query, _schema()) for query in (one, other, mixed))
+    form, *others = (normal_form(query, schema) for query in (one, other, mixed))
     for compared in others:
         assert all(partial_match(form, compared).values()) == (form == compared)
 
@@ -254,9 +241,9 @@ def test_a_column_called_value_is_that_column(sql: str, expected: str, tmp_path:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet="()'\",; =>vxs", max_size=30), st.integers(0, 30))
-def test_any_text_is_read_for_masks(text: str, at: int) -> None:
-    found = without_masks(f"{text[:at]}value{text[at:]}", _schema())
+@given(text=st.text(alphabet="()'\",; =>vxs", max_size=30), at=st.integers(0, 30))
+def test_any_text_is_read_for_masks(text: str, at: int, schema: Schema) -> None:
+    found = without_masks(f"{text[:at]}value{text[at:]}", schema)
     assert found.replace("1", "value") == f"{text[:at]}value{text[at:]}"
 
 

@@ -10,7 +10,7 @@ import sqlglot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.text2sql.conftest import DDL, make
+from tests.text2sql.conftest import make
 from tests.text2sql.queries import queries
 from text2sql.match import normal_form
 from text2sql.schema import Schema, read_tables
@@ -25,11 +25,6 @@ from text2sql.sql import (
     to_sql,
     tokenise,
 )
-
-
-@pytest.fixture(scope="module")
-def concerts(tmp_path_factory: pytest.TempPathFactory) -> Schema:
-    return Schema.from_sqlite(make(tmp_path_factory.mktemp("sql") / "concerts.sqlite"))
 
 
 @pytest.mark.parametrize(
@@ -86,18 +81,18 @@ def test_an_odd_quote_is_an_error() -> None:
         "(" * 5000 + "SELECT name FROM singer",
     ],
 )
-def test_what_the_benchmarks_do_not_know_is_an_error(text: str, concerts: Schema) -> None:
+def test_what_the_benchmarks_do_not_know_is_an_error(text: str, schema: Schema) -> None:
     with pytest.raises(SqlError):
-        parse(text, concerts)
+        parse(text, schema)
 
 
-def test_a_query_becomes_a_tree_of_indices(concerts: Schema) -> None:
+def test_a_query_becomes_a_tree_of_indices(schema: Schema) -> None:
     text = (
         "SELECT DISTINCT T1.name , count ( * ) FROM singer AS T1 JOIN singer_in_concert AS T2 ON "
         "T1.singer_id  =  T2.singer_id WHERE T1.age  >  20 AND T1.country ! = 'Peru' "
         "GROUP BY T1.singer_id HAVING count ( * )  > = 2 ORDER BY T1.age DESC LIMIT 3"
     )
-    query = parse(text, concerts)
+    query = parse(text, schema)
     assert query.sources == (1, 3)
     assert query.distinct
     assert query.limit == 3
@@ -107,42 +102,42 @@ def test_a_query_becomes_a_tree_of_indices(concerts: Schema) -> None:
     assert [c.operator for c in query.where if isinstance(c, Condition)] == [">", "!="]
     assert query.where[2].right == "Peru"
     assert query.having[0].right == 2.0
-    assert parse(to_sql(query, concerts), concerts) == query
+    assert parse(to_sql(query, schema), schema) == query
 
 
-def test_what_follows_a_whole_query_is_ignored(concerts: Schema) -> None:
-    whole = parse("SELECT name FROM singer ORDER BY age", concerts)
-    assert parse("SELECT name FROM singer ORDER BY age ; whatever 1", concerts) == whole
+def test_what_follows_a_whole_query_is_ignored(schema: Schema) -> None:
+    whole = parse("SELECT name FROM singer ORDER BY age", schema)
+    assert parse("SELECT name FROM singer ORDER BY age ; whatever 1", schema) == whole
 
 
-def test_words_that_are_no_condition_are_swallowed_after_a_column(concerts: Schema) -> None:
+def test_words_that_are_no_condition_are_swallowed_after_a_column(schema: Schema) -> None:
     """The official reader takes all up to AND, a comma or a clause as one value."""
-    query = parse("SELECT name FROM singer WHERE age = age or age > 5 GROUP BY name", concerts)
+    query = parse("SELECT name FROM singer WHERE age = age or age > 5 GROUP BY name", schema)
     assert len(query.where) == 1
     assert query.group_by
 
 
-def test_aliases_hold_everywhere_and_the_last_one_counts(concerts: Schema) -> None:
+def test_aliases_hold_everywhere_and_the_last_one_counts(schema: Schema) -> None:
     text = (
         "SELECT T1.title FROM singer AS T1 WHERE T1.title = 'x' "
         "UNION SELECT T1.title FROM concert AS T1"
     )
-    query = parse(text, concerts)
+    query = parse(text, schema)
     assert [part.sources for part in (query, query.combined)] == [(1,), (2,)]
     # The second T1 wins in both parts: the first one's columns are not of its own table.
     columns = [part.select[0].value.left.column for part in (query, query.combined)]
-    assert {concerts.columns[column].table for column in columns} == {2}
+    assert {schema.columns[column].table for column in columns} == {2}
     with pytest.raises(SqlError, match="title"):
-        parse(text, concerts, standard=True)
+        parse(text, schema, standard=True)
     query = parse(
         text.replace("T1.title FROM singer", "T1.name FROM singer").replace(
             "T1.title =", "T1.name ="
         ),
-        concerts,
+        schema,
         standard=True,
     )
     columns = [part.select[0].value.left.column for part in (query, query.combined)]
-    assert [concerts.columns[column].table for column in columns] == [1, 2]
+    assert [schema.columns[column].table for column in columns] == [1, 2]
 
 
 ODD = """CREATE TABLE "order" ("group" INTEGER PRIMARY KEY, "a.b" TEXT, "it's" TEXT);
@@ -192,16 +187,16 @@ def test_standard_sql_is_read_as_sqlite_reads_it(sql: str, tmp_path: Path) -> No
         "SELECT CASE WHEN age = 1 THEN 2 END FROM singer",
     ],
 )
-def test_standard_sql_is_read_whole_or_not(text: str, concerts: Schema) -> None:
+def test_standard_sql_is_read_whole_or_not(text: str, schema: Schema) -> None:
     with pytest.raises(SqlError):
-        parse(text, concerts, standard=True)
+        parse(text, schema, standard=True)
 
 
-def test_self_joins_keep_their_sides(concerts: Schema) -> None:
+def test_self_joins_keep_their_sides(schema: Schema) -> None:
     text = "SELECT T2.Name FROM singer AS T1 JOIN singer AS T2 ON T1.Age = T2.Age"
-    query = parse(text, concerts)
+    query = parse(text, schema)
     assert query.select[0].value.left.occurrence == 1
-    assert to_sql(query, concerts) == text
+    assert to_sql(query, schema) == text
 
 
 def test_no_alias_is_a_tables_name(tmp_path: Path) -> None:
@@ -230,36 +225,24 @@ def test_names_that_need_quotes_get_them(tmp_path: Path) -> None:
         assert db.execute(text).fetchall() == []
 
 
-def test_a_column_of_a_table_that_is_not_there_cannot_be_written(concerts: Schema) -> None:
-    query = parse("SELECT name FROM singer", concerts)
+def test_a_column_of_a_table_that_is_not_there_cannot_be_written(schema: Schema) -> None:
+    query = parse("SELECT name FROM singer", schema)
     with pytest.raises(SqlError, match="Name"):
-        to_sql(Query(query.select, (2,)), concerts)
-
-
-_SCHEMA: list[Schema] = []
-
-
-def _schema() -> Schema:
-    """One schema for hypothesis, whose strategies are made before fixtures are."""
-    if not _SCHEMA:
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as folder:
-            _SCHEMA.append(Schema.from_sqlite(make(Path(folder) / "concerts.sqlite")))
-    return _SCHEMA[0]
+        to_sql(Query(query.select, (2,)), schema)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.deferred(lambda: queries(_schema())))
-def test_every_tree_becomes_sql_that_parses_back_and_that_sqlite_takes(query: Query) -> None:
-    schema = _schema()
+@given(data=st.data())
+def test_every_tree_becomes_sql_that_parses_back_and_that_sqlite_takes(
+    data: st.DataObject, schema: Schema, database: Path
+) -> None:
+    query = data.draw(queries(schema))
     text = to_sql(query, schema)
     again = parse(text, schema)
     assert normal_form(again, schema) == normal_form(query, schema), text
     assert to_sql(again, schema) == text
     sqlglot.parse_one(text, read="sqlite")
-    with closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(DDL)
+    with closing(sqlite3.connect(database)) as db:
         try:
             db.execute(text)
         except sqlite3.OperationalError as error:
@@ -275,12 +258,12 @@ def test_every_tree_becomes_sql_that_parses_back_and_that_sqlite_takes(query: Qu
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(max_size=60) | st.lists(st.sampled_from(
+@given(text=st.text(max_size=60) | st.lists(st.sampled_from(
     ["select", "from", "where", "(", ")", ",", "*", "=", "name", "singer", "age", "and", "or", "in", "not", "as", "t1", "t1.name", "group", "by", "order", "limit", "'", ";", "."]
 ), max_size=25).map(" ".join))  # fmt: skip
-def test_no_text_raises_anything_but_sql_error(text: str) -> None:
+def test_no_text_raises_anything_but_sql_error(text: str, schema: Schema) -> None:
     try:
-        parse(text, _schema())
+        parse(text, schema)
     except SqlError:
         pass
     else:
