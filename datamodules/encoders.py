@@ -180,11 +180,7 @@ class TransformersTexts(_Transformers):
     def encode(self, items: Sequence[str]) -> NDArray[np.float32]:
         """Texts to float32 (n, features)."""
         tokens = self.processor(
-            list(items),
-            padding=True,
-            truncation=True,
-            max_length=self.tokens,
-            return_tensors="pt",
+            list(items), padding=True, truncation=True, max_length=self.tokens, return_tensors="pt"
         )
         project = getattr(self.model, "get_text_features", None)
         if project is not None:

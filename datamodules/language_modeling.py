@@ -23,14 +23,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from atomic import replacing_folder
-from datamodules.batches import (
-    Batch,
-    BatchLoader,
-    EpochLoader,
-    OrderedDataModule,
-    Rows,
-    in_order,
-)
+from datamodules.batches import Batch, BatchLoader, EpochLoader, OrderedDataModule, Rows, in_order
 from datamodules.cache import build_once, read_record
 from datamodules.hub import TextDataSet
 from datamodules.settings import (
@@ -50,12 +43,7 @@ from datamodules.text_sources import (
     old_domain_of,
     open_source,
 )
-from datamodules.token_cache import (
-    count_token_ids,
-    load_tokenizer,
-    train_tokenizer,
-    write_tokens,
-)
+from datamodules.token_cache import count_token_ids, load_tokenizer, train_tokenizer, write_tokens
 from datamodules.vocabulary import ORIGINAL, name_and_identity
 from language.text_encoder import saved_tokenizer
 

@@ -20,13 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 from torch.utils.data import Dataset
 
-from datamodules.batches import (
-    BatchLoader,
-    EpochLoader,
-    OrderedDataModule,
-    Rows,
-    in_order,
-)
+from datamodules.batches import BatchLoader, EpochLoader, OrderedDataModule, Rows, in_order
 from datamodules.cache import build_once
 from datamodules.dialogue_sources import check, paths_of, read_dialogues
 from datamodules.generated.dialogues import converse

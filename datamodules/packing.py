@@ -131,12 +131,7 @@ class PaddedSamples(Dataset[Batch]):
 
 
 def grouped_batch(
-    number: int,
-    lengths: Rows,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
+    number: int, lengths: Rows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
 ) -> Rows:
     """Return the samples that one rank reads for the `number`-th batch of a run: of similar length.
 

@@ -175,10 +175,7 @@ def arms_figure(curves: Mapping[str, Curve], label: str, marked: bool, columns: 
 
 
 def differences_figure(
-    gaps: Mapping[str, Mapping[str, Difference]],
-    labels: Sequence[str],
-    base: str,
-    columns: int = 2,
+    gaps: Mapping[str, Mapping[str, Difference]], labels: Sequence[str], base: str, columns: int = 2
 ) -> Figure:
     """Draw how arms differ from the baseline: means over pairs of seeds with their 95 % intervals.
 

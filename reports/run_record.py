@@ -111,8 +111,7 @@ class RunRecord:
         default_factory=Hardware
     )
     resumed: Annotated[
-        list[dict[str, str]],
-        "Each time it was resumed: when (`at`) and from which `checkpoint`.",
+        list[dict[str, str]], "Each time it was resumed: when (`at`) and from which `checkpoint`."
     ] = field(default_factory=list)
     seconds: Annotated[
         float | None,

@@ -128,11 +128,7 @@ _OF_THE_SWEEP = ("hydra.mode=", "hydra.launcher.", "hydra/launcher", "hydra.swee
 
 
 def command(
-    config: DictConfig,
-    overrides: Sequence[str],
-    number: int,
-    log: Path,
-    **variables: str,
+    config: DictConfig, overrides: Sequence[str], number: int, log: Path, **variables: str
 ) -> Command:
     """Return the command line that is one job of a sweep; `variables` are for its process."""
     given, _ = get_args_parser().parse_known_args(sys.argv[1:])

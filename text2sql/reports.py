@@ -11,14 +11,7 @@ from rich.text import Text
 
 from terminal import literal
 from text2sql.dialogue import Example
-from text2sql.evaluation import (
-    TURNS,
-    UNREADABLE,
-    Evaluator,
-    Scores,
-    Verdict,
-    evaluate,
-)
+from text2sql.evaluation import TURNS, UNREADABLE, Evaluator, Scores, Verdict, evaluate
 from text2sql.execute import Limits
 from text2sql.match import HARDNESS
 from text2sql.prediction_files import find_databases, read_gold, read_predictions

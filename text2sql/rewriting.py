@@ -179,9 +179,7 @@ class Rewriter(nn.Module, ABC):
         rows = [self._row(source) for source in sources]
         longest = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
-        table = torch.tensor(
-            [[*row, *[(pad, 0, TEXT, 0)] * (longest - len(row))] for row in rows],
-        )
+        table = torch.tensor([[*row, *[(pad, 0, TEXT, 0)] * (longest - len(row))] for row in rows])
         if self.vocabulary.placeholders:
             given = [self.names(source) for source in sources] if names is None else names
             pairs = zip(table[..., 0].tolist(), given, strict=True)

@@ -338,11 +338,7 @@ class QueryWriter:
             if question.form == "most":
                 by_count = ValueUnit(ColumnUnit(STAR, "count"))
                 query = replace(
-                    query,
-                    select=(SelectItem(unit),),
-                    order_by=(by_count,),
-                    order="desc",
-                    limit=1,
+                    query, select=(SelectItem(unit),), order_by=(by_count,), order="desc", limit=1
                 )
         if question.order is not None:
             order = question.order
