@@ -115,7 +115,8 @@ class Reader:
         if "-m" in overrides:
             swept = (each.partition("=") for each in overrides if each != "-m")
             lists = [[f"{key}={value}" for value in values.split(",")] for key, _, values in swept]
-        # Of a sweep as many jobs as it takes to have each value in one.
+            lists = [values[:1] if values[0].startswith("seed=") else values for values in lists]
+        # Of a sweep as many jobs as it takes to have each value in one; any seed is as good.
         jobs = range(max(map(len, lists))) if "-m" in overrides else range(1)
         for job in jobs:
             try:
