@@ -14,12 +14,8 @@ from datamodules.files import files_under
 
 # No file, no JSON, or other JSON than is written here.
 ABSENT_OR_DAMAGED = (
-    FileNotFoundError,
-    NotADirectoryError,
-    ValueError,
-    LookupError,
-    TypeError,
-    RecursionError,
+    *(FileNotFoundError, NotADirectoryError),
+    *(ValueError, LookupError, TypeError, RecursionError),
 )
 
 log = logging.getLogger(__name__)

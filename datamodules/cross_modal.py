@@ -350,15 +350,9 @@ class CrossModalDataModule(pl.LightningDataModule):
         """Return the loader of the plan's batches, standing where the run stopped."""
         assert self.trainer is not None, "the trainer asks for it"
         plan = cast(Any, self.trainer.lightning_module).plan  # a `hashing.sessions.SessionPlan`
-        part = self.parts["retrieval"]
-        self._training = BatchLoader(
-            part,
-            plan.batch,
-            plan.steps,
-            self.num_workers,
-            batches_trained(self.trainer),
-            {"items": len(part)},
-        )
+        part, position = self.parts["retrieval"], batches_trained(self.trainer)
+        order, workers = {"items": len(part)}, self.num_workers
+        self._training = BatchLoader(part, plan.batch, plan.steps, workers, position, order)
         return self._training
 
     @property

@@ -76,19 +76,9 @@ def _draw_cell(axis: Any, cell: Cell, is_query: bool = False) -> None:
         axis.imshow(cell.shown())
     if is_query:
         return
-    frame = RELEVANT if cell.relevant else OTHER
-    axis.add_patch(
-        Rectangle(
-            (0, 0),
-            1,
-            1,
-            transform=axis.transAxes,
-            fill=False,
-            edgecolor=frame,
-            linewidth=4 if cell.relevant else 2,
-            clip_on=False,
-        )
-    )
+    colour, width = (RELEVANT, 4) if cell.relevant else (OTHER, 2)
+    frame: dict[str, Any] = {"edgecolor": colour, "linewidth": width, "clip_on": False}
+    axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, **frame))
 
 
 def sessions_plot(results: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Path:

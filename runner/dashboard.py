@@ -92,16 +92,10 @@ def _panels(section: Mapping[str, Any]) -> list[Any]:
     mean: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
     found: list[Any] = []
     for line in section.get("lines", ()):
-        smooth = {"smoothing_type": "exponential", "smoothing_factor": line.get("smoothed")}
-        found.append(
-            wr.LinePlot(
-                x=line["over"],
-                y=line["y"],
-                title_x=line["over"],
-                **mean,
-                **(smooth if "smoothed" in line else {}),
-            )
-        )
+        over, look = line["over"], dict(mean)
+        if "smoothed" in line:
+            look |= {"smoothing_type": "exponential", "smoothing_factor": line["smoothed"]}
+        found.append(wr.LinePlot(x=over, y=line["y"], title_x=over, **look))
     found += [wr.BarPlot(metrics=each, **mean) for each in section.get("bars", ())]
     found += [wr.MediaBrowser(media_keys=[name]) for name in section.get("pictures", ())]
     found += [wr.WeavePanelSummaryTable(table_name=name) for name in section.get("tables", ())]

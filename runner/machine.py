@@ -15,14 +15,8 @@ from pathlib import Path
 from reports.run_record import Git, Hardware, PeakMemory
 
 PACKAGES = (
-    "datasets",
-    "hydra-core",
-    "numpy",
-    "pytorch-lightning",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "wandb",
+    *("datasets", "hydra-core", "numpy", "pytorch-lightning", "tokenizers", "torch"),
+    *("transformers", "wandb"),
 )
 
 

@@ -67,11 +67,10 @@ class WandbRun(WandbLogger):
         step: int | None = None,
     ) -> None:
         """Log a table, whose cells may be pictures."""
-
-        def shown(cell: Any) -> Any:
-            return wandb.Image(cell) if isinstance(cell, Image.Image) else cell
-
-        rows = None if data is None else [[shown(cell) for cell in row] for row in data]
+        rows = data and [
+            [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row]
+            for row in data
+        ]
         super().log_table(key, columns, rows, dataframe, step)
 
     @rank_zero_only

@@ -337,15 +337,19 @@ class Schema:
         Raises:
             ValueError: A field is missing or of the wrong form; names it.
         """
-        named = isinstance(entry, Mapping) and isinstance(entry.get("db_id"), str)
-        where = f"{where} ({entry['db_id']})" if named else where
+        is_named = isinstance(entry, Mapping) and isinstance(entry.get("db_id"), str)
+        where = f"{where} ({entry['db_id']})" if is_named else where
         found = _read_entry(entry, where)
         names = zip(found["column_names_original"], found["column_names"], strict=True)
         columns = tuple(
             Column(name, words, table, kind if kind in KINDS else "others")
             for ((table, name), (_, words)), kind in zip(names, found["column_types"], strict=True)
         )
-        tables = zip(found["table_names_original"], found["table_names"], strict=True)
+        named = zip(found["table_names_original"], found["table_names"], strict=True)
+        tables = tuple(
+            Table(name, words, tuple(i for i, c in enumerate(columns) if c.table == index))
+            for index, (name, words) in enumerate(named)
+        )
         # Composite keys stand in newer files as lists within the list of primary keys.
         keys = [key if isinstance(key, list) else [key] for key in found["primary_keys"]]
         primary, foreign = tuple(chain.from_iterable(keys)), tuple(found["foreign_keys"])
@@ -358,17 +362,7 @@ class Schema:
                 raise ValueError(
                     f"{where}: {place}: {index} is no column; those are 1 to {len(columns) - 1}"
                 )
-        return cls(
-            found["db_id"],
-            tuple(
-                Table(name, words, tuple(i for i, c in enumerate(columns) if c.table == index))
-                for index, (name, words) in enumerate(tables)
-            ),
-            columns,
-            primary,
-            foreign,
-            _grouped(foreign, columns),
-        )
+        return cls(found["db_id"], tables, columns, primary, foreign, _grouped(foreign, columns))
 
 
 def _read_entry(entry: Any, where: str) -> _Entry:

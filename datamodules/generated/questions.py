@@ -256,19 +256,12 @@ def say(question: Question, domain: Domain) -> str:
         x += f" {question.order.words}"
     single = question.aggregate or (one and len(question.shown) == 1)
     are = _are(things, question)
-    return _frame(question, things, are).format(
-        x=x,
-        are=are,
-        the=f"the {rows}"
-        if one or question.limited
-        else rows
-        if question.restrictions
-        else f"all {rows}",
-        be="is" if single else "are",
-        rows=rows,
-        group=question.group,
-        groups=plural(question.group) if question.group else "",
-    )
+    the = rows if question.restrictions else f"all {rows}"
+    if one or question.limited:
+        the = f"the {rows}"
+    groups = plural(question.group) if question.group else ""
+    words = {"x": x, "are": are, "the": the, "be": "is" if single else "are", "rows": rows}
+    return _frame(question, things, are).format(**words, group=question.group, groups=groups)
 
 
 # --- in SQL ----------------------------------------------------------------------------------
