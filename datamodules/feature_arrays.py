@@ -71,10 +71,9 @@ def find_axes(
         field = open_fields[0]
         possible = sorted({way[field] for way in ways})
         raise ValueError(
-            f"datamodule.path={files}: "
-            f"{shapes}: the axes of {field} may be {' or '.join(possible)} (N items, "
-            "F features or classes, C channels, H height, W width); say which with "
-            f"'datamodule.axes={{{field}: {possible[0]}}}'"
+            f"datamodule.path={files}: {shapes}: the axes of {field} may be "
+            f"{' or '.join(possible)} (N items, F features or classes, C channels, H height, W "
+            f"width); say which with 'datamodule.axes={{{field}: {possible[0]}}}'"
         )
     return ways[0]
 
@@ -120,9 +119,8 @@ def _possible(field: str, arrays: Sequence[Array], wanted: str | None) -> list[s
     if not fits:
         shapes = ", ".join(f"{array.name} {array.shape}" for array in arrays)
         raise ValueError(
-            f"datamodule.path={arrays[0].path}: "
-            f"{shapes}: {field} must have the same columns in every part; "
-            "nothing is filled up"
+            f"datamodule.path={arrays[0].path}: {shapes}: {field} must have the same columns in "
+            "every part; nothing is filled up"
         )
     return fits
 
@@ -200,9 +198,8 @@ def _of_numbers(
         first = 0 if distinct[0] == 0 else 1
         if distinct[-1] - first >= len(class_names):
             raise ValueError(
-                "datamodule.class_names: "
-                f"{len(class_names)} names, and {arrays[0]} has class numbers from "
-                f"{distinct[0]} to {distinct[-1]}"
+                f"datamodule.class_names: {len(class_names)} names, and {arrays[0]} has class "
+                f"numbers from {distinct[0]} to {distinct[-1]}"
             )
         distinct, place = np.arange(first, first + len(class_names)), numbers - first
     return _one_hot(arrays, place, tuple(class_names or map(str, distinct.tolist())))

@@ -176,9 +176,8 @@ def _parts(
         is_named = bool(field) and (bool(chosen) or field not in fields)
         if is_named and is_empty:
             raise ValueError(
-                f"datamodule.path={array}: "
-                f"is {field}{part and f' of the {part} part'} and holds nothing; "
-                "leave it out of the file"
+                f"datamodule.path={array}: is {field}{part and f' of the {part} part'} and holds "
+                "nothing; leave it out of the file"
             )
         if not is_named or not readable:
             unread.append(array)
@@ -186,9 +185,8 @@ def _parts(
         side, key = (rows, part) if field == "rows" else (found.setdefault(part, {}), field)
         if key in side:
             raise ValueError(
-                f"datamodule.path={array}: "
-                f"is {field}{part and f' of the {part} part'}, as {side[key]} is; "
-                "name the one to read with datamodule.fields"
+                f"datamodule.path={array}: is {field}{part and f' of the {part} part'}, as "
+                f"{side[key]} is; name the one to read with datamodule.fields"
             )
         side[key] = array
     for field, wanted in fields.items():
@@ -224,9 +222,8 @@ def _check_parts(found: Mapping[str, Mapping[str, Array]], files: str, there: st
         part = max(found)
         one, other = next(iter(found[""].values())), next(iter(found[part].values()))
         raise ValueError(
-            f"datamodule.path={files}: "
-            f"{one.name} is of all items and {other.name} of the {part} part: which "
-            "is meant? Name those to read with datamodule.fields"
+            f"datamodule.path={files}: {one.name} is of all items and {other.name} of the {part} "
+            "part: which is meant? Name those to read with datamodule.fields"
         )
     for part, side in found.items():
         missing = [field for field in FIELDS if field not in side]
@@ -238,9 +235,8 @@ def _check_parts(found: Mapping[str, Mapping[str, Array]], files: str, there: st
             )
     if len(found) > 1 and ("query" not in found or not {"train", "database"} & set(found)):
         raise ValueError(
-            f"datamodule.path={files}: "
-            f"there are parts for {' and '.join(found)}; a split needs query (test) "
-            "and train or database"
+            f"datamodule.path={files}: there are parts for {' and '.join(found)}; a split needs "
+            "query (test) and train or database"
         )
 
 
@@ -267,9 +263,8 @@ def _rows_of_parts(
         both = np.intersect1d(chosen[one], chosen[other])
         if len(both) and {one, other} != {"train", "database"}:
             raise ValueError(
-                f"datamodule.path={rows[one]}: "
-                f"has {len(both)} rows that are in {rows[other].name} too, first "
-                f"row {both[0]} (from 0): what is asked for must not be learned from"
+                f"datamodule.path={rows[one]}: has {len(both)} rows that are in {rows[other].name} "
+                f"too, first row {both[0]} (from 0): what is asked for must not be learned from"
             )
     if {"train", "database"} <= set(chosen):
         chosen["train"] = np.setdiff1d(chosen["train"], chosen["database"])
@@ -314,9 +309,8 @@ def _chosen_rows(rows: Mapping[str, Array], count: int) -> dict[str, NDArray[np.
         outside = (values < first) | (values >= count + first)
         if outside.any():
             raise ValueError(
-                f"datamodule.path={rows[part]}: "
-                f"row {values[outside][0]} of {count} rows, which count from "
-                f"{first} here"
+                f"datamodule.path={rows[part]}: row {values[outside][0]} of {count} rows, which "
+                f"count from {first} here"
             )
         distinct, times = np.unique(values, return_counts=True)
         if (times > 1).any():

@@ -422,8 +422,7 @@ class LanguageModelingDataModule(OrderedDataModule):
             self._say(
                 f"The training reads its text {times:.0f} times. Its validation loss may rise "
                 "after a while: the best checkpoint is of the step where it was lowest. "
-                f"trainer.max_steps={REPETITIONS * per_epoch} reads it "
-                f"{REPETITIONS} times."
+                f"trainer.max_steps={REPETITIONS * per_epoch} reads it {REPETITIONS} times."
             )
 
     def val_dataloader(self) -> Any:

@@ -144,9 +144,8 @@ class RunRecord:
 FILES = {
     RUN_FILE: "The record of the run, fields below. Always whole, and there before the first step.",
     "config.yaml": "The config with all values filled in; resume, test and export read it.",
-    "metrics.csv": "A row for each step at which something was logged, on disk at once; "
-    "`tokens` and `FLOPs` (in closed form, nothing recomputed) are what the training had spent by "
-    "then.",
+    "metrics.csv": "A row for each step at which something was logged, on disk at once; `tokens` "
+    "and `FLOPs` (in closed form, nothing recomputed) are what the training had spent by then.",
     "checkpoints/step-*.ckpt": "The newest checkpoints, to go on from.",
     "checkpoints/best.ckpt": "The best one by callbacks.checkpoint.monitor.",
     "checkpoints/*.unused": "Newer than the one from which the run was resumed: not used any more.",
