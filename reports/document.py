@@ -150,8 +150,6 @@ def _code_in_markdown(words: str) -> str:
 
 _TEX: dict[str, str | int | None] = {
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
@@ -163,7 +161,7 @@ _TEX: dict[str, str | int | None] = {
     "-": r"-{}",  # two of them are no dash
     "\u2212": r"$-$",
     "\u00b1": r"$\pm$",
-    **{c: f"\\{c}" for c in "$&#_%"},
+    **{c: f"\\{c}" for c in "{}$&#_%"},
 }
 
 

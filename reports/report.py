@@ -73,9 +73,8 @@ def report(
         said = "".join(f"\n  {line}" for line in (*left_out, *skipped))
         raise ValueError(f"runs={runs}: no finished run there{said}")
     base = baseline_of(arms, baseline)
-    folder = (
-        Path(settings["paths"]["output_dir"]) / "reports" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    )
+    time = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = Path(settings["paths"]["output_dir"], "reports", time)
     write(folder, arms, base, [*left_out, *skipped])
     console = Console()
     for line in (*left_out, *skipped):

@@ -608,12 +608,9 @@ def _key_of_wandb(loggers: dict[str, Any]) -> list[str]:
     """Check that there is a key where runs are sent to W&B while they run."""
     if any(name in os.environ for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
         return []
-    home = Path.home()
-    files = (
-        (Path(os.environ["NETRC"]),)
-        if "NETRC" in os.environ
-        else (home / ".netrc", home / "_netrc")
-    )
+    files = [Path.home() / ".netrc", Path.home() / "_netrc"]
+    if "NETRC" in os.environ:
+        files = [Path(os.environ["NETRC"])]
     for file in files:
         with suppress(OSError):  # not there, or another user's
             if re.search(r"wandb|login\s+user\b", file.read_text(errors="replace")):

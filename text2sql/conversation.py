@@ -149,13 +149,9 @@ class Conversation:
         self._print(sqlparse.format(sql, reindent=True))
         right = self.reader.right(score)
         if right is not None and right < 0.5:
-            self._print(
-                Text(
-                    f"Unsure: of answers this likely, {100 * right:.0f} in 100 were right on "
-                    "validation data. :why shows what came next.",
-                    "yellow",
-                )
-            )
+            words = f"Unsure: of answers this likely, {100 * right:.0f} in 100 were right on "
+            words += "validation data. :why shows what came next."
+            self._print(Text(words, "yellow"))
         self._show(sql)
         seconds = time.perf_counter() - start
         self._print(Text(f"{seconds:.2f} s", "dim"))
