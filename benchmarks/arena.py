@@ -6,7 +6,7 @@ Also what every benchmark needs: the memory of a process, versions, and its JSON
 import json
 import multiprocessing
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -24,6 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from callbacks.sat import SparsityAcceleratedTraining
 from callbacks.subnetwork import SubnetworkTraining
+from device import wait
 from lightning_modules.causal_lm import CausalLM
 from subnetworks.anatomy import dimensions_of
 from subnetworks.chooser import UnitChooser
@@ -94,11 +95,11 @@ class Stepper:
 
     def seconds(self, step: Callable[[], None]) -> float:
         """Take some steps after each other; return the mean seconds of one."""
-        self.synchronize()
+        wait(self.device)
         start = perf_counter()
         for _ in range(self.consecutive):
             step()
-        self.synchronize()
+        wait(self.device)
         return (perf_counter() - start) / self.consecutive
 
     def step(self, spec: SubnetworkSpec | None = None, chooser: UnitChooser | None = None) -> None:
@@ -137,11 +138,6 @@ class Stepper:
     def precision(self) -> Any:
         """Return the context of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 @dataclass(frozen=True)
@@ -205,7 +201,7 @@ def compare(
     step = partial(stepper.step, dense)
     arms: dict[Turn, Callable[[], float]] = {DENSE: partial(stepper.seconds, step)}
     flops = {DENSE: stepper.flops(dense)}
-    choosing = {DENSE: 0.0}
+    choosing: dict[Turn, float] = defaultdict(float)
 
     def turn(key: Turn, part: Part, chooser: UnitChooser | None) -> float:
         before = 0.0 if chooser is None else chooser.seconds
@@ -221,11 +217,11 @@ def compare(
                 continue
             stepper.step(spec, course.chooser)  # the first probe has nothing to go on from
             flops[key] = stepper.flops(spec, course.chooser)
-            choosing[key] = 0.0
             arms[key] = partial(turn, key, part, course.chooser)
+    memory = {key: stepper.peak_memory(arm) for key, arm in arms.items()}
+    choosing.clear()  # of the rounds alone
     seconds = interleaved(arms, rounds, until)
     medians = {key: median(values) for key, values in seconds.items()}
-    memory = {key: stepper.peak_memory(arm) for key, arm in arms.items()}
     result: dict[str, Any] = {
         "dense_seconds_per_step": medians[DENSE],
         "tokens_per_step": stepper.ids.numel(),

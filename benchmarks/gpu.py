@@ -4,8 +4,8 @@
 dense step of GPT2-base in bf16 beside two plain loops, around transformers' model and around one
 written as nanoGPT's is; what EST realises of its saved FLOPs at that size, drawn in every step
 (`hold` 1, the paper) and held for a stage; what SAT realises at TinyLlama's size; all of these
-compiled, here a block or its branches at a time and the loss, of nanoGPT the whole; the row of
-EST's study at width 256. A part is begun only if there is time for it, and what was left out is
+once more, compiled (nanoGPT as a whole, this repository's models by blocks or branches); the row
+of EST's study at width 256. A part is begun only if there is time for it, and what was left out is
 said. `--device cpu --shape tiny` is a dry check.
 """
 
@@ -42,8 +42,8 @@ PEAKS = {
 }
 """Dense bf16 FLOPs per second by NVIDIA's data sheets, by a part of the device's name."""
 SHAPES = {
-    # Of the dense and EST's steps, and of SAT's: model, and sequences of a step. Of GPT2 those that
-    # a device has in a step of the paper's: 12 x 5.
+    # Model and sequences of a step, of the dense steps and EST's, and of SAT's. 60 are what one
+    # device has in a step of EST's paper: 12 x 5.
     "full": (("gpt2-base", 60), ("tinyllama", 16)),
     "tiny": (("tiny-gpt2", 2), ("tiny-llama", 2)),
 }
@@ -144,8 +144,9 @@ def dense(args: argparse.Namespace, until: float, compiled: str = "") -> dict[st
     models: dict[str, Any] = {"nanogpt": torch.compile(nano) if compiled else nano}
     if not compiled:
         models["transformers"] = TransformersLoss(stepper.config)
-    arms = {name: Plain(stepper, model).step for name, model in models.items()}
-    turns = {n: partial(stepper.seconds, s) for n, s in {"frugal": stepper.step, **arms}.items()}
+    arms: dict[str, Callable[[], None]] = {"frugal": stepper.step}
+    arms |= {name: Plain(stepper, model).step for name, model in models.items()}
+    turns = {name: partial(stepper.seconds, step) for name, step in arms.items()}
     for turn in turns.values():
         turn()  # allocations, and what is compiled
     seconds = interleaved(turns, args.rounds, until)
@@ -217,15 +218,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path, help="written after each part")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", choices=SHAPES, default="full")
-    parser.add_argument("--parts", nargs="+", help='only these, in the order above; "est compiled"')
+    parser.add_argument("--parts", nargs="+", help='only these, such as "est compiled"')
     parser.add_argument("--rounds", type=int, default=10, help="timed steps of each kind")
     args = parser.parse_args(arguments)
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here; --device cpu --shape tiny is a dry check")
+    every = parts(args)
+    if unknown := set(args.parts or ()).difference(every):
+        parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join(every)}")
     console, start = Console(), perf_counter()
     end = start + 60 * args.minutes
     result: dict[str, Any] = {"versions": versions(args.device), "left_out": []}
-    for name, (share, do) in parts(args).items():
+    for name, (share, do) in every.items():
         if args.parts and name not in args.parts:
             continue
         needed = share * 60 * args.minutes

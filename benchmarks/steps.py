@@ -174,7 +174,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16")
     )
-    parser.add_argument("--compile", choices=("", "blocks", "branches"), default="", help="these")
+    parser.add_argument(
+        "--compile", choices=("", "blocks", "branches"), default="", help="by torch.compile"
+    )
     parser.add_argument("--context-length", type=int, help="tokens of a timed sequence")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences of a micro-batch")
     parser.add_argument("--micro-batches", type=int, help="of a timed step (8; quick: 2)")

@@ -33,7 +33,7 @@ from subnetworks.anatomy import dimensions_of
 from subnetworks.context import predicting
 from subnetworks.families import ARCHITECTURES
 from subnetworks.flops import planned_flops
-from subnetworks.fused import compile_branches, fuse, loss_from_hidden
+from subnetworks.fused import RECOMPILE_LIMIT, compile_branches, fuse, loss_from_hidden
 from subnetworks.spec import SubnetworkSpec
 
 Batch = Mapping[str, Tensor]
@@ -142,7 +142,7 @@ class CausalLM(LanguageTasks, CountedLoss):
             fuse(model, compile_branches(blocks, self.hf_config))
         elif self.compiled:  # norms too
             for block in blocks:
-                block.compile()
+                block.compile(recompile_limit=RECOMPILE_LIMIT)
         else:
             fuse(model)
         if self.device_mesh is not None:
@@ -154,7 +154,7 @@ class CausalLM(LanguageTasks, CountedLoss):
     def forward(self, batch: Batch) -> Tensor:
         """Mean loss of a batch in nats per predicted token; 0 if nothing is predicted."""
         assert self.model is not None, "configure_model builds the model"
-        with loss_from_hidden(self.backbone, self.compiled is not False):
+        with loss_from_hidden(self.backbone, bool(self.compiled)):
             loss = self.model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch.get("attention_mask"),

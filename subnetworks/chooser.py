@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -241,6 +241,8 @@ class UnitChooser:
         model.eval()  # no dropout, whose draws would move the training's random state
         with ExitStack() as stack:
             stack.callback(model.train, was_training)
+            # What is compiled does not see hooks that come later.
+            stack.enter_context(cast(Any, torch.compiler.set_stance("force_eager")))
             for layer, block in enumerate(self.anatomy.layers):
                 for cut in self.anatomy.architecture.cuts:
                     if cut.side == "in":

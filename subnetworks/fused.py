@@ -3,7 +3,8 @@
 Where a processor multiplies matrices fast, what remains is reading and writing: logits in fp32
 three times over, a norm in nine operations, and a cast of one input for each projection. `fuse`
 replaces the norms of a Hugging Face model and `loss_from_hidden` its loss, both only where they
-are known to be the plain ones; the model's code runs unchanged around them.
+are known to be the plain ones; the model's code runs unchanged around them. `compile_branches` has
+torch compile that code, up to where methods look into it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,14 @@ PLAIN_NORMS = tuple(
 """Norms that compute weight x / rms(x) with `variance_epsilon`, and only before products."""
 
 
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """What a linear layer would cast `x` to here."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
 # Of logits in fp32, by whether the device is CUDA: on a CPU a block should stay in the cache.
 BLOCK_BYTES = {False: 1 << 21, True: 1 << 28}
 
@@ -79,15 +88,6 @@ def _to_gradient(logits_RV: Tensor, targets_R1: Tensor, differentiate: bool) -> 
 @cache
 def _compiled() -> Any:
     return torch.compile(_to_gradient)
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype:
-    """What a linear layer would cast `x` to here."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-# --- loss ---------------------------------------------------------------------------------------
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -236,7 +236,7 @@ def _rms_norm(norm: Any, x: Tensor) -> Tensor:
         own: Tensor = type(norm).forward(norm, x)
         return own
     if x.is_cuda:  # one kernel forward and two backward
-        whole = F.rms_norm(x.float(), norm.weight.shape, norm.weight, norm.variance_epsilon)
+        whole = F.rms_norm(x.float(), norm.weight.shape, norm.weight.float(), norm.variance_epsilon)
         return whole.to(_autocast_dtype(x))
     normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon, _autocast_dtype(x))
     return normed
@@ -255,6 +255,12 @@ def fuse(model: nn.Module, apart: Iterable[nn.Module] = ()) -> None:
             norm.forward = partial(_rms_norm, norm)
 
 
+# --- compiled -------------------------------------------------------------------------------------
+
+RECOMPILE_LIMIT = 64
+"""Sizes of a sub-network that a module is compiled for: past torch's own limit, 8, it is not."""
+
+
 def compile_branches(blocks: Iterable[nn.Module], config: PretrainedConfig) -> list[nn.Module]:
     """Compile attention and MLP of blocks, but not the hooks on them, which run as they are.
 
@@ -268,5 +274,7 @@ def compile_branches(blocks: Iterable[nn.Module], config: PretrainedConfig) -> l
     paths = architecture_of(config).branches.values()
     branches = [block.get_submodule(path) for block in blocks for path in paths]
     for branch in branches:
-        branch.forward = torch.compile(branch.forward)
+        # Not of the bound method, which a copy of the model would share.
+        compiled: Any = torch.compile(type(branch).forward, recompile_limit=RECOMPILE_LIMIT)
+        branch.forward = partial(compiled, branch)
     return branches

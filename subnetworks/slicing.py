@@ -139,8 +139,10 @@ class SlicedModel:
         self.anatomy = Anatomy(model)
         self.spec = SubnetworkSpec.full(self.anatomy.dimensions)
         self._chooser: Chooser | None = None
-        self._named: tuple[SubnetworkSpec, dict[Place, dict[Tier, Units]]] = self.spec, {}
-        """The last sub-network without a chooser, and the units that it names."""
+        self._sent: tuple[SubnetworkSpec, torch.device] | None = None
+        """The last sub-network without a chooser, and where its units are."""
+        self._named: dict[Place, dict[Tier, Units]] = {}
+        """The units that it names."""
         self._units: dict[Place, Mapping[Tier, Units]] = {}
         """What is gathered, of branches that leave something out or are scaled."""
         self._open: list[Place] = []
@@ -199,8 +201,8 @@ class SlicedModel:
                 "undoes the sub-network's scales"
             )
         assert self._attached is None, "detach before gathering"
-        if chooser is None and spec is not self._named[0]:  # one that is held has been sent
-            self._named = spec, self._sent(spec)
+        if chooser is None and self._sent != (sent := (spec, self.anatomy.device)):
+            self._sent, self._named = sent, self._send(*sent)
         self.spec, self._chooser = spec, chooser
         self._units, self._open, self._apart = {}, [], []
         self._trained, self._beside = _Compact(), {}
@@ -331,7 +333,7 @@ class SlicedModel:
             if choice.active is None:
                 tiers = {"active": {}}
             elif self._chooser is None:
-                tiers = self._named[1][layer, branch]
+                tiers = self._named[layer, branch]
             else:
                 tiers = self._chooser.choose(layer, branch, choice, branch_input)
             compact = {
@@ -342,8 +344,8 @@ class SlicedModel:
         self._units[layer, branch], self._beside[layer, branch] = tiers, compact
         return active
 
-    def _sent(self, spec: SubnetworkSpec) -> dict[Place, dict[Tier, Units]]:
-        """The units that a sub-network names, all in one copy to the model's device."""
+    def _send(self, spec: SubnetworkSpec, device: torch.device) -> dict[Place, dict[Tier, Units]]:
+        """The units that a sub-network names, all in one copy to a device."""
         d = self.anatomy.dimensions
         named: dict[tuple[Place, Tier, Unit], Sequence[int]] = {}
         for layer, branch in product(spec.active_layers, BRANCHES):
@@ -355,7 +357,7 @@ class SlicedModel:
                 if branch == "attention" and len(groups := d.groups(indices)) < d.n_kv_heads:
                     named[(layer, branch), tier, "kv_heads"] = groups
         every = torch.tensor([*chain.from_iterable(named.values())], dtype=torch.long)
-        parts = send(every, self.anatomy.device).split([len(units) for units in named.values()])
+        parts = send(every, device).split([len(units) for units in named.values()])
         tiers: dict[Place, dict[Tier, dict[Unit, Tensor]]] = {}
         for (place, tier, unit), indices in zip(named, parts, strict=True):
             tiers.setdefault(place, {}).setdefault(tier, {})[unit] = indices

@@ -83,20 +83,22 @@ def test_sat_runs_the_small_model_of_the_chosen_units(importance: str) -> None:
     assert_small(original, model, subnetwork_of(sliced), output.logits)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_fused_loss_and_norms_are_hugging_faces(bf16: bool) -> None:
-    ids, found = batch().to(DEVICE), []
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_fused_loss_and_norms_are_hugging_faces(precision: str) -> None:
+    ids, found, mixed = batch().to(DEVICE), [], precision == "bf16-mixed"
     for fused in (False, True):
-        model = build("llama").to(DEVICE).train()
+        weights = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        model = build("llama").to(DEVICE, weights).train()
         if fused:
             fuse(model)
         context = loss_from_hidden(model) if fused else nullcontext()
-        with context, torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+        with context, torch.autocast(DEVICE, torch.bfloat16, enabled=mixed):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    tolerance = 1e-4 if precision == "32-true" else 0.05
     for left, right in zip(*found, strict=True):
-        assert (right - left).norm() <= (0.05 if bf16 else 1e-4) * left.norm() + 1e-6
+        assert (right - left).norm() <= tolerance * left.norm() + 1e-6
 
 
 def test_bf16_is_near_to_fp32() -> None:

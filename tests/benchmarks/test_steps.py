@@ -1,15 +1,23 @@
 """The papers' savings are counted, arms take turns, and the JSON has what it promises."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import GPT2Config
 
 from benchmarks import gpu, hamming_search, steps
-from benchmarks.arena import interleaved, process_of_its_own
+from benchmarks.arena import Course, Part, compare, interleaved, process_of_its_own
+from subnetworks.flops import StepFlops
+from subnetworks.schedule import Rates
+from subnetworks.spec import Dimensions, SubnetworkSpec, planned_subnetwork
 
 
 @pytest.mark.parametrize(
@@ -40,6 +48,34 @@ def test_arms_take_turns_until_there_is_no_time() -> None:
     assert interleaved(arms, 9, until=perf_counter() - 1) == {"a": [5.0], "b": [6.0]}
 
 
+def test_what_choosing_costs_is_of_the_timed_steps_alone() -> None:
+    """Not of the turn in which a GPU's memory is measured."""
+    dimensions = Dimensions(1, 2, 2, 4)
+    half = planned_subnetwork(dimensions, Rates(neurons=0.5))
+    chooser: Any = SimpleNamespace(seconds=0.0)
+
+    def step(spec: SubnetworkSpec, chosen: Any = None) -> None:
+        if chosen is not None:
+            chosen.seconds += 0.25
+
+    def seconds(take: Callable[[], None]) -> float:
+        take()
+        return 1.0
+
+    stepper: Any = SimpleNamespace(
+        config=GPT2Config(n_layer=1, n_head=2, n_inner=4),
+        ids=torch.zeros(1, 1, 1),
+        consecutive=1,
+        step=step,
+        seconds=seconds,
+        flops=lambda *_: StepFlops(1.0, 1.0),
+        peak_memory=lambda turn: int(turn()),
+    )
+    found = compare(stepper, {"sat": Course((Part(1.0, lambda: half),), chooser)}, 4)
+    assert found["courses"]["sat"]["choosing_share"] == 0.25
+    assert found["courses"]["sat"]["peak_bytes"] == 1
+
+
 def test_the_json_holds_what_the_benchmark_promises(tmp_path: Path) -> None:
     path = tmp_path / "steps.json"
     steps.main(
@@ -61,7 +97,7 @@ def test_the_json_holds_what_the_benchmark_promises(tmp_path: Path) -> None:
 
 
 def test_what_has_no_time_is_left_out_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = {"first": (0.5, lambda until: 1), "second": (1.1, None), "third": (0.1, lambda until: 3)}
     monkeypatch.setattr(gpu, "parts", lambda args: done)
@@ -70,6 +106,9 @@ def test_what_has_no_time_is_left_out_and_said(
     result = json.loads(path.read_text())
     assert (result["first"], result["third"], result["left_out"]) == (1, 3, ["second"])
     assert result["versions"]["device"] == "cpu"
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--parts", "first", "fourth"])
+    assert "fourth is none of first, second, third" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # the compiler's own, and

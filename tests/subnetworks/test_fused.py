@@ -120,6 +120,58 @@ def test_what_compiled_branches_read_is_chosen_from(
     torch.testing.assert_close(found[1], found[0])
 
 
+def compiled_branches(monkeypatch: pytest.MonkeyPatch) -> CausalLM:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.manual_seed(0)
+    module = CausalLM(architecture=CONFIGS["llama"].to_diff_dict(), compile="branches")
+    module.configure_model()
+    return module
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_both_branches_of_every_block_are_compiled(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+
+    def compile_(function: Any, **_: Any) -> Any:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    architecture = FAMILIES[name].to_diff_dict()
+    module = CausalLM(architecture, attn_implementation="eager", compile="branches")
+    module.configure_model()
+    assert len(compiled) == 2 * 4
+
+
+def test_a_copy_of_compiled_branches_runs_on_its_own_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, ids = compiled_branches(monkeypatch), batch()
+    copied = copy.deepcopy(module)
+    with torch.no_grad():
+        before = module({"input_ids": ids})
+        for parameter in copied.backbone.model.layers.parameters():
+            parameter.mul_(2.0)
+        assert copied({"input_ids": ids}) != before
+        assert module({"input_ids": ids}) == before
+
+
+def test_every_size_of_a_long_ladder_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More sizes than torch's own limit."""
+    module, ids = compiled_branches(monkeypatch), batch()
+    sliced, graphs = SlicedModel(module.backbone), []
+    for neurons in range(1, 12):
+        rates = Rates(neurons=neurons / 40)
+        spec = planned_subnetwork(dimensions_of(module.hf_config), rates)
+        with torch.no_grad(), activate(sliced, spec):
+            module({"input_ids": ids})
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len({*graphs}) == len(graphs)
+
+
 def fused(model: nn.Module) -> Any:
     model = copy.deepcopy(model)
     fuse(model)

@@ -237,6 +237,24 @@ def test_scores_of_weights_equal_brute_force(importance: str) -> None:
             assert chooser.scores[layer, "mlp"][neuron].item() == pytest.approx(expected, rel=1e-3)
 
 
+def test_blocks_that_were_compiled_before_are_probed() -> None:
+    """What was compiled without hooks does not see those that come later."""
+    model, ids = build("llama"), batch()
+    expected, found = copy.deepcopy(model), model
+    for block in Anatomy(found).layers:
+        block.compile(backend="eager")
+    found(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    importance = next(name for name, score in SCORES.items() if score.probes)
+    scores = []
+    for each in (expected, found):
+        chooser = UnitChooser(Anatomy(each), importance)
+        chooser.begin_step(0)
+        chooser.probe(each, {"input_ids": ids, "labels": ids})
+        scores.append(chooser.scores)
+    torch.testing.assert_close(scores[1], scores[0])
+    assert scores[0]
+
+
 def test_probed_scores_equal_brute_force() -> None:
     """Activation norms and |activation x gradient| of the full model, unit by unit."""
     model = build("llama")

@@ -287,6 +287,27 @@ def test_compiled_blocks_run_the_subnetwork_without_recompiling_for_a_new_draw()
     assert compiles[0] == compiles[-1] > 0
 
 
+def test_units_are_sent_once_for_equal_subnetworks_and_again_to_another_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, sent = build("llama"), []
+
+    def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sent.append(device.type)
+        return values.to(device)
+
+    monkeypatch.setattr("subnetworks.slicing.send", send)
+    sliced = SlicedModel(model)
+    for seed in (3, 3, 4):
+        sliced.gather(draw("llama", "all three", seed))
+    sliced.gather(SubnetworkSpec.full(dimensions_of(model.config)))
+    model.to("meta")
+    for _ in range(2):
+        sliced.gather(draw("llama", "all three", 4))
+        assert {indices.device.type for indices in sliced.units.values()} == {"meta"}
+    assert sent == ["cpu"] * 3 + ["meta"]
+
+
 def test_every_family_has_an_oracle() -> None:
     assert {config.model_type for config in FAMILIES.values()} == set(ARCHITECTURES)
 
