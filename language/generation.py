@@ -63,10 +63,14 @@ def end_tokens(model: Any, tokenizer: Any, further: Iterable[int] = ()) -> list[
 
 @contextmanager
 def as_told(model: Any) -> Iterator[None]:
-    """Have `generate` follow its arguments alone, without penalties and bans of the model's own."""
+    """Have `generate` follow its arguments alone, without penalties and bans of the model's own.
+
+    It runs uncompiled: the compiler would begin anew for each layer's keys and values.
+    """
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         model.generation_config = own
 

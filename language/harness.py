@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from language.minimal_pairs import read_pairs
@@ -58,14 +59,15 @@ def evaluate(
         )
     reader = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     try:
-        found = simple_evaluate(
-            model=reader,
-            tasks=[*tasks, *local],
-            limit=limit,
-            task_manager=manager,
-            bootstrap_iters=0,
-            log_samples=False,
-        )
+        with torch.compiler.set_stance("force_eager"):  # as in `as_told`: some tasks generate
+            found = simple_evaluate(
+                model=reader,
+                tasks=[*tasks, *local],
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=0,
+                log_samples=False,
+            )
     except (ConnectionError, FileNotFoundError) as error:
         raise ValueError(f"tasks: their data cannot be had: {error}") from error
     except AssertionError as error:

@@ -273,8 +273,8 @@ def compile_branches(blocks: Iterable[nn.Module], config: PretrainedConfig) -> l
     """
     paths = architecture_of(config).branches.values()
     branches = [block.get_submodule(path) for block in blocks for path in paths]
+    compiled: Any = partial(torch.compile, recompile_limit=RECOMPILE_LIMIT)
     for branch in branches:
         # Not of the bound method, which a copy of the model would share.
-        compiled: Any = torch.compile(type(branch).forward, recompile_limit=RECOMPILE_LIMIT)
-        branch.forward = partial(compiled, branch)
+        branch.forward = partial(compiled(type(branch).forward), branch)
     return branches

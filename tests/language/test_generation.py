@@ -70,6 +70,17 @@ def test_what_a_model_brings_beside_its_ends_decides_nothing() -> None:
     assert not writer(built).write([40, 41]).ids
 
 
+def test_a_compiled_model_writes_uncompiled() -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise AssertionError("each layer's keys and values would be compiled for")
+
+    built, ids = model(), [44, 78, 33]
+    expected = writer(built).write(ids).ids
+    for block in built.model.layers:
+        block.compile(backend=backend)
+    assert writer(built).write(ids).ids == expected
+
+
 def test_keys_and_values_are_used_again() -> None:
     built = model()
     one = writer(built, tokens=4)
