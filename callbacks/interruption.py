@@ -55,6 +55,7 @@ class Interruption(pl.Callback):
     def __init__(self) -> None:
         self.signum: int | None = None
         self._deferring = False
+        self._ending = False
         self._stops = False  # when the validation ends
         self._seen_step = -1
         self._trainer: pl.Trainer | None = None
@@ -69,6 +70,10 @@ class Interruption(pl.Callback):
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+    def end(self) -> None:
+        """From here on the run ends by itself, and a signal would break off its last words."""
+        self._ending = True
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Know the trainer in a process that Lightning has spawned as well."""
@@ -143,6 +148,8 @@ class Interruption(pl.Callback):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum is not None, signum
+        if self._ending and not (again and signum == signal.SIGINT):
+            return
         launcher = None if self._trainer is None else self._trainer.strategy.launcher
         if isinstance(launcher, _MultiProcessingLauncher) and launcher.procs:
             launcher.kill(signal.SIGTERM)  # the processes it spawned train, this one waits for them

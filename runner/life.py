@@ -164,7 +164,10 @@ class _Run:
                 self._note("finished")
                 shown = self._sum_up(metrics)
                 code = 0
-            except BaseException as error:
+            except BaseException as caught:
+                interruption.end()
+                # torchrun sends SIGTERM to the others where one process has ended.
+                error = _others_behind(caught) or caught
                 stop = stop_behind(error)
                 if stop is None:
                     words = _words_behind(error)
@@ -431,6 +434,14 @@ def _of_others(error: BaseException) -> str | None:
     if not gone:
         return None
     return "another process of this run has ended; resume=auto goes on from the last checkpoint"
+
+
+def _others_behind(error: BaseException) -> BaseException | None:
+    """Return what says that another process has ended, where a signal came while it was handled."""
+    behind: BaseException | None = error
+    while behind is not None and _of_others(behind) is None:
+        behind = behind.__context__
+    return behind
 
 
 def _start_wandb(loggers: list[Any]) -> None:

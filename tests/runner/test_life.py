@@ -317,6 +317,24 @@ def test_dry_run_builds_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_does_not_hide_that_another_process_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one that comes while the record is written."""
+    note = life._Run._note
+
+    def signalled(*args: Any, **kwargs: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        note(*args, **kwargs)
+
+    monkeypatch.setattr(life._Run, "_note", signalled)
+    with pytest.raises(FailedRun, match="another process of this run has ended"):
+        run(tmp_path, "+callbacks.deserted._target_=tests.runner.tiny.Deserted")
+    record = json.loads((folder_of(tmp_path) / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["reason"].startswith("another process")
+
+
 @pytest.mark.parametrize("mode", ["fast", "overfit", "profile"])
 def test_debug(tmp_path: Path, mode: str) -> None:
     extra = ["trainer.max_steps=20", "trainer.val_check_interval=1"] if mode == "overfit" else []

@@ -207,3 +207,15 @@ class Kill(pl.Callback):
             for _ in range(self.times):
                 os.kill(os.getpid(), getattr(signal, self.name))
                 time.sleep(0.1)
+
+
+class Deserted(pl.Callback):
+    """Meets what a process does whose peer is gone, and torchrun's signal while it handles that."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 3:
+            raise RuntimeError("Connection closed by peer [127.0.0.1]:29500")
+
+    def on_exception(self, *args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
