@@ -128,8 +128,7 @@ class Decoder:
         return new
 
     def _decode(self, begin: int, end: int) -> str:
-        ids = self._ids[begin:end]
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(self._ids[begin:end], skip_special_tokens=True))
 
 
 class _Stream(BaseStreamer):

@@ -66,8 +66,7 @@ def report(
     Raises:
         ValueError: There is no such folder, no finished run, or no such arm.
     """
-    places = [runs] if isinstance(runs, str) else runs
-    found, skipped = find(places)
+    found, skipped = find([runs] if isinstance(runs, str) else runs)
     arms, left_out = arms_of(found)
     if not arms:
         said = "".join(f"\n  {line}" for line in (*left_out, *skipped))

@@ -123,8 +123,7 @@ def modules() -> Iterator[tuple[str, dict[str, bool]]]:
 
 def readers(key: str) -> list[str]:
     """Return the tasks that read a key."""
-    functions = dict(_functions())
-    return [task for task, function in functions.items() if key in _keys(function)]
+    return [task for task, function in dict(_functions()).items() if key in _keys(function)]
 
 
 def _functions() -> Iterator[tuple[str, str]]:

@@ -451,8 +451,7 @@ def _misfits(job: Job) -> list[str]:
         return [f"module.{error}"]
     if config is not None and base is not None:
         config.name_or_path = named
-    found = fit.answers(settings, "check", sizes(config))
-    return found + fit.problems(settings, config)
+    return fit.answers(settings, "check", sizes(config)) + fit.problems(settings, config)
 
 
 def _bases(settings: dict[str, Any]) -> dict[str, Job]:

@@ -79,8 +79,7 @@ class PointerGenerator(Rewriter):
         self.copy_query, self.copy_key = nn.Linear(width, width), nn.Linear(width, width)
         self.goes_on = nn.Parameter(torch.ones(2))
         self.generates = nn.Linear(3 * width, 1)
-        dropout = getattr(encoder.config, "hidden_dropout_prob", 0.0)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(getattr(encoder.config, "hidden_dropout_prob", 0.0))
 
     @property
     def config(self) -> Any:
@@ -277,8 +276,7 @@ class PretrainedSeq2Seq(Pretrained):
         return [*ids[: self.target_tokens - 1], self.end]
 
     def _encode(self, features: Features) -> Memory:
-        encoder = self.model.get_encoder()
-        output = encoder(input_ids=features.ids, attention_mask=features.mask)
+        output = self.model.get_encoder()(input_ids=features.ids, attention_mask=features.mask)
         return Memory(output.last_hidden_state, features)
 
     def _logits(self, memory: Memory, inputs: Tensor, cached: bool) -> Tensor:

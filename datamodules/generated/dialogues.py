@@ -348,8 +348,7 @@ def _top(talk: _Talk) -> Step | None:
     last = talk.last
     if not last.is_set or not last.lists:
         return None
-    field = talk.draw.choice(talk.things.numbers)
-    order = talk.extreme(field, talk.draw.randint(2, 5))
+    order = talk.extreme(talk.draw.choice(talk.things.numbers), talk.draw.randint(2, 5))
     return talk.say("top", count=order.count, words=order.words), replace(last, order=order)
 
 
