@@ -23,7 +23,7 @@ from typing import Any, Literal, Union
 import annotated_types
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 
-from runner.errors import nearest
+from runner.errors import close, nearest
 
 # A constructor that hands its keywords on to a function: which.
 FORWARDS = {"pytorch_lightning.loggers.wandb.WandbLogger": "wandb.sdk.wandb_init.init"}
@@ -235,12 +235,16 @@ def bind(key: str, values: Mapping[str, Any], accepted: Signature) -> list[str]:
     """
     prefix = f"{key}." if key else ""
     problems: list[str] = []
+    far: list[str] = []  # unknown, and near to nothing: what is known is said once, behind the last
     for name, value in values.items():
         if name in accepted.parameters:
             problems += _problems(f"{prefix}{name}", value, accepted.parameters[name].hint)
-        elif not accepted.open:
-            hint = nearest(name, accepted.parameters, prefix)
+        elif not accepted.open and (hint := close(name, accepted.parameters, prefix)):
             problems.append(f"{prefix}{name}: no such key.{hint}")
+        elif not accepted.open:
+            far.append(f"{prefix}{name}")
+    if far:
+        problems.append(f"{', '.join(far)}: no such key.{nearest('', accepted.parameters, prefix)}")
     for name, parameter in accepted.parameters.items():
         if parameter.required and name not in values:
             problems.append(f"{prefix}{name}: missing, and it has no default")
