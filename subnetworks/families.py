@@ -197,8 +197,8 @@ def fits(settings: Mapping[str, Any], config: Any) -> None:
     architecture = architecture_of(config)
     if settings.get("entering_layers") == "copied" and config.name_or_path:
         raise ValueError(
-            f"entering_layers=copied: a layer that enters would lose what {config.name_or_path} "
-            "has learned; set entering_layers=initial"
+            "entering_layers=copied: a layer that enters would lose what module.pretrained="
+            f"{config.name_or_path} has learned; set entering_layers=initial"
         )
     if not architecture.normed_output:
         return
