@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,7 @@ def start(config: DictConfig, folder: Path, stop_after: int | None = None) -> En
         import run
 
         _limit_time()
+        warnings.simplefilter("default")  # as a user has it; in a test a warning is an error
         os.chdir(folder)
         sys.argv = ["run.py"]
         taken = _counted_steps(stop_after)
