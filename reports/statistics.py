@@ -101,8 +101,10 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     left_out += passed_over
     groups: dict[str, dict[str, Run]] = {}
     for run in finished:
-        # Not as run.json says: hashes of different versions of the program cannot be compared.
-        seeds = groups.setdefault(arm_hash(run.config) if run.config else str(run.folder), {})
+        # As run.json says only where there is no config: hashes of other versions are other ones.
+        seeds = groups.setdefault(
+            arm_hash(run.config) if run.config else run.arm or str(run.folder), {}
+        )
         if (older := seeds.get(run.seeds)) is not None:
             left_out.append(f"{older.folder}: {run.id} is newer, of the same arm and seed")
         seeds[run.seeds] = run

@@ -27,9 +27,18 @@ os.environ |= {
     "MKL_NUM_THREADS": "1",
 }
 
-# A child that a signal ends says where it was, in what its test captured: pytest's own handler,
-# which a fork inherits, writes past it.
-os.register_at_fork(after_in_child=lambda: faulthandler.enable(file=2))
+
+def _say_where() -> None:
+    """Have a child that a signal ends say where it was, in what its test captured.
+
+    Pytest's own handler, which a fork inherits, writes past it. Handlers that a test has put in its
+    place come back only where it was disabled.
+    """
+    faulthandler.disable()
+    faulthandler.enable(file=2)
+
+
+os.register_at_fork(after_in_child=_say_where)
 
 
 @pytest.fixture(scope="session")

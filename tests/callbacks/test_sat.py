@@ -37,7 +37,7 @@ HALF: Omission = {"heads": 0.5, "neurons": 0.5}
         ({"importance": "wanda"}, "importance=wanda chooses inside the forward pass"),
         ({"importance": "magnitude", "frozen": 0.5}, "run a branch in parts"),
         ({"importance": "magnitude", "forward_only": 0.5}, "run a branch in parts"),
-        ({"importance": "magnitude", "context_forward_only": True}, "run a branch in parts"),
+        ({"importance": "magnitude", "context_forward_only": True}, "tokens apart from each other"),
     ],
 )
 def test_compiled_blocks_are_refused_before_training(options: dict[str, Any], message: str) -> None:
