@@ -104,7 +104,7 @@ class BatchLoader:
         return self._serve(range(self.position, self.length))
 
     def _serve(self, numbers: range) -> Iterator[Any]:
-        rows, on_gpu = map(self.batch, numbers), torch.cuda.is_available()
+        rows, on_gpu = map(self.batch, numbers), torch.cuda.is_initialized()
         if self.num_workers == 0:  # a DataLoader would take half a millisecond for each batch
             batches: Iterator[Any] = map(self.dataset.__getitem__, rows)
         else:
