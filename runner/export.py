@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,13 @@ def export(settings: dict[str, Any], *, hub: str | None = None) -> dict[str, flo
     return {}
 
 
-def write(settings: dict[str, Any], hub: str | None = None) -> Path:
+def write(settings: dict[str, Any], hub: str | None = None, into: Path | None = None) -> Path:
     """Write a checkpoint, its tokenizer and a card to a folder of its run, whole or not at all.
 
     Args:
         settings: The checked config.
         hub: The repository that the card names.
+        into: A folder of the caller's instead, who sees to it that it is whole.
 
     Returns:
         The folder.
@@ -86,10 +88,10 @@ def write(settings: dict[str, Any], hub: str | None = None) -> Path:
     target = folder / "export" / f"step-{content['global_step']:08d}"
     config, record = getattr(module, "hf_config", None), read_record(folder)
     text = card(record, stored_config(folder), checkpoint, content, config, hub)
-    with replacing_folder(target) as unfinished:
+    with nullcontext(into) if into else replacing_folder(target) as unfinished:
         module.export(unfinished, files)
         (unfinished / "README.md").write_text(text, encoding="utf-8")
-    return target
+    return into or target
 
 
 # --- the card ---------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ checkpoint also takes a run, by the rule of `folder.checkpoint_of`.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -78,8 +77,8 @@ def _train(named: str, base: Job, models: Path) -> Path:
         made = resolve(base)
         metrics = life.run(made, start)
         run = str(start.folder)
-        exported = export.write({**made.settings, "task": "export", "ckpt_path": run})
-        shutil.copytree(exported, unfinished, dirs_exist_ok=True)
+        # Not in the run's folder: nobody would remove what a kill leaves of it there.
+        export.write({**made.settings, "task": "export", "ckpt_path": run}, into=unfinished)
         return {"identity": identity, "run": run, "metrics": metrics}
 
     build_once(folder, train)

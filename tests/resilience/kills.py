@@ -319,7 +319,8 @@ def orphans(place: Path) -> Iterator[str]:
         if path.name.endswith((".tmp", ".partial")) and not {*path.parents} & {*given_up}:
             yield str(path.relative_to(place))
     for folder in sorted(place.glob("outputs/*/*")):
-        if folder.is_dir() and not (folder / "run.json").exists():
+        of_a_run = folder.is_dir() and folder.parent.name != "wandb"
+        if of_a_run and not (folder / "run.json").exists():
             yield f"{folder.relative_to(place)}: no run.json"
 
 
